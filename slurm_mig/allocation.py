@@ -1,0 +1,160 @@
+"""An allocation: one owner's instances on one GPU, and the phases it goes through.
+
+    planned -> active -> releasing -> released
+       |          |          +------> quarantined -> releasing
+       |          +-> lost (reboot, or instances taken away from outside)
+       +-> releasing (rollback)
+    refused: a request that was never carved; a record of its own, final
+
+`planned` is written before the first NVML call, because a half-made instance
+carries no label: only the record can say whose it is (design.md 4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from slurm_mig.errors import LedgerFault
+from slurm_mig.geometry import Placement
+
+if TYPE_CHECKING:
+    from slurm_mig.planner import Slot
+
+PLANNED: Final = "planned"
+ACTIVE: Final = "active"
+RELEASING: Final = "releasing"
+RELEASED: Final = "released"
+REFUSED: Final = "refused"
+LOST: Final = "lost"
+QUARANTINED: Final = "quarantined"
+
+#: Phases in which instances may exist on the hardware.
+OPEN: Final = (PLANNED, ACTIVE, RELEASING, QUARANTINED)
+
+TRANSITIONS: Final[dict[str, tuple[str, ...]]] = {
+    PLANNED: (ACTIVE, RELEASING, LOST),
+    ACTIVE: (RELEASING, LOST),
+    RELEASING: (RELEASED, QUARANTINED, LOST),
+    QUARANTINED: (RELEASING, LOST),
+    RELEASED: (),
+    REFUSED: (),
+    LOST: (),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who an allocation is for: one run of a Slurm job, or an administrator.
+
+    A bare job id is not enough: ids are reused after a lost controller state
+    (slurm-facts.md 9), so `restart` (SLURM_JOB_RESTART_COUNT) and, where Slurm
+    has one, `sluid` tell runs apart. `job_id` is None for an administrator.
+    """
+
+    job_id: int | None
+    restart: int = 0
+    sluid: str = ""
+    uid: int = 0
+    gid: int = 0
+    user: str = ""
+    account: str = ""
+
+    def __str__(self) -> str:
+        return "administrator" if self.job_id is None else f"job {self.job_id}"
+
+    def same_run(self, other: Owner) -> bool:
+        """Whether both name the same run of the same job."""
+        return (self.job_id, self.restart, self.sluid) == (
+            other.job_id,
+            other.restart,
+            other.sluid,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One GPU instance with its compute instance, as planned and as made.
+
+    The ids and the MIG UUID are read back from the driver after creation, never
+    computed (mig-facts.md a); None until then.
+    """
+
+    profile: str
+    profile_id: int
+    start: int
+    size: int
+    gi_id: int | None = None
+    ci_id: int | None = None
+    uuid: str | None = None
+
+    @property
+    def placement(self) -> Placement:
+        """Where it lies, in placement units."""
+        return Placement(self.start, self.size)
+
+    @classmethod
+    def planned(cls, slot: Slot) -> Instance:
+        """The instance a plan's slot will become."""
+        return cls(
+            str(slot.row.name), slot.row.profile_id, slot.placement.start, slot.placement.size
+        )
+
+    def __str__(self) -> str:
+        return f"{self.profile}@{self.start}"
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """The record of an owner's instances on one GPU of this node.
+
+    Times are seconds since the epoch; `ended` is None while the phase is open.
+    `number` is the ledger's row, 0 until it has one.
+    """
+
+    owner: Owner
+    node: str
+    gpu_uuid: str
+    gpu_minor: int
+    gpu_name: str
+    boot_id: str
+    request: str
+    phase: str = PLANNED
+    instances: tuple[Instance, ...] = ()
+    reason: str = ""
+    created: float = 0.0
+    ended: float | None = None
+    number: int = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether instances of it may exist."""
+        return self.phase in OPEN
+
+    @property
+    def uuids(self) -> tuple[str, ...]:
+        """MIG UUIDs in the order of the request."""
+        return tuple(instance.uuid for instance in self.instances if instance.uuid)
+
+    def moved(self, phase: str, reason: str = "", ended: float | None = None) -> Allocation:
+        """The same allocation in its next phase; LedgerFault for an illegal step."""
+        if phase not in TRANSITIONS[self.phase]:
+            raise LedgerFault(f"allocation {self.number}: no step from {self.phase} to {phase}")
+        return replace(self, phase=phase, reason=reason or self.reason, ended=ended)
+
+    def with_instance(self, place: int, instance: Instance) -> Allocation:
+        """The same allocation with instance number `place` replaced."""
+        changed = (*self.instances[:place], instance, *self.instances[place + 1 :])
+        return replace(self, instances=changed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for --json and for events."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Allocation:
+        """The inverse of `to_dict`."""
+        fields = dict(data)
+        fields["owner"] = Owner(**fields["owner"])
+        fields["instances"] = tuple(Instance(**row) for row in fields["instances"])
+        return cls(**fields)

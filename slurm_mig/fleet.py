@@ -1,0 +1,163 @@
+"""GPU models and nodes -> gres names, weights, counts. Pure.
+
+One fleet description feeds slurm.conf, gres.conf, job_submit.lua and
+cli_filter.lua, so that they cannot disagree. A profile is called by NVIDIA's
+name where that name means one thing in the fleet; where two models give one name
+to different profiles (1g.10gb is the double-memory profile of an A100-40GB), it
+is called `<gpu type>_<profile>` on all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from slurm_mig.errors import UsageFault
+from slurm_mig.request import MAX_INSTANCES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from slurm_mig.geometry import Geometry, GpuProfile
+    from slurm_mig.weights import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A GPU model under its Slurm type name (`h100`), with its derived weights."""
+
+    type_name: str
+    title: str
+    geometry: Geometry
+    weights: Weights
+
+
+@dataclass(frozen=True, slots=True)
+class NodeGroup:
+    """Nodes with the same GPUs: a Slurm host list, and the models by device minor.
+
+    `devices` is the directory of nvidia<minor> on those nodes.
+    """
+
+    hosts: str
+    gpus: tuple[Model, ...]
+    devices: str = "/dev"
+
+    def types(self) -> dict[str, list[int]]:
+        """GPU type -> indexes of its GPUs, in order of first appearance."""
+        found: dict[str, list[int]] = {}
+        for index, model in enumerate(self.gpus):
+            found.setdefault(model.type_name, []).append(index)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class GresName:
+    """One `mig:<name>` of the fleet.
+
+    `weight` and `capacity` in shards; `shard` is the gres that pays for it,
+    typed where the GPU model matters; `most` bounds instances on one GPU.
+    """
+
+    name: str
+    profile: str
+    profile_id: int
+    weight: int
+    capacity: int
+    most: int
+    shard: str
+
+
+class Fleet:
+    """All nodes that slurm-mig manages in one cluster."""
+
+    def __init__(self, groups: tuple[NodeGroup, ...]) -> None:
+        if not groups:
+            raise UsageFault("a fleet needs at least one node group")
+        self.groups = groups
+
+    @cached_property
+    def models(self) -> dict[str, Model]:
+        """GPU types of the fleet; UsageFault when one type names two models."""
+        found: dict[str, Model] = {}
+        for group in self.groups:
+            for model in group.gpus:
+                known = found.setdefault(model.type_name, model)
+                if known.geometry != model.geometry:
+                    raise UsageFault(
+                        f"GPU type {model.type_name} names both {known.title} and {model.title}",
+                        remedy="give one of them another type with --gpu-type",
+                    )
+        return found
+
+    @cached_property
+    def names(self) -> dict[str, GresName]:
+        """Every gres name of the fleet, by name, in the order of the GPUs' tables."""
+        offers: dict[str, list[tuple[Model, GpuProfile]]] = {}
+        for model in self.models.values():
+            for row in model.geometry.profiles:
+                offers.setdefault(str(row.name), []).append((model, row))
+        named = (item for offer in offers.values() for item in self._named(offer))
+        return {item.name: item for item in named}
+
+    def _named(self, offer: list[tuple[Model, GpuProfile]]) -> Iterator[GresName]:
+        model, row = offer[0]
+        if len(offer) == 1:
+            yield _gres_name(str(row.name), model, row, f"shard:{model.type_name}")
+        elif self._one_meaning(offer):
+            yield _gres_name(str(row.name), model, row, "shard")
+        else:
+            for model, row in offer:
+                name = f"{model.type_name}_{row.name}"
+                yield _gres_name(name, model, row, f"shard:{model.type_name}")
+
+    def _one_meaning(self, offer: list[tuple[Model, GpuProfile]]) -> bool:
+        """Whether untyped shards buy the same thing wherever the name is offered."""
+        prices = {
+            (row.profile_id, model.weights.of(model.geometry, row), model.weights.capacity)
+            for model, row in offer
+        }
+        types = {model.type_name for model, _ in offer}
+        mixed = any(
+            types & set(group.types()) and set(group.types()) - types for group in self.groups
+        )
+        # On a node that also has another model, Slurm could take the shards from that one.
+        return len(prices) == 1 and not mixed
+
+    def name_of(self, model: Model, row: GpuProfile) -> GresName:
+        """The gres name under which a model's profile is asked for."""
+        plain = self.names.get(str(row.name))
+        return plain or self.names[f"{model.type_name}_{row.name}"]
+
+    def counts(self, group: NodeGroup) -> dict[str, int]:
+        """`mig` counts of a node of that group: as many as its empty GPUs could hold."""
+        found: dict[str, int] = {}
+        for model in group.gpus:
+            for row in model.geometry.profiles:
+                gres = self.name_of(model, row)
+                found[gres.name] = found.get(gres.name, 0) + gres.most
+        return found
+
+    def gres(self, group: NodeGroup) -> str:
+        """The value of `Gres=` in slurm.conf for a node of that group."""
+        types = {name: len(where) for name, where in group.types().items()}
+        words = [f"gpu:{name}:{count}" for name, count in types.items()]
+        for name, count in types.items():
+            words.append(f"shard:{name}:{count * self.models[name].weights.capacity}")
+        words += [f"mig:{name}:{count}" for name, count in self.counts(group).items()]
+        return ",".join(words)
+
+
+def _gres_name(name: str, model: Model, row: GpuProfile, shard: str) -> GresName:
+    weight = model.weights.of(model.geometry, row)
+    fit = model.weights.capacity // weight
+    return GresName(
+        name=name,
+        profile=str(row.name),
+        profile_id=row.profile_id,
+        weight=weight,
+        capacity=model.weights.capacity,
+        most=min(fit, row.max_instances if row.name.attribute else fit, MAX_INSTANCES),
+        shard=shard,
+    )

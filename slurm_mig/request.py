@@ -1,0 +1,136 @@
+"""What a job asks of one GPU, and the two texts it travels in.
+
+Slurm's hooks are told the GPU but not the gres. The request therefore travels
+as a *stamp*: one word that job_submit.lua writes into the job's `extra` (Slurm
+23.02 and later) or `comment` field, which Slurm hands to the Prolog:
+
+    slurm-mig=1,3g.40gb/9:1,1g.10gb/19:2
+
+version, then `<profile>/<driver profile id>:<count>` items. job_submit.lua alone
+writes it and strips what users write, so it can be trusted. The other text is
+the TresPerNode of the job as `squeue` prints it, for a job without a stamp.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from slurm_mig.errors import BadRequest
+from slurm_mig.profile import Profile
+
+#: What a stamp starts with; also what job_submit.lua strips from users' texts.
+STAMP_PREFIX: Final = "slurm-mig="
+STAMP_VERSION: Final = "1"
+
+#: NVML creates at most 8 GPU instances on a GPU (mig-facts.md a).
+MAX_INSTANCES: Final = 8
+
+# ASCII white space only, as in Lua's %s: a no-break space must not start a word here that
+# job_submit.lua did not see as one.
+_STAMP: Final = re.compile(r"(?:^|(?<=\s))slurm-mig=\S*", re.ASCII)
+_ITEM: Final = re.compile(r"([^/:,\s]+)/([0-9]{1,5}):([1-9][0-9]?)", re.ASCII)
+# 22.05 writes `gres:mig:..`, later releases `gres/mig:..`; a count may follow `:` or `=`.
+_GRES: Final = re.compile(r"gres[:/]([^:=,]+)(?:[:](.+?))?(?:[:=]([0-9]+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """`count` instances (1 to 8) of one profile; the driver's id where the stamp gave it."""
+
+    profile: Profile
+    count: int = 1
+    profile_id: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.profile}:{self.count}"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """All instances a job wants on one GPU of this node."""
+
+    items: tuple[Item, ...]
+
+    def __post_init__(self) -> None:
+        if not self.items:
+            raise BadRequest("a request names at least one profile")
+        total = sum(item.count for item in self.items)
+        if any(item.count < 1 for item in self.items) or total > MAX_INSTANCES:
+            raise BadRequest(
+                f"request {self}: {total} instances; a GPU holds 1 to {MAX_INSTANCES} of them"
+            )
+        names = [item.profile for item in self.items]
+        if len(set(names)) != len(names):
+            raise BadRequest(f"request {self}: a profile is named twice; add the counts up")
+
+    def __str__(self) -> str:
+        return ",".join(str(item) for item in self.items)
+
+    def stamp(self) -> str:
+        """The word that carries this request; every item needs its driver id."""
+        words = [f"{STAMP_PREFIX}{STAMP_VERSION}"]
+        for item in self.items:
+            if item.profile_id is None:
+                raise BadRequest(f"request {self}: {item.profile} has no profile id to stamp")
+            words.append(f"{item.profile}/{item.profile_id}:{item.count}")
+        return ",".join(words)
+
+
+def from_stamp(text: str) -> Request | None:
+    """The request stamped into a comment or extra field; None where there is no stamp.
+
+    Raises BadRequest for a stamp that cannot be read, or for more than one: a
+    second stamp means that somebody got past job_submit.lua.
+    """
+    found = _STAMP.findall(text)
+    if not found:
+        return None
+    if len(found) > 1:
+        raise BadRequest(f"{len(found)} stamps in one field: {text[:200]!r}; one is allowed")
+    version, *words = found[0].removeprefix(STAMP_PREFIX).split(",")
+    if version != STAMP_VERSION:
+        raise BadRequest(
+            f"stamp {found[0][:80]!r} has version {version!r}, this node reads {STAMP_VERSION}",
+            remedy="bring slurm-mig on the controller and the nodes to one release",
+        )
+    return Request(tuple(_item(word, found[0]) for word in words))
+
+
+def _item(word: str, stamp: str) -> Item:
+    match = _ITEM.fullmatch(word)
+    if match is None:
+        raise BadRequest(f"stamp {stamp[:80]!r}: {word!r} is not <profile>/<id>:<count>")
+    name, profile_id, count = match.groups()
+    return Item(Profile.parse(name), int(count), int(profile_id))
+
+
+def without_stamp(text: str) -> str:
+    """The user's own words of a comment or extra field."""
+    return " ".join(_STAMP.sub(" ", text).split())
+
+
+def from_gres(text: str) -> Request | None:
+    """The request in a TresPerNode text, `gres:mig:3g.40gb:1,gres:shard:14`.
+
+    None where the text names no mig gres. A type may carry a GPU type before the
+    profile, `h100_3g.40gb`, where one profile name has two meanings in a
+    cluster. Raises BadRequest for a mig gres that names no profile.
+    """
+    items = []
+    for token in filter(None, text.strip().split(",")):
+        match = _GRES.fullmatch(token)
+        if match is None or match.group(1) != "mig":
+            continue
+        _, name, count = match.groups()
+        if name is None:
+            raise BadRequest(f"gres {token!r} names no profile; write mig:<profile>:<count>")
+        items.append(Item(Profile.parse(name.rpartition("_")[2]), int(count or 1)))
+    return Request(tuple(items)) if items else None
+
+
+def holds_gpu(text: str) -> bool:
+    """Whether a TresPerNode text asks for whole GPUs."""
+    matches = (_GRES.fullmatch(token) for token in text.strip().split(","))
+    return any(match is not None and match.group(1) == "gpu" for match in matches)
