@@ -1,0 +1,164 @@
+"""The list of supported GPUs, read from the packaged `mig-geometry.json`.
+
+Facts carry their confidence, and a number that nobody published is None, never
+a guess. At run time the driver's own table wins; the catalogue serves where no
+GPU is at hand: the simulator, the generator, `slurm-mig gpus` and `weights`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from slurm_mig.errors import UsageFault
+from slurm_mig.geometry import Engines, Geometry, GpuProfile, Placement
+from slurm_mig.profile import Profile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One board of the catalogue.
+
+    `row` is the product's entry in mig-geometry.json, unchanged: sizes in MiB,
+    placements in NVML placement units, None where not found.
+    """
+
+    key: str
+    row: dict[str, Any]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names NVML reports for this board."""
+        return tuple(self.row["names"])
+
+    @property
+    def architecture(self) -> str:
+        """Ampere, Hopper or Blackwell."""
+        return str(self.row["architecture"])
+
+    @property
+    def confidence(self) -> str:
+        """Where the profile table comes from."""
+        return str(self.row["confidence"])
+
+    @property
+    def placement_confidence(self) -> str:
+        """Where the placements come from."""
+        return str(self.row["placement_confidence"])
+
+    @property
+    def slices(self) -> int | None:
+        """Compute slices: 7, 4, 3 or 2; None where not published."""
+        value = self.row.get("compute_slices")
+        return None if value is None else int(value)
+
+    @property
+    def needs_reset(self) -> bool | None:
+        """Whether switching MIG mode resets the GPU (Ampere)."""
+        value = self.row.get("mig_mode_needs_reset")
+        return None if value is None else bool(value)
+
+    @property
+    def known(self) -> bool:
+        """Whether ids, placements and counts are known, so that it can be modelled."""
+        return not self.unknown()
+
+    def unknown(self) -> list[str]:
+        """What is missing to model the board, in words; empty when nothing is."""
+        if not self.names:
+            return ["the name NVML reports"]
+        if not self.row["profiles"]:
+            return ["every profile: ids, placements and counts"]
+        return [
+            f"{what} of {', '.join(missing)}"
+            for what, column in (
+                ("profile id", "profile_id"),
+                ("placements", "placements"),
+                ("instance count", "max_instances"),
+            )
+            if (missing := [p["name"] for p in self.row["profiles"] if p.get(column) is None])
+        ]
+
+    def geometry(self) -> Geometry:
+        """The board's geometry; UsageFault says which numbers are unknown."""
+        if not self.known:
+            raise UsageFault(
+                f"{self.title} cannot be modelled: unknown {'; '.join(self.unknown())}"
+            )
+        return Geometry(tuple(_profile(row) for row in self.row["profiles"]))
+
+    @property
+    def title(self) -> str:
+        """First name, or the key for a board whose name is not known."""
+        return self.names[0] if self.names else self.key
+
+
+def _profile(row: dict[str, Any]) -> GpuProfile:
+    return GpuProfile(
+        profile_id=row["profile_id"],
+        name=Profile.parse(row["name"]),
+        slices=row["compute_slices"],
+        placements=tuple(Placement(p["start"], p["size"]) for p in row["placements"]),
+        max_instances=row["max_instances"],
+        memory_mib=row["memory_mib"],
+        multiprocessors=row["sm"],
+        copy_engines=row["copy_engines"],
+        engines=Engines(row["decoders"], row["encoders"], row["jpeg"], row["ofa"]),
+    )
+
+
+@cache
+def products() -> tuple[Product, ...]:
+    """All boards of the catalogue, in its order."""
+    text = resources.files("slurm_mig").joinpath("data/mig-geometry.json").read_text("utf-8")
+    return tuple(Product(row["key"], row) for row in json.loads(text)["products"])
+
+
+def model() -> dict[str, Any]:
+    """The catalogue's general part: how ids and defaults follow from placements."""
+    text = resources.files("slurm_mig").joinpath("data/mig-geometry.json").read_text("utf-8")
+    found: dict[str, Any] = json.loads(text)["model"]
+    return found
+
+
+def find(name: str) -> Product:
+    """A board by NVML name or catalogue key; UsageFault lists what is known."""
+    for product in products():
+        if name == product.key or name in product.names:
+            return product
+    raise UsageFault(
+        f"GPU {name!r} is not in the catalogue; known: {', '.join(_all_names())}",
+        remedy="see `slurm-mig gpus`",
+    )
+
+
+def _all_names() -> Iterator[str]:
+    for product in products():
+        yield from product.names or (product.key,)
+
+
+#: Slurm type names where the catalogue key is not one already.
+_TYPES = {
+    "a30-24gb": "a30",
+    "h100-80gb-sxm": "h100",
+    "h100-80gb-pcie": "h100_pcie",
+    "h100-94gb-nvl": "h100_nvl",
+    "h100-96gb-gh200": "gh200",
+    "h100-64gb-sxm": "h100_64gb",
+    "h20-96gb": "h20",
+    "h200-141gb": "h200",
+    "b200-180gb": "b200",
+    "gb200-186gb": "gb200",
+    "rtx-pro-6000-blackwell": "rtx_pro_6000",
+}
+
+
+def type_name(product: Product) -> str:
+    """The Slurm GPU type a product gets unless the site names its own."""
+    return _TYPES.get(product.key, product.key.replace("-", "_"))
