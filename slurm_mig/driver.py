@@ -1,0 +1,108 @@
+"""What the transaction needs of a GPU driver: a protocol and its values. Pure.
+
+`nvml.py` fulfils it over pynvml. Handles never leave the adapter: a handle goes
+stale when another process destroys an instance (mig-facts.md h), so instances
+are named by GPU UUID and id, and looked up again for every operation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from slurm_mig.errors import SlurmMigError
+    from slurm_mig.geometry import Geometry, Placement
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One physical GPU as the driver reports it.
+
+    `index` is NVML's, `minor` that of /dev/nvidia<minor>; they may differ.
+    `mig_mode` and `mig_pending` are None on a GPU without MIG. `resetless`:
+    MIG mode switches without a GPU reset (Hopper and later, mig-facts.md b).
+    """
+
+    uuid: str
+    index: int
+    minor: int
+    name: str
+    resetless: bool
+    mig_mode: bool | None
+    mig_pending: bool | None
+
+    @property
+    def mig_capable(self) -> bool:
+        """Whether the GPU knows MIG at all."""
+        return self.mig_mode is not None
+
+    def __str__(self) -> str:
+        return f"GPU {self.minor} ({self.uuid})"
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeInstance:
+    """A compute instance that exists, with the UUID of its MIG device."""
+
+    ci_id: int
+    profile_id: int
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class GpuInstance:
+    """A GPU instance that exists, whether or not it has compute instances."""
+
+    gi_id: int
+    profile_id: int
+    placement: Placement
+    compute: tuple[ComputeInstance, ...]
+
+
+class Driver(Protocol):
+    """Operations on GPUs; each may raise DriverFault, GpuLost, InstanceBusy, NotPermitted."""
+
+    def gpus(self) -> Sequence[Gpu]:
+        """All GPUs, by device minor; raises when one of them does not answer."""
+
+    def survey(self) -> tuple[Sequence[Gpu], Sequence[SlurmMigError]]:
+        """GPUs that answer, by device minor, and a fault for each that does not."""
+
+    def gpu(self, uuid: str) -> Gpu:
+        """One GPU, whatever the others do; GpuLost when it is not there."""
+
+    def driver_version(self) -> str:
+        """Version of the kernel driver, as NVML prints it."""
+
+    def geometry(self, gpu: Gpu) -> Geometry:
+        """The profile table with placements; works with MIG mode off."""
+
+    def instances(self, gpu: Gpu) -> Sequence[GpuInstance]:
+        """Every GPU instance, listed per profile, so that one without CI shows too."""
+
+    def remaining(self, gpu: Gpu, profile_id: int) -> int | None:
+        """How many more of a profile the driver says fit; None while MIG mode is off."""
+
+    def create_gpu_instance(self, gpu: Gpu, profile_id: int, placement: Placement) -> GpuInstance:
+        """Make a GPU instance exactly there; NoRoom when the driver has none."""
+
+    def create_compute_instance(self, gpu: Gpu, gi_id: int) -> ComputeInstance:
+        """Make the compute instance that fills a GPU instance."""
+
+    def destroy_compute_instance(self, gpu: Gpu, gi_id: int, ci_id: int) -> None:
+        """Destroy it; no error when it is gone already."""
+
+    def destroy_gpu_instance(self, gpu: Gpu, gi_id: int) -> None:
+        """Destroy it; no error when it is gone already."""
+
+    def set_mig_mode(self, gpu: Gpu, *, on: bool) -> Gpu:
+        """Ask for MIG mode; returns the GPU with the mode read back."""
+
+    def processes(self, gpu: Gpu) -> Sequence[tuple[int, int | None]]:
+        """Compute processes as (pid, GPU instance id or None for the whole GPU)."""
+
+    def close(self) -> None:
+        """End the NVML session."""

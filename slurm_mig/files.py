@@ -1,0 +1,80 @@
+"""Directories and files that root relies on: who owns them, who may write there.
+
+Hooks run as root on paths that a user may try to get at. A path is trusted when
+root owns it and nobody else may write to it; files are replaced, never edited.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from slurm_mig.errors import NodeFault, NotPermitted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def private_directory(path: Path, mode: int) -> Path:
+    """Make a directory with exactly `mode`, or accept the one there if it is safe.
+
+    Safe: a real directory, owned by the caller, not writable by group or others.
+    Raises NotPermitted when it cannot be made, NodeFault when it is not safe.
+    """
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        path.mkdir(mode=mode, exist_ok=True)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except PermissionError as problem:
+        raise NotPermitted(
+            f"directory {path}: {problem.strerror}", remedy="run as root"
+        ) from problem
+    except OSError as problem:
+        raise NodeFault(f"directory {path}: {problem.strerror}") from problem
+    try:
+        _check_owner(descriptor, path)
+        # The umask may have narrowed mkdir's mode; a wider one from before is narrowed here.
+        os.fchmod(descriptor, mode)
+    finally:
+        os.close(descriptor)
+    return path
+
+
+def _check_owner(descriptor: int, path: Path) -> None:
+    status = os.fstat(descriptor)
+    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise NodeFault(
+            f"{path} is owned by uid {status.st_uid} with mode {stat.S_IMODE(status.st_mode):04o}",
+            remedy=f"it must be owned by uid {os.geteuid()} and not writable by others",
+        )
+
+
+def replace_file(path: Path, text: str, *, mode: int, uid: int = 0, gid: int = 0) -> None:
+    """Write a file under its final name in one step, with its owner and mode.
+
+    The name never shows a half-written file, and never one with the wrong owner.
+    """
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    fresh.unlink(missing_ok=True)
+    try:
+        descriptor = os.open(fresh, flags, 0o600)
+        try:
+            os.write(descriptor, text.encode())
+            if os.geteuid() == 0:
+                os.fchown(descriptor, uid, gid)
+            os.fchmod(descriptor, mode)
+        finally:
+            os.close(descriptor)
+        fresh.replace(path)
+    except OSError as problem:
+        raise NodeFault(f"write {path}: {problem.strerror}") from problem
+
+
+def boot_id(path: Path) -> str:
+    """The kernel's id of this boot (proc(5), /proc/sys/kernel/random/boot_id)."""
+    try:
+        return path.read_text("ascii").strip()
+    except OSError as problem:
+        raise NodeFault(f"read boot id from {path}: {problem.strerror}") from problem

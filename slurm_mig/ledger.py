@@ -1,0 +1,340 @@
+"""The ledger: which instance is whose, and the trail of every step. SQLite.
+
+`allocation` and `instance` hold the present truth, `event` is append-only and
+each of its rows is hashed with its predecessor. Every change and its event are
+one transaction. Write-ahead logging with full sync: what a hook was told is
+written is written. Schema changes go forward only, by `user_version`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from slurm_mig.allocation import OPEN, Allocation, Instance, Owner
+from slurm_mig.errors import LedgerFault, LedgerTooNew
+from slurm_mig.files import private_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+SCHEMA: Final = 1
+
+#: Longest wait for another process's transaction, in seconds.
+BUSY_TIMEOUT: Final = 20.0
+
+_CREATE: Final = """
+CREATE TABLE allocation (
+    number    INTEGER PRIMARY KEY,
+    job_id    INTEGER,
+    restart   INTEGER NOT NULL,
+    sluid     TEXT NOT NULL,
+    uid       INTEGER NOT NULL,
+    gid       INTEGER NOT NULL,
+    user      TEXT NOT NULL,
+    account   TEXT NOT NULL,
+    node      TEXT NOT NULL,
+    gpu_uuid  TEXT NOT NULL,
+    gpu_minor INTEGER NOT NULL,
+    gpu_name  TEXT NOT NULL,
+    boot_id   TEXT NOT NULL,
+    request   TEXT NOT NULL,
+    phase     TEXT NOT NULL,
+    reason    TEXT NOT NULL,
+    created   REAL NOT NULL,
+    ended     REAL
+);
+CREATE INDEX allocation_job ON allocation (job_id);
+CREATE INDEX allocation_open ON allocation (phase) WHERE ended IS NULL;
+CREATE TABLE instance (
+    allocation INTEGER NOT NULL REFERENCES allocation (number),
+    place      INTEGER NOT NULL,
+    profile    TEXT NOT NULL,
+    profile_id INTEGER NOT NULL,
+    start      INTEGER NOT NULL,
+    size       INTEGER NOT NULL,
+    gi_id      INTEGER,
+    ci_id      INTEGER,
+    uuid       TEXT,
+    PRIMARY KEY (allocation, place)
+) WITHOUT ROWID;
+CREATE INDEX instance_uuid ON instance (uuid);
+CREATE TABLE event (
+    seq        INTEGER PRIMARY KEY,
+    at         REAL NOT NULL,
+    kind       TEXT NOT NULL,
+    allocation INTEGER NOT NULL,
+    job_id     INTEGER,
+    detail     TEXT NOT NULL,
+    digest     TEXT NOT NULL
+);
+CREATE INDEX event_allocation ON event (allocation);
+CREATE TRIGGER event_no_update BEFORE UPDATE ON event
+    BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
+CREATE TRIGGER event_no_delete BEFORE DELETE ON event
+    BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
+"""
+
+#: Statements that lead from each schema version to the next.
+MIGRATIONS: Final[dict[int, str]] = {0: _CREATE}
+
+_OWNER: Final = ("job_id", "restart", "sluid", "uid", "gid", "user", "account")
+_PLAIN: Final = (
+    "node",
+    "gpu_uuid",
+    "gpu_minor",
+    "gpu_name",
+    "boot_id",
+    "request",
+    "phase",
+    "reason",
+    "created",
+    "ended",
+)
+_IS_OPEN: Final = f"ended IS NULL AND phase IN ({', '.join(repr(phase) for phase in OPEN)})"
+_COLUMNS: Final = (*_OWNER, *_PLAIN)
+#: What later events of an allocation repeat; the first one has everything.
+_CHANGING: Final = ("phase", "reason", "instances")
+_INSTANCE: Final = ("profile", "profile_id", "start", "size", "gi_id", "ci_id", "uuid")
+
+
+class Ledger:
+    """An open ledger. Several processes may have it open; each write is atomic."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self._path = path
+        self._clock = clock
+        private_directory(path.parent, 0o700)
+        with self._guarded("open"):
+            _create_private(path)
+            self._db = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
+            self._db.row_factory = sqlite3.Row
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute("PRAGMA foreign_keys=ON")
+            self._migrate()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    # -- writing -------------------------------------------------------------
+
+    def add(self, allocation: Allocation, kind: str) -> Allocation:
+        """Record a new allocation with its first event; returns it with its number."""
+        now = allocation.created or self._clock()
+        added = replace(allocation, created=now, ended=None if allocation.open else now)
+        with self._transaction():
+            marks = ", ".join("?" * len(_COLUMNS))
+            cursor = self._db.execute(
+                f"INSERT INTO allocation ({', '.join(_COLUMNS)}) VALUES ({marks})",  # noqa: S608
+                _values(added),
+            )
+            added = replace(added, number=cursor.lastrowid or 0)
+            self._write_instances(added)
+            self._append(kind, added, added.to_dict())
+        return added
+
+    def save(self, allocation: Allocation, kind: str) -> Allocation:
+        """Record a changed allocation and the event that changed it."""
+        with self._transaction():
+            assignments = ", ".join(f"{name} = ?" for name in _COLUMNS)
+            changed = self._db.execute(
+                f"UPDATE allocation SET {assignments} WHERE number = ?",  # noqa: S608
+                (*_values(allocation), allocation.number),
+            ).rowcount
+            if changed != 1:
+                raise LedgerFault(f"{self._path} has no allocation {allocation.number}")
+            self._write_instances(allocation)
+            full = allocation.to_dict()
+            self._append(kind, allocation, {name: full[name] for name in _CHANGING})
+        return allocation
+
+    def finish(self, allocation: Allocation, phase: str, reason: str = "") -> Allocation:
+        """Close an allocation in a final phase, now."""
+        return self.save(allocation.moved(phase, reason, ended=self._clock()), phase)
+
+    def _write_instances(self, allocation: Allocation) -> None:
+        self._db.execute("DELETE FROM instance WHERE allocation = ?", (allocation.number,))
+        marks = ", ".join("?" * (2 + len(_INSTANCE)))
+        self._db.executemany(
+            f"INSERT INTO instance (allocation, place, {', '.join(_INSTANCE)}) VALUES ({marks})",  # noqa: S608
+            [
+                (allocation.number, place, *(getattr(item, name) for name in _INSTANCE))
+                for place, item in enumerate(allocation.instances)
+            ],
+        )
+
+    def _append(self, kind: str, allocation: Allocation, facts: dict[str, Any]) -> None:
+        row = self._db.execute("SELECT seq, digest FROM event ORDER BY seq DESC LIMIT 1").fetchone()
+        seq, before = (row["seq"] + 1, row["digest"]) if row else (1, "")
+        detail = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+        at = round(self._clock(), 6)
+        content = (seq, at, kind, allocation.number, allocation.owner.job_id, detail)
+        self._db.execute(
+            "INSERT INTO event (seq, at, kind, allocation, job_id, detail, digest) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (*content, digest(before, content)),
+        )
+
+    # -- reading -------------------------------------------------------------
+
+    def open_on(self, gpu_uuid: str) -> list[Allocation]:
+        """Allocations on a GPU that may have instances, oldest first."""
+        return self._select(f"{_IS_OPEN} AND gpu_uuid = ?", (gpu_uuid,))
+
+    def all_open(self) -> list[Allocation]:
+        """Allocations that may have instances, oldest first."""
+        return self._select(_IS_OPEN, ())
+
+    def open_of_job(self, job_id: int) -> list[Allocation]:
+        """Allocations of any run of a job that may have instances, oldest first."""
+        return self._select(f"{_IS_OPEN} AND job_id = ?", (job_id,))
+
+    def find(self, number: int) -> Allocation:
+        """One allocation by its number; LedgerFault when there is none."""
+        found = self._select("number = ?", (number,))
+        if not found:
+            raise LedgerFault(f"{self._path} has no allocation {number}")
+        return found[0]
+
+    def of_job(self, job_id: int) -> list[Allocation]:
+        """Everything recorded for a job id, oldest first."""
+        return self._select("job_id = ?", (job_id,))
+
+    def history(
+        self,
+        *,
+        since: float | None = None,
+        until: float | None = None,
+        job_id: int | None = None,
+        user: str | None = None,
+        uuid: str | None = None,
+        gpu_uuid: str | None = None,
+    ) -> list[Allocation]:
+        """Allocations that existed at some time in [since, until], oldest first.
+
+        Times in seconds since the epoch; `uuid` is a MIG UUID.
+        """
+        wanted: list[tuple[str, object]] = [
+            ("(ended IS NULL OR ended >= ?)", since),
+            ("created <= ?", until),
+            ("job_id = ?", job_id),
+            ("user = ?", user),
+            ("number IN (SELECT allocation FROM instance WHERE uuid = ?)", uuid),
+            ("gpu_uuid = ?", gpu_uuid),
+        ]
+        given = [(clause, value) for clause, value in wanted if value is not None]
+        where = " AND ".join(clause for clause, _ in given) or "1"
+        return self._select(where, tuple(value for _, value in given))
+
+    def broken_event(self) -> int | None:
+        """Number of the first event whose hash does not follow; None when all do."""
+        before, expected = "", 1
+        with self._guarded("read"):
+            for row in self._db.execute("SELECT * FROM event ORDER BY seq"):
+                content = tuple(row)[:-1]
+                if row["seq"] != expected or digest(before, content) != row["digest"]:
+                    return expected
+                before, expected = row["digest"], expected + 1
+        return None
+
+    def _select(self, where: str, values: Sequence[object]) -> list[Allocation]:
+        with self._guarded("read"):
+            rows = self._db.execute(
+                f"SELECT * FROM allocation WHERE {where} ORDER BY number",  # noqa: S608
+                values,
+            ).fetchall()
+            return [self._allocation(row) for row in rows]
+
+    def _allocation(self, row: sqlite3.Row) -> Allocation:
+        instances = self._db.execute(
+            "SELECT * FROM instance WHERE allocation = ? ORDER BY place", (row["number"],)
+        )
+        return Allocation(
+            owner=Owner(**{name: row[name] for name in _OWNER}),
+            **{name: row[name] for name in _PLAIN},
+            instances=tuple(
+                Instance(**{name: item[name] for name in _INSTANCE}) for item in instances
+            ),
+            number=row["number"],
+        )
+
+    # -- file ----------------------------------------------------------------
+
+    def _migrate(self) -> None:
+        version = self._version()
+        if version == SCHEMA:
+            return
+        if version > SCHEMA:
+            raise LedgerTooNew(
+                f"{self._path} has schema version {version}, this slurm-mig knows up to {SCHEMA}",
+                remedy="install the newer slurm-mig again",
+            )
+        with self._transaction():
+            # Another hook may have migrated while this one waited for the write lock.
+            for step in range(self._version(), SCHEMA):
+                for statement in _statements(MIGRATIONS[step]):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version={step + 1}")
+
+    def _version(self) -> int:
+        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._guarded("write"):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    @contextmanager
+    def _guarded(self, action: str) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as problem:
+            raise LedgerFault(
+                f"{action} ledger {self._path}: {problem}",
+                remedy="check disk and permissions; a damaged file can be moved aside, "
+                "`slurm-mig reconcile` then lists what no record names",
+            ) from problem
+
+
+def digest(before: str, content: Sequence[object]) -> str:
+    """SHA-256 over the previous row's digest and this row, as canonical JSON."""
+    text = json.dumps([before, *content], separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _create_private(path: Path) -> None:
+    # Before SQLite does: it would use the umask, and its -wal and -shm files copy the mode.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    os.close(descriptor)
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Single statements: executescript() would commit between them."""
+    pending = ""
+    for line in script.strip().splitlines():
+        pending += line + "\n"
+        if sqlite3.complete_statement(pending):
+            yield pending
+            pending = ""
+
+
+def _values(allocation: Allocation) -> tuple[Any, ...]:
+    return (
+        *(getattr(allocation.owner, name) for name in _OWNER),
+        *(getattr(allocation, name) for name in _PLAIN),
+    )

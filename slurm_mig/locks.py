@@ -1,0 +1,80 @@
+"""One lock per GPU, so that GPUs carve in parallel and one GPU never twice.
+
+filelock's flock on a file in a root-only directory: a user can neither hold nor
+replace it, and the kernel frees it when its holder dies (style.md 2). Beside the
+lock lies a note that says who holds it, for the message of those who wait.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from filelock import Timeout, UnixFileLock
+
+from slurm_mig.errors import LockTimeout
+from slurm_mig.files import private_directory, replace_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+
+class Locks:
+    """Locks in `root`; `deadline` is the longest wait in seconds."""
+
+    def __init__(self, root: Path, deadline: float) -> None:
+        self._root = root
+        self._deadline = deadline
+
+    @contextmanager
+    def hold(self, gpus: Sequence[str], action: str) -> Iterator[None]:
+        """Hold the locks of these GPU UUIDs, taken in sorted order against deadlock.
+
+        Raises LockTimeout naming the holder once `deadline` seconds have passed
+        in all.
+        """
+        private_directory(self._root, 0o700)
+        until = time.monotonic() + self._deadline
+        with ExitStack() as stack:
+            for gpu in sorted(set(gpus)):
+                stack.enter_context(self._one(gpu, action, until))
+            yield
+
+    @contextmanager
+    def _one(self, gpu: str, action: str, until: float) -> Iterator[None]:
+        note = self._root / f"{gpu}.holder"
+        path = str(self._root / f"{gpu}.lock")
+        lock = UnixFileLock(path, mode=0o600, fallback_to_soft=False)
+        try:
+            lock.acquire(timeout=max(0.0, until - time.monotonic()), poll_interval=0.02)
+        except Timeout:
+            raise LockTimeout(
+                f"lock not free within {self._deadline:g} s, held by {self._holder(note)}",
+                remedy="if that process hangs in the driver, see dmesg for Xid errors",
+                gpu=gpu,
+            ) from None
+        try:
+            replace_file(note, json.dumps(_self_description(action)), mode=0o600)
+            yield
+        finally:
+            note.unlink(missing_ok=True)
+            lock.release()
+
+    @staticmethod
+    def _holder(note: Path) -> str:
+        try:
+            who = json.loads(note.read_text("utf-8"))
+        except (OSError, ValueError):
+            # The holder has just taken or is just leaving it: nothing to name.
+            return "a process that left no note"
+        since = datetime.fromtimestamp(who["since"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return f"pid {who['pid']} ({who['action']}) since {since}"
+
+
+def _self_description(action: str) -> dict[str, object]:
+    return {"pid": os.getpid(), "action": action, "since": time.time()}

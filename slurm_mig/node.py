@@ -1,0 +1,177 @@
+"""This node's adapters, made from its configuration, each when first needed.
+
+The one place that turns `library = "..."` into a driver; nothing else knows
+whether the hardware is real or simulated.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slurm_mig.errors import DriverMissing, GpuLost, NotPermitted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from slurm_mig.allocator import Allocator
+    from slurm_mig.capabilities import Capabilities
+    from slurm_mig.config import Config
+    from slurm_mig.driver import Driver, Gpu
+    from slurm_mig.ledger import Ledger
+    from slurm_mig.locks import Locks
+    from slurm_mig.runfiles import RunFiles
+    from slurm_mig.slurm import Slurm
+
+SIMULATOR = "simulator:"
+
+
+class Node:
+    """Adapters of one node; every import is paid only by who uses it."""
+
+    def __init__(self, config: Config, environ: Mapping[str, str] | None = None) -> None:
+        self.config = config
+        self._environ = os.environ if environ is None else environ
+
+    @property
+    def name(self) -> str:
+        """Slurm's name of this node, else the host's short name."""
+        return self._environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
+
+    @cached_property
+    def _root(self) -> Path:
+        """What stands before /proc and /dev: nothing, or a simulated machine."""
+        if self.config.library.startswith(SIMULATOR):
+            return Path(self.config.library.removeprefix(SIMULATOR))
+        return Path("/")
+
+    @cached_property
+    def driver(self) -> Driver:
+        """The GPU driver; DriverMissing or SimulatorFault when there is none."""
+        library = self._library()
+        from slurm_mig.nvml import NvmlDriver
+
+        return NvmlDriver(library)
+
+    def _library(self) -> Any:  # ctypes library or its stand-in
+        text = self.config.library
+        if text == "nvml":
+            return None
+        if text.startswith(SIMULATOR):
+            from slurm_mig.simulator.library import Library
+
+            return Library(self._root)
+        import ctypes
+
+        try:
+            return ctypes.CDLL(text)
+        except OSError as problem:
+            raise DriverMissing(f"load {text}: {problem}") from problem
+
+    @cached_property
+    def boot_id(self) -> str:
+        """Id of this boot."""
+        from slurm_mig.files import boot_id
+
+        return boot_id(self._root / "proc/sys/kernel/random/boot_id")
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The ledger; made if there is none yet."""
+        from slurm_mig.ledger import Ledger
+
+        return Ledger(self.config.ledger)
+
+    @cached_property
+    def locks(self) -> Locks:
+        """One lock per GPU."""
+        from slurm_mig.locks import Locks
+
+        return Locks(self.config.run / "locks", self.config.lock_timeout)
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """Capability files and nodes."""
+        from slurm_mig.capabilities import Capabilities
+
+        return Capabilities(self._root / "proc", self._root / "dev")
+
+    @cached_property
+    def files(self) -> RunFiles:
+        """Environment files and markers."""
+        from slurm_mig.runfiles import RunFiles
+
+        return RunFiles(self.config.run)
+
+    @cached_property
+    def slurm(self) -> Slurm:
+        """Slurm's commands."""
+        from slurm_mig.slurm import CommandClient
+
+        return CommandClient(self.config.slurm_bin, self.config.slurm_timeout)
+
+    def allocator(self) -> Allocator:
+        """The transaction over these adapters."""
+        from slurm_mig.allocator import Allocator
+
+        return Allocator(
+            driver=self.driver,
+            ledger=self.ledger,
+            locks=self.locks,
+            capabilities=self.capabilities,
+            files=self.files,
+            node=self.name,
+            boot_id=self.boot_id,
+            destroy_timeout=self.config.destroy_timeout,
+        )
+
+    # -- GPUs ----------------------------------------------------------------
+
+    def managed(self, gpu: Gpu) -> bool:
+        """Whether a GPU is carved for jobs here."""
+        chosen = self.config.managed
+        return gpu.mig_capable and (chosen is None or gpu.minor in chosen)
+
+    def gpus_by_index(self) -> Sequence[Gpu]:
+        """GPUs in the order of this node's gres.conf lines.
+
+        SLURM_JOB_GPUS counts along that list, not along NVML's; gres.conf names
+        device files, so the bridge is the minor (design.md 2).
+        """
+        gpus = {gpu.minor: gpu for gpu in self.driver.gpus()}
+        order = self.config.order or tuple(sorted(gpus))
+        missing = [minor for minor in order if minor not in gpus]
+        if missing:
+            raise GpuLost(
+                f"no GPU with minor {', '.join(map(str, missing))}; there are "
+                f"{', '.join(map(str, sorted(gpus)))}",
+                remedy="compare `order` in the [gpus] table of the config with nvidia-smi",
+            )
+        return [gpus[minor] for minor in order]
+
+    def gpus_at(self, indexes: Sequence[int]) -> list[Gpu]:
+        """The GPUs that Slurm means by these indexes; GpuLost when there are fewer."""
+        gpus = self.gpus_by_index()
+        beyond = [index for index in indexes if index >= len(gpus)]
+        if beyond:
+            raise GpuLost(
+                f"Slurm gave the job GPU index {beyond[0]}, the driver shows {len(gpus)} GPUs",
+                remedy="a GPU fell off the bus (see dmesg), or gres.conf lists too many",
+            )
+        return [gpus[index] for index in indexes]
+
+    def close(self) -> None:
+        """Close what was opened."""
+        for name in ("driver", "ledger"):
+            adapter = self.__dict__.pop(name, None)
+            if adapter is not None:
+                adapter.close()
+
+
+def require_root() -> None:
+    """Refuse to change anything without root, before anything is touched."""
+    if os.geteuid() != 0:
+        raise NotPermitted("this command changes the node", remedy="run it as root")

@@ -1,0 +1,78 @@
+"""Files under the run directory by which Prolog, TaskProlog and Epilog meet.
+
+    env/<job>.<restart>           lines for the TaskProlog, readable by the job's user only
+    env/<job>.<restart>.refused   why the job was refused, for the TaskProlog
+    jobs/<job>.<restart>          the Epilog shim's sign that there is something to do
+
+They vanish with a reboot, as instances do. They steer, they do not decide: the
+ledger is the truth.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from slurm_mig.files import private_directory, replace_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from slurm_mig.allocation import Owner
+
+
+class RunFiles:
+    """The run directory, `/run/slurm-mig` unless configured otherwise."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._env = root / "env"
+        self._jobs = root / "jobs"
+
+    def prepare(self) -> None:
+        """Make the directories; 0755 because every job's TaskProlog looks into them."""
+        for path in (self._root, self._env, self._jobs):
+            private_directory(path, 0o755)
+
+    def mark(self, owner: Owner, errand: str = "") -> None:
+        """Tell the Epilog shim that this run needs the Epilog, before anything is made.
+
+        `errand` is what the Epilog is to do beyond releasing.
+        """
+        self.prepare()
+        replace_file(self._jobs / _name(owner), errand, mode=0o600)
+
+    def errands(self, job_id: int) -> list[str]:
+        """What runs of a job asked their Epilog to do."""
+        texts = [path.read_text("utf-8") for path in sorted(self._jobs.glob(f"{job_id}.*"))]
+        return [text for text in texts if text]
+
+    def publish(self, owner: Owner, lines: str) -> None:
+        """Hand the job's tasks their environment."""
+        replace_file(self._env / _name(owner), lines, mode=0o400, uid=owner.uid, gid=owner.gid)
+
+    def refuse(self, owner: Owner, lines: str) -> None:
+        """Leave the reason for the TaskProlog, should a task start after all."""
+        self.prepare()
+        path = self._env / f"{_name(owner)}.refused"
+        replace_file(path, lines, mode=0o400, uid=owner.uid, gid=owner.gid)
+
+    def withdraw(self, job_id: int) -> None:
+        """Remove everything of a job, whichever run left it."""
+        for path in self._of(job_id):
+            path.unlink(missing_ok=True)
+
+    def withdraw_environment(self, owner: Owner) -> None:
+        """Remove one run's environment: its instances are going."""
+        (self._env / _name(owner)).unlink(missing_ok=True)
+
+    def jobs(self) -> set[int]:
+        """Ids of all jobs that have a file here."""
+        names = [path.name for path in (*self._env.glob("[0-9]*"), *self._jobs.glob("[0-9]*"))]
+        return {int(name.split(".")[0]) for name in names}
+
+    def _of(self, job_id: int) -> list[Path]:
+        return [*self._env.glob(f"{job_id}.*"), *self._jobs.glob(f"{job_id}.*")]
+
+
+def _name(owner: Owner) -> str:
+    return f"{owner.job_id}.{owner.restart}"
