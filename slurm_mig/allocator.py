@@ -1,0 +1,513 @@
+"""The transaction: carve for an owner, tear down, bring record and hardware together.
+
+Every public operation holds the GPU's lock from first look to last write. Under
+the lock no hook of another process is half-way, so a record that says `planned`
+or `releasing` belongs to one that died: each operation first finishes those.
+What exists is decided by looking at the hardware, before and after.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
+
+from slurm_mig import allocation as phases
+from slurm_mig import environment
+from slurm_mig.allocation import Allocation, Instance, Owner
+from slurm_mig.errors import (
+    BadRequest,
+    DriverFault,
+    GpuLost,
+    Held,
+    InstanceBusy,
+    NoRoom,
+    SlurmMigError,
+    about,
+)
+from slurm_mig.planner import Slot, plan, plan_at, wanted_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from slurm_mig.capabilities import Capabilities
+    from slurm_mig.driver import Driver, Gpu, GpuInstance
+    from slurm_mig.ledger import Ledger
+    from slurm_mig.locks import Locks
+    from slurm_mig.planner import Plan
+    from slurm_mig.request import Request
+    from slurm_mig.runfiles import RunFiles
+
+#: Pause between two tries to destroy an instance that is in use, in seconds: doubled
+#: from the first to the last. "In use" right after a CI went is normal (mig-facts.md h).
+FIRST_PAUSE: Final = 0.02
+LAST_PAUSE: Final = 0.5
+
+#: Seconds a hook spends on what another one left: its own job must not wait long for it.
+SWEEP_PATIENCE: Final = 1.0
+
+
+@dataclass(slots=True)
+class Report:
+    """What a reconcile did and found, as one line each."""
+
+    done: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+
+
+class Allocator:
+    """Carves and tears down on one node. Adapters are handed in, never looked up."""
+
+    def __init__(
+        self,
+        *,
+        driver: Driver,
+        ledger: Ledger,
+        locks: Locks,
+        capabilities: Capabilities,
+        files: RunFiles,
+        node: str,
+        boot_id: str,
+        destroy_timeout: float,
+        sleep: Callable[[float], None] = time.sleep,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._driver = driver
+        self._ledger = ledger
+        self._locks = locks
+        self._capabilities = capabilities
+        self._files = files
+        self._node = node
+        self._boot_id = boot_id
+        self._destroy_timeout = destroy_timeout
+        self._sleep = sleep
+        self._monotonic = monotonic
+
+    # -- allocate ------------------------------------------------------------
+
+    def allocate(
+        self, owner: Owner, request: Request, gpu: Gpu, start: int | None = None
+    ) -> Allocation:
+        """Carve a request on one GPU: all of it, or nothing of it stays.
+
+        The planner chooses the placement, unless an administrator names the
+        `start` unit of a single instance.
+
+        Stages: sweep, look, plan, intend, carve, close, activate, publish. Raises
+        NoRoom or ProfileNotOffered (a job's fault) before anything is made, or a
+        NodeFault after the stages done so far have been undone in reverse.
+        """
+        action = f"carve {request} for {owner}"
+        with about(job=owner.job_id, gpu=str(gpu)), self._locks.hold([gpu.uuid], action):
+            self._sweep(gpu, owner)
+            held = self._held_already(owner, gpu)
+            if held is not None:
+                self._close_nodes(held)
+                self._publish(held)
+                return held
+            gpu = self._with_mig_mode(gpu)
+            chosen = self._plan(request, gpu, start)
+            with ExitStack() as undo:
+                record = self._intend(owner, request, gpu, chosen, undo)
+                record = self._carve(record, gpu)
+                self._close_nodes(record)
+                record = self._ledger.save(record.moved(phases.ACTIVE), phases.ACTIVE)
+                self._publish(record)
+                undo.pop_all()
+        return record
+
+    def _held_already(self, owner: Owner, gpu: Gpu) -> Allocation | None:
+        """What this very run holds: a Prolog that is run twice must not carve twice."""
+        if owner.job_id is None:
+            return None
+        mine = [item for item in self._ledger.open_on(gpu.uuid) if item.owner.same_run(owner)]
+        return next((item for item in mine if item.phase == phases.ACTIVE), None)
+
+    def _with_mig_mode(self, gpu: Gpu) -> Gpu:
+        """Have MIG mode on; switched on here only where that costs no GPU reset."""
+        gpu = self._driver.gpu(gpu.uuid)
+        if gpu.mig_mode:
+            return gpu
+        if not gpu.resetless:
+            raise DriverFault(
+                "MIG mode is off, and switching it on resets this GPU",
+                remedy=f"run `slurm-mig enable --gpu {gpu.minor}` while it is idle",
+            )
+        return self._driver.set_mig_mode(gpu, on=True)
+
+    def _plan(self, request: Request, gpu: Gpu, start: int | None) -> Plan:
+        geometry, present = self._driver.geometry(gpu), self._present(gpu)
+        if start is None:
+            return plan(request, geometry, present)
+        (row,) = wanted_rows(request, geometry)
+        return plan_at(row, start, geometry, present)
+
+    def _present(self, gpu: Gpu) -> list[Slot]:
+        geometry = self._driver.geometry(gpu)
+        return [
+            Slot(geometry.by_id(item.profile_id), item.placement)
+            for item in self._driver.instances(gpu)
+        ]
+
+    def _intend(
+        self, owner: Owner, request: Request, gpu: Gpu, chosen: Plan, undo: ExitStack
+    ) -> Allocation:
+        """Write down what is going to be made, before the first NVML call that makes it."""
+        if owner.job_id is not None:
+            self._files.mark(owner)
+        planned = replace(
+            self._record(owner, gpu, str(request)),
+            instances=tuple(Instance.planned(slot) for slot in chosen.slots),
+            reason=str(chosen),
+        )
+        record = self._ledger.add(planned, phases.PLANNED)
+        undo.callback(self._roll_back, record.number, gpu)
+        return record
+
+    def _carve(self, record: Allocation, gpu: Gpu) -> Allocation:
+        for place, wanted in enumerate(record.instances):
+            made = self._driver.create_gpu_instance(gpu, wanted.profile_id, wanted.placement)
+            compute = self._driver.create_compute_instance(gpu, made.gi_id)
+            ids = replace(wanted, gi_id=made.gi_id, ci_id=compute.ci_id, uuid=compute.uuid)
+            record = record.with_instance(place, ids)
+        self._look_again(record, gpu)
+        return record
+
+    def _look_again(self, record: Allocation, gpu: Gpu) -> None:
+        """Believe what is seen, not what creation returned (go-nvml#146)."""
+        there = {item.gi_id: item for item in self._driver.instances(gpu)}
+        for wanted in record.instances:
+            found = there.get(wanted.gi_id if wanted.gi_id is not None else -1)
+            uuids = [compute.uuid for compute in found.compute] if found else []
+            if found is None or found.placement != wanted.placement or wanted.uuid not in uuids:
+                raise DriverFault(
+                    f"driver reported {wanted} as made (GPU instance {wanted.gi_id}), "
+                    f"but lists {found}"
+                )
+
+    def _close_nodes(self, record: Allocation) -> None:
+        """Let only the job's user in. An administrator's instance stays as the driver has it."""
+        if record.owner.job_id is None:
+            return
+        for item in record.instances:
+            if item.gi_id is not None and item.ci_id is not None:
+                self._capabilities.close(
+                    record.gpu_minor, item.gi_id, item.ci_id, record.owner.uid, record.owner.gid
+                )
+
+    def _publish(self, record: Allocation) -> None:
+        if record.owner.job_id is not None:
+            self._files.publish(record.owner, environment.task_prolog_lines(record))
+
+    def _roll_back(self, number: int, gpu: Gpu) -> None:
+        """Undo a carve that failed; what cannot be undone stays on record for the next hook."""
+        record = self._ledger.find(number)
+        if record.owner.job_id is not None:
+            self._files.withdraw_environment(record.owner)
+        self._tear_down(record, gpu, "rolled back")
+
+    # -- whole GPUs ----------------------------------------------------------
+
+    def give_whole(self, owner: Owner, gpu: Gpu) -> bool:
+        """Let a whole-GPU job have the GPU without MIG; returns whether the mode was switched.
+
+        The next job that asks for slices switches MIG mode on again. Raises
+        NoRoom while instances exist there, BadRequest where switching would
+        reset the GPU (Ampere, mig-facts.md b).
+        """
+        with about(job=owner.job_id, gpu=str(gpu)), self._locks.hold([gpu.uuid], "whole GPU"):
+            self._sweep(gpu, owner)
+            gpu = self._driver.gpu(gpu.uuid)
+            if not gpu.mig_mode:
+                return False
+            if self._driver.instances(gpu):
+                raise NoRoom("a whole GPU was asked for, but MIG instances exist on it")
+            if not gpu.resetless:
+                raise BadRequest(
+                    "this GPU stays in MIG mode, because leaving it would reset the GPU",
+                    remedy="ask for its largest profile with --gres=mig:<profile>:1",
+                )
+            self._driver.set_mig_mode(gpu, on=False)
+            return True
+
+    # -- release -------------------------------------------------------------
+
+    def release(self, record: Allocation, reason: str) -> Allocation:
+        """Destroy exactly what a record names, then look, then close the record.
+
+        Returns the record as `released`, `lost`, or `quarantined` when something
+        of it is still in use after the deadline: the slice is set aside, not the
+        node. Raises NodeFault when the driver fails otherwise.
+        """
+        with about(job=record.owner.job_id, gpu=record.gpu_uuid):
+            if record.boot_id != self._boot_id:
+                return self._ledger.finish(record, phases.LOST, "the node was rebooted")
+            gpu = self._driver.gpu(record.gpu_uuid)
+            with self._locks.hold([record.gpu_uuid], f"release {record.owner}"):
+                self._sweep(gpu, None)
+                # Another hook, or the sweep, may have finished it by now.
+                record = self._ledger.find(record.number)
+                return self._tear_down(record, gpu, reason, self._destroy_timeout)
+
+    def _tear_down(
+        self, record: Allocation, gpu: Gpu, reason: str, patience: float = SWEEP_PATIENCE
+    ) -> Allocation:
+        if not record.open:
+            return record
+        record = self._with_ids(record, gpu)
+        if record.phase != phases.RELEASING:
+            record = self._ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
+        until = self._monotonic() + patience
+        busy = [why for item in record.instances if (why := self._destroy(item, gpu, until))]
+        seen = self._driver.instances(gpu)
+        survivors = [item for item in record.instances if find(item, seen)]
+        if survivors:
+            names = ", ".join(str(item) for item in survivors)
+            why = "; ".join(busy) or "the driver said they were destroyed"
+            quarantined = record.moved(phases.QUARANTINED, f"{names} still there: {why}")
+            return self._ledger.save(quarantined, phases.QUARANTINED)
+        for item in record.instances:
+            if item.gi_id is not None and item.ci_id is not None:
+                self._capabilities.remove(record.gpu_minor, item.gi_id, item.ci_id)
+        return self._ledger.finish(record, phases.RELEASED, reason)
+
+    def _with_ids(self, record: Allocation, gpu: Gpu) -> Allocation:
+        """Add what the hardware knows and a hook that died could not write down."""
+        seen = self._driver.instances(gpu)
+        for place, item in enumerate(record.instances):
+            found = find(item, seen)
+            if item.gi_id is None and found is not None:
+                compute = found.compute[0] if found.compute else None
+                ids = replace(
+                    item,
+                    gi_id=found.gi_id,
+                    ci_id=compute.ci_id if compute else None,
+                    uuid=compute.uuid if compute else None,
+                )
+                record = record.with_instance(place, ids)
+        return record
+
+    def _destroy(self, item: Instance, gpu: Gpu, until: float) -> str | None:
+        """Destroy one instance, retrying while it is in use; returns why it could not."""
+        pause = FIRST_PAUSE
+        while True:
+            found = find(item, self._driver.instances(gpu))
+            if found is None:
+                return None
+            try:
+                for compute in found.compute:
+                    self._driver.destroy_compute_instance(gpu, found.gi_id, compute.ci_id)
+                self._driver.destroy_gpu_instance(gpu, found.gi_id)
+            except InstanceBusy as busy:
+                if self._monotonic() >= until:
+                    return f"{busy.cause}, used by {self._users(gpu, found)}"
+                self._sleep(pause)
+                pause = min(2 * pause, LAST_PAUSE)
+            else:
+                return None
+
+    def _users(self, gpu: Gpu, found: GpuInstance) -> str:
+        pids = [pid for pid, gi_id in self._driver.processes(gpu) if gi_id == found.gi_id]
+        return ", ".join(f"pid {pid}" for pid in pids) or "no process that the driver names"
+
+    # -- sweep and reconcile -------------------------------------------------
+
+    def _sweep(self, gpu: Gpu, owner: Owner | None) -> None:
+        """Finish what dead hooks left on a GPU whose lock we hold.
+
+        `owner` is about to be served: another run of the same job cannot still be
+        alive, so its slices go too (ids are reused, Epilogs may be missing).
+        """
+        for record in self._ledger.open_on(gpu.uuid):
+            if record.boot_id != self._boot_id:
+                self._ledger.finish(record, phases.LOST, "the node was rebooted")
+            elif record.phase == phases.QUARANTINED:
+                self._try_tear_down(record, gpu, "no longer in use", patience=0)
+            elif record.phase != phases.ACTIVE:
+                self._try_tear_down(record, gpu, "finished for a hook that died")
+            elif missing := self._missing(record, gpu):
+                self._close_lost(record, gpu, missing)
+            elif owner and _superseded(record.owner, owner):
+                self._try_tear_down(record, gpu, "left by an earlier run of the job")
+
+    def _try_tear_down(
+        self, record: Allocation, gpu: Gpu, reason: str, patience: float = SWEEP_PATIENCE
+    ) -> None:
+        """Clear another's left-overs; what resists is set aside and does not stop this hook."""
+        try:
+            self._tear_down(record, gpu, reason, patience)
+        except GpuLost:
+            raise
+        except DriverFault as fault:
+            stuck = self._ledger.find(record.number)
+            if stuck.phase == phases.RELEASING:
+                stuck = stuck.moved(phases.QUARANTINED, str(fault))
+                self._ledger.save(stuck, phases.QUARANTINED)
+
+    def _missing(self, record: Allocation, gpu: Gpu) -> list[Instance]:
+        seen = self._driver.instances(gpu)
+        return [item for item in record.instances if not find(item, seen)]
+
+    def _close_lost(self, record: Allocation, gpu: Gpu, missing: list[Instance]) -> None:
+        """Instances of an active record are gone: somebody destroyed them, or a reset did."""
+        names = ", ".join(str(item) for item in missing)
+        reason = f"{names} taken away from outside, or the GPU was reset"
+        if len(missing) == len(record.instances):
+            self._ledger.finish(record, phases.LOST, reason)
+        else:
+            self._try_tear_down(record, gpu, reason)
+
+    def reconcile(self, live_jobs: frozenset[int] | None) -> Report:
+        """Bring ledger and hardware to one truth on every GPU.
+
+        `live_jobs` are the jobs Slurm has on this node; None when Slurm cannot be
+        asked, and then no active slice is taken from a job. Instances that no
+        record names are listed, never touched.
+        """
+        report = Report()
+        self._close_earlier_boots(report)
+        gpus, faults = self._driver.survey()
+        report.left += [str(fault) for fault in faults]
+        report.left += self._records_without_gpu({gpu.uuid for gpu in gpus})
+        for gpu in gpus:
+            if gpu.mig_capable:
+                with about(gpu=str(gpu)), self._locks.hold([gpu.uuid], "reconcile"):
+                    self._reconcile_gpu(gpu, live_jobs, report)
+        self._remove_stale_files(live_jobs, report)
+        return report
+
+    def _close_earlier_boots(self, report: Report) -> None:
+        for record in self._ledger.all_open():
+            if record.boot_id != self._boot_id:
+                self._ledger.finish(record, phases.LOST, "the node was rebooted")
+                report.done.append(f"{_name(record)}: lost with a reboot")
+
+    def _records_without_gpu(self, present: set[str]) -> list[str]:
+        return [
+            f"{_name(record)}: its GPU {record.gpu_uuid} does not answer"
+            for record in self._ledger.all_open()
+            if record.gpu_uuid not in present
+        ]
+
+    def _reconcile_gpu(self, gpu: Gpu, live: frozenset[int] | None, report: Report) -> None:
+        before = {record.number: record for record in self._ledger.open_on(gpu.uuid)}
+        self._sweep(gpu, None)
+        for record in self._ledger.open_on(gpu.uuid):
+            job = record.owner.job_id
+            gone = live is not None and job is not None and job not in live
+            if gone and record.phase == phases.ACTIVE:
+                self._try_tear_down(record, gpu, "its job is no longer on this node")
+        for number in before:
+            now = self._ledger.find(number)
+            if now.phase == phases.QUARANTINED:
+                report.left.append(f"{_name(now)}: {now.reason}")
+            elif not now.open:
+                report.done.append(f"{_name(now)}: {now.phase}, {now.reason}")
+        report.foreign += [f"{gpu}: {text}" for text in self._foreign(gpu)]
+
+    def _foreign(self, gpu: Gpu) -> Iterator[str]:
+        geometry = self._driver.geometry(gpu)
+        for found in self.foreign_instances(gpu):
+            name = geometry.by_id(found.profile_id).name
+            yield f"GPU instance {found.gi_id} ({name}@{found.placement.start}) is in no record"
+
+    def foreign_instances(self, gpu: Gpu) -> Sequence[GpuInstance]:
+        """Instances on a GPU that no open record names."""
+        known = {
+            (item.profile_id, item.placement)
+            for record in self._ledger.open_on(gpu.uuid)
+            for item in record.instances
+        }
+        return [
+            found
+            for found in self._driver.instances(gpu)
+            if (found.profile_id, found.placement) not in known
+        ]
+
+    def _remove_stale_files(self, live: frozenset[int] | None, report: Report) -> None:
+        if live is None:
+            return
+        held = {record.owner.job_id for record in self._ledger.all_open()}
+        for job in sorted(self._files.jobs() - live - held):
+            self._files.withdraw(job)
+            report.done.append(f"job {job}: left-over files removed")
+
+    # -- for administrators --------------------------------------------------
+
+    def set_mode(self, gpu: Gpu, *, on: bool) -> Gpu:
+        """Switch MIG mode; Held while instances exist that switching off would destroy."""
+        with about(gpu=str(gpu)), self._locks.hold([gpu.uuid], "switch MIG mode"):
+            self._sweep(gpu, None)
+            gpu = self._driver.gpu(gpu.uuid)
+            present = [str(slot) for slot in self._present(gpu)]
+            if present and not on:
+                raise Held(
+                    f"MIG mode stays on: {', '.join(present)} exist",
+                    remedy="see `slurm-mig status` for whose they are",
+                )
+            return self._driver.set_mig_mode(gpu, on=on)
+
+    def adopt(self, owner: Owner, gpu: Gpu, found: GpuInstance) -> Allocation:
+        """Put a foreign instance on record, so that its end is on record too."""
+        name = str(self._driver.geometry(gpu).by_id(found.profile_id).name)
+        compute = found.compute[0] if found.compute else None
+        place = found.placement
+        instance = Instance(
+            name,
+            found.profile_id,
+            place.start,
+            place.size,
+            found.gi_id,
+            compute.ci_id if compute else None,
+            compute.uuid if compute else None,
+        )
+        with about(gpu=str(gpu)), self._locks.hold([gpu.uuid], "adopt"):
+            record = replace(self._record(owner, gpu, name), instances=(instance,))
+            record = self._ledger.add(record, "adopted")
+            return self._ledger.save(record.moved(phases.ACTIVE), phases.ACTIVE)
+
+    # -- records without carving ---------------------------------------------
+
+    def refuse(self, owner: Owner, request: str, gpu: Gpu, fault: SlurmMigError) -> Allocation:
+        """Keep a refusal and its reason on record."""
+        record = self._record(owner, gpu, request)
+        refused = replace(record, phase=phases.REFUSED, reason=str(fault))
+        return self._ledger.add(refused, phases.REFUSED)
+
+    def _record(self, owner: Owner, gpu: Gpu, request: str) -> Allocation:
+        return Allocation(
+            owner=owner,
+            node=self._node,
+            gpu_uuid=gpu.uuid,
+            gpu_minor=gpu.minor,
+            gpu_name=gpu.name,
+            boot_id=self._boot_id,
+            request=request,
+        )
+
+
+def find(item: Instance, seen: Sequence[GpuInstance]) -> GpuInstance | None:
+    """The hardware's instance that a record means, if it is still that one.
+
+    A GI id alone proves nothing: it is reused. Profile and placement must agree
+    too; a planned one is known by these alone, for nobody else could have been
+    there while it was carved.
+    """
+    for found in seen:
+        same_place = (found.profile_id, found.placement) == (item.profile_id, item.placement)
+        if same_place and item.gi_id in (None, found.gi_id):
+            uuids = [compute.uuid for compute in found.compute]
+            # A foreign instance in the same place has another compute instance.
+            return found if item.uuid is None or not uuids or item.uuid in uuids else None
+    return None
+
+
+def _superseded(old: Owner, new: Owner) -> bool:
+    return old.job_id is not None and old.job_id == new.job_id and not old.same_run(new)
+
+
+def _name(record: Allocation) -> str:
+    made = ", ".join(str(item) for item in record.instances)
+    return f"{record.owner} on GPU {record.gpu_minor} ({made})"

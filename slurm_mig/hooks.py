@@ -1,0 +1,265 @@
+"""Prolog and Epilog: environment in, exit code out, one log line each.
+
+Exit 0: the job may go on, or was refused and dealt with. Non-zero: the node is
+at fault, and Slurm drains it with a reason that starts `slurm-mig:`. Everything
+is imported when it is needed: each import is paid on every GPU job.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from slurm_mig import request as requests
+from slurm_mig.allocation import LOST, QUARANTINED, Owner
+from slurm_mig.errors import BadRequest, JobFault, NodeFault, SlurmFault, SlurmMigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from slurm_mig.allocator import Allocator
+    from slurm_mig.driver import Gpu
+    from slurm_mig.node import Node
+    from slurm_mig.request import Request
+
+#: Exit code of a hook that met something it has no name for.
+INTERNAL_ERROR: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What Slurm tells a hook about its job (prolog_epilog.html; slurm-facts.md 1)."""
+
+    owner: Owner
+    job_id: int
+    gpus: tuple[int, ...]
+    comment: str
+    extra: str
+    het_leader: int | None
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Job:
+        """Read the variables; NodeFault when this is not a hook's environment."""
+        try:
+            job_id = int(environ["SLURM_JOB_ID"])
+            het = environ.get("SLURM_HET_JOB_ID", "")
+            owner = Owner(
+                job_id=job_id,
+                restart=int(environ.get("SLURM_JOB_RESTART_COUNT") or 0),
+                sluid=environ.get("SLURM_JOB_SLUID", ""),
+                uid=int(environ["SLURM_JOB_UID"]),
+                gid=int(environ.get("SLURM_JOB_GID") or 0),
+                user=environ.get("SLURM_JOB_USER", ""),
+                account=environ.get("SLURM_JOB_ACCOUNT", ""),
+            )
+            return cls(
+                owner=owner,
+                job_id=job_id,
+                gpus=tuple(
+                    int(word) for word in environ.get("SLURM_JOB_GPUS", "").split(",") if word
+                ),
+                comment=environ.get("SLURM_JOB_COMMENT", ""),
+                extra=environ.get("SLURM_JOB_EXTRA", ""),
+                het_leader=int(het) if het else None,
+            )
+        except (KeyError, ValueError) as problem:
+            raise NodeFault(
+                f"Slurm's variables are missing or odd: {type(problem).__name__}: {problem}",
+                remedy="this program is for slurmd to call",
+            ) from problem
+
+
+@dataclass(slots=True)
+class Line:
+    """The one log line of a hook, filled in as it goes."""
+
+    hook: str
+    words: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, **facts: object) -> None:
+        """Append name=value words."""
+        self.words += [f"{name}={_clean(value)}" for name, value in facts.items()]
+
+    def write(self, level: str, text: str = "") -> None:
+        """To syslog and to stderr, which slurmd logs."""
+        import syslog
+
+        took = round((time.monotonic() - self.started) * 1000)
+        line = " ".join([self.hook, *self.words, f"ms={took}", _clean(text)]).strip()
+        syslog.openlog("slurm-mig", syslog.LOG_PID, syslog.LOG_DAEMON)
+        syslog.syslog(getattr(syslog, f"LOG_{level}"), line)
+        sys.stderr.write(f"slurm-mig: {line}\n")
+
+
+def _clean(value: object) -> str:
+    """Printable ASCII on one line: a log must not carry a user's newlines or escapes."""
+    text = " ".join(str(value).split())
+    return "".join(char if " " <= char <= "~" else "?" for char in text)[:1000]
+
+
+# -- prolog --------------------------------------------------------------------
+
+
+def prolog(node: Node, job: Job, line: Line) -> None:
+    """Carve what the job asks for, or refuse the job. NodeFault means drain."""
+    if node.config.managed == ():
+        return line.write("INFO", "no GPU of this node is managed")
+    allocator = node.allocator()
+    # Read before anything can be refused: a refusal names the GPU, too.
+    gpus = node.gpus_at(job.gpus)
+    wanted = "whole GPU"
+    try:
+        request = _request(node, job, gpus, line)
+        if request is None:
+            _whole_gpus(node, job, gpus, allocator, line)
+        else:
+            wanted = str(request)
+            _slices(node, job, gpus, request, allocator, line)
+    except JobFault as fault:
+        _refuse(node, job, gpus, wanted, fault, line)
+
+
+def _request(node: Node, job: Job, gpus: Sequence[Gpu], line: Line) -> Request | None:
+    """The stamp's request; without a stamp on a managed GPU, what slurmctld says."""
+    request = requests.from_stamp(job.extra) or requests.from_stamp(job.comment)
+    if request is not None or not any(node.managed(gpu) for gpu in gpus):
+        return request
+    facts = node.slurm.job(job.job_id)
+    line.add(stamp="none")
+    return None if facts is None else requests.from_gres(facts.tres_per_node)
+
+
+def _slices(
+    node: Node, job: Job, gpus: Sequence[Gpu], request: Request, allocator: Allocator, line: Line
+) -> None:
+    line.add(request=request)
+    gpu = _only_gpu(job, gpus)
+    if not node.managed(gpu):
+        raise NodeFault(
+            f"Slurm offers slices of {gpu}, which is not managed here",
+            remedy="compare `managed` in the [gpus] table of the config with gres.conf",
+        )
+    record = allocator.allocate(job.owner, request, gpu)
+    line.add(gpu=gpu.minor, made=",".join(map(str, record.instances)), uuids=",".join(record.uuids))
+    line.write("INFO", "carved")
+
+
+def _only_gpu(job: Job, gpus: Sequence[Gpu]) -> Gpu:
+    if not gpus:
+        raise BadRequest(
+            "the job has MIG slices but no shards, so Slurm chose no GPU for it",
+            remedy="submit it again; job_submit.lua adds the shards",
+            job=job.job_id,
+        )
+    if len(gpus) > 1:
+        raise NodeFault(
+            f"Slurm spread one job's shards over GPUs {','.join(map(str, job.gpus))}",
+            remedy="take MULTIPLE_SHARING_GRES_PJ out of SelectTypeParameters",
+            job=job.job_id,
+        )
+    return gpus[0]
+
+
+def _whole_gpus(
+    node: Node, job: Job, gpus: Sequence[Gpu], allocator: Allocator, line: Line
+) -> None:
+    switched = [
+        gpu.minor for gpu in gpus if node.managed(gpu) and allocator.give_whole(job.owner, gpu)
+    ]
+    line.add(gpus=",".join(str(gpu.minor) for gpu in gpus))
+    line.write(
+        "INFO", f"whole GPU, MIG mode switched off on {switched}" if switched else "whole GPU"
+    )
+
+
+def _refuse(
+    node: Node, job: Job, gpus: Sequence[Gpu], wanted: str, fault: JobFault, line: Line
+) -> None:
+    from slurm_mig import environment
+    from slurm_mig.refusal import Refusal, refuse
+
+    if gpus:
+        node.allocator().refuse(job.owner, wanted, gpus[0], fault)
+    # Before Slurm is asked: should that fail, the TaskProlog still has the reason.
+    node.files.refuse(job.owner, environment.refusal_lines(str(fault)))
+    refusal = Refusal(job.job_id, job.owner.restart, job.comment, job.het_leader)
+    outcome = refuse(refusal, fault, node.slurm, node.config)
+    node.files.mark(job.owner, f"retry {outcome.retry}" if outcome.retry else "")
+    line.add(outcome=outcome.text)
+    line.write("WARNING", f"refused: {fault}")
+
+
+# -- epilog --------------------------------------------------------------------
+
+
+def epilog(node: Node, job: Job, line: Line) -> None:
+    """Tear down what the ledger says this job has, whatever the environment says."""
+    records = node.ledger.open_of_job(job.job_id)
+    released = [node.allocator().release(record, "the job ended") for record in records]
+    errands = node.files.errands(job.job_id)
+    node.files.withdraw(job.job_id)
+    for errand in errands:
+        _postpone(node, job, errand.removeprefix("retry "))
+    odd = [f"{item.phase}: {item.reason}" for item in released if item.phase in (QUARANTINED, LOST)]
+    line.add(slices=",".join(str(item) for record in released for item in record.instances) or "-")
+    calm = "released" if released else "nothing to release"
+    line.write("WARNING" if odd else "INFO", "; ".join(odd) or calm)
+
+
+def _postpone(node: Node, job: Job, reference: str) -> None:
+    from slurm_mig.refusal import detach, postpone
+
+    slurm, config, restarts = node.slurm, node.config, job.owner.restart
+    detach(lambda: postpone(reference, restarts, slurm, config))
+
+
+# -- common --------------------------------------------------------------------
+
+
+HOOKS: Final[dict[str, Callable[[Node, Job, Line], None]]] = {"prolog": prolog, "epilog": epilog}
+
+
+def run(hook: str, environ: Mapping[str, str]) -> int:
+    """Run a hook and return its exit code; every fault is logged, none escapes."""
+    line = Line(hook)
+    node = None
+    try:
+        from slurm_mig.config import load
+        from slurm_mig.node import Node
+
+        job = Job.from_environ(environ)
+        line.add(job=job.job_id, restart=job.owner.restart, user=job.owner.user or job.owner.uid)
+        node = Node(load(environ=environ), environ)
+        line.add(node=node.name)
+        HOOKS[hook](node, job, line)
+    except SlurmMigError as fault:
+        return _fail(node, line, str(fault), fault.exit_code)
+    except Exception as problem:  # noqa: BLE001  # an unknown state must drain, with its cause
+        return _fail(
+            node, line, f"internal error: {type(problem).__name__}: {problem}", INTERNAL_ERROR
+        )
+    finally:
+        if node is not None:
+            node.close()
+    return 0
+
+
+def _fail(node: Node | None, line: Line, text: str, code: int) -> int:
+    line.write("ERR", text)
+    if node is not None:
+        # Slurm would drain with "Prolog error"; a reason that is there already stays.
+        try:
+            node.slurm.drain(node.name, _clean(f"slurm-mig: {text}")[:250])
+        except SlurmFault as fault:
+            line.write("ERR", f"could not set the drain reason: {fault}")
+    return code
+
+
+def main() -> None:
+    """Entry point of the shims, which name the hook."""
+    os.umask(0o022)
+    sys.exit(run(sys.argv[1], os.environ))

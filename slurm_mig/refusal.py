@@ -1,0 +1,180 @@
+"""What becomes of a job that cannot have its slices: told, requeued, held or cancelled.
+
+Any non-zero exit of a Prolog drains the node, and no setting stops that; so a
+refusal exits 0 and deals with the job itself. What works in which situation was
+measured: slurm-facts.md 2 and 3.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from slurm_mig.errors import JobFault, NoRoom, SlurmFault
+from slurm_mig.request import without_stamp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from slurm_mig.config import Config
+    from slurm_mig.slurm import JobFacts, Slurm
+
+#: First release whose restarted jobs always get a Prolog (slurm-facts.md, version table).
+PROLOG_ALWAYS_RUNS: Final = (23, 2)
+
+#: Seconds a restart must stay away from its Epilog: before 23.02 beyond the credential's
+#: expiry, after it beyond the same second (slurm-facts.md 3).
+MARGIN_OLD: Final = 5
+MARGIN_NEW: Final = 3
+
+#: How long the detached child waits for the job to leave COMPLETING, and how often it looks.
+PATIENCE: Final = 300.0
+LOOK_EVERY: Final = 1.0
+
+_OUR_COMMENT: Final = re.compile(r"\s*\[slurm-mig: [^\]]*\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A refused run: which job, how often it was restarted, and the user's comment."""
+
+    job_id: int
+    restarts: int
+    comment: str
+    het_leader: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was done with the job; `retry` is the reference to postpone, if it was requeued."""
+
+    text: str
+    retry: str = ""
+
+
+def refuse(refusal: Refusal, fault: JobFault, slurm: Slurm, config: Config) -> Outcome:
+    """Deal with the job through Slurm; an unreachable slurmctld is an outcome, not an error.
+
+    The TaskProlog then stops the job's tasks and shows the reason.
+    """
+    try:
+        facts = slurm.job(refusal.job_id)
+        if facts is None:
+            return Outcome("unknown to Slurm")
+        reference = str(refusal.het_leader or facts.reference)
+        _explain(refusal, fault, reference, slurm)
+        if not facts.batch:
+            return _cancel_interactive(reference, fault, slurm)
+        return _put_back(refusal, fault, facts, reference, slurm, config)
+    except SlurmFault as problem:
+        return Outcome(f"left to the TaskProlog: {problem.cause}")
+
+
+def _explain(refusal: Refusal, fault: JobFault, reference: str, slurm: Slurm) -> None:
+    # The comment is a courtesy: that it fails must not keep the job from being requeued.
+    try:
+        slurm.comment(reference, comment_with(refusal.comment, str(fault)))
+    except SlurmFault:
+        return
+
+
+def comment_with(comment: str, reason: str) -> str:
+    """The user's comment with our reason behind it; an earlier reason is replaced."""
+    own = _OUR_COMMENT.sub("", without_stamp(comment))
+    ours = f"[slurm-mig: {reason.replace(']', ')')}]"
+    return f"{own} {ours}".strip()
+
+
+def _cancel_interactive(reference: str, fault: JobFault, slurm: Slurm) -> Outcome:
+    slurm.notify(reference, f"slurm-mig: {fault}")
+    slurm.cancel(reference)
+    return Outcome("cancelled")
+
+
+def _put_back(
+    refusal: Refusal,
+    fault: JobFault,
+    facts: JobFacts,
+    reference: str,
+    slurm: Slurm,
+    config: Config,
+) -> Outcome:
+    if not facts.requeue and config.no_requeue == "cancel":
+        slurm.cancel(reference)
+        return Outcome("cancelled")
+    # Only lack of room passes by itself; and what bounces for ever helps nobody.
+    hold = not isinstance(fault, NoRoom) or refusal.restarts >= config.max_requeues
+    if not facts.requeue:
+        slurm.allow_requeue(reference, allow=True)
+    (slurm.requeue_hold if hold else slurm.requeue)(reference)
+    if not facts.requeue:
+        slurm.allow_requeue(reference, allow=False)
+    return Outcome("held") if hold else Outcome("requeued", retry=reference)
+
+
+def retry_delay(restarts: int, slurm: Slurm, config: Config) -> int:
+    """Seconds until a refused job may start again: doubled each time, within bounds."""
+    wanted = config.retry_delay * 2.0 ** min(restarts, 20)
+    if slurm.version() < PROLOG_ALWAYS_RUNS:
+        least = slurm.credential_lifetime() + MARGIN_OLD
+    else:
+        least = MARGIN_NEW
+    return int(max(least, min(wanted, config.retry_delay_max)))
+
+
+def postpone(
+    reference: str,
+    restarts: int,
+    slurm: Slurm,
+    config: Config,
+    sleep: Callable[[float], None] = time.sleep,
+) -> bool:
+    """Once the job's Epilog has completed, move its next start away.
+
+    Slurm sets the begin time when the Epilog completes and overwrites what was
+    set before; so this runs in a process that outlives the Epilog. Returns
+    whether the time was set.
+    """
+    waited = 0.0
+    while waited < PATIENCE:
+        state = slurm.state(reference)
+        if state == "PENDING":
+            slurm.start_after(reference, retry_delay(restarts, slurm, config))
+            return True
+        if state not in ("COMPLETING", "REQUEUED"):
+            return False
+        sleep(LOOK_EVERY)
+        waited += LOOK_EVERY
+    return False
+
+
+def detach(work: Callable[[], object]) -> None:
+    """Run `work` in a process of its own that Slurm neither waits for nor kills.
+
+    Slurm waits until every holder of a hook's output is gone, and kills the
+    hook's process group when it ends (slurm-facts.md 3, 9): so new session, no
+    inherited descriptors, and the parent returns only when that is done.
+    """
+    ready, done = os.pipe()
+    if os.fork():
+        os.close(done)
+        os.read(ready, 1)
+        os.close(ready)
+        os.wait()
+        return
+    try:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(nothing, descriptor)
+        os.closerange(3, done)
+        os.closerange(done + 1, 1 << 16)
+        os.close(done)
+        work()
+    finally:
+        os._exit(0)
