@@ -1,0 +1,84 @@
+"""The command line. One module a verb, loaded only when its verb is called."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Final
+
+import click
+
+from slurm_mig import __version__
+from slurm_mig.errors import EXIT_CODES, SlurmMigError
+
+#: Verb -> module below slurm_mig.cli; the module's click command is named `command`.
+VERBS: Final[dict[str, str]] = {
+    "audit": "audit",
+    "create": "create",
+    "destroy": "destroy",
+    "disable": "disable",
+    "enable": "enable",
+    "generate": "generate",
+    "gpus": "gpus",
+    "install": "install",
+    "profiles": "profiles",
+    "reconcile": "reconcile",
+    "reset": "reset",
+    "simulator": "simulator",
+    "status": "status",
+    "weights": "weights",
+}
+
+
+class _Group(click.Group):
+    """A group whose commands are imported on demand: each import would cost every call."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in VERBS:
+            return None
+        command = import_module(f"slurm_mig.cli.{VERBS[cmd_name]}").command
+        assert isinstance(command, click.Command)  # noqa: S101  # a verb without command is a bug
+        return command
+
+
+def _exit_code_help() -> str:
+    lines = "\n".join(f"  {code:2d}  {meaning}" for code, _, meaning in EXIT_CODES)
+    return f"\b\nExit codes:\n   0  done\n{lines}"
+
+
+@click.command(cls=_Group, epilog=_exit_code_help())
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Configuration file; else $SLURM_MIG_CONFIG, else /etc/slurm-mig/config.toml.",
+)
+@click.version_option(__version__, prog_name="slurm-mig")
+@click.pass_context
+def cli(ctx: click.Context, config: Path | None) -> None:
+    """MIG slices made to measure for Slurm jobs."""
+    ctx.obj = config
+
+
+def main() -> None:
+    """Run the command line; a fault is one line on stderr and its own exit code."""
+    try:
+        cli.main(standalone_mode=False)
+    except SlurmMigError as fault:
+        click.echo(f"slurm-mig: {fault}", err=True)
+        sys.exit(fault.exit_code)
+    except click.ClickException as problem:
+        problem.show()
+        sys.exit(problem.exit_code)
+    except click.Abort:
+        click.echo("slurm-mig: interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # `slurm-mig audit | head`: not worth a word, but not success either.
+        sys.stderr.close()
+        sys.exit(141)

@@ -1,0 +1,30 @@
+"""Switching MIG mode, for `enable` and `disable`."""
+
+from __future__ import annotations
+
+import click
+
+from slurm_mig.cli._common import choose_gpus, open_node, print_json
+from slurm_mig.errors import SlurmMigError
+from slurm_mig.node import require_root
+
+
+def switch(minor: str, *, on: bool, as_json: bool) -> None:
+    """Switch the mode of the chosen GPUs; the first fault is raised after all were tried."""
+    require_root()
+    word = "on" if on else "off"
+    done, faults = [], []
+    with open_node() as node:
+        for gpu in choose_gpus(node, minor):
+            try:
+                now = node.allocator().set_mode(gpu, on=on)
+            except SlurmMigError as problem:
+                faults.append(problem)
+                continue
+            done.append({"gpu": now.minor, "uuid": now.uuid, "mig_mode": now.mig_mode})
+            if not as_json:
+                click.echo(f"GPU {now.minor} ({now.name}): MIG mode {word}")
+    if as_json:
+        print_json({"gpus": done, "faults": [str(fault) for fault in faults]})
+    for fault in faults:
+        raise fault

@@ -1,0 +1,82 @@
+"""`slurm-mig destroy`: remove one instance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from slurm_mig.allocation import QUARANTINED
+from slurm_mig.cli._common import administrator, json_option, open_node, print_json
+from slurm_mig.errors import Held, Unresolved, UsageFault
+from slurm_mig.node import require_root
+
+if TYPE_CHECKING:
+    from slurm_mig.allocation import Allocation
+    from slurm_mig.driver import Gpu, GpuInstance
+    from slurm_mig.node import Node
+
+
+@click.command()
+@click.argument("uuid", metavar="MIG-UUID|GPU:GI")
+@click.option("--force", is_flag=True, help="Also take a slice from a job that holds it.")
+@click.option("--foreign", is_flag=True, help="Also destroy an instance that is in no record.")
+@json_option
+def command(uuid: str, force: bool, foreign: bool, as_json: bool) -> None:  # noqa: FBT001
+    """Destroy one instance by its MIG UUID, or by GPU minor and GPU instance id (0:9)."""
+    require_root()
+    with open_node() as node:
+        gpu, found = _find(node, uuid)
+        record = owner_of(node, gpu, found)
+        if record is None:
+            if not foreign:
+                raise Held(
+                    f"{uuid} on GPU {gpu.minor} is in no record of slurm-mig's",
+                    remedy="add --foreign if nothing else manages it",
+                )
+            record = node.allocator().adopt(administrator(), gpu, found)
+        check_free(record, force=force)
+        ended = node.allocator().release(record, "by an administrator")
+    report([ended], as_json=as_json)
+
+
+def owner_of(node: Node, gpu: Gpu, found: GpuInstance) -> Allocation | None:
+    """The open record that names an instance."""
+    for record in node.ledger.open_on(gpu.uuid):
+        if any(
+            (item.profile_id, item.placement) == (found.profile_id, found.placement)
+            for item in record.instances
+        ):
+            return record
+    return None
+
+
+def check_free(record: Allocation, *, force: bool) -> None:
+    """Held when a job has the record, unless forced."""
+    if record.owner.job_id is not None and record.phase != QUARANTINED and not force:
+        raise Held(
+            f"{record.owner} of user {record.owner.user} holds it",
+            remedy="cancel the job, or take it away with --force",
+        )
+
+
+def report(records: list[Allocation], *, as_json: bool) -> None:
+    """Print what became of records; Unresolved when something still stands."""
+    if as_json:
+        print_json([record.to_dict() for record in records])
+    else:
+        for record in records:
+            made = ", ".join(str(item) for item in record.instances)
+            click.echo(f"GPU {record.gpu_minor}: {made}: {record.phase}, {record.reason}")
+    stuck = [record for record in records if record.phase == QUARANTINED]
+    if stuck:
+        raise Unresolved(f"{len(stuck)} could not be destroyed: {stuck[0].reason}")
+
+
+def _find(node: Node, text: str) -> tuple[Gpu, GpuInstance]:
+    for gpu in node.driver.gpus():
+        for found in node.driver.instances(gpu):
+            uuids = [compute.uuid for compute in found.compute]
+            if text in uuids or text == f"{gpu.minor}:{found.gi_id}":
+                return gpu, found
+    raise UsageFault(f"no instance {text!r} here", remedy="see `slurm-mig status`")

@@ -1,0 +1,32 @@
+"""`slurm-mig install`: put the hooks where Slurm can run them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from slurm_mig.cli.generate import DEFAULT_HOOKS
+from slurm_mig.config import load, locate
+from slurm_mig.install import install_hooks
+from slurm_mig.node import require_root
+
+
+@click.command()
+@click.option(
+    "--hooks",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(DEFAULT_HOOKS),
+    show_default=True,
+    help="Directory to put them into.",
+)
+def command(hooks: Path) -> None:
+    """Write Prolog, Epilog and TaskProlog for this Python and this configuration."""
+    require_root()
+    option = click.get_current_context().obj
+    config = load(option)
+    made = install_hooks(hooks, Path(sys.executable), locate(option, {}), config.run)
+    click.echo("Put these lines into slurm.conf:")
+    for key, path in made.items():
+        click.echo(f"{key}={path}")

@@ -1,0 +1,79 @@
+"""`slurm-mig profiles`: the table of `nvidia-smi mig -lgip`, from the driver."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from slurm_mig.cli._common import choose_gpus, json_option, open_node, print_json, table
+
+if TYPE_CHECKING:
+    from slurm_mig.driver import Gpu
+    from slurm_mig.geometry import GpuProfile
+    from slurm_mig.node import Node
+
+
+@click.command()
+@click.option("--gpu", "minor", default="all", help="Device minor or UUID; all if not given.")
+@json_option
+def command(minor: str, as_json: bool) -> None:  # noqa: FBT001
+    """Show the profiles each GPU offers, and how many are free."""
+    with open_node() as node:
+        rows = [row for gpu in choose_gpus(node, minor) for row in _rows(node, gpu)]
+    if as_json:
+        print_json(rows)
+        return
+    columns = ("decoders", "encoders", "copy_engines", "jpeg", "ofa")
+    table(
+        (
+            "GPU",
+            "PROFILE",
+            "ID",
+            "FREE/TOTAL",
+            "GIB",
+            "P2P",
+            "SM",
+            "DEC",
+            "ENC",
+            "CE",
+            "JPEG",
+            "OFA",
+        ),
+        [
+            (
+                row["gpu"],
+                row["profile"],
+                row["id"],
+                f"{'-' if row['free'] is None else row['free']}/{row['total']}",
+                None if row["memory_gib"] is None else f"{row['memory_gib']:.2f}",
+                "Yes" if row["p2p"] else "No",
+                row["sm"],
+                *(row[name] for name in columns),
+            )
+            for row in rows
+        ],
+    )
+
+
+def _rows(node: Node, gpu: Gpu) -> list[dict[str, Any]]:
+    return [_row(node, gpu, row) for row in node.driver.geometry(gpu).profiles]
+
+
+def _row(node: Node, gpu: Gpu, row: GpuProfile) -> dict[str, Any]:
+    return {
+        "gpu": gpu.minor,
+        "profile": str(row.name),
+        "id": row.profile_id,
+        "free": node.driver.remaining(gpu, row.profile_id),
+        "total": row.max_instances,
+        "memory_gib": None if row.memory_mib is None else row.memory_mib / 1024,
+        "p2p": row.p2p,
+        "sm": row.multiprocessors,
+        "decoders": row.engines.decoders,
+        "encoders": row.engines.encoders,
+        "copy_engines": row.copy_engines,
+        "jpeg": row.engines.jpeg,
+        "ofa": row.engines.ofa,
+        "placements": [[place.start, place.size] for place in row.placements],
+    }

@@ -1,0 +1,40 @@
+"""`slurm-mig reconcile`: bring ledger, hardware and Slurm to one truth."""
+
+from __future__ import annotations
+
+import click
+
+from slurm_mig.cli._common import json_option, open_node, print_json
+from slurm_mig.errors import SlurmFault, Unresolved
+from slurm_mig.node import Node, require_root
+
+
+@click.command()
+@click.option(
+    "--no-slurm", is_flag=True, help="Do not ask Slurm which jobs live; leave active slices alone."
+)
+@json_option
+def command(no_slurm: bool, as_json: bool) -> None:  # noqa: FBT001
+    """Close what a reboot or a killed hook left. Instances in no record are only listed."""
+    require_root()
+    with open_node() as node:
+        live, silence = (None, "") if no_slurm else _live_jobs(node)
+        found = node.allocator().reconcile(live)
+    left = [*found.left, *([silence] if silence else [])]
+    if as_json:
+        print_json({"done": found.done, "left": left, "foreign": found.foreign})
+    else:
+        for title, lines in (("done", found.done), ("foreign", found.foreign), ("left", left)):
+            for line in lines:
+                click.echo(f"{title}: {line}")
+        if not (found.done or left or found.foreign):
+            click.echo("ledger and hardware agree")
+    if left:
+        raise Unresolved(f"{len(left)} left: {left[0]}")
+
+
+def _live_jobs(node: Node) -> tuple[frozenset[int] | None, str]:
+    try:
+        return node.slurm.live_jobs(node.name), ""
+    except SlurmFault as fault:
+        return None, f"slices of jobs were left alone, for Slurm does not answer: {fault}"

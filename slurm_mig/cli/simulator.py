@@ -1,0 +1,170 @@
+"""`slurm-mig simulator`: make simulated hardware, look at it, do things to it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from slurm_mig import catalog
+from slurm_mig.cli._common import json_option, print_json, table
+from slurm_mig.cli.generate import parse_gpu
+from slurm_mig.errors import UsageFault
+from slurm_mig.models import gpu_spec
+from slurm_mig.simulator import Machine, create
+from slurm_mig.simulator.client import open_devices
+from slurm_mig.simulator.faults import EFFECTS, Rule
+from slurm_mig.simulator.machine import DEFAULT_DRIVER, OPERATIONS
+
+DIRECTORY = click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+
+
+@click.group()
+def command() -> None:
+    """Simulated GPUs, for trying and testing without any.
+
+    Select them with `library = "simulator:DIR"` in the [driver] table of the
+    configuration.
+    """
+
+
+@command.command("create")
+@DIRECTORY
+@click.option(
+    "--gpu", "gpus", multiple=True, required=True, metavar="NAME:COUNT", help="GPUs to have."
+)
+@click.option(
+    "--latency",
+    "latencies",
+    multiple=True,
+    metavar="OPERATION=MS",
+    help=f"Time an operation takes: {', '.join(OPERATIONS)}.",
+)
+@click.option(
+    "--driver", default=DEFAULT_DRIVER, show_default=True, help="Driver version to report."
+)
+def create_machine(
+    directory: Path, gpus: tuple[str, ...], latencies: tuple[str, ...], driver: str
+) -> None:
+    """Make a simulated machine in an empty or new directory."""
+    wanted = [parse_gpu(text) for text in gpus]
+    specs = [gpu_spec(catalog.find(name), name, count) for name, count in wanted]
+    machine = create(
+        directory.absolute(), specs, latency_ms=dict(map(_latency, latencies)), driver=driver
+    )
+    click.echo(f"{len(machine.gpus)} GPUs in {directory}; use them with:")
+    click.echo(f'[driver]\nlibrary = "simulator:{directory.absolute()}"')
+
+
+def _latency(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        time_ms = float(value)
+    except ValueError:
+        time_ms = -1.0
+    if not 0 <= time_ms <= 600_000:
+        raise UsageFault(f"latency {text!r}: write OPERATION=MS with 0 to 600000 ms")
+    return name, time_ms
+
+
+@command.command("show")
+@DIRECTORY
+@json_option
+def show(directory: Path, as_json: bool) -> None:  # noqa: FBT001
+    """Show the hardware's own truth, without driver, ledger or Slurm."""
+    machine = Machine(directory)
+    boards = [(facts, machine.board(index)) for index, facts in enumerate(machine.gpus)]
+    if as_json:
+        print_json([facts | board.to_dict() for facts, board in boards])
+        return
+    table(
+        ("GPU", "NAME", "MIG", "INSTANCES"),
+        [
+            (
+                facts["minor"],
+                facts["name"],
+                "lost" if board.lost else "on" if board.mig_current else "off",
+                ", ".join(
+                    f"{board.row(item.profile_id).name}@{item.start}" for item in board.instances
+                )
+                or "-",
+            )
+            for facts, board in boards
+        ],
+    )
+
+
+@command.command("hold")
+@DIRECTORY
+@click.option("--pid", type=int, required=True, help="A living process.")
+@click.option("--uuid", required=True, help="MIG UUID or GPU UUID it shall use.")
+def hold(directory: Path, pid: int, uuid: str) -> None:
+    """Let a process use an instance, or a whole GPU, until it ends."""
+    Machine(directory).hold(pid, uuid)
+
+
+@command.command("run")
+@DIRECTORY
+@click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(directory: Path, program: tuple[str, ...]) -> None:
+    """Run a program as a CUDA process would run: open what CUDA_VISIBLE_DEVICES names, hold it."""
+    machine = Machine(directory)
+    for device in open_devices(machine, os.environ.get("CUDA_VISIBLE_DEVICES", "")):
+        click.echo(f"CUDA device: {device.name} ({device.uuid})")
+        machine.hold(os.getpid(), device.uuid)
+    sys.stdout.flush()
+    os.execvp(program[0], program)  # noqa: S606  # the user's own program
+
+
+@command.command("reboot")
+@DIRECTORY
+def reboot(directory: Path) -> None:
+    """Power cycle: new boot id, no instances; MIG mode stays on Ampere only."""
+    Machine(directory).reboot()
+
+
+@command.command("reload")
+@DIRECTORY
+def reload(directory: Path) -> None:
+    """Unload and load the driver: no instances, the same boot id."""
+    Machine(directory).reload_driver()
+
+
+@command.command("lose")
+@DIRECTORY
+@click.option("--gpu", "index", type=int, required=True, help="NVML index.")
+def lose(directory: Path, index: int) -> None:
+    """Let a GPU fall off the bus until the next reboot."""
+    machine = Machine(directory)
+    if index not in range(len(machine.gpus)):
+        raise UsageFault(f"no GPU {index} in {directory}; there are {len(machine.gpus)}")
+    machine.lose(index)
+
+
+@command.command("fault")
+@DIRECTORY
+@click.option("--call", help="NVML function, or * for every one.")
+@click.option("--effect", help=f"One of {', '.join(EFFECTS)}.")
+@click.option("--skip", default=0, show_default=True, help="Calls to let pass first.")
+@click.option(
+    "--times", default=1, show_default=True, help="Calls to strike; 0 for all that follow."
+)
+@click.option("--clear", is_flag=True, help="Take all faults out again.")
+def fault(
+    directory: Path,
+    call: str | None,
+    effect: str | None,
+    skip: int,
+    times: int,
+    clear: bool,  # noqa: FBT001
+) -> None:
+    """Inject a fault into NVML calls of every process."""
+    machine = Machine(directory)
+    if clear:
+        machine.faults.set([])
+    elif call and effect:
+        machine.faults.add(Rule(call, effect, skip, times))
+    else:
+        raise UsageFault("name --call and --effect, or --clear")

@@ -1,0 +1,34 @@
+"""`slurm-mig weights`: shard weights of a GPU model, derived and proved."""
+
+from __future__ import annotations
+
+import click
+
+from slurm_mig import catalog
+from slurm_mig.cli._common import json_option, print_json, table
+from slurm_mig.weights import derive
+
+
+@click.command()
+@click.option("--gpu", "name", required=True, help="NVML name of the GPU, or its catalogue key.")
+@json_option
+def command(name: str, as_json: bool) -> None:  # noqa: FBT001
+    """Show how many shards a GPU and each of its profiles count for."""
+    geometry = catalog.find(name).geometry()
+    weights = derive(geometry)
+    by_name = {str(row.name): weights.of(geometry, row) for row in geometry.profiles}
+    if as_json:
+        print_json(
+            {
+                "capacity": weights.capacity,
+                "weights": by_name,
+                "false_accepts": weights.false_accepts,
+                "false_rejects": weights.false_rejects,
+            }
+        )
+        return
+    click.echo(
+        f"{name}: {weights.capacity} shards; counting accepts {weights.false_accepts} sets that "
+        f"have no layout and refuses {weights.false_rejects} that have one"
+    )
+    table(("PROFILE", "SHARDS"), by_name.items())

@@ -1,0 +1,163 @@
+-- The request's stamp -------------------------------------------------------
+
+local STAMP = "slurm%-mig=%S*"
+
+-- A text without any stamp. Repeated, so that taking one out cannot put another together.
+local function without_stamp(text)
+  local before
+  repeat
+    before = text
+    text = string.gsub(text, STAMP, " ")
+  until text == before
+  text = string.gsub(text, "^%s+", "")
+  return (string.gsub(text, "%s+$", ""))
+end
+
+local function with_stamp(text, stamp)
+  local own = without_stamp(text or "")
+  if own == "" then return stamp end
+  return own .. " " .. stamp
+end
+
+local function make_stamp(items)
+  local words = { "slurm-mig=1" }
+  for _, item in ipairs(items) do
+    local gres = GRES[item.name]
+    table.insert(words, string.format("%s/%d:%d", gres.profile, gres.id, item.count))
+  end
+  return table.concat(words, ",")
+end
+
+-- Slurm hands the Prolog `extra` from 23.02 on and `comment` always. The releases that write
+-- gres with a colon are the older ones; all of those have only the comment.
+local function stamp_field(tres)
+  if string.find(tres or "", "gres/", 1, true) then return "extra" end
+  return "comment"
+end
+
+-- Take stamps out of what the user wrote: job_submit.lua alone may write one.
+local function strip_fields(job)
+  for _, field in ipairs({ "comment", "extra" }) do
+    local text = job[field]
+    if text and string.find(text, STAMP) then job[field] = without_stamp(text) end
+  end
+end
+
+-- Rules ------------------------------------------------------------------------
+
+-- Places where a count is for the whole job, a task or a socket. Only the controller could say
+-- what that means per node, and some releases accept it and allocate nothing.
+local ELSEWHERE = {
+  tres_per_job = "--gpus",
+  tres_per_task = "--tres-per-task or --gpus-per-task",
+  tres_per_socket = "--gpus-per-socket",
+}
+
+-- Returns nil when the request is none of ours, else true, or false and a reason.
+local function apply(job)
+  for field, option in pairs(ELSEWHERE) do
+    if job[field] and mentions(job[field]) then
+      return false, "mig cannot be asked for with " .. option .. "; write --gres=mig:<profile>:<count>"
+    end
+  end
+  local text = job.tres_per_node
+  if not text or not mentions(text) then return nil end
+  local read, problem = read_gres(text)
+  if not read then return false, problem end
+  if #read.items == 0 then
+    return false, "shards are counted by slurm-mig; write --gres=mig:<profile>:<count>"
+  end
+  if read.gpu or job.tres_per_job or job.tres_per_task or job.tres_per_socket then
+    return false, "whole GPUs and MIG slices in one job are not possible"
+  end
+  local shards
+  shards, problem = price(read.items)
+  if not shards then return false, problem end
+  if #read.shards > 1 or (read.shards[1] and read.shards[1] ~= shards) then
+    return false, "shards are counted by slurm-mig; leave '" .. read.shards[1] .. "' out"
+  end
+  if job.shared == 0 then
+    return false, "--exclusive with MIG slices would wait for ever; leave it out or ask for a GPU"
+  end
+  local tokens = {}
+  for _, item in ipairs(read.items) do
+    table.insert(tokens, string.format("%smig:%s:%d", read.prefix, item.name, item.count))
+  end
+  table.insert(tokens, read.prefix .. shards)
+  for _, token in ipairs(read.others) do table.insert(tokens, token) end
+  job.tres_per_node = table.concat(tokens, ",")
+  local field = stamp_field(job.tres_per_node)
+  job[field] = with_stamp(job[field], make_stamp(read.items))
+  return true
+end
+
+local function refuse(reason)
+  slurm.log_user("slurm-mig: " .. string.gsub(reason, "%%", "%%%%"))
+  return slurm.ERROR
+end
+
+local function submit(job)
+  strip_fields(job)
+  local fine, reason = apply(job)
+  if fine == false then return refuse(reason) end
+  return slurm.SUCCESS
+end
+
+-- A change of a job that has slices, or would get them, would leave its shards or its stamp
+-- behind; 22.05 even merges the old list into the new one. So: cancel and submit again.
+local function modify(job, record)
+  local held = record.tres_per_node
+  local ours = held ~= nil and mentions(held)
+  for _, field in ipairs({ "tres_per_node", "tres_per_job", "tres_per_task", "tres_per_socket" }) do
+    local text = job[field]
+    if text and text ~= record[field] and (ours or mentions(text)) then
+      return refuse("the gres of a MIG job cannot be changed; cancel it and submit again")
+    end
+  end
+  if ours and job.shared == 0 then
+    return refuse("a MIG job cannot become --exclusive")
+  end
+  strip_fields(job)
+  if ours then
+    local field = stamp_field(held)
+    local stamp = string.match(record[field] or "", STAMP)
+    if stamp and job[field] then job[field] = with_stamp(job[field], stamp) end
+  end
+  return slurm.SUCCESS
+end
+
+-- Entry points -------------------------------------------------------------------
+
+local FIELDS = {
+  "tres_per_node", "tres_per_job", "tres_per_task", "tres_per_socket", "comment", "extra",
+}
+
+-- Whether an error may be passed over: only for jobs that have nothing to do with us.
+local function unconcerned(job)
+  for _, field in ipairs(FIELDS) do
+    local read, text = pcall(function() return job[field] end)
+    if read and type(text) == "string" and (mentions(text) or string.find(text, STAMP)) then
+      return false
+    end
+  end
+  return true
+end
+
+-- Before 26.05 a Lua error lets the job through unmodified: catch it, and fail closed.
+local function guarded(what, job, body)
+  local worked, result = pcall(body)
+  if worked then return result end
+  slurm.log_error("slurm-mig: %s: %s", what, tostring(result))
+  if unconcerned(job) then return slurm.SUCCESS end
+  return refuse("internal error in job_submit.lua; please tell your administrators")
+end
+
+function slurm_job_submit(job_desc, part_list, submit_uid)
+  return guarded("submit", job_desc, function() return submit(job_desc) end)
+end
+
+function slurm_job_modify(job_desc, job_rec, part_list, modify_uid)
+  return guarded("modify", job_desc, function() return modify(job_desc, job_rec) end)
+end
+
+return slurm.SUCCESS

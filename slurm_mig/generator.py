@@ -1,0 +1,117 @@
+"""Texts for Slurm, all from one `Fleet`: slurm.conf, gres.conf, job_submit.lua, cli_filter.lua.
+
+Which lines Slurm needs and why: design.md 2, slurm-facts.md 12, 13, 15.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import TYPE_CHECKING, Final
+
+from slurm_mig import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from slurm_mig.fleet import Fleet, GresName, NodeGroup
+
+#: File names below the output directory, and what writes each.
+FILES: Final = (
+    "slurm.conf.mig",
+    "gres.conf.mig",
+    "cgroup.conf.mig",
+    "job_submit.lua",
+    "cli_filter.lua",
+)
+
+
+def generate(fleet: Fleet, *, hooks: str) -> Mapping[str, str]:
+    """All files by name; `hooks` is the directory of the installed hooks."""
+    return {
+        "slurm.conf.mig": slurm_conf(fleet, hooks),
+        "gres.conf.mig": gres_conf(fleet),
+        "cgroup.conf.mig": cgroup_conf(),
+        "job_submit.lua": lua(fleet, "job_submit.lua"),
+        "cli_filter.lua": lua(fleet, "cli_filter.lua"),
+    }
+
+
+def _head(comment: str, what: str) -> str:
+    return f"{comment} {what}, written by `slurm-mig generate` {__version__}. Do not edit.\n"
+
+
+def slurm_conf(fleet: Fleet, hooks: str) -> str:
+    """Lines for slurm.conf. `Gres=` values are comments: they belong on the site's own lines."""
+    lines = [
+        "# Take these lines into slurm.conf, and each Gres= value onto that node's NodeName line.",
+        "GresTypes=gpu,shard,mig",
+        "JobSubmitPlugins=lua",
+        "CliFilterPlugins=cli_filter/lua",
+        "PrologFlags=Alloc,DeferBatch",
+        f"Prolog={hooks}/prolog",
+        f"Epilog={hooks}/epilog",
+        f"TaskProlog={hooks}/task_prolog",
+        "# NVML held open by Slurm's own GPU accounting would block reconfiguration.",
+        "JobAcctGatherParams=DisableGPUAcct",
+        "# Where slurmdbd runs, this makes sacct and limits speak of profiles:",
+        f"#AccountingStorageTRES={','.join(accounting_tres(fleet))}",
+        "",
+    ]
+    for group in fleet.groups:
+        lines += [f"# NodeName={group.hosts} Gres={fleet.gres(group)}"]
+    return _head("#", "Fragment for slurm.conf") + "\n".join(lines) + "\n"
+
+
+def accounting_tres(fleet: Fleet) -> list[str]:
+    """Values for AccountingStorageTRES: totals, then one per profile and GPU type."""
+    types = [f"gres/gpu:{name}" for name in fleet.models]
+    return ["gres/gpu", *types, "gres/shard", "gres/mig", *(f"gres/mig:{n}" for n in fleet.names)]
+
+
+def gres_conf(fleet: Fleet) -> str:
+    """Lines for gres.conf. No mig lines: a count that differs would silently offer one."""
+    lines = [line for group in fleet.groups for line in _gres_lines(group)]
+    return _head("#", "Fragment for gres.conf") + "\n".join(lines) + "\n"
+
+
+def _gres_lines(group: NodeGroup) -> Iterator[str]:
+    """One gpu and one shard line per GPU: with one line for several, Slurm miscounts."""
+    for minor, model in enumerate(group.gpus):
+        head = f"NodeName={group.hosts} AutoDetect=off"
+        file = f"File={group.devices}/nvidia{minor}"
+        yield f"{head} Name=gpu Type={model.type_name} {file}"
+        count = model.weights.capacity
+        yield f"{head} Name=shard Type={model.type_name} Count={count} {file}"
+
+
+def cgroup_conf() -> str:
+    """Lines for cgroup.conf, and what they protect."""
+    return _head("#", "Fragment for cgroup.conf") + (
+        "# Keeps a job off GPUs that are not its own. Instances of one GPU are kept apart by\n"
+        "# the modes of their capability nodes, which slurm-mig sets either way.\n"
+        "ConstrainDevices=yes\n"
+    )
+
+
+def lua(fleet: Fleet, name: str) -> str:
+    """job_submit.lua or cli_filter.lua: the fleet's table, the common part, the file's own."""
+    folder = resources.files("slurm_mig").joinpath("data/lua")
+    parts = [folder.joinpath(part).read_text("utf-8") for part in ("common.lua", name)]
+    return "\n".join([_head("--", name) + "\n" + _lua_table(fleet), *parts])
+
+
+def _lua_table(fleet: Fleet) -> str:
+    rows = "".join(f"  {_lua_row(item)}\n" for item in fleet.names.values())
+    known = ", ".join(fleet.names)
+    return (
+        "-- Weights and capacities in shards; `most` instances on one GPU.\n"
+        f'local GRES = {{\n{rows}}}\nlocal KNOWN = "{known}"\n'
+    )
+
+
+def _lua_row(item: GresName) -> str:
+    return (
+        f'["{item.name}"] = {{ profile = "{item.profile}", id = {item.profile_id}, '
+        f"weight = {item.weight}, capacity = {item.capacity}, most = {item.most}, "
+        f'shard = "{item.shard}" }},'
+    )
