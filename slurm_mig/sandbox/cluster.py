@@ -1,0 +1,307 @@
+"""The private cluster: files, daemons, and commands as a user of it."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from slurm_mig import catalog, generator
+from slurm_mig.config import load
+from slurm_mig.errors import SandboxFault
+from slurm_mig.fleet import Fleet, NodeGroup
+from slurm_mig.install import install_hooks
+from slurm_mig.models import fleet_model, gpu_spec
+from slurm_mig.node import Node
+from slurm_mig.sandbox.processes import free_ports, kill_all_in, start_daemon, stop
+from slurm_mig.simulator import create
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+#: Seconds a munge credential lives; short, so that a refused job's retry comes soon.
+CREDENTIAL_LIFETIME: Final = 5
+
+#: Where Debian puts daemons, and a prefix of one's own.
+PROGRAMS: Final = ("/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin")
+
+
+#: Users of the cluster, by name; unprivileged, and known to nothing outside it.
+USERS: Final = {"alice": 64001, "bob": 64002, "carol": 64003}
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxNode:
+    """A node and its simulated GPUs: (NVML name or catalogue key, count)."""
+
+    name: str
+    gpus: tuple[tuple[str, int], ...]
+    latency_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+class Cluster:
+    """A Slurm of its own below `root`, which must be new, short and on local disk."""
+
+    def __init__(
+        self,
+        root: Path,
+        nodes: Sequence[SandboxNode],
+        *,
+        hooks: Path | None = None,
+        slurm_conf: str = "",
+        config: str = "",
+        cgroup_conf: str = "",
+        prefix: Path | None = None,
+    ) -> None:
+        """`hooks`: other hooks than ours; the texts are appended to the files of that name."""
+        self.root = root
+        self.nodes = tuple(nodes)
+        self.conf = root / "conf"
+        self._prefix = prefix
+        self._hooks = hooks
+        self._texts = (slurm_conf, config, cgroup_conf)
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self.work = root / "work"
+
+    # -- files ---------------------------------------------------------------
+
+    def build(self) -> None:
+        """Write everything the daemons need, and the simulated machines."""
+        for name in ("conf", "log", "state", "munge", "spool", "work", "nodes"):
+            (self.root / name).mkdir(mode=0o755, parents=True)
+        # The top directory may come from mkdtemp: users have to get through to their files.
+        self.root.chmod(0o755)
+        self.work.chmod(0o1777)
+        fleet = Fleet(tuple(self._build_node(node) for node in self.nodes))
+        (self.root / "munge/key").write_bytes(secrets.token_bytes(1024))
+        (self.root / "munge/key").chmod(0o400)
+        hooks = self._install_hooks()
+        for name, text in generator.generate(fleet, hooks=str(hooks)).items():
+            (self.conf / name.removesuffix(".mig")).write_text(text, "utf-8")
+        (self.conf / "slurm.conf").write_text(self._slurm_conf(fleet, hooks), "utf-8")
+        (self.conf / "cgroup.conf").write_text(self._texts[2], "utf-8")
+        self._write_users()
+
+    def _write_users(self) -> None:
+        """Users of this cluster alone: the machine's own list is left as it is."""
+        passwd = Path("/etc/passwd").read_text("utf-8")
+        group = Path("/etc/group").read_text("utf-8")
+        for name, uid in USERS.items():
+            passwd += f"{name}:x:{uid}:{uid}::{self.work}:/bin/sh\n"
+            group += f"{name}:x:{uid}:\n"
+        (self.conf / "passwd").write_text(passwd, "utf-8")
+        (self.conf / "group").write_text(group, "utf-8")
+
+    def _build_node(self, node: SandboxNode) -> NodeGroup:
+        home = self.root / "nodes" / node.name
+        products = [(name, catalog.find(name), count) for name, count in node.gpus]
+        specs = [gpu_spec(product, name, count) for name, product, count in products]
+        machine = create(home / "sim", specs, latency_ms=node.latency_ms)
+        (home / "config.toml").write_text(self._config(home), "utf-8")
+        (home / "config.toml").chmod(0o600)
+        models = [
+            model for _, product, count in products for model in [fleet_model(product)] * count
+        ]
+        return NodeGroup(node.name, tuple(models), str(machine.tree.dev))
+
+    def _config(self, home: Path) -> str:
+        directory = self._find("scontrol").parent
+        return (
+            f'[driver]\nlibrary = "simulator:{home}/sim"\n'
+            f'[paths]\nstate = "{home}/state"\nrun = "{home}/run"\n'
+            f'[slurm]\nbin = "{directory}"\n'
+            # Longer than the credential lives: 22.05 restarts sooner ones without a Prolog.
+            f"[refusal]\nretry_delay = {2 * CREDENTIAL_LIFETIME}\n{self._texts[1]}"
+        )
+
+    def _install_hooks(self) -> Path:
+        if self._hooks is not None:
+            return self._hooks
+        nodes = self.root / "nodes/%n"
+        directory = self.root / "hooks"
+        install_hooks(directory, Path(sys.executable), nodes / "config.toml", nodes / "run")
+        return directory
+
+    def _slurm_conf(self, fleet: Fleet, hooks: Path) -> str:
+        ctld, *ports = free_ports(1 + len(self.nodes))
+        lines = [
+            "ClusterName=sandbox",
+            "SlurmctldHost=localhost(127.0.0.1)",
+            f"SlurmctldPort={ctld}",
+            "CommunicationParameters=NoInAddrAny,NoCtldInAddrAny",
+            "SlurmUser=root",
+            f"AuthInfo=socket={self.root}/munge/socket,cred_expire={CREDENTIAL_LIFETIME}",
+            f"StateSaveLocation={self.root}/state",
+            f"SlurmdSpoolDir={self.root}/spool/%n",
+            f"SlurmctldPidFile={self.root}/spool/slurmctld.pid",
+            f"SlurmdPidFile={self.root}/spool/%n.pid",
+            f"SlurmctldLogFile={self.root}/log/slurmctld",
+            f"SlurmdLogFile={self.root}/log/%n",
+            "SlurmdParameters=config_overrides",
+            "ProctrackType=proctrack/linuxproc",
+            "TaskPlugin=task/none",
+            "SelectType=select/cons_tres",
+            "SelectTypeParameters=CR_CPU",
+            "SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1",
+            "JobAcctGatherType=jobacct_gather/none",
+            "MpiDefault=none",
+            "ReturnToService=2",
+            "KillWait=2",
+            *self._own_lines(fleet, hooks),
+            "PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE",
+        ]
+        for node, group, port in zip(self.nodes, fleet.groups, ports, strict=True):
+            lines.append(
+                f"NodeName={node.name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} "
+                f"CPUs=16 RealMemory=4096 Gres={fleet.gres(group)}"
+            )
+        return "\n".join(lines) + f"\n{self._texts[0]}\n"
+
+    @staticmethod
+    def _own_lines(fleet: Fleet, hooks: Path) -> list[str]:
+        """Our own fragment, as a site would take it over; there is no MPI or slurmdbd here."""
+        text = generator.slurm_conf(fleet, str(hooks))
+        return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+    # -- life ----------------------------------------------------------------
+
+    def __enter__(self) -> Cluster:
+        try:
+            self.build()
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start munge, slurmctld and every slurmd, and wait until all nodes are idle."""
+        munge = self.root / "munge"
+        self._daemon(
+            "munged", "--foreground", "--force", f"--key-file={munge}/key",
+            f"--socket={munge}/socket", f"--pid-file={munge}/pid", f"--seed-file={munge}/seed",
+        )  # fmt: skip
+        self._wait((munge / "socket").is_socket, "munged", 20)
+        self._daemon("slurmctld", "-D", "-c", "-f", str(self.conf / "slurm.conf"))
+        for node in self.nodes:
+            self.start_slurmd(node.name)
+        self._wait(self._all_idle, "slurmctld and slurmd", 60)
+
+    def start_slurmd(self, node: str) -> None:
+        """Start one node's slurmd."""
+        config = str(self.conf / "slurm.conf")
+        self._daemon("slurmd", "-D", "-N", node, "-f", config, name=node)
+
+    def stop_daemon(self, name: str) -> None:
+        """End one daemon: `slurmctld`, `munged`, or a node's name."""
+        stop(self._daemons.pop(name))
+
+    def stop(self) -> None:
+        """End every daemon and whatever jobs left, by pid."""
+        for name in reversed(list(self._daemons)):
+            self.stop_daemon(name)
+        left = kill_all_in(self.root)
+        if left:
+            raise SandboxFault(f"processes {left} of {self.root} do not end")
+
+    def remove(self) -> None:
+        """Delete the directory."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def _daemon(self, program: str, *arguments: str, name: str = "") -> None:
+        log = self.root / "log" / f"{name or program}.out"
+        command = [str(self._find(program)), *arguments]
+        self._daemons[name or program] = start_daemon(command, log, self.environ())
+
+    def _find(self, program: str) -> Path:
+        places = [Path(place) for place in PROGRAMS]
+        if self._prefix is not None:
+            places = [self._prefix / "sbin", self._prefix / "bin", *places]
+        for place in places:
+            if (place / program).is_file():
+                return place / program
+        raise SandboxFault(
+            f"no {program} on this machine",
+            remedy="apt-get install slurmctld slurmd slurm-client munge",
+        )
+
+    def _all_idle(self) -> bool:
+        done = self.try_run("sinfo", "-h", "-N", "-o", "%T")
+        return done.returncode == 0 and done.stdout.split() == ["idle"] * len(self.nodes)
+
+    def _wait(self, ready: Callable[[], bool], what: str, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not ready():
+            dead = [name for name, daemon in self._daemons.items() if daemon.poll() is not None]
+            if dead or time.monotonic() > until:
+                ended = f", {', '.join(dead)} ended" if dead else ""
+                raise SandboxFault(
+                    f"{what} not up after {seconds:g} s{ended}: {self._last_words()}"
+                )
+            time.sleep(0.1)
+
+    def _last_words(self) -> str:
+        lines = []
+        for log in sorted((self.root / "log").iterdir()):
+            errors = [
+                line for line in log.read_text("utf-8", "replace").splitlines() if "fatal" in line
+            ]
+            lines += [f"{log.name}: {line}" for line in errors[-2:]]
+        return " | ".join(lines) or f"see {self.root}/log"
+
+    # -- use -----------------------------------------------------------------
+
+    def environ(self) -> dict[str, str]:
+        """Environment of daemons and commands: nothing of the caller's own."""
+        directories = [str(self._find("scontrol").parent), "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
+        return {
+            "LD_PRELOAD": "libnss_wrapper.so",
+            "NSS_WRAPPER_PASSWD": str(self.conf / "passwd"),
+            "NSS_WRAPPER_GROUP": str(self.conf / "group"),
+            "PATH": ":".join(dict.fromkeys(directories)),
+            "SLURM_CONF": str(self.conf / "slurm.conf"),
+            "LC_ALL": "C.UTF-8",
+            "HOME": str(self.work),
+        }
+
+    def try_run(
+        self, *command: str, uid: int = 0, timeout: float = 60, stdin: str = "", **extra: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command of this cluster as a user; `extra` are environment variables."""
+        return subprocess.run(
+            [str(self._find(command[0])) if "/" not in command[0] else command[0], *command[1:]],
+            input=stdin, capture_output=True, text=True, check=False, timeout=timeout,
+            cwd=self.work, env=self.environ() | extra,
+            user=uid, group=uid, extra_groups=[],
+        )  # fmt: skip
+
+    def run(self, *command: str, uid: int = 0, timeout: float = 60, stdin: str = "") -> str:
+        """Like `try_run`, but SandboxFault when the command fails; returns its output."""
+        done = self.try_run(*command, uid=uid, timeout=timeout, stdin=stdin)
+        if done.returncode != 0:
+            raise SandboxFault(
+                f"{' '.join(command)}: exit {done.returncode}: {done.stderr.strip()}"
+            )
+        return done.stdout
+
+    def node(self, name: str) -> Node:
+        """A node as slurm-mig sees it; the caller closes it."""
+        path = self.root / "nodes" / name / "config.toml"
+        return Node(
+            load(path, {}), {"SLURMD_NODENAME": name, "SLURM_CONF": str(self.conf / "slurm.conf")}
+        )
+
+
+def scratch(parent: Path = Path("/tmp")) -> Path:  # noqa: S108  # sockets need a short path
+    """A new directory for a cluster; short, for the sake of socket paths."""
+    path = parent / f"smig-{secrets.token_hex(3)}"
+    path.mkdir(mode=0o755)
+    return path
