@@ -59,6 +59,7 @@ class Owner:
     gid: int = 0
     user: str = ""
     account: str = ""
+    het_leader: int | None = None
 
     def __str__(self) -> str:
         return "administrator" if self.job_id is None else f"job {self.job_id}"

@@ -396,9 +396,10 @@ class Allocator:
         self._sweep(gpu, None)
         for record in self._ledger.open_on(gpu.uuid):
             job = record.owner.job_id
-            gone = live is not None and job is not None and job not in live
-            if gone and record.phase == phases.ACTIVE:
-                self._try_tear_down(record, gpu, "its job is no longer on this node")
+            if live is None or job is None or job in live or record.phase != phases.ACTIVE:
+                continue
+            self._try_tear_down(record, gpu, "its job is no longer on this node")
+            self._files.withdraw(job)
         for number in before:
             now = self._ledger.find(number)
             if now.phase == phases.QUARANTINED:

@@ -216,10 +216,14 @@ SETTINGS: Final[tuple[Setting, ...]] = (
 )
 
 
+def chosen(option: Path | None, environ: Mapping[str, str]) -> Path:
+    """The file as it was named: by option, variable or default; `%n` not filled in yet."""
+    return option or Path(environ.get(VARIABLE) or DEFAULT_PATH)
+
+
 def locate(option: Path | None, environ: Mapping[str, str]) -> Path:
-    """The file to read: option, variable or default, with `%n` filled in."""
-    path = option or Path(environ.get(VARIABLE) or DEFAULT_PATH)
-    return expand(path, environ)
+    """The file to read, with `%n` filled in."""
+    return expand(chosen(option, environ), environ)
 
 
 def expand(path: Path, environ: Mapping[str, str]) -> Path:

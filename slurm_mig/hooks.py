@@ -38,7 +38,6 @@ class Job:
     gpus: tuple[int, ...]
     comment: str
     extra: str
-    het_leader: int | None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Job:
@@ -54,6 +53,7 @@ class Job:
                 gid=int(environ.get("SLURM_JOB_GID") or 0),
                 user=environ.get("SLURM_JOB_USER", ""),
                 account=environ.get("SLURM_JOB_ACCOUNT", ""),
+                het_leader=int(het) if het else None,
             )
             return cls(
                 owner=owner,
@@ -63,7 +63,6 @@ class Job:
                 ),
                 comment=environ.get("SLURM_JOB_COMMENT", ""),
                 extra=environ.get("SLURM_JOB_EXTRA", ""),
-                het_leader=int(het) if het else None,
             )
         except (KeyError, ValueError) as problem:
             raise NodeFault(
@@ -186,7 +185,7 @@ def _refuse(
         node.allocator().refuse(job.owner, wanted, gpus[0], fault)
     # Before Slurm is asked: should that fail, the TaskProlog still has the reason.
     node.files.refuse(job.owner, environment.refusal_lines(str(fault)))
-    refusal = Refusal(job.job_id, job.owner.restart, job.comment, job.het_leader)
+    refusal = Refusal(job.job_id, job.owner.restart, job.comment, job.owner.het_leader)
     outcome = refuse(refusal, fault, node.slurm, node.config)
     node.files.mark(job.owner, f"retry {outcome.retry}" if outcome.retry else "")
     line.add(outcome=outcome.text)
@@ -225,12 +224,13 @@ HOOKS: Final[dict[str, Callable[[Node, Job, Line], None]]] = {"prolog": prolog, 
 
 def run(hook: str, environ: Mapping[str, str]) -> int:
     """Run a hook and return its exit code; every fault is logged, none escapes."""
-    line = Line(hook)
-    node = None
-    try:
-        from slurm_mig.config import load
-        from slurm_mig.node import Node
+    from slurm_mig.config import Config, load
+    from slurm_mig.node import Node
 
+    line = Line(hook)
+    # Until the configuration is read, the defaults have to do for setting a drain reason.
+    node = Node(Config(), environ)
+    try:
         job = Job.from_environ(environ)
         line.add(job=job.job_id, restart=job.owner.restart, user=job.owner.user or job.owner.uid)
         node = Node(load(environ=environ), environ)
@@ -239,24 +239,29 @@ def run(hook: str, environ: Mapping[str, str]) -> int:
     except SlurmMigError as fault:
         return _fail(node, line, str(fault), fault.exit_code)
     except Exception as problem:  # noqa: BLE001  # an unknown state must drain, with its cause
-        return _fail(
-            node, line, f"internal error: {type(problem).__name__}: {problem}", INTERNAL_ERROR
-        )
+        text = f"internal error: {type(problem).__name__}: {problem}"
+        return _fail(node, line, text, INTERNAL_ERROR)
     finally:
-        if node is not None:
-            node.close()
+        _close(node, line)
     return 0
 
 
-def _fail(node: Node | None, line: Line, text: str, code: int) -> int:
+def _fail(node: Node, line: Line, text: str, code: int) -> int:
+    """Log the fault and drain with it: by itself Slurm would only say "Prolog error"."""
     line.write("ERR", text)
-    if node is not None:
-        # Slurm would drain with "Prolog error"; a reason that is there already stays.
-        try:
-            node.slurm.drain(node.name, _clean(f"slurm-mig: {text}")[:250])
-        except SlurmFault as fault:
-            line.write("ERR", f"could not set the drain reason: {fault}")
+    try:
+        node.slurm.drain(node.name, _clean(f"slurm-mig: {text}")[:250])
+    except SlurmFault as fault:
+        line.write("ERR", f"could not set the drain reason: {fault}")
     return code
+
+
+def _close(node: Node, line: Line) -> None:
+    # The work is done and on record: a driver that dislikes its shutdown changes nothing.
+    try:
+        node.close()
+    except SlurmMigError as fault:
+        line.write("WARNING", str(fault))
 
 
 def main() -> None:

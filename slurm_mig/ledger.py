@@ -40,6 +40,7 @@ CREATE TABLE allocation (
     gid       INTEGER NOT NULL,
     user      TEXT NOT NULL,
     account   TEXT NOT NULL,
+    het_leader INTEGER,
     node      TEXT NOT NULL,
     gpu_uuid  TEXT NOT NULL,
     gpu_minor INTEGER NOT NULL,
@@ -85,7 +86,7 @@ CREATE TRIGGER event_no_delete BEFORE DELETE ON event
 #: Statements that lead from each schema version to the next.
 MIGRATIONS: Final[dict[int, str]] = {0: _CREATE}
 
-_OWNER: Final = ("job_id", "restart", "sluid", "uid", "gid", "user", "account")
+_OWNER: Final = ("job_id", "restart", "sluid", "uid", "gid", "user", "account", "het_leader")
 _PLAIN: Final = (
     "node",
     "gpu_uuid",

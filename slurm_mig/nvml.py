@@ -69,10 +69,11 @@ class NvmlDriver:
     """One NVML session. `library` replaces what pynvml would load, when given."""
 
     def __init__(self, library: object | None = None) -> None:
-        if library is not None:
-            pynvml.nvmlLib = library
-            # pynvml remembers function pointers of the library it had before.
-            pynvml._nvmlGetFunctionPointer_cache.clear()  # noqa: SLF001
+        if pynvml._nvmlLib_refcount > 0:  # noqa: SLF001  # pynvml has no public question for it
+            raise DriverFault("this process has an NVML session already; close it first")
+        # pynvml keeps one library a process, and remembers function pointers of the last one.
+        pynvml.nvmlLib = library
+        pynvml._nvmlGetFunctionPointer_cache.clear()  # noqa: SLF001
         self._tables: dict[str, Geometry] = {}
         _call("start NVML", pynvml.nvmlInit)
 
@@ -394,7 +395,8 @@ def nominal_gb(memory_mib: int, total_bytes: int) -> int:
     """
     eighths = -(-(memory_mib << 20) * 8 // total_bytes)
     total_gib = -(-total_bytes // (1 << 30))
-    return round(eighths * total_gib / 8)
+    # Half a GB goes up, as in C; Python's round() would take 70.5 down.
+    return (eighths * total_gib + 4) // 8
 
 
 def _table_order(row: GpuProfile) -> tuple[int, int, int]:

@@ -1,8 +1,10 @@
 """Files under the run directory by which Prolog, TaskProlog and Epilog meet.
 
-    env/<job>.<restart>           lines for the TaskProlog, readable by the job's user only
-    env/<job>.<restart>.refused   why the job was refused, for the TaskProlog
-    jobs/<job>.<restart>          the Epilog shim's sign that there is something to do
+    env/<job>.<restart>                lines for the TaskProlog, readable by the job's user only
+    env/<leader>.<restart>.het<job>    the same for steps of a heterogeneous job, which carry
+                                       their leader's id on every node
+    env/... .refused                   why the job was refused, for the TaskProlog
+    jobs/<job>.<restart>               the Epilog shim's sign that there is something to do
 
 They vanish with a reboot, as instances do. They steer, they do not decide: the
 ledger is the truth.
@@ -48,30 +50,49 @@ class RunFiles:
 
     def publish(self, owner: Owner, lines: str) -> None:
         """Hand the job's tasks their environment."""
-        replace_file(self._env / _name(owner), lines, mode=0o400, uid=owner.uid, gid=owner.gid)
+        for stem in _stems(owner):
+            self._give(self._env / stem, lines, owner)
 
     def refuse(self, owner: Owner, lines: str) -> None:
         """Leave the reason for the TaskProlog, should a task start after all."""
         self.prepare()
-        path = self._env / f"{_name(owner)}.refused"
+        for stem in _stems(owner):
+            self._give(self._env / f"{stem}.refused", lines, owner)
+
+    @staticmethod
+    def _give(path: Path, lines: str, owner: Owner) -> None:
         replace_file(path, lines, mode=0o400, uid=owner.uid, gid=owner.gid)
 
     def withdraw(self, job_id: int) -> None:
         """Remove everything of a job, whichever run left it."""
-        for path in self._of(job_id):
-            path.unlink(missing_ok=True)
+        for path in self._all():
+            if _job_of(path) == job_id:
+                path.unlink(missing_ok=True)
 
     def withdraw_environment(self, owner: Owner) -> None:
         """Remove one run's environment: its instances are going."""
-        (self._env / _name(owner)).unlink(missing_ok=True)
+        for stem in _stems(owner):
+            (self._env / stem).unlink(missing_ok=True)
 
     def jobs(self) -> set[int]:
         """Ids of all jobs that have a file here."""
-        names = [path.name for path in (*self._env.glob("[0-9]*"), *self._jobs.glob("[0-9]*"))]
-        return {int(name.split(".")[0]) for name in names}
+        return {_job_of(path) for path in self._all()}
 
-    def _of(self, job_id: int) -> list[Path]:
-        return [*self._env.glob(f"{job_id}.*"), *self._jobs.glob(f"{job_id}.*")]
+    def _all(self) -> list[Path]:
+        return [*self._env.glob("[0-9]*"), *self._jobs.glob("[0-9]*")]
+
+
+def _stems(owner: Owner) -> list[str]:
+    stems = [_name(owner)]
+    if owner.het_leader not in (None, owner.job_id):
+        stems.append(f"{owner.het_leader}.{owner.restart}.het{owner.job_id}")
+    return stems
+
+
+def _job_of(path: Path) -> int:
+    """The job a file belongs to: a component's alias is not its leader's."""
+    name = path.name.removesuffix(".refused")
+    return int(name.partition(".het")[2] or name.partition(".")[0])
 
 
 def _name(owner: Owner) -> str:

@@ -1,0 +1,115 @@
+-- cli_filter.lua, written by `slurm-mig generate` 0.1.0. Do not edit.
+
+-- Weights and capacities in shards; `most` instances on one GPU.
+local GRES = {
+  ["1g.10gb"] = { profile = "1g.10gb", id = 19, weight = 4, capacity = 31, most = 7, shard = "shard:h100" },
+  ["1g.10gb+me"] = { profile = "1g.10gb+me", id = 20, weight = 4, capacity = 31, most = 1, shard = "shard:h100" },
+  ["1g.20gb"] = { profile = "1g.20gb", id = 15, weight = 7, capacity = 31, most = 4, shard = "shard:h100" },
+  ["2g.20gb"] = { profile = "2g.20gb", id = 14, weight = 8, capacity = 31, most = 3, shard = "shard:h100" },
+  ["3g.40gb"] = { profile = "3g.40gb", id = 9, weight = 14, capacity = 31, most = 2, shard = "shard:h100" },
+  ["4g.40gb"] = { profile = "4g.40gb", id = 5, weight = 16, capacity = 31, most = 1, shard = "shard:h100" },
+  ["7g.80gb"] = { profile = "7g.80gb", id = 0, weight = 31, capacity = 31, most = 1, shard = "shard:h100" },
+  ["1g.6gb"] = { profile = "1g.6gb", id = 14, weight = 1, capacity = 4, most = 4, shard = "shard:a30" },
+  ["1g.6gb+me"] = { profile = "1g.6gb+me", id = 21, weight = 1, capacity = 4, most = 1, shard = "shard:a30" },
+  ["2g.12gb"] = { profile = "2g.12gb", id = 5, weight = 2, capacity = 4, most = 2, shard = "shard:a30" },
+  ["2g.12gb+me"] = { profile = "2g.12gb+me", id = 6, weight = 2, capacity = 4, most = 1, shard = "shard:a30" },
+  ["4g.24gb"] = { profile = "4g.24gb", id = 0, weight = 4, capacity = 4, most = 1, shard = "shard:a30" },
+}
+local KNOWN = "1g.10gb, 1g.10gb+me, 1g.20gb, 2g.20gb, 3g.40gb, 4g.40gb, 7g.80gb, 1g.6gb, 1g.6gb+me, 2g.12gb, 2g.12gb+me, 4g.24gb"
+
+-- Reading gres texts -------------------------------------------------------
+
+-- True when a text names the gres mig or shard anywhere, however it is written.
+local function mentions(text)
+  local lower = string.lower(text)
+  return string.find(lower, "%f[%w]mig%f[%W]") ~= nil
+    or string.find(lower, "%f[%w]shard%f[%W]") ~= nil
+end
+
+-- Cut a gres text ("gres:mig:3g.40gb:1,gres:gpu:2"; client tools leave the prefix out) into
+-- its tokens. Returns nil and a reason for the user when a mig or shard token is not one that
+-- Slurm and we read alike: Slurm knows more spellings (=, k, M) than counting allows.
+local function read_gres(text)
+  local read = { items = {}, others = {}, shards = {}, gpu = false, prefix = "" }
+  for token in string.gmatch(text, "[^,]+") do
+    local prefix, body = string.match(token, "^(gres[:/])(.*)$")
+    if not prefix then prefix, body = "", token end
+    local name, rest = string.match(body, "^([^:=]+)(.*)$")
+    if name == "mig" then
+      local profile, count = string.match(rest, "^:([^:=]+):([1-9]%d?)$")
+      if not profile then profile, count = string.match(rest, "^:([^:=%d][^:=]*)$"), 1 end
+      if not profile then profile, count = string.match(rest, "^:(%d[^:=]*%a[^:=]*)$"), 1 end
+      if not profile then
+        return nil, "cannot read '" .. body .. "'; write mig:<profile>:<count>, count 1 to 99, "
+          .. "profiles: " .. KNOWN
+      end
+      read.prefix = prefix
+      table.insert(read.items, { name = profile, count = tonumber(count) })
+    elseif name == "shard" then
+      table.insert(read.shards, body)
+    elseif mentions(token) then
+      return nil, "cannot read '" .. body .. "'; write --gres=mig:<profile>:<count>"
+    else
+      if name == "gpu" then read.gpu = true end
+      table.insert(read.others, token)
+    end
+  end
+  return read
+end
+
+-- Shards that the items cost, as one gres token without prefix ("shard:h100:14").
+-- Returns nil and a reason for the user when no GPU could hold them together.
+local function price(items)
+  local sum, pool, seen = 0, nil, {}
+  for _, item in ipairs(items) do
+    local gres = GRES[item.name]
+    if not gres then
+      return nil, "unknown MIG profile '" .. item.name .. "'; known: " .. KNOWN
+    end
+    if seen[item.name] then
+      return nil, "profile " .. item.name .. " is named twice; add the counts up"
+    end
+    seen[item.name] = true
+    if item.count > gres.most then
+      return nil, item.count .. " x " .. item.name .. ": one GPU holds at most " .. gres.most
+    end
+    if pool and (pool.shard ~= gres.shard or pool.capacity ~= gres.capacity) then
+      return nil, "profiles of different GPU models in one job: " .. item.name
+    end
+    pool = gres
+    sum = sum + item.count * gres.weight
+  end
+  if sum > pool.capacity then
+    return nil, "these slices do not fit on one GPU together; a job's slices come from one GPU "
+      .. "per node, so ask for fewer or for more nodes"
+  end
+  return string.format("%s:%d", pool.shard, sum)
+end
+
+-- Convenience, not control: a step's gres never passes job_submit.lua, and under
+-- ConstrainDevices a step without shards may not open its GPU. Whatever this file does, the
+-- controller decides by job_submit.lua; so an error here only means that nothing is added.
+
+local function pre_submit(options)
+  local text = options["gres"]
+  if not text or not mentions(text) then return end
+  local read = read_gres(text)
+  if not read or #read.items == 0 or #read.shards > 0 then return end
+  local shards = price(read.items)
+  if shards then options["gres"] = text .. "," .. read.prefix .. shards end
+end
+
+function slurm_cli_setup_defaults(options, early_pass)
+  return slurm.SUCCESS
+end
+
+function slurm_cli_pre_submit(options, pack_offset)
+  pcall(pre_submit, options)
+  return slurm.SUCCESS
+end
+
+function slurm_cli_post_submit(offset, job_id, step_id)
+  return slurm.SUCCESS
+end
+
+return slurm.SUCCESS

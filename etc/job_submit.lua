@@ -1,0 +1,251 @@
+-- job_submit.lua, written by `slurm-mig generate` 0.1.0. Do not edit.
+
+-- Weights and capacities in shards; `most` instances on one GPU.
+local GRES = {
+  ["1g.10gb"] = { profile = "1g.10gb", id = 19, weight = 4, capacity = 31, most = 7, shard = "shard:h100" },
+  ["1g.10gb+me"] = { profile = "1g.10gb+me", id = 20, weight = 4, capacity = 31, most = 1, shard = "shard:h100" },
+  ["1g.20gb"] = { profile = "1g.20gb", id = 15, weight = 7, capacity = 31, most = 4, shard = "shard:h100" },
+  ["2g.20gb"] = { profile = "2g.20gb", id = 14, weight = 8, capacity = 31, most = 3, shard = "shard:h100" },
+  ["3g.40gb"] = { profile = "3g.40gb", id = 9, weight = 14, capacity = 31, most = 2, shard = "shard:h100" },
+  ["4g.40gb"] = { profile = "4g.40gb", id = 5, weight = 16, capacity = 31, most = 1, shard = "shard:h100" },
+  ["7g.80gb"] = { profile = "7g.80gb", id = 0, weight = 31, capacity = 31, most = 1, shard = "shard:h100" },
+  ["1g.6gb"] = { profile = "1g.6gb", id = 14, weight = 1, capacity = 4, most = 4, shard = "shard:a30" },
+  ["1g.6gb+me"] = { profile = "1g.6gb+me", id = 21, weight = 1, capacity = 4, most = 1, shard = "shard:a30" },
+  ["2g.12gb"] = { profile = "2g.12gb", id = 5, weight = 2, capacity = 4, most = 2, shard = "shard:a30" },
+  ["2g.12gb+me"] = { profile = "2g.12gb+me", id = 6, weight = 2, capacity = 4, most = 1, shard = "shard:a30" },
+  ["4g.24gb"] = { profile = "4g.24gb", id = 0, weight = 4, capacity = 4, most = 1, shard = "shard:a30" },
+}
+local KNOWN = "1g.10gb, 1g.10gb+me, 1g.20gb, 2g.20gb, 3g.40gb, 4g.40gb, 7g.80gb, 1g.6gb, 1g.6gb+me, 2g.12gb, 2g.12gb+me, 4g.24gb"
+
+-- Reading gres texts -------------------------------------------------------
+
+-- True when a text names the gres mig or shard anywhere, however it is written.
+local function mentions(text)
+  local lower = string.lower(text)
+  return string.find(lower, "%f[%w]mig%f[%W]") ~= nil
+    or string.find(lower, "%f[%w]shard%f[%W]") ~= nil
+end
+
+-- Cut a gres text ("gres:mig:3g.40gb:1,gres:gpu:2"; client tools leave the prefix out) into
+-- its tokens. Returns nil and a reason for the user when a mig or shard token is not one that
+-- Slurm and we read alike: Slurm knows more spellings (=, k, M) than counting allows.
+local function read_gres(text)
+  local read = { items = {}, others = {}, shards = {}, gpu = false, prefix = "" }
+  for token in string.gmatch(text, "[^,]+") do
+    local prefix, body = string.match(token, "^(gres[:/])(.*)$")
+    if not prefix then prefix, body = "", token end
+    local name, rest = string.match(body, "^([^:=]+)(.*)$")
+    if name == "mig" then
+      local profile, count = string.match(rest, "^:([^:=]+):([1-9]%d?)$")
+      if not profile then profile, count = string.match(rest, "^:([^:=%d][^:=]*)$"), 1 end
+      if not profile then profile, count = string.match(rest, "^:(%d[^:=]*%a[^:=]*)$"), 1 end
+      if not profile then
+        return nil, "cannot read '" .. body .. "'; write mig:<profile>:<count>, count 1 to 99, "
+          .. "profiles: " .. KNOWN
+      end
+      read.prefix = prefix
+      table.insert(read.items, { name = profile, count = tonumber(count) })
+    elseif name == "shard" then
+      table.insert(read.shards, body)
+    elseif mentions(token) then
+      return nil, "cannot read '" .. body .. "'; write --gres=mig:<profile>:<count>"
+    else
+      if name == "gpu" then read.gpu = true end
+      table.insert(read.others, token)
+    end
+  end
+  return read
+end
+
+-- Shards that the items cost, as one gres token without prefix ("shard:h100:14").
+-- Returns nil and a reason for the user when no GPU could hold them together.
+local function price(items)
+  local sum, pool, seen = 0, nil, {}
+  for _, item in ipairs(items) do
+    local gres = GRES[item.name]
+    if not gres then
+      return nil, "unknown MIG profile '" .. item.name .. "'; known: " .. KNOWN
+    end
+    if seen[item.name] then
+      return nil, "profile " .. item.name .. " is named twice; add the counts up"
+    end
+    seen[item.name] = true
+    if item.count > gres.most then
+      return nil, item.count .. " x " .. item.name .. ": one GPU holds at most " .. gres.most
+    end
+    if pool and (pool.shard ~= gres.shard or pool.capacity ~= gres.capacity) then
+      return nil, "profiles of different GPU models in one job: " .. item.name
+    end
+    pool = gres
+    sum = sum + item.count * gres.weight
+  end
+  if sum > pool.capacity then
+    return nil, "these slices do not fit on one GPU together; a job's slices come from one GPU "
+      .. "per node, so ask for fewer or for more nodes"
+  end
+  return string.format("%s:%d", pool.shard, sum)
+end
+
+-- The request's stamp -------------------------------------------------------
+
+local STAMP = "slurm%-mig=%S*"
+
+-- A text without any stamp. Repeated, so that taking one out cannot put another together.
+local function without_stamp(text)
+  local before
+  repeat
+    before = text
+    text = string.gsub(text, STAMP, " ")
+  until text == before
+  text = string.gsub(text, "^%s+", "")
+  return (string.gsub(text, "%s+$", ""))
+end
+
+local function with_stamp(text, stamp)
+  local own = without_stamp(text or "")
+  if own == "" then return stamp end
+  return own .. " " .. stamp
+end
+
+local function make_stamp(items)
+  local words = { "slurm-mig=1" }
+  for _, item in ipairs(items) do
+    local gres = GRES[item.name]
+    table.insert(words, string.format("%s/%d:%d", gres.profile, gres.id, item.count))
+  end
+  return table.concat(words, ",")
+end
+
+-- Slurm hands the Prolog `extra` from 23.02 on and `comment` always. The releases that write
+-- gres with a colon are the older ones; all of those have only the comment.
+local function stamp_field(tres)
+  if string.find(tres or "", "gres/", 1, true) then return "extra" end
+  return "comment"
+end
+
+-- Take stamps out of what the user wrote: job_submit.lua alone may write one.
+local function strip_fields(job)
+  for _, field in ipairs({ "comment", "extra" }) do
+    local text = job[field]
+    if text and string.find(text, STAMP) then job[field] = without_stamp(text) end
+  end
+end
+
+-- Rules ------------------------------------------------------------------------
+
+-- Places where a count is for the whole job, a task or a socket. Only the controller could say
+-- what that means per node, and some releases accept it and allocate nothing.
+local ELSEWHERE = {
+  tres_per_job = "--gpus",
+  tres_per_task = "--tres-per-task or --gpus-per-task",
+  tres_per_socket = "--gpus-per-socket",
+}
+
+-- Returns nil when the request is none of ours, else true, or false and a reason.
+local function apply(job)
+  for field, option in pairs(ELSEWHERE) do
+    if job[field] and mentions(job[field]) then
+      return false, "mig cannot be asked for with " .. option .. "; write --gres=mig:<profile>:<count>"
+    end
+  end
+  local text = job.tres_per_node
+  if not text or not mentions(text) then return nil end
+  local read, problem = read_gres(text)
+  if not read then return false, problem end
+  if #read.items == 0 then
+    return false, "shards are counted by slurm-mig; write --gres=mig:<profile>:<count>"
+  end
+  if read.gpu or job.tres_per_job or job.tres_per_task or job.tres_per_socket then
+    return false, "whole GPUs and MIG slices in one job are not possible"
+  end
+  local shards
+  shards, problem = price(read.items)
+  if not shards then return false, problem end
+  if #read.shards > 1 or (read.shards[1] and read.shards[1] ~= shards) then
+    return false, "shards are counted by slurm-mig; leave '" .. read.shards[1] .. "' out"
+  end
+  if job.shared == 0 then
+    return false, "--exclusive with MIG slices would wait for ever; leave it out or ask for a GPU"
+  end
+  local tokens = {}
+  for _, item in ipairs(read.items) do
+    table.insert(tokens, string.format("%smig:%s:%d", read.prefix, item.name, item.count))
+  end
+  table.insert(tokens, read.prefix .. shards)
+  for _, token in ipairs(read.others) do table.insert(tokens, token) end
+  job.tres_per_node = table.concat(tokens, ",")
+  local field = stamp_field(job.tres_per_node)
+  job[field] = with_stamp(job[field], make_stamp(read.items))
+  return true
+end
+
+local function refuse(reason)
+  slurm.log_user("slurm-mig: " .. string.gsub(reason, "%%", "%%%%"))
+  return slurm.ERROR
+end
+
+local function submit(job)
+  strip_fields(job)
+  local fine, reason = apply(job)
+  if fine == false then return refuse(reason) end
+  return slurm.SUCCESS
+end
+
+-- A change of a job that has slices, or would get them, would leave its shards or its stamp
+-- behind; 22.05 even merges the old list into the new one. So: cancel and submit again.
+local function modify(job, record)
+  local held = record.tres_per_node
+  local ours = held ~= nil and mentions(held)
+  for _, field in ipairs({ "tres_per_node", "tres_per_job", "tres_per_task", "tres_per_socket" }) do
+    local text = job[field]
+    if text and text ~= record[field] and (ours or mentions(text)) then
+      return refuse("the gres of a MIG job cannot be changed; cancel it and submit again")
+    end
+  end
+  if ours and job.shared == 0 then
+    return refuse("a MIG job cannot become --exclusive")
+  end
+  strip_fields(job)
+  if ours then
+    local field = stamp_field(held)
+    local stamp = string.match(record[field] or "", STAMP)
+    if stamp and job[field] then job[field] = with_stamp(job[field], stamp) end
+  end
+  return slurm.SUCCESS
+end
+
+-- Entry points -------------------------------------------------------------------
+
+local FIELDS = {
+  "tres_per_node", "tres_per_job", "tres_per_task", "tres_per_socket", "comment", "extra",
+}
+
+-- Whether an error may be passed over: only for jobs that have nothing to do with us.
+local function unconcerned(job)
+  for _, field in ipairs(FIELDS) do
+    local read, text = pcall(function() return job[field] end)
+    if read and type(text) == "string" and (mentions(text) or string.find(text, STAMP)) then
+      return false
+    end
+  end
+  return true
+end
+
+-- Before 26.05 a Lua error lets the job through unmodified: catch it, and fail closed.
+local function guarded(what, job, body)
+  local worked, result = pcall(body)
+  if worked then return result end
+  slurm.log_error("slurm-mig: %s: %s", what, tostring(result))
+  if unconcerned(job) then return slurm.SUCCESS end
+  return refuse("internal error in job_submit.lua; please tell your administrators")
+end
+
+function slurm_job_submit(job_desc, part_list, submit_uid)
+  return guarded("submit", job_desc, function() return submit(job_desc) end)
+end
+
+function slurm_job_modify(job_desc, job_rec, part_list, modify_uid)
+  return guarded("modify", job_desc, function() return modify(job_desc, job_rec) end)
+end
+
+return slurm.SUCCESS

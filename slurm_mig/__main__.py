@@ -1,0 +1,5 @@
+"""`python -m slurm_mig`."""
+
+from slurm_mig.cli import main
+
+main()

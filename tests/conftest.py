@@ -1,0 +1,215 @@
+"""Fixtures: simulated machines, configured nodes, and hooks installed as Slurm runs them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from slurm_mig import catalog
+from slurm_mig.config import load
+from slurm_mig.install import install_hooks
+from slurm_mig.models import gpu_spec
+from slurm_mig.node import Node
+from slurm_mig.simulator import Machine, create
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from slurm_mig.geometry import Geometry
+
+H100 = "NVIDIA H100 80GB HBM3"
+A100 = "NVIDIA A100-SXM4-80GB"
+A100_40 = "NVIDIA A100-SXM4-40GB"
+A30 = "NVIDIA A30"
+RTX = "NVIDIA RTX PRO 6000 Blackwell Server Edition"
+
+KNOWN = [product.key for product in catalog.products() if product.known]
+
+
+def geometry_of(name: str) -> Geometry:
+    return catalog.find(name).geometry()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, with the reason, what needs rights this run does not have."""
+    if os.geteuid() == 0:
+        return
+    for item in items:
+        if item.get_closest_marker("root") or item.get_closest_marker("slurm"):
+            item.add_marker(pytest.mark.skip(reason="needs root: device nodes, changing uid"))
+
+
+def build_machine(root: Path, *gpus: str, **options: object) -> Machine:
+    """A simulated machine with one GPU per name."""
+    specs = [gpu_spec(catalog.find(name), name, 1) for name in gpus]
+    return create(root, specs, **options)  # type: ignore[arg-type]
+
+
+@dataclass
+class Site:
+    """One node: its simulated machine, configuration and installed hooks."""
+
+    root: Path
+    machine: Machine
+    config: Path
+
+    def node(self) -> Node:
+        return Node(load(self.config, {}), {"SLURMD_NODENAME": "n1"})
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run"
+
+    def hook(
+        self, name: str, environ: Mapping[str, str], *, closed: tuple[int, ...] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        """Run an installed hook as slurmd does: bare environment, no PATH, no HOME."""
+
+        def close() -> None:
+            for descriptor in closed:
+                os.close(descriptor)
+
+        return subprocess.run(
+            [self.root / "hooks" / name],
+            env=dict(environ),
+            cwd=self.root,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            preexec_fn=close if closed else None,
+        )
+
+    def prolog(
+        self, job: int, stamp: str, gpus: str = "0", **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        return self.hook("prolog", job_environ(job, stamp, gpus) | more)
+
+    def epilog(self, job: int, gpus: str = "0", **more: str) -> subprocess.CompletedProcess[str]:
+        return self.hook("epilog", job_environ(job, "", gpus) | more)
+
+    def cli(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "slurm_mig", *arguments],
+            env={"SLURM_MIG_CONFIG": str(self.config), "PATH": "/usr/bin:/bin"} | environ,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+
+def cli_as(uid: int, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as an unprivileged user, in a fork: he may not reach this Python's files."""
+    import tempfile
+
+    from slurm_mig import cli, node
+    from slurm_mig.cli import VERBS
+
+    for verb in VERBS:
+        cli.cli.get_command(None, verb)  # type: ignore[arg-type]
+    assert node
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.dup2(out.fileno(), 1)
+                os.dup2(err.fileno(), 2)
+                sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+                os.environ.clear()
+                os.environ.update({"PATH": "/usr/bin:/bin"} | environ)
+                os.chdir("/")
+                os.setgroups([])
+                os.setgid(uid)
+                os.setuid(uid)
+                sys.argv = ["slurm-mig", *arguments]
+                cli.main()
+            except SystemExit as leaving:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(leaving.code if isinstance(leaving.code, int) else 0)
+            except BaseException:  # noqa: BLE001  # a child must not return into pytest
+                os._exit(99)
+            sys.stdout.flush()
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(arguments, code, out.read(), err.read())
+
+
+def job_environ(job: int, stamp: str, gpus: str = "0") -> dict[str, str]:
+    """What slurmd 22.05 gives a Prolog (slurm-facts.md 1)."""
+    environ = {
+        "SLURM_JOB_ID": str(job),
+        "SLURM_JOB_UID": "64001",
+        "SLURM_JOB_GID": "64001",
+        "SLURM_JOB_USER": "alice",
+        "SLURM_JOB_RESTART_COUNT": "0",
+        "SLURMD_NODENAME": "n1",
+        "SLURM_CONF": "/nonexistent/slurm.conf",
+        "SLURM_SCRIPT_CONTEXT": "prolog_slurmd",
+    }
+    if stamp:
+        environ["SLURM_JOB_COMMENT"] = stamp
+    if gpus:
+        environ["SLURM_JOB_GPUS"] = gpus
+    return environ
+
+
+@pytest.fixture
+def public_tmp() -> Iterator[Path]:
+    """A directory that unprivileged users get through to; pytest's own are closed."""
+    path = Path(tempfile.mkdtemp(prefix="smig-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def make_site(public_tmp: Path) -> Callable[..., Site]:
+    """Build nodes: `make_site(H100, A30, config="...", latency_ms={...}, mig=True)`."""
+    made: list[Path] = []
+
+    def build(*gpus: str, config: str = "", mig: bool = True, **options: object) -> Site:
+        root = public_tmp / f"node{len(made)}"
+        root.mkdir(mode=0o755)
+        made.append(root)
+        machine = build_machine(root / "sim", *gpus, **options)
+        file = root / "config.toml"
+        file.write_text(
+            f'[driver]\nlibrary = "simulator:{root}/sim"\n'
+            f'[paths]\nstate = "{root}/state"\nrun = "{root}/run"\n'
+            f'[slurm]\nbin = "{root}/bin"\ntimeout = 5\n{config}'
+        )
+        install_hooks(root / "hooks", Path(sys.executable), file, root / "run")
+        if mig:
+            for index in range(len(gpus)):
+                with machine.change(index) as board:
+                    board.set_mode(True, busy=False)
+        return Site(root, machine, file)
+
+    return build
+
+
+@pytest.fixture
+def site(make_site: Callable[..., Site]) -> Site:
+    """A node with two H100 in MIG mode."""
+    return make_site(H100, H100)
+
+
+@pytest.fixture
+def node(site: Site) -> Iterator[Node]:
+    """The node of `site`, opened."""
+    opened = site.node()
+    yield opened
+    opened.close()

@@ -1,0 +1,211 @@
+"""A private Slurm per test process, and words to talk to it.
+
+Every test starts on an idle cluster and leaves one: no job, no slice, no open
+record, no drained node.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from slurm_mig.sandbox import Cluster, SandboxNode, scratch
+from slurm_mig.sandbox.cluster import USERS
+from slurm_mig.simulator import Machine
+from tests.conftest import A30, H100, RTX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from slurm_mig.allocation import Allocation
+
+ALICE, BOB = USERS["alice"], USERS["bob"]
+NODES = (SandboxNode("n1", ((H100, 2),)), SandboxNode("n2", ((RTX, 1), (A30, 1))))
+PREFIX = Path(os.environ["SLURM_PREFIX"]) if os.environ.get("SLURM_PREFIX") else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything here needs Slurm's daemons."""
+    here = Path(__file__).parent
+    missing = [name for name in ("slurmctld", "slurmd", "munged") if _find(name) is None]
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.slurm)
+            item.add_marker(pytest.mark.timeout(240))
+            if missing:
+                item.add_marker(pytest.mark.skip(reason=f"no {', '.join(missing)} here"))
+
+
+def _find(name: str) -> str | None:
+    places = [str(PREFIX / "sbin")] if PREFIX else []
+    return shutil.which(name, path=":".join([*places, "/usr/sbin", "/usr/bin"]))
+
+
+def enable_mig(cluster: Cluster) -> None:
+    """Switch MIG mode on where a Prolog may not, as an administrator does once."""
+    for item in cluster.nodes:
+        node = cluster.node(item.name)
+        for gpu in node.driver.gpus():
+            node.allocator().set_mode(gpu, on=True)
+        node.close()
+
+
+@dataclass
+class Site:
+    """A running cluster in the words of these tests."""
+
+    cluster: Cluster
+
+    def run(self, *command: str, uid: int = 0) -> str:
+        return self.cluster.run(*command, uid=uid)
+
+    def sbatch(self, *options: str, script: str = "sleep 300", uid: int = ALICE) -> int:
+        """Submit a script; its output lands in `<job>.out` of the work directory."""
+        out = ["-o", "%j.out", "--open-mode=append", "--parsable"]
+        text = f"#!/bin/sh\n{script}\n"
+        return int(self.cluster.run("sbatch", *out, *options, uid=uid, stdin=text))
+
+    def output(self, job: int | str) -> str:
+        path = self.cluster.work / f"{job}.out"
+        return path.read_text() if path.exists() else ""
+
+    def until(self, ready: Callable[[], object], what: str, seconds: float = 60) -> None:
+        """Wait for something that Slurm does in its own time."""
+        end = time.monotonic() + seconds
+        while not ready():
+            assert time.monotonic() < end, f"{what}: {self.run('squeue', '-o', '%i %T %r %R')}"
+            time.sleep(0.1)
+
+    def state(self, job: int | str) -> str:
+        """A job's state; empty once slurmctld has forgotten it."""
+        done = self.cluster.try_run("squeue", "-h", "-a", "-t", "all", "-j", str(job), "-o", "%T")
+        return " ".join(sorted(set(done.stdout.split())))
+
+    def wait(self, job: int | str, *states: str, seconds: float = 60) -> str:
+        self.until(lambda: self.state(job) in states, f"job {job} to be {states}", seconds)
+        return self.state(job)
+
+    def show(self, job: int | str, field: str) -> str:
+        """One field of `scontrol show job`."""
+        text = self.run("scontrol", "show", "job", "-d", str(job))
+        match = re.search(rf"^\s*(?:.* )?{field}=(.*?)(?= [A-Z][A-Za-z]*=|$)", text, re.MULTILINE)
+        return match[1] if match else ""
+
+    def node_state(self, name: str = "n1") -> str:
+        return self.run("sinfo", "-h", "-N", "-n", name, "-o", "%T").strip()
+
+    def in_service(self, name: str = "n1") -> bool:
+        """Not drained, not down: jobs may still be sent there."""
+        return not re.search("drain|down|inval", self.node_state(name))
+
+    def drain_reason(self, name: str = "n1") -> str:
+        return self.run("sinfo", "-h", "-N", "-n", name, "-o", "%E").strip()
+
+    def records(self, name: str = "n1") -> list[Allocation]:
+        node = self.cluster.node(name)
+        try:
+            return node.ledger.history()
+        finally:
+            node.close()
+
+    def record(self, job: int, name: str = "n1") -> Allocation:
+        """The last record of a job on a node."""
+        return [item for item in self.records(name) if item.owner.job_id == job][-1]
+
+    def machine(self, name: str = "n1") -> Machine:
+        return Machine(self.cluster.root / "nodes" / name / "sim")
+
+    def made(self, name: str = "n1", gpu: int = 0) -> list[str]:
+        """What the hardware of a node has."""
+        board = self.machine(name).board(gpu)
+        return sorted(f"{board.row(i.profile_id).name}@{i.start}" for i in board.instances)
+
+    def block(self, gpu: int = 0, name: str = "n1", starts: tuple[int, ...] = (3, 4)) -> None:
+        """Strange instances in both halves of a GPU: shards are free, a 3g has no slot."""
+        from slurm_mig.geometry import Placement
+
+        with self.machine(name).change(gpu) as board:
+            for start in starts:
+                board.create(19, Placement(start, 1), busy=False)
+
+    def unblock(self, name: str = "n1") -> None:
+        machine = self.machine(name)
+        for gpu in range(len(machine.gpus)):
+            with machine.change(gpu) as board:
+                board.instances[:] = [item for item in board.instances if item.compute]
+
+    def settle(self) -> None:
+        """No job, no completing node."""
+        for user in USERS:
+            self.run("scancel", "-u", user)
+        self.until(lambda: not self.run("squeue", "-h").strip(), "no jobs")
+        self.until(lambda: "comp" not in self.run("sinfo", "-h", "-o", "%T"), "no Epilogs")
+
+    def check_clean(self) -> None:
+        """Nothing of the test is left: hardware, ledger, files, nodes."""
+        for item in self.cluster.nodes:
+            for gpu in range(len(self.machine(item.name).gpus)):
+                assert self.made(item.name, gpu) == []
+            assert [record for record in self.records(item.name) if record.open] == []
+            run = self.cluster.root / "nodes" / item.name / "run"
+            assert not list(run.glob("[ej]*/*"))
+            assert self.in_service(item.name), self.drain_reason(item.name)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Two nodes: two H100; an RTX PRO 6000 and an A30."""
+    made = Cluster(scratch(), NODES, prefix=PREFIX)
+    try:
+        with made:
+            enable_mig(made)
+            yield made
+    finally:
+        made.remove()
+
+
+@pytest.fixture
+def site(cluster: Cluster) -> Iterator[Site]:
+    """The cluster, idle before and after."""
+    talk = Site(cluster)
+    yield talk
+    talk.settle()
+    for item in cluster.nodes:
+        talk.unblock(item.name)
+    talk.check_clean()
+
+
+@pytest.fixture
+def build() -> Iterator[Callable[..., Site]]:
+    """A cluster of the test's own, with other settings."""
+    made: list[Cluster] = []
+
+    def start(*nodes: SandboxNode, **options: str) -> Site:
+        made.append(Cluster(scratch(), nodes or NODES[:1], prefix=PREFIX, **options))  # type: ignore[arg-type]
+        made[-1].build()
+        made[-1].start()
+        enable_mig(made[-1])
+        return Site(made[-1])
+
+    yield start
+    for item in made:
+        item.stop()
+        item.remove()
+
+
+def launch(site: Site, *command: str, uid: int = ALICE) -> subprocess.Popen[str]:
+    """An interactive command that goes on while the test looks."""
+    program = str(site.cluster._find(command[0]))
+    return subprocess.Popen(
+        [program, *command[1:]],
+        env=site.cluster.environ(), cwd=site.cluster.work, user=uid, group=uid, extra_groups=[],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip

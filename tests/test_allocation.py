@@ -1,0 +1,81 @@
+"""Records: legal steps only, and the same after a round trip."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slurm_mig import allocation as phases
+from slurm_mig.allocation import OPEN, TRANSITIONS, Allocation, Instance, Owner
+from slurm_mig.errors import LedgerFault
+
+INSTANCES = st.builds(
+    Instance,
+    profile=st.just("3g.40gb"),
+    profile_id=st.integers(0, 99),
+    start=st.integers(0, 11),
+    size=st.integers(1, 12),
+    gi_id=st.none() | st.integers(0, 14),
+    ci_id=st.none() | st.integers(0, 7),
+    uuid=st.none() | st.uuids().map(lambda value: f"MIG-{value}"),
+)
+OWNERS = st.builds(
+    Owner,
+    job_id=st.none() | st.integers(1, 2**31),
+    restart=st.integers(0, 99),
+    sluid=st.text(max_size=5),
+    uid=st.integers(0, 2**31),
+    user=st.text(max_size=5),
+)
+ALLOCATIONS = st.builds(
+    Allocation,
+    owner=OWNERS,
+    node=st.just("n1"),
+    gpu_uuid=st.just("GPU-x"),
+    gpu_minor=st.integers(0, 31),
+    gpu_name=st.just("NVIDIA H100"),
+    boot_id=st.just("b"),
+    request=st.just("3g.40gb:1"),
+    phase=st.sampled_from(sorted(TRANSITIONS)),
+    instances=st.lists(INSTANCES, max_size=3).map(tuple),
+    created=st.floats(0, 1e10),
+    ended=st.none() | st.floats(0, 1e10),
+)
+
+
+@given(ALLOCATIONS)
+def test_the_dict_form_is_plain_and_complete(record: Allocation) -> None:
+    """Through JSON and back, nothing is lost."""
+    assert Allocation.from_dict(json.loads(json.dumps(record.to_dict()))) == record
+
+
+@given(ALLOCATIONS, st.sampled_from(sorted(TRANSITIONS)))
+def test_only_listed_steps_are_taken(record: Allocation, phase: str) -> None:
+    """A step that is not in the table is a fault; the old record is never touched."""
+    before = record.to_dict()
+    if phase in TRANSITIONS[record.phase]:
+        assert record.moved(phase).phase == phase
+    else:
+        with pytest.raises(LedgerFault, match=f"from {record.phase} to {phase}"):
+            record.moved(phase)
+    assert record.to_dict() == before
+
+
+def test_final_phases_are_final_and_every_open_one_can_end() -> None:
+    """No record stays open for ever for want of a step."""
+    for phase, steps in TRANSITIONS.items():
+        assert (phase in OPEN) == bool(steps)
+    for phase in OPEN:
+        assert phases.LOST in TRANSITIONS[phase]
+
+
+def test_runs_of_one_job_are_told_apart() -> None:
+    """By restart count and SLUID; a bare id would mix up a reused one."""
+    first = Owner(7, 0, "s1")
+    assert first.same_run(Owner(7, 0, "s1", uid=5))
+    assert not first.same_run(Owner(7, 1, "s1"))
+    assert not first.same_run(Owner(7, 0, "s2"))
+    assert not first.same_run(Owner(8, 0, "s1"))

@@ -1,0 +1,695 @@
+"""The transaction: all or nothing, and one truth between ledger and hardware."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from slurm_mig import allocation as phases
+from slurm_mig.allocation import Allocation, Owner
+from slurm_mig.allocator import Allocator
+from slurm_mig.capabilities import Capabilities
+from slurm_mig.errors import (
+    BadRequest,
+    DriverFault,
+    Held,
+    InstanceBusy,
+    JobFault,
+    NodeFault,
+    NoRoom,
+    ProfileNotOffered,
+    SlurmMigError,
+)
+from slurm_mig.files import boot_id
+from slurm_mig.geometry import Placement
+from slurm_mig.ledger import Ledger
+from slurm_mig.locks import Locks
+from slurm_mig.nvml import NvmlDriver
+from slurm_mig.profile import Profile
+from slurm_mig.request import Item, Request
+from slurm_mig.runfiles import RunFiles
+from slurm_mig.simulator.faults import Rule
+from slurm_mig.simulator.library import Library
+
+from .conftest import A30, A100, H100, build_machine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from slurm_mig.driver import Gpu
+    from slurm_mig.simulator import Machine
+
+pytestmark = pytest.mark.root
+
+ALICE = Owner(7, uid=64001, gid=64001, user="alice")
+BOB = Owner(8, uid=64002, gid=64002, user="bob")
+ROOT = Owner(None, user="root")
+
+
+def ask(*names: str) -> Request:
+    """`ask("1g.10gb", "3g.40gb")`."""
+    return Request(tuple(Item(Profile.parse(name)) for name in names))
+
+
+class World:
+    """One simulated node with everything the transaction works on."""
+
+    def __init__(self, root: Path, *gpus: str) -> None:
+        self.root = root
+        self.machine: Machine = build_machine(root / "sim", *gpus)
+        for index in range(len(gpus)):
+            with self.machine.change(index) as board:
+                board.set_mode(True, busy=False)
+        self.open()
+
+    def open(self) -> None:
+        """What a hook does at its start."""
+        self.driver = NvmlDriver(Library(self.machine.root))
+        self.ledger = Ledger(self.root / "state/ledger.db")
+        self.allocator = Allocator(
+            driver=self.driver,
+            ledger=self.ledger,
+            locks=Locks(self.root / "run/locks", 10),
+            capabilities=Capabilities(self.machine.tree.proc, self.machine.tree.dev),
+            files=RunFiles(self.root / "run"),
+            node="n1",
+            boot_id=boot_id(self.machine.tree.boot_id_file),
+            destroy_timeout=0.2,
+        )
+
+    def close(self) -> None:
+        """What a hook does at its end."""
+        self.driver.close()
+        self.ledger.close()
+
+    def reopen(self) -> None:
+        """The next hook."""
+        self.close()
+        self.open()
+
+    def gpu(self, index: int = 0) -> Gpu:
+        return self.driver.gpus()[index]
+
+    def made(self, index: int = 0) -> list[str]:
+        """The hardware's own truth."""
+        board = self.machine.board(index)
+        return sorted(f"{board.row(i.profile_id).name}@{i.start}" for i in board.instances)
+
+    def strange(self, index: int = 0, start: int = 0, profile_id: int = 19) -> None:
+        """An instance that nobody of us made."""
+        with self.machine.change(index) as board:
+            row = board.row(profile_id)
+            board.create_compute(
+                board.create(profile_id, Placement(start, row.size), busy=False), 0
+            )
+
+    def phases(self) -> list[str]:
+        return [record.phase for record in self.ledger.history()]
+
+    def killed(self, call: str, effect: str, work: str) -> None:
+        """Run a piece of work in a process that is killed at an NVML call."""
+        self.close()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                self.open()
+                self.machine.faults.set([Rule(call, effect)])
+                if work == "allocate":
+                    self.allocator.allocate(ALICE, ask("3g.40gb"), self.gpu())
+                else:
+                    self.allocator.release(self.ledger.open_of_job(7)[0], "x")
+            finally:
+                os._exit(99)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        self.machine.faults.set([])
+        self.open()
+        assert status == -9
+
+
+@pytest.fixture
+def world(public_tmp: Path) -> Iterator[World]:
+    made = World(public_tmp, H100, H100)
+    yield made
+    made.close()
+
+
+# -- allocate ----------------------------------------------------------------------
+
+
+def test_carved_recorded_closed_and_published(world: World) -> None:
+    """After one call, all four places say the same."""
+    record = world.allocator.allocate(ALICE, ask("1g.10gb", "3g.40gb"), world.gpu())
+
+    assert world.made() == ["1g.10gb@3", "3g.40gb@4"]
+    assert world.ledger.open_of_job(7) == [record]
+    assert record.phase == phases.ACTIVE
+    assert record.uuids == tuple(item.uuid for item in record.instances)
+    board = world.machine.board(0)
+    told = {board.mig_uuid(gi, gi.compute[0]) for gi in board.instances}
+    assert set(record.uuids) == told
+    lines = (world.root / "run/env/7.0").read_text().splitlines()
+    assert lines[0] == f"export CUDA_VISIBLE_DEVICES={','.join(record.uuids)}"
+    nodes = list((world.machine.tree.dev / "nvidia-caps").iterdir())
+    assert len(nodes) == 4
+    assert {(node.stat().st_uid, node.stat().st_mode & 0o777) for node in nodes} == {(64001, 0o400)}
+
+
+def test_intent_comes_before_the_first_creating_call(world: World) -> None:
+    """Killed before anything was made, the record is there already."""
+    world.killed("nvmlDeviceCreateGpuInstanceWithPlacement", "kill-before", "allocate")
+    (record,) = world.ledger.all_open()
+    assert (record.phase, [str(item) for item in record.instances]) == (
+        phases.PLANNED,
+        ["3g.40gb@4"],
+    )
+    assert world.made() == []
+
+
+def test_neighbours_are_planned_around(world: World) -> None:
+    """Ours and strangers' alike."""
+    world.strange(start=3)
+    world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    assert world.made() == ["1g.10gb@3", "3g.40gb@4"]
+
+
+def test_no_room_leaves_no_trace_on_the_hardware(world: World) -> None:
+    """A job's fault, with job and GPU named; no record stays open."""
+    world.strange(start=3)
+    world.strange(start=4)
+    with pytest.raises(NoRoom, match=r"job 7: GPU 0 .*no placement for 3g.40gb:1"):
+        world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    assert world.made() == ["1g.10gb@3", "1g.10gb@4"]
+    assert world.phases() == []
+
+
+def test_a_profile_of_another_gpu(world: World) -> None:
+    """Not lack of room: waiting would not help."""
+    with pytest.raises(ProfileNotOffered):
+        world.allocator.allocate(ALICE, ask("1g.6gb"), world.gpu())
+
+
+@pytest.mark.parametrize(
+    ("call", "effect", "fault"),
+    [
+        ("nvmlDeviceCreateGpuInstanceWithPlacement", "error:INSUFFICIENT_RESOURCES", NoRoom),
+        ("nvmlDeviceCreateGpuInstanceWithPlacement", "error:IN_USE", InstanceBusy),
+        ("nvmlDeviceCreateGpuInstanceWithPlacement", "error:UNKNOWN", DriverFault),
+        ("nvmlDeviceCreateGpuInstanceWithPlacement", "lie", DriverFault),
+        ("nvmlGpuInstanceCreateComputeInstance", "error:INSUFFICIENT_RESOURCES", NoRoom),
+        ("nvmlGpuInstanceCreateComputeInstance", "error:UNKNOWN", DriverFault),
+        ("nvmlGpuInstanceCreateComputeInstance", "lie", DriverFault),
+        ("nvmlComputeInstanceGetInfo_v2", "error:UNKNOWN", DriverFault),
+        ("nvmlGpuInstanceGetInfo", "error:UNKNOWN", DriverFault),
+    ],
+)
+@pytest.mark.parametrize("skip", [0, 1])
+def test_a_failed_stage_is_undone(
+    world: World, call: str, effect: str, fault: type[SlurmMigError], skip: int
+) -> None:
+    """Of two instances, neither stays; the record is closed, the neighbour untouched."""
+    world.strange(start=0)
+    world.machine.faults.set([Rule(call, effect, skip=skip)])
+    with pytest.raises(fault):
+        world.allocator.allocate(ALICE, ask("1g.10gb", "3g.40gb"), world.gpu())
+
+    assert world.made() == ["1g.10gb@0"]
+    assert world.ledger.all_open() == []
+    assert not list((world.root / "run/env").glob("7.*"))
+    world.machine.faults.set([])
+    world.allocator.allocate(ALICE, ask("1g.10gb", "3g.40gb"), world.gpu())
+
+
+def test_a_node_that_cannot_be_closed_is_undone(world: World) -> None:
+    """An instance open to all is never handed out."""
+    (world.machine.tree.proc / "devices").unlink()
+    with pytest.raises(NodeFault, match="job 7: GPU 0"):
+        world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    assert world.made() == []
+    assert world.phases() == [phases.RELEASED]
+
+
+def test_an_undo_that_fails_leaves_the_record_open(world: World) -> None:
+    """The next hook finishes it: nothing is forgotten."""
+    (world.machine.tree.proc / "devices").rename(world.root / "devices")
+    world.machine.faults.set([Rule("nvmlGpuInstanceDestroy", "error:UNKNOWN", times=0)])
+    with pytest.raises(DriverFault):
+        world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    assert world.made() == ["3g.40gb@4"]
+    assert world.phases() == [phases.RELEASING]
+
+    world.machine.faults.set([])
+    (world.root / "devices").rename(world.machine.tree.proc / "devices")
+    world.allocator.allocate(BOB, ask("3g.40gb"), world.gpu())
+    assert world.made() == ["3g.40gb@4"]
+    assert world.phases() == [phases.RELEASED, phases.ACTIVE]
+
+
+def test_the_same_run_is_not_carved_twice(world: World) -> None:
+    """A Prolog that runs twice hands out what it made the first time."""
+    first = world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    (world.root / "run/env/7.0").unlink()
+    again = world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    assert again == first
+    assert world.made() == ["3g.40gb@4"]
+    assert (world.root / "run/env/7.0").exists()
+
+
+def test_a_restarted_job_takes_its_old_slice_down(world: World) -> None:
+    """Its Epilog never came: the earlier run cannot be alive any more."""
+    world.allocator.allocate(ALICE, ask("7g.80gb"), world.gpu())
+    again = Owner(7, 1, uid=64001, gid=64001)
+    record = world.allocator.allocate(again, ask("7g.80gb"), world.gpu())
+    assert record.owner.restart == 1
+    assert world.phases() == [phases.RELEASED, phases.ACTIVE]
+
+
+def test_a_reused_job_id_is_another_job(world: World) -> None:
+    """Where Slurm has a SLUID, it tells them apart even at the same restart count."""
+    world.allocator.allocate(Owner(7, 0, "s1"), ask("7g.80gb"), world.gpu())
+    world.allocator.allocate(Owner(7, 0, "s2"), ask("7g.80gb"), world.gpu())
+    assert world.phases() == [phases.RELEASED, phases.ACTIVE]
+
+
+def test_mig_mode_is_switched_on_where_that_is_cheap(public_tmp: Path) -> None:
+    """On Hopper the Prolog does it; on Ampere it would reset the GPU, so an administrator must."""
+    world = World(public_tmp, H100, A100)
+    for index in (0, 1):
+        with world.machine.change(index) as board:
+            board.mig_current = board.mig_pending = False
+    try:
+        world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu(0))
+        assert world.made(0) == ["3g.40gb@4"]
+        with pytest.raises(DriverFault, match="slurm-mig enable --gpu 1"):
+            world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu(1))
+        assert world.phases() == [phases.ACTIVE]
+    finally:
+        world.close()
+
+
+def test_an_administrators_instance_is_left_open(world: World) -> None:
+    """No job, no environment file, no closed nodes; but on record."""
+    record = world.allocator.allocate(ROOT, ask("2g.20gb"), world.gpu(), start=2)
+    assert str(record.instances[0]) == "2g.20gb@2"
+    assert not (world.machine.tree.dev / "nvidia-caps").exists()
+    assert not (world.root / "run/env").exists()
+
+
+# -- release -----------------------------------------------------------------------
+
+
+def test_release_takes_exactly_what_was_made(world: World) -> None:
+    """Neighbours stay; nodes go; the record is closed with the reason."""
+    mine = world.allocator.allocate(ALICE, ask("1g.10gb", "1g.20gb"), world.gpu())
+    world.allocator.allocate(BOB, ask("1g.10gb"), world.gpu())
+    bobs = world.made()[:1] if len(world.made()) == 1 else None
+    ended = world.allocator.release(mine, "the job ended")
+    assert (ended.phase, ended.reason) == (phases.RELEASED, "the job ended")
+    assert len(world.made()) == 1
+    assert bobs is None
+    assert len(list((world.machine.tree.dev / "nvidia-caps").iterdir())) == 2
+
+
+def test_release_twice_is_release_once(world: World) -> None:
+    """Epilogs are repeated."""
+    mine = world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    first = world.allocator.release(mine, "x")
+    world.strange(start=4, profile_id=9)
+    assert world.allocator.release(mine, "y") == first
+    assert world.made() == ["3g.40gb@4"]
+
+
+def test_a_stranger_in_our_place_is_not_touched(world: World) -> None:
+    """Destroyed from outside and replaced: the same profile and place, another instance."""
+    mine = world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    with world.machine.change(0) as board:
+        board.instances.clear()
+        gi = board.create(9, Placement(4, 4), busy=False)
+        board.create_compute(gi, 1)
+        board.create_compute(gi, 0)
+        board.destroy_compute(gi, 0, busy=False)
+    ended = world.allocator.release(mine, "x")
+    assert (ended.phase, "taken away from outside" in ended.reason) == (phases.LOST, True)
+    assert world.made() == ["3g.40gb@4"]
+
+
+def test_in_use_for_a_moment_is_retried(world: World) -> None:
+    """Normal right after a compute instance went (mig-facts.md h)."""
+    mine = world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    world.machine.faults.set([Rule("nvmlGpuInstanceDestroy", "error:IN_USE", times=2)])
+    assert world.allocator.release(mine, "x").phase == phases.RELEASED
+    assert world.made() == []
+
+
+def test_in_use_for_good_is_set_aside_with_its_holder(world: World) -> None:
+    """The slice, not the node; every later hook tries again."""
+    mine = world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    world.machine.hold(os.getpid(), mine.uuids[0])
+    ended = world.allocator.release(mine, "x")
+    assert ended.phase == phases.QUARANTINED
+    assert f"pid {os.getpid()}" in ended.reason
+    assert "In use" in ended.reason
+
+    world.allocator.allocate(BOB, ask("3g.40gb"), world.gpu())
+    assert world.made() == ["3g.40gb@0", "3g.40gb@4"]
+    world.machine.let_go(os.getpid())
+    world.allocator.release(world.ledger.open_of_job(8)[0], "x")
+    assert world.made() == []
+    assert world.phases() == [phases.RELEASED, phases.RELEASED]
+
+
+def test_a_destroy_that_lies_is_found_out(world: World) -> None:
+    """Success without effect (go-nvml#146): believed only when seen."""
+    mine = world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    world.machine.faults.set([Rule("nvmlGpuInstanceDestroy", "lie", times=0)])
+    ended = world.allocator.release(mine, "x")
+    assert (ended.phase, "3g.40gb@4 still there" in ended.reason) == (phases.QUARANTINED, True)
+
+
+def test_another_driver_fault_is_the_nodes(world: World) -> None:
+    """It stays on record and is not called success."""
+    mine = world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    world.machine.faults.set([Rule("nvmlComputeInstanceDestroy", "error:UNKNOWN")])
+    with pytest.raises(DriverFault, match="job 7: GPU 0"):
+        world.allocator.release(mine, "x")
+    assert world.phases() == [phases.RELEASING]
+    assert world.allocator.release(world.ledger.find(1), "x").phase == phases.RELEASED
+
+
+def test_after_a_reboot(world: World) -> None:
+    """Instances died with it; a stranger's new instance in the same place is not ours."""
+    mine = world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    world.machine.reboot()
+    world.allocator.set_mode(world.gpu(), on=True)
+    world.strange(start=4, profile_id=9)
+    world.reopen()
+    assert world.allocator.release(mine, "x").phase == phases.LOST
+    assert world.made() == ["3g.40gb@4"]
+
+
+def test_mig_mode_off_means_gone(world: World) -> None:
+    """A driver reload takes instances and mode; the boot id is the same."""
+    mine = world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    world.machine.reload_driver()
+    assert world.allocator.release(mine, "x").phase in (phases.RELEASED, phases.LOST)
+    assert world.ledger.all_open() == []
+
+
+# -- whole GPUs ---------------------------------------------------------------------
+
+
+def test_a_whole_gpu(public_tmp: Path) -> None:
+    """MIG mode goes off for it where that needs no reset; instances in the way are waited for."""
+    world = World(public_tmp, H100, A100)
+    try:
+        assert world.allocator.give_whole(ALICE, world.gpu(0)) is True
+        assert world.allocator.give_whole(ALICE, world.gpu(0)) is False
+        assert world.machine.board(0).mig_current is False
+        with pytest.raises(BadRequest, match="would reset the GPU"):
+            world.allocator.give_whole(ALICE, world.gpu(1))
+        world.allocator.allocate(BOB, ask("3g.40gb"), world.gpu(0))
+        with pytest.raises(NoRoom, match="instances exist"):
+            world.allocator.give_whole(ALICE, world.gpu(0))
+    finally:
+        world.close()
+
+
+# -- administrators -----------------------------------------------------------------
+
+
+def test_mig_mode_by_hand(world: World) -> None:
+    """Not off under anybody's feet."""
+    mine = world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    with pytest.raises(Held, match="3g.40gb@4"):
+        world.allocator.set_mode(world.gpu(), on=False)
+    world.allocator.release(mine, "x")
+    assert world.allocator.set_mode(world.gpu(), on=False).mig_mode is False
+
+
+def test_a_stranger_can_be_adopted_and_ended_on_record(world: World) -> None:
+    """So that the audit has it."""
+    world.strange(start=3)
+    (found,) = world.allocator.foreign_instances(world.gpu())
+    record = world.allocator.adopt(ROOT, world.gpu(), found)
+    assert world.allocator.foreign_instances(world.gpu()) == []
+    assert world.allocator.release(record, "x").phase == phases.RELEASED
+    assert world.made() == []
+
+
+# -- reconcile ----------------------------------------------------------------------
+
+
+def test_nothing_to_do(world: World) -> None:
+    """A healthy node is left exactly as it is."""
+    world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    report = world.allocator.reconcile(frozenset({7}))
+    assert (report.done, report.left, report.foreign) == ([], [], [])
+    assert world.made() == ["3g.40gb@4"]
+    assert (world.root / "run/env/7.0").exists()
+
+
+def test_strangers_are_listed_never_touched(world: World) -> None:
+    """Also half-made ones."""
+    world.strange(start=3)
+    with world.machine.change(1) as board:
+        board.create(9, Placement(0, 4), busy=False)
+    report = world.allocator.reconcile(frozenset())
+    assert len(report.foreign) == 2
+    assert "1g.10gb@3) is in no record" in report.foreign[0]
+    assert world.made(0) == ["1g.10gb@3"]
+    assert world.made(1) == ["3g.40gb@0"]
+
+
+def test_slices_of_jobs_that_are_gone(world: World) -> None:
+    """Only when Slurm said so; a silent slurmctld takes nobody's slice."""
+    world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    world.allocator.allocate(BOB, ask("3g.40gb"), world.gpu())
+    assert world.allocator.reconcile(None).done == []
+    report = world.allocator.reconcile(frozenset({8}))
+    assert len(report.done) == 1
+    assert "no longer on this node" in report.done[0]
+    assert world.made() == ["3g.40gb@0"]
+    assert not list((world.root / "run").glob("*/7.*"))
+    assert list((world.root / "run").glob("*/8.*"))
+
+
+def test_an_administrators_instance_outlives_jobs(world: World) -> None:
+    """It has no job that could be gone."""
+    world.allocator.allocate(ROOT, ask("3g.40gb"), world.gpu())
+    assert world.allocator.reconcile(frozenset()).done == []
+
+
+def test_after_a_reboot_all_records_are_lost(world: World) -> None:
+    """On every GPU, without touching anything."""
+    world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu(0))
+    world.allocator.allocate(BOB, ask("3g.40gb"), world.gpu(1))
+    world.machine.reboot()
+    world.reopen()
+    report = world.allocator.reconcile(None)
+    assert len(report.done) == 2
+    assert world.phases() == [phases.LOST, phases.LOST]
+
+
+def test_what_was_taken_away_by_hand(world: World) -> None:
+    """An administrator's nvidia-smi -dgi shows up as lost."""
+    world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    with world.machine.change(0) as board:
+        board.instances.clear()
+    report = world.allocator.reconcile(frozenset({7}))
+    assert "taken away from outside" in report.done[0]
+    assert world.phases() == [phases.LOST]
+
+
+def test_half_taken_away(world: World) -> None:
+    """The rest is of no use to the job, and is cleared."""
+    world.allocator.allocate(ALICE, ask("1g.10gb", "3g.40gb"), world.gpu())
+    with world.machine.change(0) as board:
+        board.instances.pop()
+    world.allocator.reconcile(frozenset({7}))
+    assert world.made() == []
+    assert world.phases() == [phases.RELEASED]
+
+
+def test_a_lost_gpu_is_reported_and_the_others_done(world: World) -> None:
+    """One dead GPU does not stop the rest."""
+    world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu(0))
+    world.allocator.allocate(BOB, ask("3g.40gb"), world.gpu(1))
+    world.machine.lose(0)
+    report = world.allocator.reconcile(frozenset())
+    assert any("does not answer" in line for line in report.left)
+    assert world.made(1) == []
+
+
+KILLS = [
+    ("allocate", "nvmlDeviceCreateGpuInstanceWithPlacement"),
+    ("allocate", "nvmlGpuInstanceCreateComputeInstance"),
+    ("allocate", "nvmlComputeInstanceGetInfo_v2"),
+    ("release", "nvmlComputeInstanceDestroy"),
+    ("release", "nvmlGpuInstanceDestroy"),
+]
+
+
+@pytest.mark.parametrize(("work", "call"), KILLS)
+@pytest.mark.parametrize("effect", ["kill-before", "kill-after"])
+@pytest.mark.parametrize("next_step", ["prolog", "epilog", "reconcile"])
+def test_killed_anywhere_the_next_step_finishes(
+    world: World, work: str, call: str, effect: str, next_step: str
+) -> None:
+    """Prolog, Epilog or reconcile: nothing leaks, the neighbour stays."""
+    world.allocator.allocate(BOB, ask("1g.10gb"), world.gpu())
+    neighbour = world.made()
+    if work == "release":
+        world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    world.killed(call, effect, work)
+
+    carol = Owner(9, uid=64003, gid=64003)
+    if next_step == "prolog":
+        world.allocator.allocate(carol, ask("3g.40gb"), world.gpu())
+        assert len(world.made()) == 2
+        world.allocator.release(world.ledger.open_of_job(9)[0], "x")
+    elif next_step == "epilog":
+        for record in world.ledger.open_of_job(7):
+            world.allocator.release(record, "x")
+    else:
+        world.allocator.reconcile(frozenset({8}))
+    assert world.made() == neighbour
+    assert [record.owner.job_id for record in world.ledger.all_open()] == [8]
+
+
+# -- everything at once ---------------------------------------------------------------
+
+
+class NodeMachine(RuleBasedStateMachine):
+    """Jobs, crashes, reboots and an administrator with nvidia-smi, in any order."""
+
+    @initialize(gpus=st.sampled_from([(H100,), (A30, H100), (A100,)]))
+    def boot(self, gpus: tuple[str, ...]) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="smig-"))
+        self.world = World(self.root, *gpus)
+        self.next_job = 1
+        self.running: dict[int, Allocation] = {}
+        self.foreign: dict[int, set[tuple[int, int]]] = {i: set() for i in range(len(gpus))}
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.close()
+            shutil.rmtree(self.root)
+
+    @rule(data=st.data())
+    def prolog(self, data: st.DataObject) -> None:
+        gpu = data.draw(st.sampled_from(self.world.driver.gpus()))
+        rows = data.draw(
+            st.lists(
+                st.sampled_from(self.world.driver.geometry(gpu).profiles),
+                min_size=1, max_size=2, unique=True,
+            )
+        )  # fmt: skip
+        owner = Owner(self.next_job, uid=64001)
+        self.next_job += 1
+        request = Request(tuple(Item(row.name, 1, row.profile_id) for row in rows))
+        try:
+            record = self.world.allocator.allocate(owner, request, gpu)
+        except JobFault:
+            return
+        except DriverFault as fault:
+            assert "MIG mode is off" in str(fault)
+            return
+        self.running[owner.job_id or 0] = record
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def epilog(self, data: st.DataObject) -> None:
+        job = data.draw(st.sampled_from(sorted(self.running)))
+        record = self.running.pop(job)
+        ended = self.world.allocator.release(record, "the job ended")
+        assert ended.phase in (phases.RELEASED, phases.LOST)
+
+    @rule(data=st.data())
+    def by_hand(self, data: st.DataObject) -> None:
+        index = data.draw(st.sampled_from(sorted(self.foreign)))
+        with self.world.machine.change(index) as board:
+            row = data.draw(st.sampled_from(board.geometry.profiles))
+            place = data.draw(st.sampled_from(row.placements))
+            rows = [board.row(item.profile_id) for item in board.instances]
+            if not board.mig_current or place.mask & board.occupied():
+                return
+            if not board._engines_allow([*rows, row]):
+                return
+            made = board.create(row.profile_id, place, busy=False)
+            self.foreign[index].add((made.profile_id, made.start))
+
+    @rule()
+    def slurm_forgets(self) -> None:
+        """A lost controller state: no Epilog ever comes; reconcile sees who lives."""
+        for job in list(self.running)[:1]:
+            del self.running[job]
+        report = self.world.allocator.reconcile(frozenset(self.running))
+        assert report.left == []
+
+    @rule(power=st.booleans())
+    def restart(self, power: bool) -> None:
+        if power:
+            self.world.machine.reboot()
+        else:
+            self.world.machine.reload_driver()
+        for index in self.foreign:
+            self.foreign[index].clear()
+        self.world.reopen()
+        # What ran is gone; its Epilog comes, or never does.
+        self.running.clear()
+        self.world.allocator.reconcile(frozenset())
+        for gpu in self.world.driver.gpus():
+            self.world.allocator.set_mode(gpu, on=True)
+
+    @rule(
+        call=st.sampled_from([call for work, call in KILLS if work == "allocate"]),
+        effect=st.sampled_from(["kill-before", "kill-after"]),
+        data=st.data(),
+    )
+    def killed_prolog(self, call: str, effect: str, data: st.DataObject) -> None:
+        world = self.world
+        index = data.draw(st.sampled_from(sorted(self.foreign)))
+        row = data.draw(st.sampled_from(world.driver.geometry(world.gpu(index)).profiles))
+        world.close()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                world.open()
+                world.machine.faults.set([Rule(call, effect)])
+                request = Request((Item(row.name, 1, row.profile_id),))
+                world.allocator.allocate(Owner(10_000 + self.next_job), request, world.gpu(index))
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+        world.machine.faults.set([])
+        world.open()
+        world.allocator.reconcile(frozenset(self.running))
+
+    @invariant()
+    def hardware_is_ledger_and_strangers(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        for index, strange in self.foreign.items():
+            board = self.world.machine.board(index)
+            there = {(item.profile_id, item.start) for item in board.instances}
+            open_ = self.world.ledger.open_on(board.uuid)
+            recorded = {(i.profile_id, i.start) for record in open_ for i in record.instances}
+            assert there == recorded | strange
+            assert not recorded & strange
+            assert {record.owner.job_id for record in open_} <= set(self.running)
+
+    @invariant()
+    def the_chain_holds(self) -> None:
+        if hasattr(self, "world"):
+            assert self.world.ledger.broken_event() is None
+
+
+TestNodeMachine = NodeMachine.TestCase
+TestNodeMachine.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)

@@ -1,0 +1,434 @@
+"""The commands: right answers, one line per mistake, documented exit codes, nothing half done."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from slurm_mig.cli import VERBS
+from slurm_mig.geometry import Placement
+
+from .conftest import A30, A100, H100, RTX, Site, cli_as
+from .test_hooks import STAMP
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.root
+
+
+def parsed(done: subprocess.CompletedProcess[str], code: int = 0) -> Any:
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout)
+
+
+def refused(done: subprocess.CompletedProcess[str], code: int, says: str) -> None:
+    """One line on stderr, nothing on stdout."""
+    assert done.returncode == code, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("slurm-mig: ")
+    assert says in line
+
+
+# -- profiles ---------------------------------------------------------------------
+
+
+def test_profiles_of_an_h100_digit_for_digit(make_site: Callable[..., Site]) -> None:
+    """What `nvidia-smi mig -lgip` prints on an H100 80GB HBM3."""
+    lines = make_site(H100).cli("profiles").stdout.splitlines()
+    assert [" ".join(line.split()) for line in lines] == [
+        "GPU PROFILE ID FREE/TOTAL GIB P2P SM DEC ENC CE JPEG OFA",
+        "0 1g.10gb 19 7/7 9.75 No 16 1 0 1 1 0",
+        "0 1g.10gb+me 20 1/1 9.75 No 16 1 0 1 1 1",
+        "0 1g.20gb 15 4/4 19.62 No 26 1 0 1 1 0",
+        "0 2g.20gb 14 3/3 19.62 No 32 2 0 2 2 0",
+        "0 3g.40gb 9 2/2 39.50 No 60 3 0 3 3 0",
+        "0 4g.40gb 5 1/1 39.50 No 64 4 0 4 4 0",
+        "0 7g.80gb 0 1/1 79.25 No 132 7 0 8 7 1",
+    ]
+
+
+def test_profiles_as_json(make_site: Callable[..., Site]) -> None:
+    """The same, for programs; free is null while MIG mode is off, unknown numbers are null."""
+    rows = parsed(make_site("h20-96gb", mig=False).cli("profiles", "--json"))
+    first = rows[0]
+    assert (first["profile"], first["id"], first["total"]) == ("1g.12gb", 19, 7)
+    assert (first["free"], first["memory_gib"], first["sm"]) == (None, None, None)
+    text = make_site("h20-96gb", mig=False).cli("profiles").stdout
+    assert " ".join(text.splitlines()[1].split()) == "0 1g.12gb 19 -/7 ? No ? ? ? ? ? ?"
+
+
+def test_free_counts_follow_what_is_there(site: Site) -> None:
+    """As the driver counts, not as we do."""
+    site.prolog(7, STAMP)
+    rows = {r["profile"]: r["free"] for r in parsed(site.cli("profiles", "--gpu", "0", "--json"))}
+    assert (rows["1g.10gb"], rows["3g.40gb"], rows["4g.40gb"], rows["7g.80gb"]) == (4, 1, 1, 0)
+
+
+# -- gpus, weights ------------------------------------------------------------------
+
+
+def test_gpus(make_site: Callable[..., Site]) -> None:
+    """What is supported, and what this node has."""
+    site = make_site(H100, RTX, config="[gpus]\nmanaged = [0]\n")
+    data = parsed(site.cli("gpus", "--json"))
+    assert len(data["supported"]) == 23
+    assert [(gpu["product"], gpu["managed"]) for gpu in data["node"]] == [
+        ("h100-80gb-sxm", True),
+        ("rtx-pro-6000-blackwell", False),
+    ]
+    assert "no: numbers unknown" in site.cli("gpus").stdout
+
+
+def test_the_list_of_products_needs_no_driver(tmp_path: Path) -> None:
+    """On a login node."""
+    site = Site(tmp_path, None, tmp_path / "config.toml")  # type: ignore[arg-type]
+    site.config.write_text('[driver]\nlibrary = "/none.so"\n')
+    assert site.cli("gpus", "--supported").returncode == 0
+    done = site.cli("gpus")
+    assert done.returncode == 12
+    assert "NVIDIA A30" in done.stdout
+    assert "/none.so" in done.stderr
+
+
+@pytest.mark.parametrize("name", [H100, A100])
+def test_weights(site: Site, name: str) -> None:
+    """In the form other tools read."""
+    data = parsed(site.cli("weights", "--gpu", name, "--json"))
+    assert set(data) == {"capacity", "weights", "false_accepts", "false_rejects"}
+    assert (data["capacity"], data["false_accepts"], data["false_rejects"]) == (31, 0, 0)
+    assert data["weights"]["3g.40gb"] == 14
+    assert "31 shards" in site.cli("weights", "--gpu", name).stdout
+
+
+def test_weights_of_an_unknown_product(site: Site) -> None:
+    """Which numbers are missing."""
+    refused(site.cli("weights", "--gpu", "thor-igpu"), 2, "unknown the name NVML reports")
+    refused(site.cli("weights", "--gpu", "GeForce"), 2, "'GeForce' is not in the catalogue")
+
+
+# -- create, destroy, reset, enable, disable -------------------------------------------
+
+
+def test_a_life_by_hand(site: Site) -> None:
+    """Made by name or id, shown, audited, destroyed by UUID or by GPU and id."""
+    made = parsed(site.cli("create", "3g.40gb", "--gpu", "0", "--json"))
+    uuid = made["instances"][0]["uuid"]
+    assert (
+        "1g.10gb@0 is GPU instance" in site.cli("create", "19", "--gpu", "0", "--start", "0").stdout
+    )
+    shown = parsed(site.cli("status", "--json"))["gpus"][0]
+    assert [(i["profile"], i["start"], i["phase"]) for i in shown["instances"]] == [
+        ("1g.10gb", 0, "active"),
+        ("3g.40gb", 4, "active"),
+    ]
+    assert parsed(site.cli("destroy", uuid, "--json"))[0]["phase"] == "released"
+    gi_id = shown["instances"][0]["gi_id"]
+    assert site.cli("destroy", f"0:{gi_id}").returncode == 0
+    assert site.machine.board(0).instances == []
+    rows = parsed(site.cli("audit", "--json"))
+    assert [(row["slice"], row["phase"]) for row in rows] == [
+        ("3g.40gb@4", "released"),
+        ("1g.10gb@0", "released"),
+    ]
+
+
+NEW = ["simulator", "create", "/tmp/x", "--gpu"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["create", "9g.90gb", "--gpu", "0"], 4, "9g.90gb is not offered here; offered: 1g.10gb"),
+        (["create", "banana", "--gpu", "0"], 3, "'banana' is not a MIG profile name; write"),
+        (["create", "77", "--gpu", "0"], 4, "profile id 77"),
+        (["create", "3g.40gb", "--gpu", "5"], 2, "device minors here: 0, 1"),
+        (["create", "3g.40gb", "--gpu", "0", "--start", "1"], 4, "it can at 0, 4"),
+        (["create", "1c.3g.40gb", "--gpu", "0"], 3, "name the GPU instance here"),
+        (["destroy", "MIG-0"], 2, "no instance 'MIG-0' here"),
+        (["destroy", "0:9"], 2, "no instance '0:9' here"),
+        (["profiles", "--gpu", "x"], 2, "no MIG-capable GPU 'x'"),
+        (["audit", "--since", "yesterday"], 2, "time 'yesterday': write 2026-03-01"),
+        (["generate", "--node", "n1"], 2, "HOSTS=GPU:COUNT"),
+        (["generate", "--node", f"n1={H100}:0"], 2, "a count from 1 to 32"),
+        (["generate", "--node", f"n1={H100}:x"], 2, "a count from 1 to 32"),
+        (["generate", "--node", "n1=GeForce:1"], 2, "not in the catalogue"),
+        (["simulator", "create", "/tmp", "--gpu", f"{H100}:1"], 22, "not an empty directory"),
+        ([*NEW, "NVIDIA RTX PRO 4500 Blackwell"], 2, "unknown profile id"),
+        ([*NEW, H100, "--latency", "carve=1"], 22, "operations are"),
+        ([*NEW, H100, "--latency", "init=-1"], 2, "0 to 600000"),
+        (["simulator", "show", "/nowhere"], 22, "no simulated machine in /nowhere"),
+    ],
+)  # fmt: skip
+def test_mistakes(site: Site, arguments: list[str], code: int, says: str) -> None:
+    """One line naming the value and what is allowed; a documented code; nothing made."""
+    refused(site.cli(*arguments), code, says)
+    assert site.machine.board(0).instances == []
+    assert not Path("/tmp/x").exists()
+
+
+def test_no_room_by_hand(site: Site) -> None:
+    """Its own code, and what is in the way."""
+    site.cli("create", "7g.80gb", "--gpu", "0")
+    refused(site.cli("create", "1g.10gb", "--gpu", "0"), 5, "taken 7g.80gb@0")
+
+
+def test_a_jobs_slice_is_not_taken(site: Site) -> None:
+    """Not by destroy, reset or disable, unless forced."""
+    site.prolog(7, STAMP)
+    for arguments in (["destroy", "0:2"], ["reset", "--gpu", "0"]):
+        refused(site.cli(*arguments), 23, "job 7 of user alice holds it")
+    refused(site.cli("disable", "--gpu", "0"), 23, "3g.40gb@4 exist")
+    assert len(site.machine.board(0).instances) == 1
+    assert site.cli("destroy", "0:2", "--force").returncode == 0
+    assert site.machine.board(0).instances == []
+
+
+def test_a_strangers_instance_is_not_taken(site: Site) -> None:
+    """Something else may manage it; taken on request, it is on record."""
+    with site.machine.change(0) as board:
+        board.create(9, Placement(4, 4), busy=False)
+    refused(site.cli("destroy", "0:2"), 23, "is in no record of slurm-mig's; add --foreign")
+    refused(site.cli("reset", "--gpu", "all"), 23, "instances 0:2 are in no record")
+    assert parsed(site.cli("status", "--json"))["gpus"][0]["instances"][0]["phase"] == "foreign"
+    assert "in no record" in site.cli("status").stdout
+    assert site.cli("reset", "--gpu", "all", "--foreign").returncode == 0
+    assert site.machine.board(0).instances == []
+    assert parsed(site.cli("audit", "--json"))[0]["slice"] == "3g.40gb@4"
+
+
+def test_reset_is_all_or_nothing(site: Site) -> None:
+    """One held slice on one GPU, and nothing is touched on any."""
+    site.cli("create", "3g.40gb", "--gpu", "0")
+    site.prolog(7, STAMP, gpus="1")
+    assert site.cli("reset", "--gpu", "all").returncode == 23
+    assert len(site.machine.board(0).instances) == 1
+    assert site.cli("reset", "--gpu", "all", "--force").returncode == 0
+    assert [site.machine.board(index).instances for index in (0, 1)] == [[], []]
+
+
+def test_a_stuck_instance(make_site: Callable[..., Site]) -> None:
+    """Not success: what holds it is named, and it stays on record as quarantined."""
+    site = make_site(H100, config="[hooks]\ndestroy_timeout = 0.2\n")
+    made = parsed(site.cli("create", "3g.40gb", "--gpu", "0", "--json"))
+    site.machine.hold(os.getpid(), made["instances"][0]["uuid"])
+    done = site.cli("reset", "--gpu", "0")
+    assert done.returncode == 24
+    assert f"pid {os.getpid()}" in done.stderr
+    assert "quarantined" in site.cli("status").stdout
+    site.machine.let_go(os.getpid())
+    assert site.cli("reconcile", "--no-slurm").returncode == 0
+    assert site.machine.board(0).instances == []
+
+
+def test_mig_mode(make_site: Callable[..., Site]) -> None:
+    """On and off, one or all; what cannot be switched is said after the rest was."""
+    site = make_site(H100, A100, mig=False)
+    assert site.cli("enable", "--gpu", "all").stdout.count("MIG mode on") == 2
+    assert parsed(site.cli("disable", "--gpu", "0", "--json"))["gpus"][0]["mig_mode"] is False
+    site.machine.hold(os.getpid(), site.machine.gpus[1]["uuid"])
+    done = site.cli("disable", "--gpu", "all", "--json")
+    data = parsed(done, 15)
+    assert [gpu["gpu"] for gpu in data["gpus"]] == [0]
+    assert "GPU 1" in data["faults"][0]
+    assert "off after a reset" in site.cli("status").stdout
+
+
+# -- status, reconcile, audit ---------------------------------------------------------
+
+
+def test_a_picture_of_the_slots(make_site: Callable[..., Site]) -> None:
+    """One cell per unit, one box per instance, within 80 columns, whatever the GPU."""
+    site = make_site(H100, A30, RTX)
+    site.prolog(12, "slurm-mig=1,3g.40gb/9:1,1g.10gb/19:1")
+    site.prolog(13, "slurm-mig=1,2g.48gb/5:1", gpus="2")
+    lines = site.cli("status").stdout.splitlines()
+    assert "  |........|........|........|1g.10gb |3g.40gb 12                         |" in lines
+    assert "  |.................|.................|.................|.................|" in lines
+    assert "  |.....|.....|.....|.....|.....|.....|2g.48gb 13                         |" in lines
+    boxes = [line for line in lines if line.startswith("  |")]
+    assert all(len(line) == 75 for line in boxes)
+    assert any("active, job 12 of alice for 0:00:0" in line for line in lines)
+    assert any(line.startswith("  fits now: 1g.10gb x3") for line in lines)
+
+
+def test_status_with_a_lost_gpu(site: Site) -> None:
+    """The others are shown; the loss is the exit code."""
+    site.machine.lose(0)
+    done = site.cli("status", "--json")
+    data = parsed(done, 14)
+    assert [gpu["gpu"] for gpu in data["gpus"]] == [1]
+    assert "GPU is lost" in data["faults"][0]
+
+
+def test_reconcile(site: Site) -> None:
+    """What it did, what is left, what is foreign; Slurm's silence is not success."""
+    site.prolog(7, STAMP)
+    with site.machine.change(1) as board:
+        board.create(9, Placement(4, 4), busy=False)
+    silent = site.cli("reconcile", "--json")
+    data = parsed(silent, 24)
+    assert (data["done"], len(data["foreign"])) == ([], 1)
+    assert "Slurm does not answer" in data["left"][0]
+    assert len(site.machine.board(0).instances) == 1
+
+    site.machine.reboot()
+    done = site.cli("reconcile", "--no-slurm")
+    assert done.returncode == 0
+    assert done.stdout == "done: job 7 on GPU 0 (3g.40gb@4): lost with a reboot\n"
+    assert site.cli("reconcile", "--no-slurm").stdout == "ledger and hardware agree\n"
+
+
+def test_audit(site: Site) -> None:
+    """Who held which UUID, from when to when, refusals with their reason."""
+    site.prolog(7, STAMP)
+    site.epilog(7)
+    site.prolog(8, "slurm-mig=1,7g.80gb/0:1", SLURM_JOB_USER="bob")
+    site.prolog(9, STAMP)
+    rows = parsed(site.cli("audit", "--json"))
+    assert [(row["job_id"], row["user"], row["phase"]) for row in rows] == [
+        (7, "alice", "released"),
+        (8, "bob", "active"),
+        (9, "alice", "refused"),
+    ]
+    assert "no placement for 3g.40gb:1: taken 7g.80gb@0" in rows[2]["reason"]
+    assert rows[0]["from"] < rows[0]["to"]
+    assert parsed(site.cli("audit", "--uuid", rows[0]["uuid"], "--json")) == rows[:1]
+    assert parsed(site.cli("audit", "--job", "8", "--json")) == rows[1:2]
+    assert parsed(site.cli("audit", "--user", "bob", "--json")) == rows[1:2]
+    assert parsed(site.cli("audit", "--since", "2999-01-01", "--json")) == rows[1:2]
+    assert parsed(site.cli("audit", "--until", "2000-01-01", "--json")) == []
+    assert "refused: job 9: GPU 0" in site.cli("audit").stdout
+
+
+def test_the_chain_is_checked(site: Site) -> None:
+    """A changed row is found and named."""
+    import sqlite3
+
+    site.prolog(7, STAMP)
+    assert site.cli("audit", "--check").returncode == 0
+    with sqlite3.connect(site.root / "state/ledger.db") as db:
+        db.execute("DROP TRIGGER event_no_update")
+        db.execute("UPDATE event SET at = 5 WHERE seq = 2")
+    refused(site.cli("audit", "--check"), 24, "event 2 of the ledger")
+
+
+def test_a_users_texts_do_not_move_the_cursor(site: Site) -> None:
+    """Tables spell out what is not printable."""
+    site.prolog(7, STAMP, SLURM_JOB_USER="a\x1b[2J\nb")
+    assert "\x1b" not in site.cli("audit").stdout
+    assert len(site.cli("audit").stdout.splitlines()) == 2
+
+
+# -- generate, install, simulator -------------------------------------------------------
+
+
+def test_generate(site: Site, tmp_path: Path) -> None:
+    """To a directory, to the terminal, as JSON: the same files."""
+    node = ["--node", f"n[1-4]={H100}:2,{A30}:1", "--gpu-type", f"{H100}=h100sxm"]
+    listed = site.cli("generate", *node, "--out", str(tmp_path / "out"))
+    assert len(listed.stdout.splitlines()) == 5
+    data = parsed(site.cli("generate", *node, "--json"))
+    assert {n: (tmp_path / "out" / n).read_text() for n in data} == data
+    assert "gpu:h100sxm:2,gpu:a30:1,shard:h100sxm:62,shard:a30:4," in data["slurm.conf.mig"]
+    assert data["gres.conf.mig"] in site.cli("generate", *node).stdout
+
+
+def test_install(site: Site, tmp_path: Path) -> None:
+    """Prints what slurm.conf needs; the hooks are this configuration's."""
+    done = site.cli("install", "--hooks", str(tmp_path / "hooks"))
+    assert f"Prolog={tmp_path}/hooks/prolog" in done.stdout
+    script = (tmp_path / "hooks/prolog").read_text()
+    assert f"config='{site.config}'" in script
+    assert f"python='{sys.executable}'" in script
+
+
+def test_simulated_machines(site: Site, tmp_path: Path) -> None:
+    """Made, shown, held, broken and mended from the command line."""
+    home = str(tmp_path / "sim")
+    made = site.cli("simulator", "create", home, "--gpu", f"{H100}:2", "--gpu", f"{A30}:1")
+    assert f'library = "simulator:{home}"' in made.stdout
+    shown = parsed(site.cli("simulator", "show", home, "--json"))
+    assert [gpu["name"] for gpu in shown] == [H100, H100, A30]
+    assert site.cli("simulator", "lose", home, "--gpu", "1").returncode == 0
+    assert "lost" in site.cli("simulator", "show", home).stdout
+    refused(site.cli("simulator", "lose", home, "--gpu", "7"), 2, "no GPU 7")
+    for verb in ("reboot", "reload"):
+        assert site.cli("simulator", verb, home).returncode == 0
+    assert "lost" not in site.cli("simulator", "show", home).stdout
+    uuid = shown[0]["uuid"]
+    hold = ["simulator", "hold", home, "--pid", str(os.getpid()), "--uuid", uuid]
+    assert site.cli(*hold).returncode == 0
+    refused(site.cli(*hold[:4], str(2**22 + 1), *hold[5:]), 22, "does not exist")
+    fault = ["simulator", "fault", home, "--call", "nvmlInit_v2", "--effect"]
+    assert site.cli(*fault, "error:IN_USE").returncode == 0
+    refused(site.cli(*fault, "error:NOPE"), 22, "codes are")
+    refused(site.cli("simulator", "fault", home), 2, "--call and --effect")
+    assert site.cli("simulator", "fault", home, "--clear").returncode == 0
+
+
+def test_a_simulated_cuda_process(site: Site) -> None:
+    """It sees its slice and holds it; another user does not get in."""
+    site.prolog(7, STAMP)
+    node = site.node()
+    uuid = node.ledger.all_open()[0].uuids[0]
+    node.close()
+
+    def run(uid: int, visible: str) -> subprocess.CompletedProcess[str]:
+        words = ["simulator", "run", f"{site.root}/sim", "true"]
+        return cli_as(uid, *words, CUDA_VISIBLE_DEVICES=visible)
+
+    mine = run(64001, uuid)
+    assert mine.stdout == f"CUDA device: {H100} MIG 3g.40gb ({uuid})\n"
+    refused(run(64002, uuid), 21, "Permission denied")
+    refused(run(64001, "MIG-0"), 2, "no CUDA-capable device")
+
+
+# -- the frame -------------------------------------------------------------------------
+
+
+def test_every_verb_has_help_and_nothing_else_is_loaded(site: Site) -> None:
+    """--help of each; an unknown verb is a usage error."""
+    for verb in VERBS:
+        done = site.cli(verb, "--help")
+        assert done.returncode == 0, verb
+        assert "Usage: " in done.stdout
+    assert site.cli("frobnicate").returncode == 2
+    text = site.cli("--help").stdout
+    assert "Exit codes:" in text
+    assert " 5  no free placement" in text
+
+
+def test_a_configuration_that_is_wrong(site: Site) -> None:
+    """By option as by variable; the option wins."""
+    bad = site.root / "bad.toml"
+    bad.write_text("[driver]\nlibary = 'x'")
+    refused(site.cli("--config", str(bad), "status"), 11, "did you mean [driver] library?")
+    refused(site.cli("status", SLURM_MIG_CONFIG=str(bad)), 11, "unknown key")
+    assert (
+        site.cli("--config", str(site.config), "status", SLURM_MIG_CONFIG=str(bad)).returncode == 0
+    )
+    refused(site.cli("--config", "/none.toml", "status"), 11, "/none.toml: no such file")
+
+
+def test_without_root(site: Site) -> None:
+    """Commands that change the node say so before touching it."""
+    site.config.chmod(0o644)
+    done = cli_as(64001, "reset", "--gpu", "all", SLURM_MIG_CONFIG=str(site.config))
+    refused(done, 21, "run it as root")
+
+
+def test_a_closed_pipe(site: Site) -> None:
+    """`slurm-mig gpus | head -1` ends without a traceback."""
+    done = subprocess.run(
+        f"{sys.executable} -m slurm_mig gpus --supported | head -1; echo ${{PIPESTATUS[0]}}",
+        shell=True, executable="/bin/bash", capture_output=True, text=True, check=False,
+        env={"SLURM_MIG_CONFIG": str(site.config), "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr

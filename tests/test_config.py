@@ -1,0 +1,144 @@
+"""The configuration file: every mistake is named, with what is allowed."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from slurm_mig.config import SETTINGS, Config, expand, load, locate, sample
+from slurm_mig.errors import ConfigFault
+
+
+def write(path: Path, text: str) -> Path:
+    file = path / "config.toml"
+    file.write_text(text)
+    return file
+
+
+def test_every_setting_is_read(tmp_path: Path) -> None:
+    """Each key lands in its field."""
+    file = write(
+        tmp_path,
+        """
+        [driver]
+        library = "simulator:/sim"
+        [gpus]
+        managed = [0, 2]
+        order = [2, 0]
+        [paths]
+        state = "/s"
+        run = "/r"
+        [hooks]
+        lock_timeout = 1
+        destroy_timeout = 2.5
+        [slurm]
+        bin = "/b"
+        timeout = 3
+        [refusal]
+        no_requeue = "cancel"
+        max_requeues = 0
+        retry_delay = 4
+        retry_delay_max = 5
+        """,
+    )
+    assert load(file, {}) == Config(
+        "simulator:/sim", (0, 2), (2, 0), Path("/s"), Path("/r"), 1.0, 2.5, Path("/b"), 3.0,
+        "cancel", 0, 4.0, 5.0, file,
+    )  # fmt: skip
+
+
+def test_every_field_has_a_setting_and_a_text() -> None:
+    """Nothing is configurable that the sample does not show."""
+    assert {item.field for item in SETTINGS} == {f.name for f in fields(Config)} - {"source"}
+    assert all(item.text.endswith(".") and item.allowed for item in SETTINGS)
+
+
+def test_the_sample_is_the_shipped_one_and_means_the_defaults(tmp_path: Path) -> None:
+    """Uncommented, it changes nothing; etc/ has the same text."""
+    text = "\n".join(line.lstrip("#") if line[:1] == "#" and line[1:2] != " " else line
+                     for line in sample().splitlines())  # fmt: skip
+    loaded = load(write(tmp_path, text), {})
+    plain = Config(slurm_bin=Path("/usr/bin"), source=loaded.source)
+    assert loaded == plain
+    assert tomllib.loads(sample()) == {item.table: {} for item in SETTINGS}
+    shipped = Path(__file__).parents[1] / "etc/config.toml"
+    assert shipped.read_text() == sample()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "[driver]\nlibary = 'nvml'",
+            r"unknown key \[driver\] libary; did you mean \[driver\] library",
+        ),
+        ("[drivers]\nlibrary = 'nvml'", r"unknown key \[drivers\] library"),
+        ("library = 'nvml'", "unknown key library"),
+        ("[driver]\nlibrary = 'simulator:relative'", r"library = 'simulator:relative': allowed is"),
+        ("[driver]\nlibrary = 7", "library = 7: allowed is"),
+        ("[gpus]\nmanaged = []", "managed = "),
+        ("[gpus]\nmanaged = [0, 0]", "managed = "),
+        ("[gpus]\nmanaged = [true]", "managed = "),
+        ("[gpus]\nmanaged = 'some'", "managed = 'some'"),
+        ("[gpus]\norder = 'none'", "order = 'none'"),
+        ("[paths]\nrun = 'run'", "allowed is an absolute path"),
+        ("[hooks]\nlock_timeout = 0", "lock_timeout = 0: allowed is seconds"),
+        ("[hooks]\nlock_timeout = true", "lock_timeout = True"),
+        ("[hooks]\nlock_timeout = '5'", "lock_timeout = '5'"),
+        ("[refusal]\nno_requeue = 'ask'", "no_requeue = 'ask'"),
+        ("[refusal]\nmax_requeues = 1.5", "max_requeues = 1.5"),
+        ("[driver", "is not TOML"),
+    ],
+)
+def test_mistakes(tmp_path: Path, text: str, says: str) -> None:
+    """File, key, value, and what is allowed; in one line."""
+    file = write(tmp_path, text)
+    with pytest.raises(ConfigFault, match=says) as caught:
+        load(file, {})
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_not_utf8(tmp_path: Path) -> None:
+    """A file of another encoding is a mistake like others."""
+    file = tmp_path / "config.toml"
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigFault, match="is not TOML"):
+        load(file, {})
+
+
+def test_where_it_is_found() -> None:
+    """Option before variable before default."""
+    assert locate(Path("/a"), {"SLURM_MIG_CONFIG": "/b"}) == Path("/a")
+    assert locate(None, {"SLURM_MIG_CONFIG": "/b"}) == Path("/b")
+    assert locate(None, {}) == Path("/etc/slurm-mig/config.toml")
+
+
+def test_a_named_file_must_exist() -> None:
+    """Only the default place may be empty: a mistyped path must not mean defaults."""
+    with pytest.raises(ConfigFault, match="/nowhere: no such file"):
+        load(Path("/nowhere"), {})
+
+
+def test_an_unreadable_file(tmp_path: Path) -> None:
+    """A directory in its place, for one."""
+    with pytest.raises(ConfigFault, match="Is a directory"):
+        load(tmp_path, {})
+
+
+def test_the_nodes_name_in_paths(tmp_path: Path) -> None:
+    """%n as in slurm.conf, in the file's own path and in the paths it sets."""
+    (tmp_path / "n1").mkdir()
+    write(tmp_path / "n1", "[paths]\nrun = '/run/%n'")
+    config = load(tmp_path / "%n/config.toml", {"SLURMD_NODENAME": "n1"})
+    assert config.run == Path("/run/n1")
+
+
+@pytest.mark.parametrize("name", ["", "../x"])
+def test_a_node_name_that_cannot_be_in_a_path(name: str) -> None:
+    """%n without a name would lead hooks of two nodes to one place."""
+    with pytest.raises(ConfigFault, match="SLURMD_NODENAME"):
+        expand(Path("/x/%n"), {"SLURMD_NODENAME": name})

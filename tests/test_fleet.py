@@ -1,0 +1,97 @@
+"""One fleet, one meaning per gres name."""
+
+from __future__ import annotations
+
+import pytest
+
+from slurm_mig import catalog
+from slurm_mig.errors import UsageFault
+from slurm_mig.fleet import Fleet, NodeGroup
+from slurm_mig.models import fleet_model
+
+from .conftest import A30, A100, A100_40, H100, RTX
+
+
+def group(hosts: str, *gpus: str) -> NodeGroup:
+    return NodeGroup(hosts, tuple(fleet_model(catalog.find(name)) for name in gpus))
+
+
+def test_one_model() -> None:
+    """Plain NVIDIA names, typed shards, counts of an empty node."""
+    fleet = Fleet((group("n[1-4]", H100, H100),))
+
+    assert fleet.gres(fleet.groups[0]) == (
+        "gpu:h100:2,shard:h100:62,mig:1g.10gb:14,mig:1g.10gb+me:2,mig:1g.20gb:8,mig:2g.20gb:6,"
+        "mig:3g.40gb:4,mig:4g.40gb:2,mig:7g.80gb:2"
+    )
+    assert fleet.names["3g.40gb"].shard == "shard:h100"
+
+
+def test_two_models_on_one_node() -> None:
+    """Shards are typed: the slices of an A30 are never paid with shards of the other GPU."""
+    fleet = Fleet((group("n1", RTX, A30),))
+
+    assert fleet.names["1g.6gb"].shard == "shard:a30"
+    assert fleet.names["1g.24gb-me"].shard == "shard:rtx_pro_6000"
+    assert "shard:rtx_pro_6000:4,shard:a30:4" in fleet.gres(fleet.groups[0])
+
+
+def test_a_name_with_one_meaning_is_shared() -> None:
+    """3g.40gb is the same on A100-80GB and H100 nodes: either may serve it."""
+    fleet = Fleet((group("a", A100), group("h", H100)))
+
+    assert fleet.names["3g.40gb"].shard == "shard"
+    assert fleet.counts(fleet.groups[0])["3g.40gb"] == 2
+
+
+def test_a_name_with_two_meanings_is_typed_everywhere() -> None:
+    """1g.10gb is double-memory on an A100-40GB: the plain name would mean two prices."""
+    fleet = Fleet((group("a", A100_40), group("b", A100)))
+
+    assert "1g.10gb" not in fleet.names
+    assert fleet.names["a100_40gb_1g.10gb"].weight == 7
+    assert fleet.names["a100_80gb_1g.10gb"].weight == 4
+    assert fleet.names["a100_80gb_1g.10gb"].profile == "1g.10gb"
+    assert fleet.names["3g.20gb"].shard == "shard:a100_40gb"
+
+
+def test_a_shared_name_is_typed_where_a_node_mixes_models() -> None:
+    """Untyped shards could come from the A30 beside it."""
+    fleet = Fleet((group("a", A100, A30), group("h", H100)))
+
+    assert set(fleet.names) >= {"a100_80gb_3g.40gb", "h100_3g.40gb", "1g.6gb"}
+    assert "3g.40gb" not in fleet.names
+
+
+def test_media_profiles_are_bounded_by_count() -> None:
+    """No shard weight can say `one per GPU`; the typed count does."""
+    fleet = Fleet((group("n1", H100, H100, A30),))
+
+    assert fleet.names["1g.10gb+me"].most == 1
+    assert fleet.counts(fleet.groups[0])["1g.10gb+me"] == 2
+    assert fleet.counts(fleet.groups[0])["2g.12gb+me"] == 1
+
+
+def test_one_type_name_for_two_models() -> None:
+    """Slurm could not tell them apart."""
+    models = (fleet_model(catalog.find(H100), "gpu"), fleet_model(catalog.find(A30), "gpu"))
+    with pytest.raises(UsageFault, match="names both"):
+        Fleet((NodeGroup("n1", models),)).gres(NodeGroup("n1", models))
+
+
+def test_no_nodes() -> None:
+    """A fleet of nothing generates nothing; that is a mistake."""
+    with pytest.raises(UsageFault):
+        Fleet(())
+
+
+def test_every_known_product_can_be_in_a_fleet() -> None:
+    """All together, each name still has one meaning."""
+    keys = [item.key for item in catalog.products() if item.known]
+    fleet = Fleet(tuple(group(f"n{place}", key) for place, key in enumerate(keys)))
+
+    for one in fleet.groups:
+        for row in one.gpus[0].geometry.profiles:
+            gres = fleet.name_of(one.gpus[0], row)
+            assert (gres.profile, gres.profile_id) == (str(row.name), row.profile_id)
+            assert gres.weight == one.gpus[0].weights.of(one.gpus[0].geometry, row)

@@ -1,0 +1,390 @@
+"""Generated files: exact, the same as the shipped samples, and right for every request."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slurm_mig import generator
+from slurm_mig import request as requests
+
+from . import lua_host
+from .conftest import A30, A100, A100_40, H100, RTX
+
+FLEET = lua_host.fleet((H100, H100), (RTX, A30))
+HOSTS = {version: lua_host.job_submit(version, FLEET) for version in lua_host.VERSIONS}
+FILTERS = {version: lua_host.cli_filter(version, FLEET) for version in lua_host.VERSIONS}
+
+versions = pytest.mark.parametrize("version", lua_host.VERSIONS)
+
+
+# -- files ---------------------------------------------------------------------
+
+
+def test_the_shipped_samples_are_what_the_generator_writes() -> None:
+    """etc/ cannot drift from the tables."""
+    etc = Path(__file__).parents[1] / "etc"
+    sample = lua_host.fleet((H100,) * 8, (A30, A30))
+    for group, hosts in zip(sample.groups, ("gpu[01-04]", "a30-[01-02]"), strict=True):
+        object.__setattr__(group, "hosts", hosts)
+    files = generator.generate(sample, hooks="/etc/slurm-mig/hooks")
+    assert {name: (etc / name).read_text() for name in files} == dict(files)
+
+
+def test_gres_conf_has_one_line_per_gpu_and_no_mig() -> None:
+    """One shard line per GPU with its file, and no mig line at all (slurm-facts.md 13)."""
+    text = generator.gres_conf(FLEET)
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+
+    assert len(lines) == 8
+    assert all("AutoDetect=off" in line and "File=/dev/nvidia" in line for line in lines)
+    assert "mig" not in "".join(lines)
+    assert lines[1] == (
+        "NodeName=n0 AutoDetect=off Name=shard Type=h100 Count=31 File=/dev/nvidia0"
+    )
+
+
+def test_shard_sums_agree_on_both_sides() -> None:
+    """slurm.conf and gres.conf count the same shards: a difference overfills a GPU in silence."""
+    for group in FLEET.groups:
+        words = dict(
+            word.rsplit(":", 1) for word in FLEET.gres(group).split(",") if "shard:" in word
+        )
+        lines = [
+            line.split()
+            for line in generator.gres_conf(FLEET).splitlines()
+            if line.startswith(f"NodeName={group.hosts} ") and "Name=shard" in line
+        ]
+        for name, total in words.items():
+            kind = f"Type={name.removeprefix('shard:')}"
+            assert int(total) == sum(
+                int(word.removeprefix("Count="))
+                for line in lines
+                if kind in line
+                for word in line
+                if word.startswith("Count=")
+            )
+
+
+# -- job_submit.lua: what is accepted ------------------------------------------
+
+
+@versions
+@pytest.mark.parametrize(
+    ("asked", "becomes", "stamp"),
+    [
+        ("gres:mig:3g.40gb:1", "gres:mig:3g.40gb:1,gres:shard:h100:14", "3g.40gb/9:1"),
+        ("gres:mig:3g.40gb", "gres:mig:3g.40gb:1,gres:shard:h100:14", "3g.40gb/9:1"),
+        ("gres:mig:1g.10gb:2", "gres:mig:1g.10gb:2,gres:shard:h100:8", "1g.10gb/19:2"),
+        (
+            "gres:mig:1g.10gb:1,gres:mig:3g.40gb:1",
+            "gres:mig:1g.10gb:1,gres:mig:3g.40gb:1,gres:shard:h100:18",
+            "1g.10gb/19:1,3g.40gb/9:1",
+        ),
+        ("gres:mig:1g.6gb:4", "gres:mig:1g.6gb:4,gres:shard:a30:4", "1g.6gb/14:4"),
+        (
+            "gres:craynetwork:1,gres:mig:1g.24gb+me.all",
+            "gres:mig:1g.24gb+me.all:1,gres:shard:rtx_pro_6000:1,gres:craynetwork:1",
+            "1g.24gb+me.all/65:1",
+        ),
+        (
+            "gres:mig:3g.40gb:1,gres:shard:h100:14",
+            "gres:mig:3g.40gb:1,gres:shard:h100:14",
+            "3g.40gb/9:1",
+        ),
+    ],
+)
+def test_accepted(version: str, asked: str, becomes: str, stamp: str) -> None:
+    """Count, shards and stamp are added; what cli_filter.lua added already is kept."""
+    code, job, said = HOSTS[version].submit(tres_per_node=asked)
+
+    assert (code, said) == (0, "")
+    assert job["tres_per_node"] == becomes
+    assert job["comment"] == f"slurm-mig=1,{stamp}"
+    assert "extra" not in job
+
+
+@versions
+def test_later_releases_get_the_stamp_in_extra(version: str) -> None:
+    """`gres/` marks them; the user's own words stay beside the stamp."""
+    code, job, _ = HOSTS[version].submit(
+        tres_per_node="gres/mig:3g.40gb:1", extra="owner:lab7", comment="my run"
+    )
+
+    assert code == 0
+    assert job["tres_per_node"] == "gres/mig:3g.40gb:1,gres/shard:h100:14"
+    assert job["extra"] == "owner:lab7 slurm-mig=1,3g.40gb/9:1"
+    assert job["comment"] == "my run"
+
+
+# -- job_submit.lua: what is refused --------------------------------------------
+
+
+@versions
+@pytest.mark.parametrize(
+    ("job", "says"),
+    [
+        ({"tres_per_node": "gres:mig:9g.40gb:1"}, "unknown MIG profile '9g.40gb'; known: 1g.10gb,"),
+        ({"tres_per_node": "gres:mig"}, "write mig:<profile>:<count>"),
+        ({"tres_per_node": "gres:mig:1"}, "write mig:<profile>:<count>"),
+        ({"tres_per_node": "gres:mig:1g.10gb:0"}, "write mig:<profile>:<count>"),
+        ({"tres_per_node": "gres:mig:1g.10gb:-1"}, "write mig:<profile>:<count>"),
+        ({"tres_per_node": "gres:mig:1g.10gb:1k"}, "write mig:<profile>:<count>"),
+        ({"tres_per_node": "gres:mig:1g.10gb=2"}, "write mig:<profile>:<count>"),
+        ({"tres_per_node": "gres:mig:1g.10gb:100"}, "write mig:<profile>:<count>"),
+        ({"tres_per_node": "gres:mig:1g.10gb:1:1"}, "write mig:<profile>:<count>"),
+        ({"tres_per_node": "gres:MIG:1g.10gb:1"}, "cannot read"),
+        ({"tres_per_node": "gres:gres:mig:1g.10gb:1"}, "cannot read"),
+        ({"tres_per_node": "gres:gpu:mig:1"}, "cannot read"),
+        ({"tres_per_node": "gres:shard:4"}, "shards are counted by slurm-mig"),
+        ({"tres_per_node": "gres:Shard:4"}, "cannot read"),
+        ({"tres_per_node": "gres:mig:3g.40gb:1,gres:shard:h100:1"}, "leave 'shard:h100:1' out"),
+        ({"tres_per_node": "gres:mig:3g.40gb:1,gres:shard:14"}, "leave 'shard:14' out"),
+        (
+            {"tres_per_node": "gres:mig:3g.40gb:1,gres:shard:h100:14,gres:shard:h100:14"},
+            "shards are counted",
+        ),
+        ({"tres_per_node": "gres:mig:1g.10gb:1,gres:mig:1g.10gb:1"}, "named twice"),
+        ({"tres_per_node": "gres:mig:1g.10gb:8"}, "one GPU holds at most 7"),
+        ({"tres_per_node": "gres:mig:1g.10gb+me:2"}, "one GPU holds at most 1"),
+        ({"tres_per_node": "gres:mig:4g.40gb:1,gres:mig:3g.40gb:1,gres:mig:1g.10gb:1"}, "one GPU"),
+        ({"tres_per_node": "gres:mig:1g.10gb:1,gres:mig:1g.6gb:1"}, "different GPU models"),
+        ({"tres_per_node": "gres:mig:3g.40gb:1,gres:gpu:1"}, "whole GPUs and MIG slices"),
+        ({"tres_per_node": "gres:mig:3g.40gb:1", "tres_per_job": "gres:gpu:1"}, "whole GPUs"),
+        ({"tres_per_node": "gres:mig:3g.40gb:1", "shared": 0}, "--exclusive"),
+        ({"tres_per_node": "gres:mig:3g.40gb:1", "shared": 0.0}, "--exclusive"),
+        ({"tres_per_job": "gres:gpu:mig:1"}, "cannot be asked for with --gpus"),
+        ({"tres_per_task": "gres/mig:3g.40gb=1"}, "cannot be asked for with --tres-per-task"),
+        ({"tres_per_socket": "gres:mig:3g.40gb:1"}, "cannot be asked for with --gpus-per-socket"),
+        ({"tres_per_task": "gres/shard=1"}, "cannot be asked for"),
+    ],
+)
+def test_refused(version: str, job: dict[str, object], says: str) -> None:
+    """Each with a line the user sees; the job is left as it was."""
+    code, after, said = HOSTS[version].submit(**job)
+
+    assert code == -1
+    assert said.startswith("slurm-mig: ")
+    assert says in said
+    assert after == job | {"shared": job.get("shared", 65534)}
+
+
+@versions
+@pytest.mark.parametrize(
+    "job",
+    [
+        {},
+        {"tres_per_node": "gres:gpu:2"},
+        {"tres_per_node": "gres/gpu:h100:1,gres/tmpfs:5", "comment": "a b", "extra": "{}"},
+        {"tres_per_job": "gres:gpu:4", "shared": 0},
+        {"tres_per_node": "gres:migraine:1"},
+        {"comment": "please no slurm-migration"},
+    ],
+)
+def test_other_jobs_are_not_touched(version: str, job: dict[str, object]) -> None:
+    """Not a field of them."""
+    code, after, said = HOSTS[version].submit(**job)
+    assert (code, said) == (0, "")
+    assert after == {"shared": 65534} | job
+
+
+WORDS = st.text(st.sampled_from("slurm-ig= \t\nab1,/:.\u00a0"), max_size=40)
+
+
+@given(st.sampled_from(lua_host.VERSIONS), WORDS, WORDS)
+def test_no_stamp_of_a_users_survives(version: str, comment: str, extra: str) -> None:
+    """However it is written or nested; on a job of ours only our own is left."""
+    forged = "slurm-mig=1,7g.80gb/0:1"
+    job = {"comment": f"{comment}{forged}{extra}", "extra": f"{extra} {forged} {comment}"}
+
+    _, plain, _ = HOSTS[version].submit(**job)
+    _, ours, _ = HOSTS[version].submit(tres_per_node="gres/mig:1g.10gb:1", **job)
+
+    assert requests.from_stamp(plain["comment"]) is requests.from_stamp(plain["extra"]) is None
+    assert requests.from_stamp(ours["comment"]) is None
+    assert str(requests.from_stamp(ours["extra"])) == "1g.10gb:1"
+
+
+NAMES = st.sampled_from([*FLEET.names, "9g.90gb", "1", ""])
+TOKENS = st.builds(
+    lambda prefix, kind, name, count: f"{prefix}{kind}{name}{count}",
+    st.sampled_from(["gres:", "gres/", ""]),
+    st.sampled_from(["mig:", "mig", "mig=", "MIG:", "shard:", "gpu:", ""]),
+    NAMES,
+    st.sampled_from(["", ":1", ":2", ":7", ":0", ":99", "=1", ":1k", ":-1", "::1"]),
+)
+
+
+@given(st.sampled_from(lua_host.VERSIONS), st.lists(TOKENS, min_size=1, max_size=3).map(",".join))
+def test_whatever_is_accepted_is_paid_for(version: str, text: str) -> None:
+    """The stamp, the gres and the shards of an accepted job say the same, for any text."""
+    code, job, _ = HOSTS[version].submit(tres_per_node=text)
+    tres = job["tres_per_node"]
+    if code != 0:
+        assert tres == text
+        return
+    stamp = requests.from_stamp(job.get("extra", "")) or requests.from_stamp(job.get("comment", ""))
+    if stamp is None:
+        assert not re.search(r"(^|[:/=,])(mig|shard)([:=,]|$)", text.lower())
+        return
+    prefixed = tres if tres.startswith("gres") else f"gres/{tres}".replace(",", ",gres/")
+    asked = requests.from_gres(prefixed)
+    assert str(asked) == str(stamp)
+    cost = sum(FLEET.names[str(item.profile)].weight * item.count for item in stamp.items)
+    shards = [word for word in tres.split(",") if "shard:" in word]
+    assert len(shards) == 1
+    assert shards[0].endswith(f":{cost}")
+
+
+# -- job_submit.lua: modification and errors ------------------------------------
+
+OLD = {
+    "tres_per_node": "gres:mig:1g.10gb:1,gres:shard:h100:4",
+    "comment": "slurm-mig=1,1g.10gb/19:1",
+}
+NEW = {"tres_per_node": "gres/mig:1g.10gb:1,gres/shard:h100:4", "extra": "slurm-mig=1,1g.10gb/19:1"}
+
+
+@versions
+@pytest.mark.parametrize("record", [OLD, NEW])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tres_per_node": "gres:mig:7g.80gb:1"},
+        {"tres_per_node": "gres/mig:7g.80gb:1,gres/shard:h100:4"},
+        {"tres_per_node": "gres:gpu:1"},
+        {"tres_per_node": ""},
+        {"tres_per_task": "gres/mig:7g.80gb=1"},
+        {"tres_per_job": "gres:gpu:1"},
+        {"shared": 0},
+    ],
+)
+def test_a_mig_jobs_gres_cannot_be_changed(
+    version: str, record: dict[str, str], change: dict[str, object]
+) -> None:
+    """Nobody holds a 7g on four shards."""
+    assert HOSTS[version].modify(record, **change)[0] == -1
+
+
+@versions
+def test_nor_can_another_job_become_one(version: str) -> None:
+    """An update would bring slices without shards."""
+    assert HOSTS[version].modify({}, tres_per_node="gres:mig:7g.80gb:1")[0] == -1
+    assert HOSTS[version].modify({}, tres_per_node="gres:shard:4")[0] == -1
+    assert HOSTS[version].modify({}, tres_per_node="gres:gpu:1")[0] == 0
+
+
+@versions
+@pytest.mark.parametrize(("record", "field"), [(OLD, "comment"), (NEW, "extra")])
+@pytest.mark.parametrize("words", ["new words", "", "slurm-mig=1,7g.80gb/0:1", "a slurm-mig=x b"])
+def test_the_stamp_stays_when_its_field_is_changed(
+    version: str, record: dict[str, str], field: str, words: str
+) -> None:
+    """A user may change his words, never the stamp; the hook's own comment goes the same way."""
+    code, after, _ = HOSTS[version].modify(record, **{field: words})
+
+    assert code == 0
+    assert str(requests.from_stamp(after[field])) == "1g.10gb:1"
+    assert requests.without_stamp(after[field]) == requests.without_stamp(words)
+
+
+@versions
+def test_a_forged_stamp_on_another_job_is_stripped(version: str) -> None:
+    """By update as by submission."""
+    _, after, _ = HOSTS[version].modify(
+        {}, comment="x slurm-mig=1,7g.80gb/0:1", extra="slurm-mig=1"
+    )
+    assert after == {"comment": "x", "extra": ""}
+
+
+@versions
+def test_other_changes_pass(version: str) -> None:
+    """Time limit, name, the same gres again."""
+    assert HOSTS[version].modify(OLD, time_limit=5, name="x")[:2] == (
+        0,
+        {"time_limit": 5, "name": "x"},
+    )
+    assert HOSTS[version].modify(OLD, tres_per_node=OLD["tres_per_node"])[0] == 0
+
+
+@versions
+def test_lua_errors_fail_closed_for_us_alone(version: str) -> None:
+    """Before 26.05 Slurm lets a job through when the script fails: ours must not be."""
+    text = generator.lua(FLEET, "job_submit.lua").replace(
+        "local function submit(job)", "local function submit(job)\n  error('boom')"
+    )
+    broken = lua_host.Host(version, text)
+
+    code, _, said = broken.submit(tres_per_node="gres:mig:3g.40gb:1")
+    assert (code, "internal error" in said) == (-1, True)
+    assert broken.submit(comment="slurm-mig=1,3g.40gb/9:1")[0] == -1
+    assert broken.submit(tres_per_node="gres:gpu:1")[0] == 0
+    assert "boom" in " ".join(broken.lua.globals().slurm.logged.values())
+
+
+@versions
+def test_a_percent_sign_in_a_refusal(version: str) -> None:
+    """log_user formats its text: what the user typed must not be a format."""
+    code, _, said = HOSTS[version].submit(tres_per_node="gres:mig:%s%d%n:1")
+    assert (code, "'%s%d%n'" in said) == (-1, True)
+
+
+# -- cli_filter.lua ----------------------------------------------------------------
+
+
+@versions
+@pytest.mark.parametrize(
+    ("typed", "becomes"),
+    [
+        ("mig:3g.40gb:1", "mig:3g.40gb:1,shard:h100:14"),
+        ("mig:3g.40gb", "mig:3g.40gb,shard:h100:14"),
+        ("gres:mig:1g.10gb:2", "gres:mig:1g.10gb:2,gres:shard:h100:8"),
+        ("gres/mig:1g.6gb:1", "gres/mig:1g.6gb:1,gres/shard:a30:1"),
+        (
+            "mig:1g.10gb:1,mig:3g.40gb:1,tmpfs:5",
+            "mig:1g.10gb:1,mig:3g.40gb:1,tmpfs:5,shard:h100:18",
+        ),
+        ("mig:3g.40gb:1,shard:h100:14", "mig:3g.40gb:1,shard:h100:14"),
+        ("mig:9g.40gb:1", "mig:9g.40gb:1"),
+        ("mig:1g.10gb:9", "mig:1g.10gb:9"),
+        ("mig", "mig"),
+        ("gpu:1", "gpu:1"),
+        ("none", "none"),
+    ],
+)
+def test_the_client_adds_what_the_controller_would(version: str, typed: str, becomes: str) -> None:
+    """A step needs its shards too; what cannot be priced is left to the controller's answer."""
+    code, (options,), _ = FILTERS[version].call("slurm_cli_pre_submit", {"gres": typed})
+    assert (code, options["gres"]) == (0, becomes)
+
+
+@versions
+def test_the_client_filter_never_stands_in_the_way(version: str) -> None:
+    """No gres, no options at all: success."""
+    assert FILTERS[version].call("slurm_cli_pre_submit", {})[0] == 0
+    assert FILTERS[version].call("slurm_cli_setup_defaults", {})[0] == 0
+    assert FILTERS[version].call("slurm_cli_post_submit")[0] == 0
+
+
+@given(st.sampled_from(lua_host.VERSIONS), st.lists(TOKENS, min_size=1, max_size=3).map(",".join))
+def test_controller_and_client_agree(version: str, text: str) -> None:
+    """What the client filter added is accepted exactly when the bare request is."""
+    _, (options,), _ = FILTERS[version].call("slurm_cli_pre_submit", {"gres": text})
+    bare, _, _ = HOSTS[version].submit(tres_per_node=text)
+    filtered, _, _ = HOSTS[version].submit(tres_per_node=options["gres"])
+    assert bare == filtered
+
+
+@versions
+def test_names_with_two_meanings_are_typed_in_lua_too(version: str) -> None:
+    """`mig:a100_40gb_1g.10gb` costs 7 shards, and the stamp names the plain profile."""
+    host = lua_host.job_submit(version, lua_host.fleet((A100_40,), (A100,)))
+
+    _, job, _ = host.submit(tres_per_node="gres:mig:a100_40gb_1g.10gb:1")
+    assert job["tres_per_node"].endswith(",gres:shard:a100_40gb:7")
+    assert job["comment"] == "slurm-mig=1,1g.10gb/15:1"
+    assert host.submit(tres_per_node="gres:mig:1g.10gb:1")[0] == -1

@@ -1,0 +1,561 @@
+"""The installed hooks, run as slurmd runs them: as root, bare environment, by path."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from slurm_mig import allocation as phases
+from slurm_mig.errors import NodeFault
+from slurm_mig.geometry import Placement
+from slurm_mig.hooks import Job, Line
+from slurm_mig.simulator.faults import Rule
+
+from .conftest import A30, A100, H100, Site, job_environ
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+pytestmark = pytest.mark.root
+
+STAMP = "slurm-mig=1,3g.40gb/9:1"
+REFUSED = "slurm-mig=1,7g.80gb/0:1"
+
+
+def records(site: Site):  # type: ignore[no-untyped-def]
+    node = site.node()
+    found = node.ledger.history()
+    node.close()
+    return found
+
+
+def slurm_commands(site: Site, **bodies: str) -> Path:
+    """Commands that note how they were called; answers of the real ones are in tests/slurm."""
+    (site.root / "bin").mkdir(exist_ok=True)
+    log = site.root / "asked"
+    for name in ("scontrol", "squeue", "scancel"):
+        path = site.root / "bin" / name
+        path.write_text(f'#!/bin/sh\necho "{name} $*" >> {log}\n{bodies.get(name, "exit 0")}\n')
+        path.chmod(0o755)
+    return log
+
+
+def squeue(job: int, tres: str = "N/A", *, batch: int = 1) -> str:
+    """A squeue that knows one job."""
+    line = f"{job:<20}{job:<40}{batch:<4}{1:<4}{'RUNNING':<20}{tres:<1000}"
+    return f"printf '%s\\n' '{line}'"
+
+
+def blocked(site: Site) -> None:
+    """One instance in each half: no 3g, no 7g fits."""
+    with site.machine.change(0) as board:
+        for start in (3, 4):
+            board.create(19, Placement(start, 1), busy=False)
+
+
+# -- prolog ------------------------------------------------------------------------
+
+
+def test_a_job_without_gpu_is_left_alone_at_once(site: Site) -> None:
+    """No program is started: the shim's Python does not even exist here."""
+    script = (site.root / "hooks/prolog").read_text()
+    (site.root / "hooks/prolog").write_text(re.sub("python='[^']*'", "python=/none", script))
+    done = site.hook("prolog", job_environ(7, "", gpus=""))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not site.run.exists()
+    assert site.hook("prolog", job_environ(7, STAMP)).returncode == 127
+
+
+def test_carves_and_says_so_in_one_line(site: Site) -> None:
+    """To stderr, as to syslog: job, user, node, GPU, what and how long."""
+    done = site.prolog(7, f"my words {STAMP}")
+    assert (done.returncode, done.stdout) == (0, "")
+    (line,) = done.stderr.splitlines()
+    assert re.fullmatch(
+        r"slurm-mig: prolog job=7 restart=0 user=alice node=n1 request=3g\.40gb:1 gpu=0 "
+        r"made=3g\.40gb@4 uuids=MIG-[0-9a-f-]{36} ms=\d+ carved",
+        line,
+    )
+    (record,) = records(site)
+    assert (record.phase, record.owner.uid, record.owner.user) == (phases.ACTIVE, 64001, "alice")
+
+
+def test_the_second_gpu(site: Site) -> None:
+    """SLURM_JOB_GPUS decides, not what is free elsewhere."""
+    assert site.prolog(7, STAMP, gpus="1").returncode == 0
+    assert site.machine.board(0).instances == []
+    assert len(site.machine.board(1).instances) == 1
+
+
+def test_the_stamp_of_later_releases(site: Site) -> None:
+    """SLURM_JOB_EXTRA carries it; a comment with no stamp is the user's."""
+    later = {"SLURM_JOB_EXTRA": f"owner {STAMP}", "SLURM_JOB_SLUID": "s7"}
+    done = site.hook("prolog", job_environ(7, "just words") | later)
+    assert done.returncode == 0
+    (record,) = records(site)
+    assert (record.request, record.owner.sluid) == ("3g.40gb:1", "s7")
+
+
+@pytest.mark.parametrize("closed", [(0,), (0, 1), (0, 1, 2), (2,)])
+def test_closed_descriptors(site: Site, closed: tuple[int, ...]) -> None:
+    """Nothing the hook opens lands on a standard descriptor: no log line in the ledger."""
+    assert site.hook("prolog", job_environ(7, STAMP), closed=closed).returncode == 0
+    assert [item.phase for item in records(site)] == [phases.ACTIVE]
+    node = site.node()
+    assert node.ledger.broken_event() is None
+    node.close()
+
+
+def test_without_a_stamp_slurmctld_is_asked_once(site: Site) -> None:
+    """In the form that cannot be forged, and the log says that it was the fallback."""
+    log = slurm_commands(site, squeue=squeue(7, "gres:mig:3g.40gb:1,gres:shard:h100:14"))
+    done = site.prolog(7, "")
+    assert done.returncode == 0
+    assert "stamp=none request=3g.40gb:1" in done.stderr
+    (asked,) = log.read_text().splitlines()
+    assert asked.startswith("squeue -h -a -j 7 -O jobid")
+
+
+def test_with_a_stamp_nobody_is_asked(site: Site) -> None:
+    """SchedMD's rule: hooks do not call Slurm."""
+    log = slurm_commands(site)
+    assert site.prolog(7, STAMP).returncode == 0
+    assert site.epilog(7).returncode == 0
+    assert not log.exists()
+
+
+def test_no_stamp_and_no_slurmctld(site: Site) -> None:
+    """What the job may have cannot be known: a node fault, not a guess."""
+    done = site.prolog(7, "")
+    assert done.returncode == 20
+    assert "no squeue in" in done.stderr
+    assert records(site) == []
+
+
+@pytest.mark.parametrize(
+    "comment",
+    [
+        "slurm-mig=1,3g.40gb/9:1 slurm-mig=1,7g.80gb/0:1",
+        "slurm-mig=9,3g.40gb/9:1",
+        "slurm-mig=1,banana",
+        "slurm-mig=1,1g.6gb/14:1",
+    ],
+)
+def test_a_bad_stamp_is_the_jobs_fault(site: Site, comment: str) -> None:
+    """Held with the reason; the node stays, nothing is made."""
+    log = slurm_commands(site, squeue=squeue(7))
+    done = site.prolog(7, comment)
+    assert done.returncode == 0
+    assert "outcome=held" in done.stderr
+    assert "scontrol requeuehold 7" in log.read_text()
+    assert "state=drain" not in log.read_text()
+    assert site.machine.board(0).instances == []
+
+
+def test_no_room_is_a_refusal(site: Site) -> None:
+    """Exit 0, requeued, reason in comment, ledger, log and for the TaskProlog; no drain."""
+    blocked(site)
+    log = slurm_commands(site, squeue=squeue(7))
+    done = site.prolog(7, f"mine {REFUSED}")
+    assert done.returncode == 0
+    assert "outcome=requeued" in done.stderr
+    assert "refused: job 7: GPU 0" in done.stderr
+    asked = log.read_text()
+    assert "scontrol requeue 7" in asked
+    assert "comment=mine [slurm-mig: job 7: GPU 0" in asked
+    (record,) = records(site)
+    assert record.phase == phases.REFUSED
+    assert "no placement for 7g.80gb:1: taken 1g.10gb@3, 1g.10gb@4" in record.reason
+    assert (site.run / "env/7.0.refused").read_text().startswith("print slurm-mig: job 7: GPU 0")
+
+
+def test_refused_while_slurmctld_is_silent(site: Site) -> None:
+    """The TaskProlog is left to stop the job; the node is fine."""
+    blocked(site)
+    slurm_commands(site, squeue="echo 'Unable to contact slurm controller' >&2; exit 1")
+    done = site.prolog(7, REFUSED)
+    assert done.returncode == 0
+    assert "outcome=left?to?the?TaskProlog" in done.stderr.replace(" ", "?")
+    task = site.hook("task_prolog", {"SLURM_JOB_ID": "7", "SLURM_SHARDS_ON_NODE": "31"})
+    assert task.returncode == 1
+    assert task.stdout.startswith("print slurm-mig: job 7: GPU 0")
+
+
+def test_slices_without_a_gpu(site: Site) -> None:
+    """A stamp without shards is an error of submission, not of the node."""
+    slurm_commands(site, squeue=squeue(7))
+    done = site.prolog(7, STAMP, gpus="")
+    assert done.returncode == 0
+    assert "no shards" in done.stderr
+
+
+def test_shards_over_two_gpus(site: Site) -> None:
+    """A setting of Slurm's that breaks every job: the node's fault, with the remedy."""
+    log = slurm_commands(site)
+    done = site.prolog(7, STAMP, gpus="0,1")
+    assert done.returncode == 10
+    assert "MULTIPLE_SHARING_GRES_PJ" in done.stderr
+    assert "scontrol update nodename=n1 state=drain reason=slurm-mig: job 7" in log.read_text()
+
+
+def _driver_says(call: str, code: str) -> Callable[[Site], None]:
+    return lambda site: site.machine.faults.set([Rule(call, f"error:{code}")])
+
+
+@pytest.mark.parametrize(
+    ("break_", "code", "says"),
+    [
+        (lambda site: site.machine.lose(0), 14, "GPU is lost"),
+        (lambda site: (site.root / "sim").rename(site.root / "x"), 22, "no simulated machine"),
+        (lambda site: site.config.write_text("[driver]\nlibary = 'x'"), 11, "unknown key"),
+        (lambda site: (site.root / "state").touch(), 10, "directory"),
+        (_driver_says("nvmlInitWithFlags", "DRIVER_NOT_LOADED"), 12, "load the NVIDIA kernel"),
+        (
+            _driver_says("nvmlDeviceCreateGpuInstanceWithPlacement", "UNKNOWN"),
+            13,
+            "Unknown Error",
+        ),
+    ],
+)
+def test_a_broken_node_drains_itself(
+    site: Site, break_: Callable[[Site], object], code: int, says: str
+) -> None:
+    """Non-zero, one line that names it, a drain reason that starts with our name."""
+    log = slurm_commands(site)
+    break_(site)
+    done = site.prolog(7, STAMP)
+    assert done.returncode == code
+    assert says in done.stderr.splitlines()[0]
+    if code == 11:
+        # The place of Slurm's commands was in the file that could not be read.
+        assert "could not set the drain reason" in done.stderr
+    else:
+        assert "reason=slurm-mig: " in log.read_text()
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_drain_reason_that_cannot_be_set(site: Site) -> None:
+    """Slurm drains anyhow, for the exit code; the log says both."""
+    site.machine.lose(0)
+    done = site.prolog(7, STAMP)
+    assert done.returncode == 14
+    assert len(done.stderr.splitlines()) == 2
+    assert "could not set the drain reason" in done.stderr
+
+
+def test_a_ledger_from_the_future(site: Site) -> None:
+    """Exit code and remedy of its own; nothing is carved."""
+    import sqlite3
+
+    assert site.prolog(7, STAMP).returncode == 0
+    with sqlite3.connect(site.root / "state/ledger.db") as db:
+        db.execute("PRAGMA user_version=99")
+    done = site.prolog(8, STAMP, gpus="1")
+    assert done.returncode == 17
+    assert "install the newer slurm-mig" in done.stderr
+    assert site.machine.board(1).instances == []
+
+
+def test_not_a_hooks_environment(site: Site) -> None:
+    """Run by hand, it says who should run it."""
+    done = site.hook("prolog", {"SLURM_JOB_GPUS": "0"})
+    assert done.returncode == 10
+    assert "for slurmd to call" in done.stderr
+
+
+def test_users_texts_cannot_forge_log_lines(site: Site) -> None:
+    """Newlines and escapes from a name or comment are spelled out of the log."""
+    slurm_commands(site, squeue=squeue(7))
+    environ = job_environ(7, "slurm-mig=1,x\x1b[2J") | {
+        "SLURM_JOB_USER": "a\nslurm-mig: prolog job=1"
+    }
+    done = site.hook("prolog", environ)
+    assert len(done.stderr.splitlines()) == 1
+    assert "\x1b" not in done.stderr
+
+
+def test_unmanaged_gpus_are_left_alone(make_site: Callable[..., Site]) -> None:
+    """Without asking Slurm or switching anything."""
+    site = make_site(H100, config="[gpus]\nmanaged = [5]\n")
+    assert site.prolog(7, "").returncode == 0
+    assert site.machine.board(0).mig_current is True
+    none = make_site(H100, config='[gpus]\nmanaged = "none"\n')
+    (none.root / "sim").rename(none.root / "gone")
+    assert none.prolog(7, "").returncode == 0
+
+
+def test_slices_of_an_unmanaged_gpu(make_site: Callable[..., Site]) -> None:
+    """gres.conf and config contradict each other: the node's fault."""
+    site = make_site(H100, H100, config="[gpus]\nmanaged = [1]\n")
+    done = site.prolog(7, STAMP)
+    assert done.returncode == 10
+    assert "not managed here" in done.stderr
+
+
+def test_whole_gpus(make_site: Callable[..., Site]) -> None:
+    """MIG mode goes off for them and comes back for the next slice; Ampere's stays."""
+    site = make_site(H100, A100)
+    log = slurm_commands(site, squeue=squeue(7, "gres:gpu:1"))
+    assert "whole GPU, MIG mode switched off on [0]" in site.prolog(7, "").stderr
+    assert site.machine.board(0).mig_current is False
+    assert site.epilog(7).returncode == 0
+    assert site.prolog(8, STAMP).returncode == 0
+    assert site.machine.board(0).mig_current is True
+    refused = site.prolog(7, "", gpus="1")
+    assert refused.returncode == 0
+    assert "would reset the GPU" in refused.stderr
+    assert "scontrol requeuehold 7" in log.read_text()
+
+
+# -- epilog ------------------------------------------------------------------------
+
+
+def test_the_epilog_takes_down_what_was_made(site: Site) -> None:
+    """Slices, files and marks; the neighbour stays."""
+    site.prolog(7, STAMP)
+    site.prolog(8, STAMP)
+    done = site.epilog(7)
+    assert done.returncode == 0
+    assert re.search(r"epilog job=7 .* slices=3g\.40gb@4 ms=\d+ released$", done.stderr.strip())
+    assert len(site.machine.board(0).instances) == 1
+    assert [item.phase for item in records(site)] == [phases.RELEASED, phases.ACTIVE]
+    assert sorted(p.name for p in site.run.glob("[ej]*/*")) == ["8.0", "8.0"]
+
+
+def test_the_epilog_trusts_the_ledger_not_its_environment(site: Site) -> None:
+    """After a slurmctld restart SLURM_JOB_GPUS is empty (slurm-facts.md 9); or it is wrong."""
+    site.prolog(7, STAMP)
+    assert site.epilog(7, gpus="").returncode == 0
+    site.prolog(8, STAMP)
+    assert site.epilog(8, gpus="1").returncode == 0
+    assert site.machine.board(0).instances == []
+
+
+def test_epilogs_are_repeatable_and_run_where_no_prolog_ran(site: Site) -> None:
+    """Nothing to release is not an error, with or without a GPU."""
+    site.prolog(7, STAMP)
+    for _ in range(2):
+        assert site.epilog(7).returncode == 0
+    done = site.epilog(99)
+    assert (done.returncode, "nothing to release" in done.stderr) == (0, True)
+    silent = site.epilog(99, gpus="")
+    assert (silent.returncode, silent.stderr) == (0, "")
+
+
+def test_an_epilog_without_anything_starts_no_program(site: Site) -> None:
+    """Other jobs' marks do not matter."""
+    site.prolog(7, STAMP)
+    script = (site.root / "hooks/epilog").read_text()
+    (site.root / "hooks/epilog").write_text(re.sub("python='[^']*'", "python=/none", script))
+    assert site.epilog(77, gpus="").returncode == 0
+    assert site.epilog(7, gpus="").returncode == 127
+
+
+def test_a_stuck_slice_does_not_drain_the_node(make_site: Callable[..., Site]) -> None:
+    """Set aside with its holder in the log."""
+    site = make_site(H100, config="[hooks]\ndestroy_timeout = 0.2\n")
+    site.prolog(7, STAMP)
+    site.machine.hold(os.getpid(), records(site)[0].uuids[0])
+    done = site.epilog(7)
+    assert done.returncode == 0
+    assert "quarantined: 3g.40gb@4 still there: destroy compute instance 0" in done.stderr
+    assert f"pid {os.getpid()}" in done.stderr
+    site.machine.let_go(os.getpid())
+    site.prolog(8, STAMP)
+    assert [item.phase for item in records(site)] == [phases.RELEASED, phases.ACTIVE]
+
+
+def test_a_dead_driver_drains_in_the_epilog(site: Site) -> None:
+    """Whether the slice is gone cannot be known: never success."""
+    log = slurm_commands(site)
+    site.prolog(7, STAMP)
+    site.machine.lose(0)
+    done = site.epilog(7)
+    assert done.returncode == 14
+    assert "state=drain" in log.read_text()
+    assert [item.phase for item in records(site)] == [phases.ACTIVE]
+
+
+def test_a_refused_jobs_epilog_postpones_it(site: Site) -> None:
+    """In a process that outlives the Epilog, once the job is pending."""
+    blocked(site)
+    state = site.root / "state-of-7"
+    state.write_text("COMPLETING")
+    body = f'case "$*" in *%T*) cat {state};; *) {squeue(7)};; esac'
+    version = 'case "$*" in --version) echo slurm 24.11.5;; esac'
+    log = slurm_commands(site, squeue=body, scontrol=version)
+    site.prolog(7, REFUSED)
+    started = time.monotonic()
+    done = site.epilog(7)
+    assert done.returncode == 0
+    assert "starttime" not in log.read_text()
+    assert not list(site.run.glob("[ej]*/*"))
+    state.write_text("PENDING")
+    while "starttime" not in log.read_text():
+        assert time.monotonic() - started < 30
+        time.sleep(0.05)
+    assert "scontrol update jobid=7 starttime=now+120" in log.read_text()
+
+
+def test_the_last_run_of_a_killed_prolog_is_cleared_by_the_epilog(site: Site) -> None:
+    """SIGKILL in the middle of carving: Slurm runs the Epilog then."""
+    site.machine.faults.set([Rule("nvmlGpuInstanceCreateComputeInstance", "kill-after")])
+    assert site.prolog(7, STAMP).returncode == -9
+    assert len(site.machine.board(0).instances) == 1
+    assert site.epilog(7, gpus="").returncode == 0
+    assert site.machine.board(0).instances == []
+    assert not (site.machine.tree.dev / "nvidia-caps").exists()
+
+
+def test_two_prologs_at_once_on_one_gpu(site: Site) -> None:
+    """The lock serialises them; each gets its own slice."""
+    slow = [
+        subprocess.Popen(
+            [site.root / "hooks/prolog"],
+            env=job_environ(job, STAMP),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        for job in (7, 8)
+    ]
+    assert [process.wait(60) for process in slow] == [0, 0]
+    for process in slow:
+        process.communicate()
+    assert len({uuid for record in records(site) for uuid in record.uuids}) == 2
+
+
+# -- task prolog -----------------------------------------------------------------------
+
+
+def task(site: Site, uid: int = 64001, **environ: str) -> subprocess.CompletedProcess[str]:
+    """The TaskProlog as the user, with what slurmstepd gives it."""
+    return subprocess.run(
+        [site.root / "hooks/task_prolog"],
+        env={"SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n1"} | environ,
+        user=uid, group=uid, extra_groups=[],
+        capture_output=True, text=True, check=False, timeout=20,
+    )  # fmt: skip
+
+
+def test_a_task_is_told_its_slices(site: Site) -> None:
+    """As the job's user, with no PATH; exactly the export lines."""
+    site.prolog(7, "slurm-mig=1,1g.10gb/19:2")
+    uuids = ",".join(records(site)[0].uuids)
+    done = task(site, SLURM_SHARDS_ON_NODE="8")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (
+        f"export CUDA_VISIBLE_DEVICES={uuids}\n"
+        "export SLURM_MIG_PROFILES=1g.10gb,1g.10gb\n"
+        f"export SLURM_MIG_GPU={site.machine.gpus[0]['uuid']}\n"
+    )
+
+
+def test_a_task_of_an_ordinary_job(site: Site) -> None:
+    """Nothing printed, nothing refused: also where no run directory exists."""
+    assert (task(site).returncode, task(site).stdout) == (0, "")
+
+
+def test_shards_without_this_runs_file_fail_closed(site: Site) -> None:
+    """22.05 can restart a job without its Prolog: the task stops, with the reason."""
+    site.prolog(7, STAMP)
+    done = task(site, SLURM_SHARDS_ON_NODE="14", SLURM_RESTART_COUNT="1")
+    assert done.returncode == 1
+    assert done.stdout.startswith("print slurm-mig: job 7 has no MIG slice on n1")
+    site.epilog(7)
+    assert task(site, SLURM_SHARDS_ON_NODE="14").returncode == 1
+
+
+def test_the_run_is_matched(site: Site) -> None:
+    """Restart 1's tasks read restart 1's file."""
+    site.prolog(7, STAMP, SLURM_JOB_RESTART_COUNT="1")
+    assert task(site, SLURM_SHARDS_ON_NODE="14", SLURM_RESTART_COUNT="1").returncode == 0
+    assert task(site, SLURM_SHARDS_ON_NODE="14").returncode == 1
+
+
+def test_a_step_that_lost_the_restart_count(site: Site) -> None:
+    """Srun --export may drop it; the step of the one run that has a file gets it."""
+    site.prolog(7, STAMP, SLURM_JOB_RESTART_COUNT="3")
+    done = task(site, SLURM_SHARDS_ON_NODE="14", SLURM_STEP_ID="0")
+    assert done.returncode == 0
+    assert "MIG-" in done.stdout
+
+
+def test_a_step_of_a_heterogeneous_job(site: Site) -> None:
+    """It carries the leader's id on every node; this node's component left its files there."""
+    site.prolog(9, STAMP, SLURM_HET_JOB_ID="7")
+    done = task(site, SLURM_SHARDS_ON_NODE="14", SLURM_STEP_ID="0")
+    assert (done.returncode, "MIG-" in done.stdout) == (0, True)
+    assert task(site, SLURM_JOB_ID="9", SLURM_SHARDS_ON_NODE="14").returncode == 0
+    site.epilog(7)
+    assert task(site, SLURM_SHARDS_ON_NODE="14").returncode == 0
+    site.epilog(9)
+    assert task(site, SLURM_SHARDS_ON_NODE="14").returncode == 1
+    assert not list(site.run.glob("[ej]*/*"))
+
+
+@pytest.mark.parametrize("step", ["", "-5"])
+def test_a_batch_script_never_loses_it(site: Site, step: str) -> None:
+    """Its step id is unset before 26.05 and -5 since."""
+    site.prolog(7, STAMP, SLURM_JOB_RESTART_COUNT="3")
+    # The empty one stands for unset: the script treats both alike.
+    assert task(site, SLURM_SHARDS_ON_NODE="14", SLURM_STEP_ID=step).returncode == 1
+
+
+def test_other_users_cannot_read_the_file(site: Site) -> None:
+    """0400 and theirs alone; without it the task of a forged job id fails closed."""
+    site.prolog(7, STAMP)
+    assert stat.S_IMODE((site.run / "env/7.0").stat().st_mode) == 0o400
+    done = task(site, uid=64002, SLURM_SHARDS_ON_NODE="14")
+    assert (done.returncode, "MIG-" in done.stdout) == (1, False)
+
+
+def test_job_ids_that_begin_alike(site: Site) -> None:
+    """7 is not 77."""
+    site.prolog(77, STAMP)
+    assert task(site, SLURM_SHARDS_ON_NODE="14", SLURM_STEP_ID="0").returncode == 1
+
+
+def test_the_task_prolog_starts_no_program(site: Site) -> None:
+    """Shell built-ins only: it runs for every task."""
+    site.prolog(7, STAMP)
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"PATH=/none; enable() {{ :; }}; . {site.root}/hooks/task_prolog"],
+        env={"SLURM_JOB_ID": "7"}, capture_output=True, text=True, check=False, timeout=20,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("export ") == 3
+
+
+# -- parts ---------------------------------------------------------------------------
+
+
+def test_two_models_on_one_node(make_site: Callable[..., Site]) -> None:
+    """Each GPU by its own table."""
+    site = make_site(H100, A30)
+    assert site.prolog(7, "slurm-mig=1,1g.6gb/14:2", gpus="1").returncode == 0
+    assert [item.size for item in site.machine.board(1).instances] == [1, 1]
+
+
+def test_what_slurm_tells() -> None:
+    """Missing or odd variables are the caller's fault, with their name."""
+    with pytest.raises(NodeFault, match="SLURM_JOB_ID"):
+        Job.from_environ({})
+    with pytest.raises(NodeFault, match="ValueError"):
+        Job.from_environ({"SLURM_JOB_ID": "x"})
+    job = Job.from_environ(job_environ(7, "", "0,2") | {"SLURM_HET_JOB_ID": "5"})
+    assert (job.gpus, job.owner.het_leader) == ((0, 2), 5)
+
+
+def test_log_words_are_bounded() -> None:
+    """A kilobyte of comment does not fill syslog."""
+    line = Line("prolog")
+    line.add(x="y" * 5000)
+    assert len(line.words[0]) == 1002

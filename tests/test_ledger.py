@@ -1,0 +1,279 @@
+"""The ledger: durable, atomic, append-only, and readable by nobody else."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from dataclasses import replace
+from multiprocessing import get_context
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from slurm_mig import allocation as phases
+from slurm_mig.allocation import Allocation, Instance, Owner
+from slurm_mig.errors import LedgerFault, LedgerTooNew
+from slurm_mig.ledger import SCHEMA, Ledger
+
+from .test_allocation import ALLOCATIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.root
+
+
+def planned(
+    job: int | None = 7, restart: int = 0, gpu: str = "GPU-a", user: str = "alice"
+) -> Allocation:
+    return Allocation(
+        owner=Owner(job, restart, user=user, uid=64001),
+        node="n1",
+        gpu_uuid=gpu,
+        gpu_minor=0,
+        gpu_name="NVIDIA H100 80GB HBM3",
+        boot_id="boot",
+        request="3g.40gb:1",
+        instances=(Instance("3g.40gb", 9, 4, 4),),
+    )
+
+
+class Clock:
+    """A clock that stands where it is set."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
+    opened = Ledger(tmp_path / "state/ledger.db", clock)
+    yield opened
+    opened.close()
+
+
+def test_a_life(ledger: Ledger, clock: Clock) -> None:
+    """Planned, active with ids, releasing, released: each step is there to be read."""
+    record = ledger.add(planned(), phases.PLANNED)
+    assert (record.number, record.created) == (1, 1000.0)
+    assert ledger.open_on("GPU-a") == ledger.open_of_job(7) == ledger.all_open() == [record]
+
+    made = replace(record.instances[0], gi_id=2, ci_id=0, uuid="MIG-1")
+    record = ledger.save(record.with_instance(0, made).moved(phases.ACTIVE), phases.ACTIVE)
+    assert ledger.find(1) == record
+
+    clock.now = 2000.0
+    record = ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
+    record = ledger.finish(record, phases.RELEASED, "the job ended")
+    assert ledger.all_open() == []
+    assert (ledger.find(1).ended, ledger.find(1).reason) == (2000.0, "the job ended")
+    assert ledger.broken_event() is None
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(record=ALLOCATIONS)
+def test_every_record_is_read_as_it_was_written(ledger: Ledger, record: Allocation) -> None:
+    """Any job id, text or number."""
+    added = ledger.add(record, "test")
+    assert ledger.find(added.number) == added
+    assert added.open or added.ended == added.created
+
+
+def test_a_refusal_is_closed_at_once(ledger: Ledger) -> None:
+    """It never shows as open."""
+    refused = replace(planned(), phase=phases.REFUSED, reason="no room", instances=())
+    assert ledger.add(refused, phases.REFUSED).ended == 1000.0
+    assert ledger.all_open() == []
+    assert ledger.of_job(7)[0].reason == "no room"
+
+
+def test_history(ledger: Ledger, clock: Clock) -> None:
+    """Whoever held something at some time in the span, by any filter."""
+    first = ledger.add(planned(7), phases.PLANNED)
+    first = ledger.save(
+        first.with_instance(0, replace(first.instances[0], uuid="MIG-1")).moved(phases.ACTIVE), "a"
+    )
+    clock.now = 2000.0
+    ledger.finish(ledger.save(first.moved(phases.RELEASING), "r"), phases.RELEASED)
+    clock.now = 3000.0
+    second = ledger.add(planned(8, gpu="GPU-b", user="bob"), phases.PLANNED)
+
+    def numbers(**filters: object) -> list[int]:
+        return [item.number for item in ledger.history(**filters)]  # type: ignore[arg-type]
+
+    assert numbers() == [1, 2]
+    assert numbers(since=2000.0) == [1, 2]
+    assert numbers(since=2000.1) == [2]
+    assert numbers(until=2999.0) == [1]
+    assert numbers(since=2001.0, until=2999.0) == []
+    assert numbers(job_id=8) == numbers(user="bob") == numbers(gpu_uuid="GPU-b") == [2]
+    assert numbers(uuid="MIG-1") == [1]
+    assert numbers(uuid="MIG-1", user="bob") == []
+    assert second.number == 2
+
+
+def test_a_failed_write_leaves_nothing(ledger: Ledger) -> None:
+    """Record, instances and event are one transaction."""
+    record = ledger.add(planned(), phases.PLANNED)
+    ledger._db.execute(
+        "CREATE TRIGGER no BEFORE INSERT ON event BEGIN SELECT RAISE(ABORT, 'no'); END"
+    )
+    with pytest.raises(LedgerFault, match="write ledger"):
+        ledger.save(record.moved(phases.ACTIVE), phases.ACTIVE)
+    with pytest.raises(LedgerFault):
+        ledger.add(planned(8), phases.PLANNED)
+    assert [item.phase for item in ledger.history()] == [phases.PLANNED]
+
+
+def test_events_cannot_be_changed_through_the_ledger(ledger: Ledger) -> None:
+    """Not even by mistake."""
+    ledger.add(planned(), phases.PLANNED)
+    for statement in ("UPDATE event SET kind = 'x'", "DELETE FROM event"):
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            ledger._db.execute(statement)
+
+
+@pytest.mark.parametrize(
+    ("tampering", "broken"),
+    [
+        ("UPDATE event SET detail = '{}' WHERE seq = 2", 2),
+        ("UPDATE event SET at = 5 WHERE seq = 1", 1),
+        ("DELETE FROM event WHERE seq = 2", 2),
+        ("DELETE FROM event WHERE seq = 1", 1),
+        ("UPDATE event SET digest = 'x' WHERE seq = 3", 3),
+        ("UPDATE event SET job_id = 1 WHERE seq = 3", 3),
+    ],
+)
+def test_tampering_shows(ledger: Ledger, tampering: str, broken: int) -> None:
+    """Whoever has the rights to drop the triggers first: the chain names the row."""
+    for job in (7, 8, 9):
+        ledger.add(planned(job), phases.PLANNED)
+    ledger._db.execute("DROP TRIGGER event_no_update")
+    ledger._db.execute("DROP TRIGGER event_no_delete")
+    ledger._db.execute(tampering)
+    assert ledger.broken_event() == broken
+
+
+def test_the_file_is_roots_alone(ledger: Ledger, tmp_path: Path) -> None:
+    """And what SQLite puts beside it."""
+    ledger.add(planned(), phases.PLANNED)
+    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
+    files = sorted((tmp_path / "state").iterdir())
+    assert [path.name for path in files] == ["ledger.db", "ledger.db-shm", "ledger.db-wal"]
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
+
+
+def test_a_ledger_from_the_future(tmp_path: Path) -> None:
+    """Refused with both versions; not a byte is changed."""
+    path = tmp_path / "ledger.db"
+    Ledger(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute(f"PRAGMA user_version={SCHEMA + 1}")
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(LedgerTooNew, match=f"schema version {SCHEMA + 1}.* up to {SCHEMA}"):
+        Ledger(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"garbage" * 500, b"SQLite format 3\x00" + b"\xff" * 4096])
+def test_a_damaged_file(tmp_path: Path, content: bytes) -> None:
+    """A node fault with the file's name and what to do; the file is kept as it is."""
+    path = tmp_path / "ledger.db"
+    path.write_bytes(content)
+    path.chmod(0o600)
+    with pytest.raises(LedgerFault, match="slurm-mig reconcile") as caught:
+        Ledger(path)
+    assert str(path) in str(caught.value)
+    assert path.read_bytes() == content
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """Writing fails as a node fault; what was there stays readable."""
+    ledger = Ledger(tmp_path / "ledger.db")
+    ledger.add(planned(), phases.PLANNED)
+    ledger._db.execute("PRAGMA max_page_count=1")
+    with pytest.raises(LedgerFault, match="full"):
+        for job in range(1000):
+            ledger.add(planned(job), phases.PLANNED)
+    assert ledger.find(1).owner.job_id == 7
+    assert ledger.broken_event() is None
+    ledger.close()
+
+
+def test_a_link_in_its_place(tmp_path: Path) -> None:
+    """Not followed: it could lead root to write anywhere."""
+    (tmp_path / "state").mkdir(mode=0o700)
+    (tmp_path / "state/ledger.db").symlink_to(tmp_path / "victim")
+    with pytest.raises(LedgerFault):
+        Ledger(tmp_path / "state/ledger.db")
+    assert not (tmp_path / "victim").exists()
+
+
+def test_no_such_allocation(ledger: Ledger) -> None:
+    """Asked for or saved."""
+    with pytest.raises(LedgerFault, match="no allocation 5"):
+        ledger.find(5)
+    with pytest.raises(LedgerFault, match="no allocation 5"):
+        ledger.save(replace(planned(), number=5), "x")
+
+
+def _write(path: Path, count: int) -> None:
+    for job in range(count):
+        ledger = Ledger(path)
+        ledger.add(planned(job), phases.PLANNED)
+        ledger.close()
+
+
+def test_many_hooks_at_once(tmp_path: Path) -> None:
+    """Four processes that open, make and write a ledger together lose nothing."""
+    context = get_context("spawn")
+    path = tmp_path / "state/ledger.db"
+    workers = [context.Process(target=_write, args=(path, 15)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    ledger = Ledger(path)
+    assert len(ledger.all_open()) == 60
+    assert ledger.broken_event() is None
+    ledger.close()
+
+
+@pytest.mark.parametrize("statement", range(12))
+def test_a_power_cut_at_any_write(tmp_path: Path, statement: int) -> None:
+    """Killed before its n-th statement, a writer leaves whole transactions only."""
+    path = tmp_path / "state/ledger.db"
+    pid = os.fork()
+    if pid == 0:
+        ledger = Ledger(path)
+        record = ledger.add(planned(), phases.PLANNED)
+        left = [statement]
+
+        def count(_: str) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), 9)
+
+        ledger._db.set_trace_callback(count)
+        record = ledger.save(record.moved(phases.ACTIVE), phases.ACTIVE)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    ledger = Ledger(path)
+    (record,) = ledger.history()
+    events = ledger._db.execute("SELECT kind FROM event ORDER BY seq").fetchall()
+    assert record.phase == events[-1]["kind"]
+    assert len(record.instances) == 1
+    assert ledger.broken_event() is None
+    ledger.close()

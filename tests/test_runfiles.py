@@ -1,0 +1,94 @@
+"""Files by which Prolog, TaskProlog and Epilog meet."""
+
+from __future__ import annotations
+
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+
+from slurm_mig.allocation import Owner
+from slurm_mig.runfiles import RunFiles
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.root
+
+ALICE = Owner(7, 0, uid=64001, gid=64001)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFiles:
+    return RunFiles(tmp_path / "run")
+
+
+def test_an_environment_is_its_users_alone(run: RunFiles, tmp_path: Path) -> None:
+    """0400, owned by the job's user, in a directory that only root changes."""
+    run.mark(ALICE)
+    run.publish(ALICE, "export A=1\n")
+    status = (tmp_path / "run/env/7.0").stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o400, 64001)
+    assert stat.S_IMODE((tmp_path / "run/env").stat().st_mode) == 0o755
+
+
+def test_runs_are_kept_apart(run: RunFiles, tmp_path: Path) -> None:
+    """A restart has an environment of its own."""
+    again = Owner(7, 1, uid=64001)
+    run.mark(ALICE)
+    run.publish(ALICE, "a")
+    run.publish(again, "b")
+    run.withdraw_environment(ALICE)
+    assert [path.name for path in (tmp_path / "run/env").iterdir()] == ["7.1"]
+
+
+def test_withdrawing_takes_everything_of_a_job_and_nothing_else(
+    run: RunFiles, tmp_path: Path
+) -> None:
+    """Job 7, not job 77 or 7's namesake."""
+    for owner in (ALICE, Owner(7, 1), Owner(77, 0), Owner(17, 0)):
+        run.mark(owner)
+        run.publish(owner, "x")
+        run.refuse(owner, "x")
+    run.withdraw(7)
+    assert run.jobs() == {77, 17}
+    assert len(list((tmp_path / "run/env").iterdir())) == 4
+
+
+def test_a_component_leaves_its_files_under_its_leaders_id_too(
+    run: RunFiles, tmp_path: Path
+) -> None:
+    """And takes them away with its own; the leader's are another job's."""
+    component, leader = Owner(9, 1, het_leader=7), Owner(7, 1, het_leader=7)
+    for owner in (component, leader):
+        run.mark(owner)
+        run.publish(owner, "x")
+        run.refuse(owner, "x")
+    names = {path.name for path in (tmp_path / "run/env").iterdir()}
+    assert names == {
+        "9.1", "9.1.refused", "7.1.het9", "7.1.het9.refused", "7.1", "7.1.refused",
+    }  # fmt: skip
+    run.withdraw(7)
+    assert run.jobs() == {9}
+    run.withdraw_environment(component)
+    assert not (tmp_path / "run/env/7.1.het9").exists()
+    run.withdraw(9)
+    assert run.jobs() == set()
+
+
+def test_errands(run: RunFiles) -> None:
+    """What one run asked its Epilog to do; a plain mark asks nothing."""
+    run.mark(ALICE)
+    assert run.errands(7) == []
+    run.mark(Owner(7, 1), "retry 7")
+    assert run.errands(7) == ["retry 7"]
+    assert run.errands(8) == []
+    run.withdraw(7)
+    assert run.errands(7) == []
+
+
+def test_nothing_there(run: RunFiles) -> None:
+    """Before the first job, and after a reboot."""
+    run.withdraw(7)
+    assert run.jobs() == set()
+    assert run.errands(7) == []

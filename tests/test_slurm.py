@@ -1,0 +1,111 @@
+"""The command client when Slurm misbehaves; tests/slurm asks the real one."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from slurm_mig.errors import SlurmFault
+from slurm_mig.slurm import CommandClient
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Callable[..., CommandClient]:
+    """A client whose commands are the given shell scripts."""
+
+    def build(timeout: float = 10, **scripts: str) -> CommandClient:
+        for name, body in scripts.items():
+            path = tmp_path / name
+            path.write_text(f"#!/bin/sh\n{body}\n")
+            path.chmod(0o755)
+        return CommandClient(tmp_path, timeout)
+
+    return build
+
+
+def squeue_line(ident: str, array: str, tres: str) -> str:
+    """What squeue -O prints with our widths, on 22.05 to 26.05."""
+    return f"{ident:<20}{array:<40}{'1':<4}{'1':<4}{'RUNNING':<20}{tres:<1000}"
+
+
+def test_only_the_line_of_the_job_itself_counts(client: Callable[..., CommandClient]) -> None:
+    """Asked for the last task of an array, squeue lists all of them (slurm-facts.md 2)."""
+    lines = [
+        squeue_line("5", "4_0", "gres:mig:1g.10gb:1"),
+        squeue_line("4", "4_2", "gres:mig:3g.40gb:1"),
+    ]
+    facts = client(squeue="cat <<'END'\n" + "\n".join(lines) + "\nEND").job(4)
+    assert facts is not None
+    assert (facts.reference, facts.tres_per_node) == ("4_2", "gres:mig:3g.40gb:1")
+    assert (facts.batch, facts.requeue, facts.state) == (True, True, "RUNNING")
+
+
+def test_a_job_slurm_does_not_know(client: Callable[..., CommandClient]) -> None:
+    """No fault: None, and an empty state."""
+    unknown = client(squeue="echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    assert unknown.job(4) is None
+    assert unknown.state("4") == ""
+    assert client(squeue="exit 0").job(4) is None
+
+
+def test_a_command_that_hangs(client: Callable[..., CommandClient]) -> None:
+    """Bounded: a hook must not outlive Slurm's patience with it."""
+    started = time.monotonic()
+    with pytest.raises(SlurmFault, match="no answer within 0.3 s"):
+        client(timeout=0.3, scontrol="exec sleep 30").requeue("4")
+    assert time.monotonic() - started < 10
+
+
+def test_a_command_that_fails_is_quoted(client: Callable[..., CommandClient]) -> None:
+    """Its own words, on one line, never as a format."""
+    with pytest.raises(SlurmFault, match="exit 3: bad %s thing") as caught:
+        client(scontrol="printf 'bad %%s\\nthing\\n\\377' >&2; exit 3").comment("4", "x")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_command(tmp_path: Path) -> None:
+    """The message says where it was looked for and how to say where it is."""
+    with pytest.raises(SlurmFault, match=rf"no squeue in {tmp_path}.*\[slurm\]"):
+        CommandClient(tmp_path, 1).live_jobs("n1")
+
+
+def test_already_requeued_is_success(client: Callable[..., CommandClient]) -> None:
+    """The second node of a job comes late (slurm-facts.md 2); another refusal is a fault."""
+    client(scontrol="echo 'Job is pending execution for job 4' >&2; exit 1").requeue("4")
+    with pytest.raises(SlurmFault):
+        client(scontrol="echo 'Job has already finished' >&2; exit 1").requeue_hold("4")
+
+
+def test_commands_get_a_clean_environment(
+    client: Callable[..., CommandClient], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that came with a job reaches a command that root runs."""
+    monkeypatch.setenv("LD_PRELOAD", "/evil.so")
+    monkeypatch.setenv("SQUEUE_FORMAT", "%i")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm/slurm.conf")
+    client(scancel=f"/usr/bin/env > {tmp_path}/env").cancel("4")
+    names = {line.partition("=")[0] for line in (tmp_path / "env").read_text().splitlines()}
+    assert names <= {"PATH", "LC_ALL", "SLURM_CONF", "PWD", "_", "SHLVL", "OLDPWD"}
+
+
+def test_versions_and_lifetimes(client: Callable[..., CommandClient]) -> None:
+    """As scontrol prints them."""
+    config = "AuthInfo                = socket=/x,cred_expire=77\nOther = cred_expire=5"
+    fine = client(scontrol=f"[ $1 = --version ] && echo 'slurm 22.05.8' || echo '{config}'")
+    assert fine.version() == (22, 5)
+    assert fine.credential_lifetime() == 77
+    assert client(scontrol="echo 'AuthInfo = (null)'").credential_lifetime() == 120
+    with pytest.raises(SlurmFault, match="no version"):
+        client(scontrol="echo slurm").version()
+
+
+def test_live_jobs(client: Callable[..., CommandClient]) -> None:
+    """Ids of all states in which something may be on the node."""
+    assert client(squeue="printf '7\\n8\\n'").live_jobs("n1") == {7, 8}
+    assert client(squeue="exit 0").live_jobs("n1") == frozenset()
