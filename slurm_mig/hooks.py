@@ -187,7 +187,8 @@ def _refuse(
     node.files.refuse(job.owner, environment.refusal_lines(str(fault)))
     refusal = Refusal(job.job_id, job.owner.restart, job.comment, job.owner.het_leader)
     outcome = refuse(refusal, fault, node.slurm, node.config)
-    node.files.mark(job.owner, f"retry {outcome.retry}" if outcome.retry else "")
+    errand = f"{outcome.retry} {job.owner.restart}" if outcome.retry else ""
+    node.files.mark(job.owner, errand)
     line.add(outcome=outcome.text)
     line.write("WARNING", f"refused: {fault}")
 
@@ -202,18 +203,23 @@ def epilog(node: Node, job: Job, line: Line) -> None:
     errands = node.files.errands(job.job_id)
     node.files.withdraw(job.job_id)
     for errand in errands:
-        _postpone(node, job, errand.removeprefix("retry "))
+        _postpone(node, *errand.split())
     odd = [f"{item.phase}: {item.reason}" for item in released if item.phase in (QUARANTINED, LOST)]
     line.add(slices=",".join(str(item) for record in released for item in record.instances) or "-")
     calm = "released" if released else "nothing to release"
     line.write("WARNING" if odd else "INFO", "; ".join(odd) or calm)
 
 
-def _postpone(node: Node, job: Job, reference: str) -> None:
+def _postpone(node: Node, reference: str, restarts: str) -> None:
+    """See to it that a refused job does not come back at once.
+
+    The count is the Prolog's: in the Epilog of a requeued job Slurm has already
+    raised SLURM_JOB_RESTART_COUNT.
+    """
     from slurm_mig.refusal import detach, postpone
 
-    slurm, config, restarts = node.slurm, node.config, job.owner.restart
-    detach(lambda: postpone(reference, restarts, slurm, config))
+    slurm, config = node.slurm, node.config
+    detach(lambda: postpone(reference, int(restarts), slurm, config))
 
 
 # -- common --------------------------------------------------------------------

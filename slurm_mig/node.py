@@ -7,7 +7,6 @@ whether the hardware is real or simulated.
 from __future__ import annotations
 
 import os
-import socket
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +38,12 @@ class Node:
     @property
     def name(self) -> str:
         """Slurm's name of this node, else the host's short name."""
-        return self._environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
+        name = self._environ.get("SLURMD_NODENAME")
+        if not name:
+            import socket
+
+            name = socket.gethostname().partition(".")[0]
+        return name
 
     @cached_property
     def _root(self) -> Path:

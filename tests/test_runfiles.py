@@ -80,8 +80,8 @@ def test_errands(run: RunFiles) -> None:
     """What one run asked its Epilog to do; a plain mark asks nothing."""
     run.mark(ALICE)
     assert run.errands(7) == []
-    run.mark(Owner(7, 1), "retry 7")
-    assert run.errands(7) == ["retry 7"]
+    run.mark(Owner(7, 1), "7 0")
+    assert run.errands(7) == ["7 0"]
     assert run.errands(8) == []
     run.withdraw(7)
     assert run.errands(7) == []

@@ -16,6 +16,7 @@ from slurm_mig.errors import EXIT_CODES, SlurmMigError
 VERBS: Final[dict[str, str]] = {
     "audit": "audit",
     "create": "create",
+    "demo": "demo",
     "destroy": "destroy",
     "disable": "disable",
     "enable": "enable",

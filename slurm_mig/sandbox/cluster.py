@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import subprocess
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 #: Seconds a munge credential lives; short, so that a refused job's retry comes soon.
 CREDENTIAL_LIFETIME: Final = 5
+
+#: Parent of clusters' directories: a socket's path must stay below 108 bytes.
+SCRATCH: Final = Path("/tmp")  # noqa: S108
 
 #: Where Debian puts daemons, and a prefix of one's own.
 PROGRAMS: Final = ("/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin")
@@ -190,10 +194,14 @@ class Cluster:
             f"--socket={munge}/socket", f"--pid-file={munge}/pid", f"--seed-file={munge}/seed",
         )  # fmt: skip
         self._wait((munge / "socket").is_socket, "munged", 20)
-        self._daemon("slurmctld", "-D", "-c", "-f", str(self.conf / "slurm.conf"))
+        self.start_slurmctld("-c")
         for node in self.nodes:
             self.start_slurmd(node.name)
         self._wait(self._all_idle, "slurmctld and slurmd", 60)
+
+    def start_slurmctld(self, *options: str) -> None:
+        """Start the controller; `-c` lets it forget a state of before."""
+        self._daemon("slurmctld", "-D", *options, "-f", str(self.conf / "slurm.conf"))
 
     def start_slurmd(self, node: str) -> None:
         """Start one node's slurmd."""
@@ -292,6 +300,14 @@ class Cluster:
             )
         return done.stdout
 
+    def launch(self, *command: str, uid: int) -> subprocess.Popen[str]:
+        """Start an interactive command as a user and let it run."""
+        return subprocess.Popen(
+            [str(self._find(command[0])), *command[1:]],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            cwd=self.work, env=self.environ(), user=uid, group=uid, extra_groups=[],
+        )  # fmt: skip
+
     def node(self, name: str) -> Node:
         """A node as slurm-mig sees it; the caller closes it."""
         path = self.root / "nodes" / name / "config.toml"
@@ -300,8 +316,17 @@ class Cluster:
         )
 
 
-def scratch(parent: Path = Path("/tmp")) -> Path:  # noqa: S108  # sockets need a short path
-    """A new directory for a cluster; short, for the sake of socket paths."""
-    path = parent / f"smig-{secrets.token_hex(3)}"
+def scratch(name: str = "smig") -> Path:
+    """A new directory for a cluster; short, for the sake of socket paths.
+
+    Its name carries our pid, so that what a killed run left can be told from what
+    a running one uses: such left-overs are cleared here.
+    """
+    for path in SCRATCH.glob(f"{name}-*-*"):
+        pid = path.name.split("-")[-2]
+        if pid.isdigit() and path.owner() == "root" and not Path(f"/proc/{pid}").exists():
+            kill_all_in(path)
+            shutil.rmtree(path, ignore_errors=True)
+    path = SCRATCH / f"{name}-{os.getpid()}-{secrets.token_hex(2)}"
     path.mkdir(mode=0o755)
     return path

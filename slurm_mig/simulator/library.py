@@ -156,7 +156,8 @@ class Library:
         def call(*arguments: Any) -> int:
             effects = self._machine.faults.effects(name)
             faults.act_before(effects)
-            time.sleep(self._machine.latency_ms.get(_LATENCY_OF.get(name, ""), 0) / 1000)
+            if delay := self._machine.latency_ms.get(_LATENCY_OF.get(name, "")):
+                time.sleep(delay / 1000)
             try:
                 code = self._answer(name, function, arguments, effects)
             except Refused as refusal:

@@ -184,6 +184,7 @@ class Machine:
         self.tree = Tree(root)
         self.faults = Faults(root / "faults.json")
         self._geometries = [_board(facts) for facts in self.gpus]
+        self._read: dict[int, tuple[tuple[int, int], dict[str, Any]]] = {}
 
     @property
     def minors(self) -> list[int]:
@@ -195,8 +196,17 @@ class Machine:
         facts = self.gpus[index]
         fixed = self._geometries[index]
         board = Board(fixed.geometry, facts["uuid"], fixed.mirrored, fixed.resetless)
-        board.load(json.loads((self.root / f"gpu{index}.json").read_text("ascii")))
+        board.load(self._state(index))
         return board
+
+    def _state(self, index: int) -> dict[str, Any]:
+        """A GPU's state file, read again only when it was replaced."""
+        path = f"{self.root}/gpu{index}.json"
+        status = os.stat(path)  # noqa: PTH116  # asked for by every NVML call
+        seen = (status.st_ino, status.st_mtime_ns)
+        if index not in self._read or self._read[index][0] != seen:
+            self._read[index] = (seen, json.loads(Path(path).read_text("ascii")))
+        return self._read[index][1]
 
     @contextmanager
     def change(self, index: int) -> Iterator[Board]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from slurm_mig.simulator import Machine
 from tests.conftest import A30, H100, RTX
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator
 
     from slurm_mig.allocation import Allocation
@@ -203,9 +203,4 @@ def build() -> Iterator[Callable[..., Site]]:
 
 def launch(site: Site, *command: str, uid: int = ALICE) -> subprocess.Popen[str]:
     """An interactive command that goes on while the test looks."""
-    program = str(site.cluster._find(command[0]))
-    return subprocess.Popen(
-        [program, *command[1:]],
-        env=site.cluster.environ(), cwd=site.cluster.work, user=uid, group=uid, extra_groups=[],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    return site.cluster.launch(*command, uid=uid)

@@ -1,0 +1,55 @@
+# The two commands of the README are `make demo` and `make test`; both install what they need.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Two: the private clusters of the tests wait more than they work.
+WORKERS ?= 2
+
+.PHONY: demo test lint unit test-slurm bench generated clean packages
+
+demo: packages $(VENV)/.installed
+	@$(BIN)/slurm-mig demo
+
+# pytest comes last: what continuous integration reads is its closing line.
+test: lint
+	@$(BIN)/pytest -q -n $(WORKERS) --dist loadfile tests
+
+lint: packages $(VENV)/.developer
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-logo >/dev/null || $(BIN)/lint-imports --no-logo
+
+# The part of `test` without daemons, and the part with.
+unit: packages $(VENV)/.developer
+	@$(BIN)/pytest -q -n $(WORKERS) tests --ignore tests/slurm
+
+test-slurm: packages $(VENV)/.developer
+	@$(BIN)/pytest -q -n $(WORKERS) --dist loadfile tests/slurm
+
+bench: packages $(VENV)/.developer
+	@$(BIN)/python bench/prolog_cost.py
+	@$(BIN)/python bench/throughput.py
+
+# The samples under etc/ are written by the generator; a test compares them.
+generated: $(VENV)/.installed
+	@$(BIN)/slurm-mig generate --out etc \
+	    --node 'gpu[01-04]=NVIDIA H100 80GB HBM3:8' --node 'a30-[01-02]=NVIDIA A30:2'
+	@$(BIN)/python -c 'from slurm_mig.config import sample; print(sample(), end="")' >etc/config.toml
+
+packages:
+	@PYTHON=$(PYTHON) .ci/packages
+
+$(VENV)/.installed: pyproject.toml | packages
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.developer: pyproject.toml | packages
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

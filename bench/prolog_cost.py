@@ -1,0 +1,93 @@
+"""What one hook process costs, against Python that only imports its two libraries.
+
+Run as root: `make bench`, or `.venv/bin/python bench/prolog_cost.py [ROUNDS]`.
+The hooks are the installed ones, on one simulated H100 without latency: this is
+our own cost, the hardware's comes on top.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from _runs import in_turn, once, report
+
+from slurm_mig import catalog
+from slurm_mig.install import install_hooks
+from slurm_mig.models import gpu_spec
+from slurm_mig.simulator import create
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from _runs import Cost
+
+NAME = "NVIDIA H100 80GB HBM3"
+BARE = 'python3 -I -c "import pynvml, filelock"'
+
+
+def build(root: Path) -> None:
+    """A node: simulated GPU in MIG mode, configuration, installed hooks."""
+    machine = create(root / "sim", [gpu_spec(catalog.find(NAME), NAME, 1)])
+    with machine.change(0) as board:
+        board.set_mode(True, busy=False)
+    config = root / "config.toml"
+    config.write_text(
+        f'[driver]\nlibrary = "simulator:{root}/sim"\n'
+        f'[paths]\nstate = "{root}/state"\nrun = "{root}/run"\n'
+    )
+    install_hooks(root / "hooks", Path(sys.executable), config, root / "run")
+
+
+def hook(root: Path, name: str, gpus: str = "0") -> Callable[[int], Cost]:
+    """One run of a hook, for a job of its own."""
+
+    def run(number: int) -> Cost:
+        environ = {
+            "SLURM_JOB_ID": str(1000 + number),
+            "SLURM_JOB_UID": "65534",
+            "SLURM_JOB_GID": "65534",
+            "SLURM_JOB_USER": "nobody",
+            "SLURM_JOB_RESTART_COUNT": "0",
+            "SLURMD_NODENAME": "bench",
+            "SLURM_JOB_GPUS": gpus,
+            "SLURM_JOB_COMMENT": "slurm-mig=1,1g.10gb/19:1" if gpus else "",
+        }
+        return once([str(root / "hooks" / name)], environ)
+
+    return run
+
+
+def python(code: str) -> Callable[[int], Cost]:
+    """Python with one line of code."""
+    return lambda _: once([sys.executable, "-I", "-c", code], {})
+
+
+def main() -> None:
+    """Measure and print."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    root = Path(tempfile.mkdtemp(prefix="smig-bench-"))
+    try:
+        build(root)
+        costs = in_turn(
+            {
+                BARE: python("import pynvml, filelock"),
+                "python3 -I -c pass": python("pass"),
+                "Prolog, carves 1g.10gb": hook(root, "prolog"),
+                "Epilog, takes it down": hook(root, "epilog"),
+                "Prolog, job without GPU": hook(root, "prolog", gpus=""),
+                "Epilog, job without GPU": hook(root, "epilog", gpus=""),
+                "TaskProlog, job without slices": hook(root, "task_prolog"),
+            },
+            rounds,
+        )
+        report(costs, BARE)
+    finally:
+        shutil.rmtree(root)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""ConstrainDevices with real device cgroups: every task opens its own GPU and no other.
+
+EPERM: the cgroup denies. ENXIO: allowed, there is only no driver behind a
+simulated node (slurm-facts.md 15).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .conftest import ALICE, NODES, Site, launch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def _cgroup_v1_devices() -> bool:
+    lines = Path("/proc/self/mounts").read_text().splitlines()
+    return any(line.split()[2] == "cgroup" and "devices" in line.split()[3] for line in lines)
+
+
+pytestmark = pytest.mark.skipif(
+    not _cgroup_v1_devices(),
+    reason="no device cgroup (v1) mounted on this machine: ConstrainDevices cannot be tried",
+)
+
+PROBE = r"""
+for gpu in 0 1; do
+    if (exec 3<DEV/nvidia$gpu) 2>err.$$; then text=open
+    elif grep -q "No such device" err.$$; then text=open
+    elif grep -q "not permitted" err.$$; then text=denied
+    else text=$(cat err.$$); fi
+    echo "WHO gpu$gpu $text"
+done
+rm -f err.$$
+"""
+
+
+@pytest.fixture(scope="module")
+def constrained() -> Iterator[Site]:
+    """A cluster that constrains devices."""
+    from slurm_mig.sandbox import Cluster, scratch
+
+    from .conftest import PREFIX, enable_mig
+
+    settings = "ProctrackType=proctrack/cgroup\nTaskPlugin=task/cgroup\n"
+    cluster = Cluster(
+        scratch(),
+        NODES[:1],
+        slurm_conf=settings,
+        cgroup_conf="CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\nConstrainDevices=yes\n",
+        prefix=PREFIX,
+    )
+    try:
+        with cluster:
+            enable_mig(cluster)
+            yield Site(cluster)
+    finally:
+        cluster.remove()
+
+
+@pytest.fixture
+def probe(constrained: Site) -> Iterator[Callable[[str], str]]:
+    """A script that tries both GPUs of the node."""
+    dev = constrained.machine().tree.dev
+    yield lambda who: PROBE.replace("DEV", str(dev)).replace("WHO", who)
+    constrained.settle()
+
+
+def tried(text: str) -> set[str]:
+    return {line for line in text.splitlines() if " gpu" in line}
+
+
+def test_a_batch_job_and_its_steps(constrained: Site, probe: Callable[[str], str]) -> None:
+    """Script, plain step, and a step that asks for a part of the job's slices."""
+    (constrained.cluster.work / "probe").write_text("#!/bin/sh\n" + probe("$1"))
+    (constrained.cluster.work / "probe").chmod(0o755)
+    job = constrained.sbatch(
+        "--gres=mig:1g.10gb:2",
+        script=probe("batch") + "srun ./probe step\nsrun --gres=mig:1g.10gb:1 ./probe part\n",
+    )
+    constrained.wait(job, "COMPLETED")
+    assert tried(constrained.output(job)) == {
+        f"{who} gpu{gpu} {result}"
+        for who in ("batch", "step", "part")
+        for gpu, result in ((0, "open"), (1, "denied"))
+    }
+
+
+def test_srun_as_a_job_of_its_own(constrained: Site, probe: Callable[[str], str]) -> None:
+    """Its step is made by the client: cli_filter.lua gives it the shards."""
+    text = constrained.run(
+        "srun", "-n2", "--gres=mig:3g.40gb:1", "/bin/sh", "-c", probe("srun"), uid=ALICE
+    )
+    assert tried(text) == {"srun gpu0 open", "srun gpu1 denied"}
+
+
+def test_salloc(constrained: Site, probe: Callable[[str], str]) -> None:
+    """Steps of an interactive allocation."""
+    shell = launch(
+        constrained, "salloc", "--gres=mig:3g.40gb:1", "srun", "/bin/sh", "-c", probe("salloc")
+    )
+    out, err = shell.communicate(timeout=60)
+    assert tried(out) == {"salloc gpu0 open", "salloc gpu1 denied"}, err
+
+
+def test_the_second_gpu(constrained: Site, probe: Callable[[str], str]) -> None:
+    """Whichever GPU Slurm chose, that one is open."""
+    constrained.wait(constrained.sbatch("--gres=mig:7g.80gb:1"), "RUNNING")
+    text = constrained.run(
+        "srun", "--gres=mig:1g.10gb:1", "/bin/sh", "-c", probe("second"), uid=ALICE
+    )
+    assert tried(text) == {"second gpu0 denied", "second gpu1 open"}
+
+
+def test_a_job_without_slices(constrained: Site, probe: Callable[[str], str]) -> None:
+    """Opens no GPU at all."""
+    text = constrained.run("srun", "/bin/sh", "-c", probe("none"), uid=ALICE)
+    assert tried(text) == {"none gpu0 denied", "none gpu1 denied"}
