@@ -81,6 +81,7 @@ class Cluster:
         # The top directory may come from mkdtemp: users have to get through to their files.
         self.root.chmod(0o755)
         self.work.chmod(0o1777)
+        self._write_users()
         fleet = Fleet(tuple(self._build_node(node) for node in self.nodes))
         (self.root / "munge/key").write_bytes(secrets.token_bytes(1024))
         (self.root / "munge/key").chmod(0o400)
@@ -88,8 +89,7 @@ class Cluster:
         for name, text in generator.generate(fleet, hooks=str(hooks)).items():
             (self.conf / name.removesuffix(".mig")).write_text(text, "utf-8")
         (self.conf / "slurm.conf").write_text(self._slurm_conf(fleet, hooks), "utf-8")
-        (self.conf / "cgroup.conf").write_text(self._texts[2], "utf-8")
-        self._write_users()
+        (self.conf / "cgroup.conf").write_text(self._texts[2] or self._no_cgroups(), "utf-8")
 
     def _write_users(self) -> None:
         """Users of this cluster alone: the machine's own list is left as it is."""
@@ -165,6 +165,15 @@ class Cluster:
                 f"CPUs=16 RealMemory=4096 Gres={fleet.gres(group)}"
             )
         return "\n".join(lines) + f"\n{self._texts[0]}\n"
+
+    def _no_cgroups(self) -> str:
+        """Keep slurmd from setting up cgroups, which this machine may not have or not give.
+
+        Since 23.11 there is a word for it; before, v1 does nothing unless told to.
+        """
+        version = self.run("sinfo", "--version").split()[1].split(".")
+        plugin = "disabled" if tuple(map(int, version[:2])) >= (23, 11) else "cgroup/v1"
+        return f"CgroupPlugin={plugin}\n"
 
     @staticmethod
     def _own_lines(fleet: Fleet, hooks: Path) -> list[str]:
@@ -251,19 +260,16 @@ class Cluster:
             dead = [name for name, daemon in self._daemons.items() if daemon.poll() is not None]
             if dead or time.monotonic() > until:
                 ended = f", {', '.join(dead)} ended" if dead else ""
-                raise SandboxFault(
-                    f"{what} not up after {seconds:g} s{ended}: {self._last_words()}"
-                )
+                raise SandboxFault(f"{what} did not come up{ended}: {self._last_words()}")
             time.sleep(0.1)
 
     def _last_words(self) -> str:
         lines = []
         for log in sorted((self.root / "log").iterdir()):
-            errors = [
-                line for line in log.read_text("utf-8", "replace").splitlines() if "fatal" in line
-            ]
+            text = log.read_text("utf-8", "replace").splitlines()
+            errors = [line for line in text if "fatal" in line or "error" in line]
             lines += [f"{log.name}: {line}" for line in errors[-2:]]
-        return " | ".join(lines) or f"see {self.root}/log"
+        return " | ".join(lines) or "the logs have no error"
 
     # -- use -----------------------------------------------------------------
 
