@@ -133,7 +133,7 @@ class Site:
         from slurm_mig.geometry import Placement
 
         with self.machine(name).change(gpu) as board:
-            # A whole-GPU job of an earlier test may have left it off; the next slice switches it on.
+            # A whole-GPU job of an earlier test may have left MIG mode off.
             board.set_mode(True, busy=False)
             for start in starts:
                 board.create(19, Placement(start, 1), busy=False)
