@@ -115,12 +115,30 @@ class Ledger:
         private_directory(path.parent, 0o700)
         with self._guarded("open"):
             _create_private(path)
-            self._db = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
-            self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.execute("PRAGMA foreign_keys=ON")
-            self._migrate()
+            self._db = self._open()
+
+    def _open(self) -> sqlite3.Connection:
+        """Connect, waiting out those who switch a new file to WAL or clean up behind the last.
+
+        SQLite answers these with "locked" at once, without its own waiting
+        (wal.html, "Sometimes Queries Return SQLITE_BUSY In WAL Mode").
+        """
+        until = time.monotonic() + BUSY_TIMEOUT
+        while True:
+            db = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT, isolation_level=None)
+            try:
+                db.row_factory = sqlite3.Row
+                db.execute("PRAGMA journal_mode=WAL")
+                db.execute("PRAGMA synchronous=FULL")
+                db.execute("PRAGMA foreign_keys=ON")
+                self._migrate(db)
+            except BaseException as problem:
+                db.close()
+                if not _busy(problem) or time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
+            else:
+                return db
 
     def close(self) -> None:
         """Close the file."""
@@ -132,7 +150,7 @@ class Ledger:
         """Record a new allocation with its first event; returns it with its number."""
         now = allocation.created or self._clock()
         added = replace(allocation, created=now, ended=None if allocation.open else now)
-        with self._transaction():
+        with self._guarded("write"), _transaction(self._db):
             marks = ", ".join("?" * len(_COLUMNS))
             cursor = self._db.execute(
                 f"INSERT INTO allocation ({', '.join(_COLUMNS)}) VALUES ({marks})",  # noqa: S608
@@ -145,7 +163,7 @@ class Ledger:
 
     def save(self, allocation: Allocation, kind: str) -> Allocation:
         """Record a changed allocation and the event that changed it."""
-        with self._transaction():
+        with self._guarded("write"), _transaction(self._db):
             assignments = ", ".join(f"{name} = ?" for name in _COLUMNS)
             changed = self._db.execute(
                 f"UPDATE allocation SET {assignments} WHERE number = ?",  # noqa: S608
@@ -270,8 +288,8 @@ class Ledger:
 
     # -- file ----------------------------------------------------------------
 
-    def _migrate(self) -> None:
-        version = self._version()
+    def _migrate(self, db: sqlite3.Connection) -> None:
+        version = _version(db)
         if version == SCHEMA:
             return
         if version > SCHEMA:
@@ -279,26 +297,12 @@ class Ledger:
                 f"{self._path} has schema version {version}, this slurm-mig knows up to {SCHEMA}",
                 remedy="install the newer slurm-mig again",
             )
-        with self._transaction():
+        with _transaction(db):
             # Another hook may have migrated while this one waited for the write lock.
-            for step in range(self._version(), SCHEMA):
+            for step in range(_version(db), SCHEMA):
                 for statement in _statements(MIGRATIONS[step]):
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version={step + 1}")
-
-    def _version(self) -> int:
-        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._guarded("write"):
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+                    db.execute(statement)
+                db.execute(f"PRAGMA user_version={step + 1}")
 
     @contextmanager
     def _guarded(self, action: str) -> Iterator[None]:
@@ -310,6 +314,27 @@ class Ledger:
                 remedy="check disk and permissions; a damaged file can be moved aside, "
                 "`slurm-mig reconcile` then lists what no record names",
             ) from problem
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _busy(problem: BaseException) -> bool:
+    code = getattr(problem, "sqlite_errorcode", 0)
+    # Extended codes keep the plain one in their low byte.
+    return code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def digest(before: str, content: Sequence[object]) -> str:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 #: nvml.h: a GPU holds at most this many GPU instances, each at most this many CIs.
 MAX_INSTANCES: Final = 15
 
+#: Bound for enumerations that end with INVALID_ARGUMENT (18 profiles in nvml.h of API 13).
+LAST_ENUM: Final = 64
+
 _NOT_AVAILABLE: Final = (0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF)
 
 #: Attribute of each NVML_GPU_INSTANCE_PROFILE_* value, for drivers that give no name.
@@ -189,8 +192,13 @@ class NvmlDriver:
         return self._tables[gpu.uuid]
 
     def _rows(self, device: object, gpu: Gpu) -> Iterator[GpuProfile]:
-        for enum in range(pynvml.NVML_GPU_INSTANCE_PROFILE_COUNT):
-            info = self._profile_info(device, enum, gpu)
+        for enum in range(LAST_ENUM):
+            try:
+                info = self._profile_info(device, enum, gpu)
+            except pynvml.NVMLError_InvalidArgument:
+                # Past the last one this driver knows. The binding's own count is no guide: an
+                # older binding would hide the profiles of newer GPUs.
+                return
             if info is None:
                 continue
             places = self._placements(device, info.id, gpu)
@@ -206,8 +214,10 @@ class NvmlDriver:
                 return pynvml.nvmlDeviceGetGpuInstanceProfileInfo(device, enum, version)
             except pynvml.NVMLError_FunctionNotFound:
                 continue
-            except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_InvalidArgument):
+            except pynvml.NVMLError_NotSupported:
                 return None
+            except pynvml.NVMLError_InvalidArgument:
+                raise
             except pynvml.NVMLError as problem:
                 raise _fault(problem, "read MIG profiles", str(gpu)) from problem
         raise DriverFault("this driver has no MIG profile calls", gpu=str(gpu))
@@ -310,11 +320,13 @@ class NvmlDriver:
     def _ci_profiles(handle: Any, gpu: Gpu) -> Iterator[Any]:
         function = pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo
         shared = pynvml.NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED
-        for enum in range(pynvml.NVML_COMPUTE_INSTANCE_PROFILE_COUNT):
+        for enum in range(LAST_ENUM):
             try:
                 yield function(handle, enum, shared, 1)
-            except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_InvalidArgument):
+            except pynvml.NVMLError_NotSupported:
                 continue
+            except pynvml.NVMLError_InvalidArgument:
+                return
             except pynvml.NVMLError as problem:
                 raise _fault(problem, "read compute profiles", str(gpu)) from problem
 

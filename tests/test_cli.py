@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -313,7 +314,7 @@ def test_the_chain_is_checked(site: Site) -> None:
 
     site.prolog(7, STAMP)
     assert site.cli("audit", "--check").returncode == 0
-    with sqlite3.connect(site.root / "state/ledger.db") as db:
+    with closing(sqlite3.connect(site.root / "state/ledger.db")) as db, db:
         db.execute("DROP TRIGGER event_no_update")
         db.execute("UPDATE event SET at = 5 WHERE seq = 2")
     refused(site.cli("audit", "--check"), 24, "event 2 of the ledger")

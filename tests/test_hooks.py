@@ -7,6 +7,7 @@ import re
 import stat
 import subprocess
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -255,7 +256,7 @@ def test_a_ledger_from_the_future(site: Site) -> None:
     import sqlite3
 
     assert site.prolog(7, STAMP).returncode == 0
-    with sqlite3.connect(site.root / "state/ledger.db") as db:
+    with closing(sqlite3.connect(site.root / "state/ledger.db")) as db, db:
         db.execute("PRAGMA user_version=99")
     done = site.prolog(8, STAMP, gpus="1")
     assert done.returncode == 17

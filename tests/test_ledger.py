@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+from contextlib import closing
 from dataclasses import replace
 from multiprocessing import get_context
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from .test_allocation import ALLOCATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from multiprocessing.synchronize import Barrier
     from pathlib import Path
 
 pytestmark = pytest.mark.root
@@ -177,9 +179,8 @@ def test_a_ledger_from_the_future(tmp_path: Path) -> None:
     """Refused with both versions; not a byte is changed."""
     path = tmp_path / "ledger.db"
     Ledger(path).close()
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db:
         db.execute(f"PRAGMA user_version={SCHEMA + 1}")
-    db.close()
     before = path.read_bytes()
     with pytest.raises(LedgerTooNew, match=f"schema version {SCHEMA + 1}.* up to {SCHEMA}"):
         Ledger(path)
@@ -249,6 +250,32 @@ def test_many_hooks_at_once(tmp_path: Path) -> None:
     assert len(ledger.all_open()) == 60
     assert ledger.broken_event() is None
     ledger.close()
+
+
+def _open_together(root: Path, barrier: Barrier, count: int) -> None:
+    for number in range(count):
+        barrier.wait(60)
+        ledger = Ledger(root / str(number) / "ledger.db")
+        ledger.add(planned(), phases.PLANNED)
+        ledger.close()
+
+
+def test_a_new_ledger_opened_by_all_at_the_same_moment(tmp_path: Path) -> None:
+    """The first jobs of a node: SQLite says "locked" at once then, and must be asked again."""
+    context = get_context("fork")
+    barrier = context.Barrier(6)
+    workers = [
+        context.Process(target=_open_together, args=(tmp_path, barrier, 40)) for _ in range(6)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0] * 6
+    for number in range(40):
+        ledger = Ledger(tmp_path / str(number) / "ledger.db")
+        assert len(ledger.all_open()) == 6
+        ledger.close()
 
 
 @pytest.mark.parametrize("statement", range(12))
