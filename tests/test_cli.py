@@ -174,6 +174,17 @@ def test_mistakes(site: Site, arguments: list[str], code: int, says: str) -> Non
     assert not Path("/tmp/x").exists()
 
 
+def test_without_a_gpu_named_the_first_with_room_is_taken(make_site: Callable[..., Site]) -> None:
+    """By profile, too: an A30's comes from the A30."""
+    site = make_site(H100, A30)
+    assert "GPU 0: 7g.80gb@0" in site.cli("create", "7g.80gb").stdout
+    assert "GPU 1: 2g.12gb@" in site.cli("create", "2g.12gb").stdout
+    refused(site.cli("create", "1g.10gb"), 5, "GPU 0")
+    assert site.cli("reset").returncode == 0
+    assert site.cli("disable").stdout.count("MIG mode off") == 2
+    assert site.cli("enable", "-i", "1").stdout.count("MIG mode on") == 1
+
+
 def test_no_room_by_hand(site: Site) -> None:
     """Its own code, and what is in the way."""
     site.cli("create", "7g.80gb", "--gpu", "0")

@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import subprocess
+import syslog
 import time
 from contextlib import closing
 from typing import TYPE_CHECKING
@@ -554,6 +555,19 @@ def test_what_slurm_tells() -> None:
         Job.from_environ({"SLURM_JOB_ID": "x"})
     job = Job.from_environ(job_environ(7, "", "0,2") | {"SLURM_HET_JOB_ID": "5"})
     assert (job.gpus, job.owner.het_leader) == ((0, 2), 5)
+
+
+def test_the_line_goes_to_syslog_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under our name, as a daemon's, with its level."""
+    sent: list[tuple[object, ...]] = []
+    monkeypatch.setattr("syslog.openlog", lambda *words: sent.append(words))
+    monkeypatch.setattr("syslog.syslog", lambda *words: sent.append(words))
+    line = Line("prolog")
+    line.add(job=7)
+    line.write("ERR", "broken\nthing")
+    assert sent[0] == ("slurm-mig", syslog.LOG_PID, syslog.LOG_DAEMON)
+    assert sent[1][0] == syslog.LOG_ERR
+    assert re.fullmatch(r"prolog job=7 ms=\d+ broken thing", str(sent[1][1]))
 
 
 def test_log_words_are_bounded() -> None:

@@ -25,6 +25,12 @@ json_option: Callable[[Any], Any] = click.option(
 )
 
 
+#: As with nvidia-smi: `-i` names a GPU, and without it a command means all of them.
+gpu_option: Callable[[Any], Any] = click.option(
+    "-i", "--gpu", "gpu", default="all", help="Device minor or UUID; all GPUs if not given."
+)
+
+
 @contextmanager
 def open_node() -> Iterator[Node]:
     """This node, from the configuration the command line names."""
@@ -44,21 +50,14 @@ def administrator() -> Owner:
     )
 
 
-def choose_gpus(node: Node, minor: str) -> list[Gpu]:
-    """GPUs by device minor, or `all` that know MIG; UsageFault names what there is."""
+def choose_gpus(node: Node, text: str) -> list[Gpu]:
+    """One GPU by device minor or UUID, or `all` that know MIG; UsageFault names what there is."""
     gpus = [gpu for gpu in node.driver.gpus() if gpu.mig_capable]
-    if minor == "all":
-        return gpus
-    return [choose_gpu(gpus, minor)]
-
-
-def choose_gpu(gpus: Sequence[Gpu], text: str) -> Gpu:
-    """One GPU by device minor or UUID."""
-    for gpu in gpus:
-        if text in (str(gpu.minor), gpu.uuid):
-            return gpu
-    known = ", ".join(str(gpu.minor) for gpu in gpus) or "none"
-    raise UsageFault(f"no MIG-capable GPU {text!r}; device minors here: {known}")
+    chosen = [gpu for gpu in gpus if text in ("all", str(gpu.minor), gpu.uuid)]
+    if not chosen:
+        known = ", ".join(str(gpu.minor) for gpu in gpus) or "none"
+        raise UsageFault(f"no MIG-capable GPU {text!r}; device minors here: {known}")
+    return chosen
 
 
 def print_json(data: object) -> None:

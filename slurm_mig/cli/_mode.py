@@ -9,13 +9,13 @@ from slurm_mig.errors import SlurmMigError
 from slurm_mig.node import require_root
 
 
-def switch(minor: str, *, on: bool, as_json: bool) -> None:
+def switch(chosen: str, *, on: bool, as_json: bool) -> None:
     """Switch the mode of the chosen GPUs; the first fault is raised after all were tried."""
     require_root()
     word = "on" if on else "off"
     done, faults = [], []
     with open_node() as node:
-        for gpu in choose_gpus(node, minor):
+        for gpu in choose_gpus(node, chosen):
             try:
                 now = node.allocator().set_mode(gpu, on=on)
             except SlurmMigError as problem:

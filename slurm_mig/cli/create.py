@@ -2,31 +2,59 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from slurm_mig.cli._common import administrator, choose_gpu, json_option, open_node, print_json
+from slurm_mig.cli._common import (
+    administrator,
+    choose_gpus,
+    json_option,
+    open_node,
+    print_json,
+)
+from slurm_mig.errors import NoRoom, ProfileNotOffered
 from slurm_mig.node import require_root
 from slurm_mig.request import Item, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from slurm_mig.allocation import Allocation
+    from slurm_mig.driver import Gpu
+    from slurm_mig.node import Node
 
 
 @click.command()
 @click.argument("profile", metavar="PROFILE|ID")
-@click.option("--gpu", "minor", required=True, help="Device minor or UUID.")
+@click.option(
+    "-i", "--gpu", "gpu", default="all", help="Device minor or UUID; else the first with room."
+)
 @click.option("--start", type=int, help="Placement unit to start at; the planner's choice else.")
 @json_option
-def command(profile: str, minor: str, start: int | None, as_json: bool) -> None:  # noqa: FBT001
+def command(profile: str, gpu: str, start: int | None, as_json: bool) -> None:  # noqa: FBT001
     """Make a GPU instance with its compute instance, owned by the administrator.
 
     Slurm does not know of it: use it on GPUs that jobs cannot get, or drain first.
     """
     require_root()
     with open_node() as node:
-        gpu = choose_gpu(node.driver.gpus(), minor)
-        row = node.driver.geometry(gpu).find(profile)
-        request = Request((Item(row.name, 1, row.profile_id),))
-        record = node.allocator().allocate(administrator(), request, gpu, start)
+        record = _create(node, choose_gpus(node, gpu), profile, start)
     (made,) = record.instances
     if as_json:
         print_json(record.to_dict())
     else:
-        click.echo(f"GPU {gpu.minor}: {made} is GPU instance {made.gi_id}, {made.uuid}")
+        click.echo(f"GPU {record.gpu_minor}: {made} is GPU instance {made.gi_id}, {made.uuid}")
+
+
+def _create(node: Node, gpus: Sequence[Gpu], profile: str, start: int | None) -> Allocation:
+    """On the first GPU that takes it; the first one's refusal if none does."""
+    refusals = []
+    for gpu in gpus:
+        try:
+            row = node.driver.geometry(gpu).find(profile)
+            request = Request((Item(row.name, 1, row.profile_id),))
+            return node.allocator().allocate(administrator(), request, gpu, start)
+        except (NoRoom, ProfileNotOffered) as refusal:
+            refusals.append(refusal)
+    raise refusals[0]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slurm_mig.cli._common import choose_gpus, json_option, open_node, print_json, table
+from slurm_mig.cli._common import choose_gpus, gpu_option, json_option, open_node, print_json, table
 
 if TYPE_CHECKING:
     from slurm_mig.driver import Gpu
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--gpu", "minor", default="all", help="Device minor or UUID; all if not given.")
+@gpu_option
 @json_option
-def command(minor: str, as_json: bool) -> None:  # noqa: FBT001
+def command(gpu: str, as_json: bool) -> None:  # noqa: FBT001
     """Show the profiles each GPU offers, and how many are free."""
     with open_node() as node:
-        rows = [row for gpu in choose_gpus(node, minor) for row in _rows(node, gpu)]
+        rows = [row for item in choose_gpus(node, gpu) for row in _rows(node, item)]
     if as_json:
         print_json(rows)
         return
