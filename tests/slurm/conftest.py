@@ -145,11 +145,12 @@ class Site:
                 board.instances[:] = [item for item in board.instances if item.compute]
 
     def settle(self) -> None:
-        """No job, no completing node."""
+        """No job, no completing node, none that a restarted slurmctld has not heard of yet."""
         for user in USERS:
             self.run("scancel", "-u", user)
         self.until(lambda: not self.run("squeue", "-h").strip(), "no jobs")
-        self.until(lambda: "comp" not in self.run("sinfo", "-h", "-o", "%T"), "no Epilogs")
+        busy = re.compile(r"comp|unk|\*")
+        self.until(lambda: not busy.search(self.run("sinfo", "-h", "-o", "%T")), "all nodes")
 
     def check_clean(self) -> None:
         """Nothing of the test is left: hardware, ledger, files, nodes."""
