@@ -1,21 +1,38 @@
 -- cli_filter.lua, written by `slurm-mig generate` 0.1.0. Do not edit.
 
--- Weights and capacities in shards; `most` instances on one GPU.
+-- Weights and capacities in shards; `most` instances on one GPU, `per` on one GPU
+-- instance; the words that stand for a profile; GPU types that are never given whole.
 local GRES = {
-  ["1g.10gb"] = { profile = "1g.10gb", id = 19, weight = 4, capacity = 31, most = 7, shard = "shard:h100" },
-  ["1g.10gb+me"] = { profile = "1g.10gb+me", id = 20, weight = 4, capacity = 31, most = 1, shard = "shard:h100" },
-  ["1g.20gb"] = { profile = "1g.20gb", id = 15, weight = 7, capacity = 31, most = 4, shard = "shard:h100" },
-  ["2g.20gb"] = { profile = "2g.20gb", id = 14, weight = 8, capacity = 31, most = 3, shard = "shard:h100" },
-  ["3g.40gb"] = { profile = "3g.40gb", id = 9, weight = 14, capacity = 31, most = 2, shard = "shard:h100" },
-  ["4g.40gb"] = { profile = "4g.40gb", id = 5, weight = 16, capacity = 31, most = 1, shard = "shard:h100" },
-  ["7g.80gb"] = { profile = "7g.80gb", id = 0, weight = 31, capacity = 31, most = 1, shard = "shard:h100" },
-  ["1g.6gb"] = { profile = "1g.6gb", id = 14, weight = 1, capacity = 4, most = 4, shard = "shard:a30" },
-  ["1g.6gb+me"] = { profile = "1g.6gb+me", id = 21, weight = 1, capacity = 4, most = 1, shard = "shard:a30" },
-  ["2g.12gb"] = { profile = "2g.12gb", id = 5, weight = 2, capacity = 4, most = 2, shard = "shard:a30" },
-  ["2g.12gb+me"] = { profile = "2g.12gb+me", id = 6, weight = 2, capacity = 4, most = 1, shard = "shard:a30" },
-  ["4g.24gb"] = { profile = "4g.24gb", id = 0, weight = 4, capacity = 4, most = 1, shard = "shard:a30" },
+  ["1g.10gb"] = { profile = "1g.10gb", id = 19, weight = 4, capacity = 31, most = 7, per = 1, shard = "shard:h100" },
+  ["1g.10gb+me"] = { profile = "1g.10gb+me", id = 20, weight = 4, capacity = 31, most = 1, per = 1, shard = "shard:h100" },
+  ["1g.20gb"] = { profile = "1g.20gb", id = 15, weight = 7, capacity = 31, most = 4, per = 1, shard = "shard:h100" },
+  ["2g.20gb"] = { profile = "2g.20gb", id = 14, weight = 8, capacity = 31, most = 3, per = 1, shard = "shard:h100" },
+  ["1c.2g.20gb"] = { profile = "1c.2g.20gb", id = 14, weight = 8, capacity = 31, most = 6, per = 2, shard = "shard:h100" },
+  ["3g.40gb"] = { profile = "3g.40gb", id = 9, weight = 14, capacity = 31, most = 2, per = 1, shard = "shard:h100" },
+  ["1c.3g.40gb"] = { profile = "1c.3g.40gb", id = 9, weight = 14, capacity = 31, most = 6, per = 3, shard = "shard:h100" },
+  ["2c.3g.40gb"] = { profile = "2c.3g.40gb", id = 9, weight = 14, capacity = 31, most = 2, per = 1, shard = "shard:h100" },
+  ["4g.40gb"] = { profile = "4g.40gb", id = 5, weight = 16, capacity = 31, most = 1, per = 1, shard = "shard:h100" },
+  ["1c.4g.40gb"] = { profile = "1c.4g.40gb", id = 5, weight = 16, capacity = 31, most = 4, per = 4, shard = "shard:h100" },
+  ["2c.4g.40gb"] = { profile = "2c.4g.40gb", id = 5, weight = 16, capacity = 31, most = 2, per = 2, shard = "shard:h100" },
+  ["3c.4g.40gb"] = { profile = "3c.4g.40gb", id = 5, weight = 16, capacity = 31, most = 1, per = 1, shard = "shard:h100" },
+  ["7g.80gb"] = { profile = "7g.80gb", id = 0, weight = 31, capacity = 31, most = 1, per = 1, shard = "shard:h100" },
+  ["1c.7g.80gb"] = { profile = "1c.7g.80gb", id = 0, weight = 31, capacity = 31, most = 7, per = 7, shard = "shard:h100" },
+  ["2c.7g.80gb"] = { profile = "2c.7g.80gb", id = 0, weight = 31, capacity = 31, most = 3, per = 3, shard = "shard:h100" },
+  ["3c.7g.80gb"] = { profile = "3c.7g.80gb", id = 0, weight = 31, capacity = 31, most = 2, per = 2, shard = "shard:h100" },
+  ["4c.7g.80gb"] = { profile = "4c.7g.80gb", id = 0, weight = 31, capacity = 31, most = 1, per = 1, shard = "shard:h100" },
+  ["1g.6gb"] = { profile = "1g.6gb", id = 14, weight = 1, capacity = 4, most = 4, per = 1, shard = "shard:a30" },
+  ["1g.6gb+me"] = { profile = "1g.6gb+me", id = 21, weight = 1, capacity = 4, most = 1, per = 1, shard = "shard:a30" },
+  ["2g.12gb"] = { profile = "2g.12gb", id = 5, weight = 2, capacity = 4, most = 2, per = 1, shard = "shard:a30" },
+  ["1c.2g.12gb"] = { profile = "1c.2g.12gb", id = 5, weight = 2, capacity = 4, most = 4, per = 2, shard = "shard:a30" },
+  ["2g.12gb+me"] = { profile = "2g.12gb+me", id = 6, weight = 2, capacity = 4, most = 1, per = 1, shard = "shard:a30" },
+  ["4g.24gb"] = { profile = "4g.24gb", id = 0, weight = 4, capacity = 4, most = 1, per = 1, shard = "shard:a30" },
+  ["1c.4g.24gb"] = { profile = "1c.4g.24gb", id = 0, weight = 4, capacity = 4, most = 4, per = 4, shard = "shard:a30" },
+  ["2c.4g.24gb"] = { profile = "2c.4g.24gb", id = 0, weight = 4, capacity = 4, most = 2, per = 2, shard = "shard:a30" },
 }
-local KNOWN = "1g.10gb, 1g.10gb+me, 1g.20gb, 2g.20gb, 3g.40gb, 4g.40gb, 7g.80gb, 1g.6gb, 1g.6gb+me, 2g.12gb, 2g.12gb+me, 4g.24gb"
+local ALIASES = {  }
+local BY_MEMORY = { { gb = 6, name = "1g.6gb" }, { gb = 10, name = "1g.10gb" }, { gb = 12, name = "2g.12gb" }, { gb = 20, name = "1g.20gb" }, { gb = 20, name = "2g.20gb" }, { gb = 24, name = "4g.24gb" }, { gb = 40, name = "3g.40gb" }, { gb = 40, name = "4g.40gb" }, { gb = 80, name = "7g.80gb" } }
+local SLICES_ONLY = {  }
+local KNOWN = "1g.10gb, 1g.10gb+me, 1g.20gb, 2g.20gb, 3g.40gb, 2c.3g.40gb, 4g.40gb, 3c.4g.40gb, 7g.80gb, 4c.7g.80gb, 1g.6gb, 1g.6gb+me, 2g.12gb, 2g.12gb+me, 4g.24gb; parts of them such as 1c.2g.20gb"
 
 -- Reading gres texts -------------------------------------------------------
 
@@ -24,6 +41,19 @@ local function mentions(text)
   local lower = string.lower(text)
   return string.find(lower, "%f[%w]mig%f[%W]") ~= nil
     or string.find(lower, "%f[%w]shard%f[%W]") ~= nil
+end
+
+-- The gres name that a user's word means: a profile, a site's alias, or memory ("20gb": the
+-- smallest profile that has it). Returns nil and a reason for the user.
+local function resolve(word)
+  if GRES[word] then return word end
+  if ALIASES[word] then return ALIASES[word] end
+  local wanted = string.match(word, "^([1-9]%d?%d?%d?)gb$")
+  if not wanted then return nil, "unknown MIG profile '" .. word .. "'; known: " .. KNOWN end
+  for _, row in ipairs(BY_MEMORY) do
+    if row.gb >= tonumber(wanted) then return row.name end
+  end
+  return nil, "no MIG profile has " .. word .. "; known: " .. KNOWN
 end
 
 -- Cut a gres text ("gres:mig:3g.40gb:1,gres:gpu:2"; client tools leave the prefix out) into
@@ -36,13 +66,15 @@ local function read_gres(text)
     if not prefix then prefix, body = "", token end
     local name, rest = string.match(body, "^([^:=]+)(.*)$")
     if name == "mig" then
-      local profile, count = string.match(rest, "^:([^:=]+):([1-9]%d?)$")
-      if not profile then profile, count = string.match(rest, "^:([^:=%d][^:=]*)$"), 1 end
-      if not profile then profile, count = string.match(rest, "^:(%d[^:=]*%a[^:=]*)$"), 1 end
-      if not profile then
+      local word, count = string.match(rest, "^:([^:=]+):([1-9]%d?)$")
+      if not word then word, count = string.match(rest, "^:([^:=%d][^:=]*)$"), 1 end
+      if not word then word, count = string.match(rest, "^:(%d[^:=]*%a[^:=]*)$"), 1 end
+      if not word then
         return nil, "cannot read '" .. body .. "'; write mig:<profile>:<count>, count 1 to 99, "
           .. "profiles: " .. KNOWN
       end
+      local profile, problem = resolve(word)
+      if not profile then return nil, problem end
       read.prefix = prefix
       table.insert(read.items, { name = profile, count = tonumber(count) })
     elseif name == "shard" then
@@ -57,15 +89,20 @@ local function read_gres(text)
   return read
 end
 
--- Shards that the items cost, as one gres token without prefix ("shard:h100:14").
--- Returns nil and a reason for the user when no GPU could hold them together.
-local function price(items)
+-- Shards of `count` instances. Compute instances that are smaller than their GPU instance
+-- share it, `per` of them; a step gets what its part of them is worth.
+local function worth(gres, count, part)
+  local whole = gres.weight * math.floor((count + gres.per - 1) / gres.per)
+  if not part or gres.per == 1 then return whole end
+  return math.max(1, math.floor(gres.weight * count / gres.per))
+end
+
+-- Shards that the items cost, as one gres token without prefix ("shard:h100:14"); `part`: for
+-- a step inside a job. Returns nil and a reason for the user when no GPU could hold them.
+local function price(items, part)
   local sum, pool, seen = 0, nil, {}
   for _, item in ipairs(items) do
     local gres = GRES[item.name]
-    if not gres then
-      return nil, "unknown MIG profile '" .. item.name .. "'; known: " .. KNOWN
-    end
     if seen[item.name] then
       return nil, "profile " .. item.name .. " is named twice; add the counts up"
     end
@@ -77,7 +114,7 @@ local function price(items)
       return nil, "profiles of different GPU models in one job: " .. item.name
     end
     pool = gres
-    sum = sum + item.count * gres.weight
+    sum = sum + worth(gres, item.count, part)
   end
   if sum > pool.capacity then
     return nil, "these slices do not fit on one GPU together; a job's slices come from one GPU "
@@ -86,17 +123,33 @@ local function price(items)
   return string.format("%s:%d", pool.shard, sum)
 end
 
+-- A gres text again: what was asked, under the names that Slurm counts, and its shards.
+local function written(read, shards)
+  local tokens = {}
+  for _, item in ipairs(read.items) do
+    table.insert(tokens, string.format("%smig:%s:%d", read.prefix, item.name, item.count))
+  end
+  table.insert(tokens, read.prefix .. shards)
+  for _, token in ipairs(read.others) do table.insert(tokens, token) end
+  return table.concat(tokens, ",")
+end
+
 -- Convenience, not control: a step's gres never passes job_submit.lua, and under
 -- ConstrainDevices a step without shards may not open its GPU. Whatever this file does, the
 -- controller decides by job_submit.lua; so an error here only means that nothing is added.
+
+-- Whether the command starts a step inside a job that has its slices already.
+local function is_step(options)
+  return options["type"] == "srun" and os.getenv("SLURM_JOB_ID") ~= nil
+end
 
 local function pre_submit(options)
   local text = options["gres"]
   if not text or not mentions(text) then return end
   local read = read_gres(text)
   if not read or #read.items == 0 or #read.shards > 0 then return end
-  local shards = price(read.items)
-  if shards then options["gres"] = text .. "," .. read.prefix .. shards end
+  local shards = price(read.items, is_step(options))
+  if shards then options["gres"] = written(read, shards) end
 end
 
 function slurm_cli_setup_defaults(options, early_pass)

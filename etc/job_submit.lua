@@ -1,21 +1,38 @@
 -- job_submit.lua, written by `slurm-mig generate` 0.1.0. Do not edit.
 
--- Weights and capacities in shards; `most` instances on one GPU.
+-- Weights and capacities in shards; `most` instances on one GPU, `per` on one GPU
+-- instance; the words that stand for a profile; GPU types that are never given whole.
 local GRES = {
-  ["1g.10gb"] = { profile = "1g.10gb", id = 19, weight = 4, capacity = 31, most = 7, shard = "shard:h100" },
-  ["1g.10gb+me"] = { profile = "1g.10gb+me", id = 20, weight = 4, capacity = 31, most = 1, shard = "shard:h100" },
-  ["1g.20gb"] = { profile = "1g.20gb", id = 15, weight = 7, capacity = 31, most = 4, shard = "shard:h100" },
-  ["2g.20gb"] = { profile = "2g.20gb", id = 14, weight = 8, capacity = 31, most = 3, shard = "shard:h100" },
-  ["3g.40gb"] = { profile = "3g.40gb", id = 9, weight = 14, capacity = 31, most = 2, shard = "shard:h100" },
-  ["4g.40gb"] = { profile = "4g.40gb", id = 5, weight = 16, capacity = 31, most = 1, shard = "shard:h100" },
-  ["7g.80gb"] = { profile = "7g.80gb", id = 0, weight = 31, capacity = 31, most = 1, shard = "shard:h100" },
-  ["1g.6gb"] = { profile = "1g.6gb", id = 14, weight = 1, capacity = 4, most = 4, shard = "shard:a30" },
-  ["1g.6gb+me"] = { profile = "1g.6gb+me", id = 21, weight = 1, capacity = 4, most = 1, shard = "shard:a30" },
-  ["2g.12gb"] = { profile = "2g.12gb", id = 5, weight = 2, capacity = 4, most = 2, shard = "shard:a30" },
-  ["2g.12gb+me"] = { profile = "2g.12gb+me", id = 6, weight = 2, capacity = 4, most = 1, shard = "shard:a30" },
-  ["4g.24gb"] = { profile = "4g.24gb", id = 0, weight = 4, capacity = 4, most = 1, shard = "shard:a30" },
+  ["1g.10gb"] = { profile = "1g.10gb", id = 19, weight = 4, capacity = 31, most = 7, per = 1, shard = "shard:h100" },
+  ["1g.10gb+me"] = { profile = "1g.10gb+me", id = 20, weight = 4, capacity = 31, most = 1, per = 1, shard = "shard:h100" },
+  ["1g.20gb"] = { profile = "1g.20gb", id = 15, weight = 7, capacity = 31, most = 4, per = 1, shard = "shard:h100" },
+  ["2g.20gb"] = { profile = "2g.20gb", id = 14, weight = 8, capacity = 31, most = 3, per = 1, shard = "shard:h100" },
+  ["1c.2g.20gb"] = { profile = "1c.2g.20gb", id = 14, weight = 8, capacity = 31, most = 6, per = 2, shard = "shard:h100" },
+  ["3g.40gb"] = { profile = "3g.40gb", id = 9, weight = 14, capacity = 31, most = 2, per = 1, shard = "shard:h100" },
+  ["1c.3g.40gb"] = { profile = "1c.3g.40gb", id = 9, weight = 14, capacity = 31, most = 6, per = 3, shard = "shard:h100" },
+  ["2c.3g.40gb"] = { profile = "2c.3g.40gb", id = 9, weight = 14, capacity = 31, most = 2, per = 1, shard = "shard:h100" },
+  ["4g.40gb"] = { profile = "4g.40gb", id = 5, weight = 16, capacity = 31, most = 1, per = 1, shard = "shard:h100" },
+  ["1c.4g.40gb"] = { profile = "1c.4g.40gb", id = 5, weight = 16, capacity = 31, most = 4, per = 4, shard = "shard:h100" },
+  ["2c.4g.40gb"] = { profile = "2c.4g.40gb", id = 5, weight = 16, capacity = 31, most = 2, per = 2, shard = "shard:h100" },
+  ["3c.4g.40gb"] = { profile = "3c.4g.40gb", id = 5, weight = 16, capacity = 31, most = 1, per = 1, shard = "shard:h100" },
+  ["7g.80gb"] = { profile = "7g.80gb", id = 0, weight = 31, capacity = 31, most = 1, per = 1, shard = "shard:h100" },
+  ["1c.7g.80gb"] = { profile = "1c.7g.80gb", id = 0, weight = 31, capacity = 31, most = 7, per = 7, shard = "shard:h100" },
+  ["2c.7g.80gb"] = { profile = "2c.7g.80gb", id = 0, weight = 31, capacity = 31, most = 3, per = 3, shard = "shard:h100" },
+  ["3c.7g.80gb"] = { profile = "3c.7g.80gb", id = 0, weight = 31, capacity = 31, most = 2, per = 2, shard = "shard:h100" },
+  ["4c.7g.80gb"] = { profile = "4c.7g.80gb", id = 0, weight = 31, capacity = 31, most = 1, per = 1, shard = "shard:h100" },
+  ["1g.6gb"] = { profile = "1g.6gb", id = 14, weight = 1, capacity = 4, most = 4, per = 1, shard = "shard:a30" },
+  ["1g.6gb+me"] = { profile = "1g.6gb+me", id = 21, weight = 1, capacity = 4, most = 1, per = 1, shard = "shard:a30" },
+  ["2g.12gb"] = { profile = "2g.12gb", id = 5, weight = 2, capacity = 4, most = 2, per = 1, shard = "shard:a30" },
+  ["1c.2g.12gb"] = { profile = "1c.2g.12gb", id = 5, weight = 2, capacity = 4, most = 4, per = 2, shard = "shard:a30" },
+  ["2g.12gb+me"] = { profile = "2g.12gb+me", id = 6, weight = 2, capacity = 4, most = 1, per = 1, shard = "shard:a30" },
+  ["4g.24gb"] = { profile = "4g.24gb", id = 0, weight = 4, capacity = 4, most = 1, per = 1, shard = "shard:a30" },
+  ["1c.4g.24gb"] = { profile = "1c.4g.24gb", id = 0, weight = 4, capacity = 4, most = 4, per = 4, shard = "shard:a30" },
+  ["2c.4g.24gb"] = { profile = "2c.4g.24gb", id = 0, weight = 4, capacity = 4, most = 2, per = 2, shard = "shard:a30" },
 }
-local KNOWN = "1g.10gb, 1g.10gb+me, 1g.20gb, 2g.20gb, 3g.40gb, 4g.40gb, 7g.80gb, 1g.6gb, 1g.6gb+me, 2g.12gb, 2g.12gb+me, 4g.24gb"
+local ALIASES = {  }
+local BY_MEMORY = { { gb = 6, name = "1g.6gb" }, { gb = 10, name = "1g.10gb" }, { gb = 12, name = "2g.12gb" }, { gb = 20, name = "1g.20gb" }, { gb = 20, name = "2g.20gb" }, { gb = 24, name = "4g.24gb" }, { gb = 40, name = "3g.40gb" }, { gb = 40, name = "4g.40gb" }, { gb = 80, name = "7g.80gb" } }
+local SLICES_ONLY = {  }
+local KNOWN = "1g.10gb, 1g.10gb+me, 1g.20gb, 2g.20gb, 3g.40gb, 2c.3g.40gb, 4g.40gb, 3c.4g.40gb, 7g.80gb, 4c.7g.80gb, 1g.6gb, 1g.6gb+me, 2g.12gb, 2g.12gb+me, 4g.24gb; parts of them such as 1c.2g.20gb"
 
 -- Reading gres texts -------------------------------------------------------
 
@@ -24,6 +41,19 @@ local function mentions(text)
   local lower = string.lower(text)
   return string.find(lower, "%f[%w]mig%f[%W]") ~= nil
     or string.find(lower, "%f[%w]shard%f[%W]") ~= nil
+end
+
+-- The gres name that a user's word means: a profile, a site's alias, or memory ("20gb": the
+-- smallest profile that has it). Returns nil and a reason for the user.
+local function resolve(word)
+  if GRES[word] then return word end
+  if ALIASES[word] then return ALIASES[word] end
+  local wanted = string.match(word, "^([1-9]%d?%d?%d?)gb$")
+  if not wanted then return nil, "unknown MIG profile '" .. word .. "'; known: " .. KNOWN end
+  for _, row in ipairs(BY_MEMORY) do
+    if row.gb >= tonumber(wanted) then return row.name end
+  end
+  return nil, "no MIG profile has " .. word .. "; known: " .. KNOWN
 end
 
 -- Cut a gres text ("gres:mig:3g.40gb:1,gres:gpu:2"; client tools leave the prefix out) into
@@ -36,13 +66,15 @@ local function read_gres(text)
     if not prefix then prefix, body = "", token end
     local name, rest = string.match(body, "^([^:=]+)(.*)$")
     if name == "mig" then
-      local profile, count = string.match(rest, "^:([^:=]+):([1-9]%d?)$")
-      if not profile then profile, count = string.match(rest, "^:([^:=%d][^:=]*)$"), 1 end
-      if not profile then profile, count = string.match(rest, "^:(%d[^:=]*%a[^:=]*)$"), 1 end
-      if not profile then
+      local word, count = string.match(rest, "^:([^:=]+):([1-9]%d?)$")
+      if not word then word, count = string.match(rest, "^:([^:=%d][^:=]*)$"), 1 end
+      if not word then word, count = string.match(rest, "^:(%d[^:=]*%a[^:=]*)$"), 1 end
+      if not word then
         return nil, "cannot read '" .. body .. "'; write mig:<profile>:<count>, count 1 to 99, "
           .. "profiles: " .. KNOWN
       end
+      local profile, problem = resolve(word)
+      if not profile then return nil, problem end
       read.prefix = prefix
       table.insert(read.items, { name = profile, count = tonumber(count) })
     elseif name == "shard" then
@@ -57,15 +89,20 @@ local function read_gres(text)
   return read
 end
 
--- Shards that the items cost, as one gres token without prefix ("shard:h100:14").
--- Returns nil and a reason for the user when no GPU could hold them together.
-local function price(items)
+-- Shards of `count` instances. Compute instances that are smaller than their GPU instance
+-- share it, `per` of them; a step gets what its part of them is worth.
+local function worth(gres, count, part)
+  local whole = gres.weight * math.floor((count + gres.per - 1) / gres.per)
+  if not part or gres.per == 1 then return whole end
+  return math.max(1, math.floor(gres.weight * count / gres.per))
+end
+
+-- Shards that the items cost, as one gres token without prefix ("shard:h100:14"); `part`: for
+-- a step inside a job. Returns nil and a reason for the user when no GPU could hold them.
+local function price(items, part)
   local sum, pool, seen = 0, nil, {}
   for _, item in ipairs(items) do
     local gres = GRES[item.name]
-    if not gres then
-      return nil, "unknown MIG profile '" .. item.name .. "'; known: " .. KNOWN
-    end
     if seen[item.name] then
       return nil, "profile " .. item.name .. " is named twice; add the counts up"
     end
@@ -77,13 +114,24 @@ local function price(items)
       return nil, "profiles of different GPU models in one job: " .. item.name
     end
     pool = gres
-    sum = sum + item.count * gres.weight
+    sum = sum + worth(gres, item.count, part)
   end
   if sum > pool.capacity then
     return nil, "these slices do not fit on one GPU together; a job's slices come from one GPU "
       .. "per node, so ask for fewer or for more nodes"
   end
   return string.format("%s:%d", pool.shard, sum)
+end
+
+-- A gres text again: what was asked, under the names that Slurm counts, and its shards.
+local function written(read, shards)
+  local tokens = {}
+  for _, item in ipairs(read.items) do
+    table.insert(tokens, string.format("%smig:%s:%d", read.prefix, item.name, item.count))
+  end
+  table.insert(tokens, read.prefix .. shards)
+  for _, token in ipairs(read.others) do table.insert(tokens, token) end
+  return table.concat(tokens, ",")
 end
 
 -- The request's stamp -------------------------------------------------------
@@ -111,7 +159,9 @@ local function make_stamp(items)
   local words = { "slurm-mig=1" }
   for _, item in ipairs(items) do
     local gres = GRES[item.name]
-    table.insert(words, string.format("%s/%d:%d", gres.profile, gres.id, item.count))
+    table.insert(
+      words, string.format("%s/%d/%d:%d", gres.profile, gres.id, gres.weight, item.count)
+    )
   end
   return table.concat(words, ",")
 end
@@ -141,8 +191,38 @@ local ELSEWHERE = {
   tres_per_socket = "--gpus-per-socket",
 }
 
+-- Partitions that hand out whole nodes (OverSubscribe=EXCLUSIVE, max_share 0) among those the
+-- job may run in: a MIG job there waits for ever, as it does with --exclusive.
+local function whole_node_partition(job, partitions)
+  for name, partition in pairs(partitions or {}) do
+    local chosen = job.partition
+    if chosen then
+      chosen = string.find("," .. chosen .. ",", "," .. name .. ",", 1, true)
+    else
+      chosen = partition.flag_default == 1
+    end
+    if chosen and partition.max_share == 0 then return name end
+  end
+end
+
+-- A whole GPU of a type that the site keeps for slices, or nil.
+local function kept_for_slices(job)
+  for _, field in ipairs({ "tres_per_node", "tres_per_job", "tres_per_task", "tres_per_socket" }) do
+    for token in string.gmatch(job[field] or "", "[^,]+") do
+      local kind = string.match(token, "^gres[:/]gpu:([^:=]+)") or string.match(token, "^gpu:([^:=]+)")
+      if kind and SLICES_ONLY[kind] then return kind end
+      if SLICES_ONLY["*"] and string.find(token, "%f[%w]gpu%f[%W]") then return "*" end
+    end
+  end
+end
+
 -- Returns nil when the request is none of ours, else true, or false and a reason.
-local function apply(job)
+local function apply(job, partitions)
+  local kept = kept_for_slices(job)
+  if kept then
+    return false, (kept == "*" and "GPUs" or kept .. " GPUs")
+      .. " are given out in slices only; write --gres=mig:<profile>:<count>, profiles: " .. KNOWN
+  end
   for field, option in pairs(ELSEWHERE) do
     if job[field] and mentions(job[field]) then
       return false, "mig cannot be asked for with " .. option .. "; write --gres=mig:<profile>:<count>"
@@ -167,13 +247,12 @@ local function apply(job)
   if job.shared == 0 then
     return false, "--exclusive with MIG slices would wait for ever; leave it out or ask for a GPU"
   end
-  local tokens = {}
-  for _, item in ipairs(read.items) do
-    table.insert(tokens, string.format("%smig:%s:%d", read.prefix, item.name, item.count))
+  local whole = whole_node_partition(job, partitions)
+  if whole then
+    return false, "partition " .. whole .. " gives out whole nodes, a MIG job there would wait for "
+      .. "ever; choose another one"
   end
-  table.insert(tokens, read.prefix .. shards)
-  for _, token in ipairs(read.others) do table.insert(tokens, token) end
-  job.tres_per_node = table.concat(tokens, ",")
+  job.tres_per_node = written(read, shards)
   local field = stamp_field(job.tres_per_node)
   job[field] = with_stamp(job[field], make_stamp(read.items))
   return true
@@ -184,16 +263,16 @@ local function refuse(reason)
   return slurm.ERROR
 end
 
-local function submit(job)
+local function submit(job, partitions)
   strip_fields(job)
-  local fine, reason = apply(job)
+  local fine, reason = apply(job, partitions)
   if fine == false then return refuse(reason) end
   return slurm.SUCCESS
 end
 
 -- A change of a job that has slices, or would get them, would leave its shards or its stamp
 -- behind; 22.05 even merges the old list into the new one. So: cancel and submit again.
-local function modify(job, record)
+local function modify(job, record, partitions)
   local held = record.tres_per_node
   local ours = held ~= nil and mentions(held)
   for _, field in ipairs({ "tres_per_node", "tres_per_job", "tres_per_task", "tres_per_socket" }) do
@@ -205,6 +284,10 @@ local function modify(job, record)
   if ours and job.shared == 0 then
     return refuse("a MIG job cannot become --exclusive")
   end
+  if ours and job.partition and whole_node_partition(job, partitions) then
+    return refuse("partition " .. job.partition .. " gives out whole nodes, not MIG slices")
+  end
+  if kept_for_slices(job) then return refuse("GPUs of that type are given out in slices only") end
   strip_fields(job)
   if ours then
     local field = stamp_field(held)
@@ -241,11 +324,11 @@ local function guarded(what, job, body)
 end
 
 function slurm_job_submit(job_desc, part_list, submit_uid)
-  return guarded("submit", job_desc, function() return submit(job_desc) end)
+  return guarded("submit", job_desc, function() return submit(job_desc, part_list) end)
 end
 
 function slurm_job_modify(job_desc, job_rec, part_list, modify_uid)
-  return guarded("modify", job_desc, function() return modify(job_desc, job_rec) end)
+  return guarded("modify", job_desc, function() return modify(job_desc, job_rec, part_list) end)
 end
 
 return slurm.SUCCESS

@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.errors import LedgerFault
 from slurm_mig.geometry import Placement
+from slurm_mig.profile import Profile
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from slurm_mig.planner import Slot
 
 PLANNED: Final = "planned"
@@ -28,6 +31,11 @@ RELEASED: Final = "released"
 REFUSED: Final = "refused"
 LOST: Final = "lost"
 QUARANTINED: Final = "quarantined"
+
+#: Requests of records without instances: a job that has a GPU as it is, and one for which
+#: MIG mode was switched off and comes back afterwards.
+WHOLE: Final = "whole GPU"
+WHOLE_MIG_OFF: Final = "whole GPU, MIG mode off"
 
 #: Phases in which instances may exist on the hardware.
 OPEN: Final = (PLANNED, ACTIVE, RELEASING, QUARANTINED)
@@ -75,7 +83,10 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One GPU instance with its compute instance, as planned and as made.
+    """One compute instance in its GPU instance, as planned and as made.
+
+    Several of one allocation may share a GPU instance; each then has its own
+    `ci_id` and MIG UUID. `start` and `size` are the GPU instance's, in units.
 
     The ids and the MIG UUID are read back from the driver after creation, never
     computed (mig-facts.md a); None until then.
@@ -94,12 +105,17 @@ class Instance:
         """Where it lies, in placement units."""
         return Placement(self.start, self.size)
 
+    @property
+    def compute_slices(self) -> int | None:
+        """Slices of a compute instance smaller than its GPU instance, else None."""
+        return Profile.parse(self.profile).compute_slices
+
     @classmethod
-    def planned(cls, slot: Slot) -> Instance:
-        """The instance a plan's slot will become."""
-        return cls(
-            str(slot.row.name), slot.row.profile_id, slot.placement.start, slot.placement.size
-        )
+    def planned(cls, slot: Slot) -> Iterator[Instance]:
+        """What a plan's slot will become: one for each compute instance."""
+        for slices in slot.compute or (None,):
+            name = replace(slot.row.name, compute_slices=slices)
+            yield cls(str(name), slot.row.profile_id, slot.placement.start, slot.placement.size)
 
     def __str__(self) -> str:
         return f"{self.profile}@{self.start}"
@@ -133,9 +149,19 @@ class Allocation:
         return self.phase in OPEN
 
     @property
+    def whole(self) -> bool:
+        """Whether a job has the GPU itself, without instances of ours."""
+        return self.request in (WHOLE, WHOLE_MIG_OFF)
+
+    @property
     def uuids(self) -> tuple[str, ...]:
         """MIG UUIDs in the order of the request."""
         return tuple(instance.uuid for instance in self.instances if instance.uuid)
+
+    @property
+    def made(self) -> str:
+        """What was made for it, in words: `1g.10gb@6, 3g.40gb@0`, or the whole GPU."""
+        return ", ".join(str(item) for item in self.instances) or self.request
 
     def moved(self, phase: str, reason: str = "", ended: float | None = None) -> Allocation:
         """The same allocation in its next phase; LedgerFault for an illegal step."""

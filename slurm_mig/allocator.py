@@ -8,6 +8,7 @@ What exists is decided by looking at the hardware, before and after.
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from slurm_mig import allocation as phases
 from slurm_mig import environment
 from slurm_mig.allocation import Allocation, Instance, Owner
+from slurm_mig.environment import TaskSettings
 from slurm_mig.errors import (
     BadRequest,
     DriverFault,
@@ -26,17 +28,18 @@ from slurm_mig.errors import (
     SlurmMigError,
     about,
 )
-from slurm_mig.planner import Slot, plan, plan_at, wanted_rows
+from slurm_mig.planner import Slot, plan, plan_at
+from slurm_mig.request import Item, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from slurm_mig.capabilities import Capabilities
     from slurm_mig.driver import Driver, Gpu, GpuInstance
+    from slurm_mig.geometry import Placement
     from slurm_mig.ledger import Ledger
     from slurm_mig.locks import Locks
     from slurm_mig.planner import Plan
-    from slurm_mig.request import Request
     from slurm_mig.runfiles import RunFiles
 
 #: Pause between two tries to destroy an instance that is in use, in seconds: doubled
@@ -71,6 +74,7 @@ class Allocator:
         node: str,
         boot_id: str,
         destroy_timeout: float,
+        tasks: TaskSettings | None = None,
         sleep: Callable[[float], None] = time.sleep,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -82,6 +86,7 @@ class Allocator:
         self._node = node
         self._boot_id = boot_id
         self._destroy_timeout = destroy_timeout
+        self._tasks = tasks or TaskSettings()
         self._sleep = sleep
         self._monotonic = monotonic
 
@@ -105,8 +110,9 @@ class Allocator:
             held = self._held_already(owner, gpu)
             if held is not None:
                 self._close_nodes(held)
-                self._publish(held)
+                self._publish(held, request)
                 return held
+            self._refuse_whole(gpu, owner)
             gpu = self._with_mig_mode(gpu)
             chosen = self._plan(request, gpu, start)
             with ExitStack() as undo:
@@ -114,9 +120,22 @@ class Allocator:
                 record = self._carve(record, gpu)
                 self._close_nodes(record)
                 record = self._ledger.save(record.moved(phases.ACTIVE), phases.ACTIVE)
-                self._publish(record)
+                self._publish(record, request)
                 undo.pop_all()
         return record
+
+    def _refuse_whole(self, gpu: Gpu, owner: Owner) -> None:
+        """Leave a GPU alone that a job has as a whole: MIG mode would come on under it.
+
+        Slurm does not offer both at once; but an administrator may ask, and a record
+        may be left of a job whose Epilog never came.
+        """
+        for record in self._ledger.open_on(gpu.uuid):
+            if record.whole and not record.owner.same_run(owner):
+                raise NoRoom(
+                    f"{record.owner} has the whole GPU",
+                    remedy="if that job is gone, run `slurm-mig reconcile`",
+                )
 
     def _held_already(self, owner: Owner, gpu: Gpu) -> Allocation | None:
         """What this very run holds: a Prolog that is run twice must not carve twice."""
@@ -141,8 +160,7 @@ class Allocator:
         geometry, present = self._driver.geometry(gpu), self._present(gpu)
         if start is None:
             return plan(request, geometry, present)
-        (row,) = wanted_rows(request, geometry)
-        return plan_at(row, start, geometry, present)
+        return plan_at(request, start, geometry, present)
 
     def _present(self, gpu: Gpu) -> list[Slot]:
         geometry = self._driver.geometry(gpu)
@@ -159,7 +177,7 @@ class Allocator:
             self._files.mark(owner)
         planned = replace(
             self._record(owner, gpu, str(request)),
-            instances=tuple(Instance.planned(slot) for slot in chosen.slots),
+            instances=tuple(item for slot in chosen.slots for item in Instance.planned(slot)),
             reason=str(chosen),
         )
         record = self._ledger.add(planned, phases.PLANNED)
@@ -167,9 +185,12 @@ class Allocator:
         return record
 
     def _carve(self, record: Allocation, gpu: Gpu) -> Allocation:
+        made: GpuInstance | None = None
         for place, wanted in enumerate(record.instances):
-            made = self._driver.create_gpu_instance(gpu, wanted.profile_id, wanted.placement)
-            compute = self._driver.create_compute_instance(gpu, made.gi_id)
+            # Compute instances that share a GPU instance follow one another.
+            if made is None or made.placement != wanted.placement:
+                made = self._driver.create_gpu_instance(gpu, wanted.profile_id, wanted.placement)
+            compute = self._driver.create_compute_instance(gpu, made.gi_id, wanted.compute_slices)
             ids = replace(wanted, gi_id=made.gi_id, ci_id=compute.ci_id, uuid=compute.uuid)
             record = record.with_instance(place, ids)
         self._look_again(record, gpu)
@@ -197,9 +218,18 @@ class Allocator:
                     record.gpu_minor, item.gi_id, item.ci_id, record.owner.uid, record.owner.gid
                 )
 
-    def _publish(self, record: Allocation) -> None:
-        if record.owner.job_id is not None:
-            self._files.publish(record.owner, environment.task_prolog_lines(record))
+    def _publish(self, record: Allocation, request: Request) -> None:
+        owner = record.owner
+        if owner.job_id is None:
+            return
+        leases = ""
+        if len(record.instances) > 1:
+            # Nobody else can guess it, so nobody can be there first.
+            run = f"{owner.job_id}.{owner.restart}"
+            leases = f"{self._tasks.leases}-{run}-{os.urandom(8).hex()}"
+            self._files.mark(owner, leases=leases)
+        lines = environment.slice_lines(record, request, self._tasks, leases)
+        self._files.publish(owner, lines)
 
     def _roll_back(self, number: int, gpu: Gpu) -> None:
         """Undo a carve that failed; what cannot be undone stays on record for the next hook."""
@@ -210,27 +240,58 @@ class Allocator:
 
     # -- whole GPUs ----------------------------------------------------------
 
-    def give_whole(self, owner: Owner, gpu: Gpu) -> bool:
-        """Let a whole-GPU job have the GPU without MIG; returns whether the mode was switched.
+    def give_whole(self, owner: Owner, gpu: Gpu, policy: str, *, reset: bool) -> Allocation:
+        """Let a job have a whole managed GPU; never in MIG mode without an instance.
 
-        The next job that asks for slices switches MIG mode on again. Raises
-        NoRoom while instances exist there, BadRequest where switching would
-        reset the GPU (Ampere, mig-facts.md b).
+        `policy` is `mig-off`, `full-profile`, `reject`, or `auto` (mig-off where that
+        needs no GPU reset, else full-profile); `reset` allows mig-off to reset an
+        Ampere GPU (mig-facts.md b). Raises NoRoom while others' instances exist
+        there, BadRequest where the policy says no.
         """
+        if policy == "auto":
+            policy = "mig-off" if gpu.resetless else "full-profile"
+        if policy == "full-profile" and self._driver.gpu(gpu.uuid).mig_mode:
+            row = self._driver.geometry(gpu).whole
+            return self.allocate(owner, Request((Item(row.name, 1, row.profile_id),)), gpu)
         with about(job=owner.job_id, gpu=str(gpu)), self._locks.hold([gpu.uuid], "whole GPU"):
             self._sweep(gpu, owner)
+            held = self._held_already(owner, gpu)
+            if held is not None:
+                return held
+            self._refuse_whole(gpu, owner)
             gpu = self._driver.gpu(gpu.uuid)
             if not gpu.mig_mode:
-                return False
+                return self._without_mig(owner, gpu, phases.WHOLE)
             if self._driver.instances(gpu):
                 raise NoRoom("a whole GPU was asked for, but MIG instances exist on it")
-            if not gpu.resetless:
+            if policy == "reject" or not (gpu.resetless or reset):
                 raise BadRequest(
-                    "this GPU stays in MIG mode, because leaving it would reset the GPU",
+                    "this GPU is given out in slices only",
                     remedy="ask for its largest profile with --gres=mig:<profile>:1",
                 )
-            self._driver.set_mig_mode(gpu, on=False)
-            return True
+            return self._without_mig(owner, gpu, phases.WHOLE_MIG_OFF)
+
+    def _without_mig(self, owner: Owner, gpu: Gpu, request: str) -> Allocation:
+        """Record first, then switch: a hook that dies here leaves what the next one undoes."""
+        self._files.mark(owner)
+        record = self._ledger.add(self._record(owner, gpu, request), phases.PLANNED)
+        if request == phases.WHOLE_MIG_OFF:
+            try:
+                self._leave_mig_mode(gpu)
+            except DriverFault:
+                self._tear_down(record, gpu, "rolled back")
+                raise
+        return self._ledger.save(record.moved(phases.ACTIVE), phases.ACTIVE)
+
+    def _leave_mig_mode(self, gpu: Gpu) -> None:
+        # On Ampere the wish alone is success to NVML: without its reset the mode stays.
+        if self._driver.set_mig_mode(gpu, on=False).mig_mode:
+            raise DriverFault("MIG mode stays on: something keeps the GPU from being reset")
+
+    def publish_whole(self, owner: Owner, given: Sequence[tuple[int, Allocation]]) -> None:
+        """Tell the tasks of a job with whole GPUs what they are: (Slurm's index, record)."""
+        self._files.mark(owner)
+        self._files.publish(owner, environment.whole_lines(given, self._tasks))
 
     # -- release -------------------------------------------------------------
 
@@ -271,15 +332,30 @@ class Allocator:
         for item in record.instances:
             if item.gi_id is not None and item.ci_id is not None:
                 self._capabilities.remove(record.gpu_minor, item.gi_id, item.ci_id)
+        if record.request == phases.WHOLE_MIG_OFF:
+            reason += self._restore_mig_mode(gpu)
         return self._ledger.finish(record, phases.RELEASED, reason)
+
+    def _restore_mig_mode(self, gpu: Gpu) -> str:
+        """MIG mode on again; what hinders it concerns the next job with slices, not this one."""
+        try:
+            self._driver.set_mig_mode(self._driver.gpu(gpu.uuid), on=True)
+        except GpuLost:
+            raise
+        except DriverFault as fault:
+            return f"; MIG mode is still off: {fault.cause}"
+        return ""
 
     def _with_ids(self, record: Allocation, gpu: Gpu) -> Allocation:
         """Add what the hardware knows and a hook that died could not write down."""
         seen = self._driver.instances(gpu)
+        before: list[Placement] = []
         for place, item in enumerate(record.instances):
             found = find(item, seen)
             if item.gi_id is None and found is not None:
-                compute = found.compute[0] if found.compute else None
+                # The how-manieth of those that share the GPU instance.
+                number = before.count(item.placement)
+                compute = found.compute[number] if number < len(found.compute) else None
                 ids = replace(
                     item,
                     gi_id=found.gi_id,
@@ -287,6 +363,7 @@ class Allocator:
                     uuid=compute.uuid if compute else None,
                 )
                 record = record.with_instance(place, ids)
+            before.append(item.placement)
         return record
 
     def _destroy(self, item: Instance, gpu: Gpu, until: float) -> str | None:
@@ -442,6 +519,9 @@ class Allocator:
         with about(gpu=str(gpu)), self._locks.hold([gpu.uuid], "switch MIG mode"):
             self._sweep(gpu, None)
             gpu = self._driver.gpu(gpu.uuid)
+            whole = [item for item in self._ledger.open_on(gpu.uuid) if item.whole]
+            if whole and on:
+                raise Held(f"{whole[0].owner} has the whole GPU, without MIG")
             present = [str(slot) for slot in self._present(gpu)]
             if present and not on:
                 raise Held(
@@ -510,5 +590,4 @@ def _superseded(old: Owner, new: Owner) -> bool:
 
 
 def _name(record: Allocation) -> str:
-    made = ", ".join(str(item) for item in record.instances)
-    return f"{record.owner} on GPU {record.gpu_minor} ({made})"
+    return f"{record.owner} on GPU {record.gpu_minor} ({record.made})"

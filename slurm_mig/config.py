@@ -10,18 +10,20 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.errors import ConfigFault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 DEFAULT_PATH: Final = Path("/etc/slurm-mig/config.toml")
 VARIABLE: Final = "SLURM_MIG_CONFIG"
 NO_REQUEUE_POLICIES: Final = ("requeue", "cancel")
+WHOLE_POLICIES: Final = ("auto", "mig-off", "full-profile", "reject")
+BINDINGS: Final = ("task", "none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +43,22 @@ class Config:
     max_requeues: int = 20
     retry_delay: float = 120.0
     retry_delay_max: float = 1800.0
+    whole_policy: str = "auto"
+    whole_models: Mapping[str, str] = field(default_factory=dict)
+    whole_reset: bool = False
+    bind: str = "task"
+    containers: bool = False
+    leases: Path = Path("/dev/shm/slurm-mig")  # noqa: S108  # a user's own name is put behind it
     source: Path | None = None
 
     @property
     def ledger(self) -> Path:
         """The ledger's file."""
         return self.state / "ledger.db"
+
+    def whole_policy_of(self, model: str) -> str:
+        """What a job with a whole GPU gets on a GPU of that NVML name."""
+        return self.whole_models.get(model, self.whole_policy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +121,29 @@ def _managed(value: Any) -> tuple[int, ...] | None:
     return () if value == "none" else _minors(value)
 
 
-def _no_requeue(value: Any) -> str:
-    if value not in NO_REQUEUE_POLICIES:
+def _one_of(*allowed: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if value not in allowed:
+            raise ValueError
+        return str(value)
+
+    return read
+
+
+def _whole_models(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not set(value.values()) <= set(WHOLE_POLICIES):
         raise ValueError
-    return str(value)
+    return dict(value)
+
+
+def _yes(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError  # noqa: TRY004  # every reader says so by ValueError
+    return value
+
+
+def _words(allowed: Sequence[str]) -> str:
+    return " or ".join(f'"{name}"' for name in allowed)
 
 
 _A_PATH: Final = "an absolute path"
@@ -185,8 +216,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "refusal",
         "no_requeue",
         "no_requeue",
-        _no_requeue,
-        " or ".join(f'"{name}"' for name in NO_REQUEUE_POLICIES),
+        _one_of(*NO_REQUEUE_POLICIES),
+        _words(NO_REQUEUE_POLICIES),
         "What happens to a refused job that was submitted with --no-requeue.",
     ),
     Setting(
@@ -212,6 +243,59 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         _seconds,
         _A_TIME,
         "Longest such wait.",
+    ),
+    Setting(
+        "whole_gpus",
+        "policy",
+        "whole_policy",
+        _one_of(*WHOLE_POLICIES),
+        _words(WHOLE_POLICIES),
+        "What a job with a whole GPU (--gres=gpu:1, --exclusive) gets on a managed GPU: MIG mode "
+        "off while it runs, one instance of the largest profile, or a refusal. auto: MIG mode off "
+        "where that needs no GPU reset (Hopper and later), else the largest profile.",
+    ),
+    Setting(
+        "whole_gpus",
+        "models",
+        "whole_models",
+        _whole_models,
+        'a table of NVML names and policies, { "NVIDIA A30" = "reject" }',
+        "Other policies for single GPU models.",
+        "{}",
+    ),
+    Setting(
+        "whole_gpus",
+        "reset",
+        "whole_reset",
+        _yes,
+        "true or false",
+        "Whether mig-off may reset a GPU that cannot switch without (Ampere).",
+    ),
+    Setting(
+        "tasks",
+        "bind",
+        "bind",
+        _one_of(*BINDINGS),
+        _words(BINDINGS),
+        "task: with as many slices as tasks on the node each task sees its own; none: every task "
+        "sees all. SLURM_MIG_BIND overrides it for a job.",
+    ),
+    Setting(
+        "tasks",
+        "containers",
+        "containers",
+        _yes,
+        "true or false",
+        "Export NVIDIA_VISIBLE_DEVICES with the same UUIDs, for enroot, pyxis and Apptainer.",
+    ),
+    Setting(
+        "tasks",
+        "leases",
+        "leases",
+        _path,
+        _A_PATH,
+        "Beginning of the path of a directory that a job makes for itself, to share its slices "
+        "among its steps; its parent must be writable for users.",
     ),
 )
 
@@ -290,7 +374,9 @@ def _unknown(path: Path, name: str, allowed: list[str]) -> ConfigFault:
 
 def sample() -> str:
     """A commented configuration file with every key at its default."""
-    defaults = {item.name: item.default for item in fields(Config)}
+    defaults = {
+        item.name: None if item.default is MISSING else item.default for item in fields(Config)
+    }
     lines = ["# slurm-mig configuration. Every key is shown with its default.", ""]
     table = ""
     for item in SETTINGS:
@@ -304,6 +390,8 @@ def sample() -> str:
 
 
 def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, (int, float)):
         return f"{value:g}"
     return f'"{value}"'

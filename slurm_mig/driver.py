@@ -89,8 +89,13 @@ class Driver(Protocol):
     def create_gpu_instance(self, gpu: Gpu, profile_id: int, placement: Placement) -> GpuInstance:
         """Make a GPU instance exactly there; NoRoom when the driver has none."""
 
-    def create_compute_instance(self, gpu: Gpu, gi_id: int) -> ComputeInstance:
-        """Make the compute instance that fills a GPU instance."""
+    def create_compute_instance(
+        self, gpu: Gpu, gi_id: int, slices: int | None = None
+    ) -> ComputeInstance:
+        """Make a compute instance of so many slices, or the one that fills the GPU instance.
+
+        ProfileNotOffered when the driver has none of that size.
+        """
 
     def destroy_compute_instance(self, gpu: Gpu, gi_id: int, ci_id: int) -> None:
         """Destroy it; no error when it is gone already."""

@@ -1,38 +1,92 @@
-"""Allocation -> what the job's tasks see. Pure.
+"""Allocation -> the file by which a job's tasks learn what they see. Pure.
 
-The Prolog writes these lines to a file under the run directory; the TaskProlog,
-a plain shell script that runs as the user for every task, repeats them to
-slurmd, which understands `export NAME=value` and `print text`.
+The Prolog writes it under the run directory. The TaskProlog, a plain shell script
+that runs as the user for every task, reads it, picks the task's share and tells
+slurmd. Lines, each a word and its values:
+
+    slice UUID PROFILE INDEX GPU   one MIG device; INDEX is its GPU's in Slurm's count
+    whole                          the slices stand for whole GPUs: a step sees its GPUs' ones
+    shards N                       what the job pays: a step with fewer sees a part
+    share N PROFILE:COUNT ...      what a step with N shards asked for; `ask` if that is not
+                                   the only combination of that price
+    bind task|none                 the site's default for binding tasks to slices
+    leases PATH                    where steps write down which slices they took
+    scontrol PATH                  whom to ask
+    containers                     say it to container runtimes, too
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from slurm_mig.allocation import Allocation
+    from slurm_mig.request import Request
+
+#: A step's request that its shards do not tell.
+ASK: Final = "ask"
 
 
-def variables(allocation: Allocation) -> dict[str, str]:
-    """Variables of a job's tasks.
+@dataclass(frozen=True, slots=True)
+class TaskSettings:
+    """What a site decides about tasks.
 
-    CUDA_VISIBLE_DEVICES: MIG UUIDs in the order of the request. SLURM_MIG_PROFILES:
-    their profiles in the same order. SLURM_MIG_GPU: UUID of the GPU they are on.
+    `bind` is `task` or `none`; `containers` whether NVIDIA_VISIBLE_DEVICES is
+    exported; `leases` the beginning of a path that users may write; `scontrol`
+    the program, or empty where it was not found.
     """
-    return {
-        "CUDA_VISIBLE_DEVICES": ",".join(allocation.uuids),
-        "SLURM_MIG_PROFILES": ",".join(item.profile for item in allocation.instances),
-        "SLURM_MIG_GPU": allocation.gpu_uuid,
-    }
+
+    bind: str = "task"
+    containers: bool = False
+    leases: str = ""
+    scontrol: str = ""
 
 
-def task_prolog_lines(allocation: Allocation) -> str:
-    """The text for slurmd: one `export` a line.
+def slice_lines(record: Allocation, request: Request, settings: TaskSettings, leases: str) -> str:
+    """The file of a job with slices; `leases` is a path of its own, empty for a single slice."""
+    lines = [*_slices(record, 0)]
+    prices = [item.shards for item in request.items]
+    if None not in prices:
+        lines += [f"shards {sum(filter(None, prices))}"]
+        if len(record.instances) > 1:
+            lines += [f"share {price} {what}" for price, what in sorted(shares(request).items())]
+    lines += [f"bind {settings.bind}"]
+    if leases:
+        lines += [f"leases {leases}"]
+    if settings.scontrol:
+        lines += [f"scontrol {settings.scontrol}"]
+    return _text(lines, settings)
 
-    Slurm sets further vendors' variables for the same GPU index
-    (slurm-facts.md 5); they say nothing about MIG and stay as they are.
-    """
-    return "".join(f"export {name}={value}\n" for name, value in variables(allocation).items())
+
+def whole_lines(records: Sequence[tuple[int, Allocation]], settings: TaskSettings) -> str:
+    """The file of a job with whole GPUs: (index, allocation), those without slices included."""
+    lines = ["whole", *(line for index, record in records for line in _slices(record, index))]
+    return _text([*lines, f"bind {settings.bind}"], settings)
+
+
+def _slices(record: Allocation, index: int) -> Iterator[str]:
+    for item in record.instances:
+        yield f"slice {item.uuid} {item.profile} {index} {record.gpu_uuid}"
+
+
+def _text(lines: Sequence[str], settings: TaskSettings) -> str:
+    return "".join(f"{line}\n" for line in (*lines, *(["containers"] * settings.containers)))
+
+
+def shares(request: Request) -> dict[int, str]:
+    """What each number of shards can mean to a step: its profiles and counts, or `ask`."""
+    found: dict[int, str] = {}
+    for counts in product(*(range(item.count + 1) for item in request.items)):
+        chosen = [(item, count) for item, count in zip(request.items, counts, strict=True) if count]
+        price = sum(item.worth(count) or 0 for item, count in chosen)
+        what = " ".join(f"{item.profile}:{count}" for item, count in chosen)
+        if chosen:
+            found[price] = ASK if price in found else what
+    return found
 
 
 def refusal_lines(reason: str) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Final
 
 from slurm_mig.errors import NodeFault, NotPermitted
 
-if TYPE_CHECKING:
-    from pathlib import Path
+#: Where sites put Slurm's commands.
+SEARCH: Final = ("/usr/bin", "/usr/local/bin", "/opt/slurm/bin", "/usr/local/slurm/bin")
 
 
 def private_directory(path: Path, mode: int) -> Path:
@@ -39,6 +40,28 @@ def private_directory(path: Path, mode: int) -> Path:
     finally:
         os.close(descriptor)
     return path
+
+
+def remove_tree(path: Path) -> None:
+    """Remove what a user may have made there, whatever it is; nothing there is success.
+
+    Never follows a link: shutil.rmtree works by descriptors and refuses one at the top.
+    """
+    if not os.path.lexists(path):
+        return
+    import shutil
+
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        # A job's last processes may still write there; what they leave is theirs to see.
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def find_program(name: str, directory: Path | None) -> Path | None:
+    """A program of Slurm's in `directory`, or where sites put them; a hook has no PATH."""
+    places = [directory] if directory else [Path(place) for place in SEARCH]
+    return next((place / name for place in places if (place / name).is_file()), None)
 
 
 def _check_owner(descriptor: int, path: Path) -> None:

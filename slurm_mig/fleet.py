@@ -9,18 +9,22 @@ is called `<gpu type>_<profile>` on all of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import UsageFault
 from slurm_mig.request import MAX_INSTANCES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator, Mapping
 
     from slurm_mig.geometry import Geometry, GpuProfile
     from slurm_mig.weights import Weights
+
+
+_ALIAS: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,9 @@ class GresName:
     """One `mig:<name>` of the fleet.
 
     `weight` and `capacity` in shards; `shard` is the gres that pays for it,
-    typed where the GPU model matters; `most` bounds instances on one GPU.
+    typed where the GPU model matters; `most` bounds instances on one GPU. A
+    compute instance smaller than its GPU instance shares it: `per` of them for one
+    `weight`. `base` is the gres name of the GPU instance alone.
     """
 
     name: str
@@ -67,15 +73,46 @@ class GresName:
     capacity: int
     most: int
     shard: str
+    base: str
+    per: int = 1
 
 
 class Fleet:
     """All nodes that slurm-mig manages in one cluster."""
 
-    def __init__(self, groups: tuple[NodeGroup, ...]) -> None:
+    def __init__(
+        self,
+        groups: tuple[NodeGroup, ...],
+        aliases: Mapping[str, str] | None = None,
+        slices_only: Collection[str] = (),
+    ) -> None:
+        """`aliases`: a site's own words -> gres names; `slices_only`: GPU types, or `*`.
+
+        Raises UsageFault for an alias that means nothing or looks like a profile, and
+        for a GPU type that is not in the fleet.
+        """
         if not groups:
             raise UsageFault("a fleet needs at least one node group")
         self.groups = groups
+        self.aliases = dict(aliases or {})
+        self.slices_only = tuple(slices_only)
+        for alias, target in self.aliases.items():
+            self._check_alias(alias, target)
+        for name in self.slices_only:
+            if name != "*" and name not in self.models:
+                raise UsageFault(f"no GPU type {name!r}; types: {', '.join(self.models)}, or *")
+
+    def _check_alias(self, alias: str, target: str) -> None:
+        if target not in self.names:
+            raise UsageFault(
+                f"alias {alias}: {target!r} is no profile here; known: {', '.join(self.names)}"
+            )
+        # A digit first would read as a profile, a count or an amount of memory.
+        if not _ALIAS.fullmatch(alias) or alias in self.names:
+            raise UsageFault(
+                f"alias {alias!r}: write a letter, then letters, digits, _ or -, "
+                "and no profile's name"
+            )
 
     @cached_property
     def models(self) -> dict[str, Model]:
@@ -101,16 +138,34 @@ class Fleet:
         named = (item for offer in offers.values() for item in self._named(offer))
         return {item.name: item for item in named}
 
+    @cached_property
+    def by_memory(self) -> tuple[tuple[int, str], ...]:
+        """(memory in NVIDIA's GB, gres name), smallest first: what `mig:20gb` chooses from.
+
+        Plain profiles only: who wants media engines or graphics says so. Of equal
+        memory the one with the smaller share of its GPU comes first.
+        """
+        rows = [
+            (row.name.memory_gb, gres.weight / gres.capacity, gres.name)
+            for model in self.models.values()
+            for row in model.geometry.profiles
+            if not row.name.attribute
+            for gres in [self.name_of(model, row)]
+        ]
+        # A stable sort: of equals the fleet's first model wins.
+        ordered = sorted(rows, key=lambda item: item[:2])
+        return tuple(dict.fromkeys((memory, name) for memory, _, name in ordered))
+
     def _named(self, offer: list[tuple[Model, GpuProfile]]) -> Iterator[GresName]:
         model, row = offer[0]
         if len(offer) == 1:
-            yield _gres_name(str(row.name), model, row, f"shard:{model.type_name}")
+            yield from _gres_names("", model, row, f"shard:{model.type_name}")
         elif self._one_meaning(offer):
-            yield _gres_name(str(row.name), model, row, "shard")
+            yield from _gres_names("", model, row, "shard")
         else:
             for model, row in offer:
-                name = f"{model.type_name}_{row.name}"
-                yield _gres_name(name, model, row, f"shard:{model.type_name}")
+                prefix = f"{model.type_name}_"
+                yield from _gres_names(prefix, model, row, f"shard:{model.type_name}")
 
     def _one_meaning(self, offer: list[tuple[Model, GpuProfile]]) -> bool:
         """Whether untyped shards buy the same thing wherever the name is offered."""
@@ -135,8 +190,16 @@ class Fleet:
         found: dict[str, int] = {}
         for model in group.gpus:
             for row in model.geometry.profiles:
-                gres = self.name_of(model, row)
-                found[gres.name] = found.get(gres.name, 0) + gres.most
+                for gres in self._sizes[self.name_of(model, row).name]:
+                    found[gres.name] = found.get(gres.name, 0) + gres.most
+        return found
+
+    @cached_property
+    def _sizes(self) -> dict[str, list[GresName]]:
+        """Gres name of a GPU instance -> itself and its smaller compute instances."""
+        found: dict[str, list[GresName]] = {}
+        for gres in self.names.values():
+            found.setdefault(gres.base, []).append(gres)
         return found
 
     def gres(self, group: NodeGroup) -> str:
@@ -149,15 +212,34 @@ class Fleet:
         return ",".join(words)
 
 
-def _gres_name(name: str, model: Model, row: GpuProfile, shard: str) -> GresName:
+def _gres_names(prefix: str, model: Model, row: GpuProfile, shard: str) -> Iterator[GresName]:
+    """The profile's gres name, and those of compute instances smaller than it."""
     weight = model.weights.of(model.geometry, row)
     fit = model.weights.capacity // weight
-    return GresName(
-        name=name,
-        profile=str(row.name),
-        profile_id=row.profile_id,
-        weight=weight,
-        capacity=model.weights.capacity,
-        most=min(fit, row.max_instances if row.name.attribute else fit, MAX_INSTANCES),
-        shard=shard,
-    )
+    most = min(fit, row.max_instances if row.name.attribute else fit, MAX_INSTANCES)
+    for slices in (None, *_compute_sizes(model.geometry, row)):
+        profile = replace(row.name, compute_slices=slices)
+        yield GresName(
+            name=f"{prefix}{profile}",
+            profile=str(profile),
+            profile_id=row.profile_id,
+            weight=weight,
+            capacity=model.weights.capacity,
+            most=most * profile.per_gpu_instance,
+            shard=shard,
+            base=f"{prefix}{row.name}",
+            per=profile.per_gpu_instance,
+        )
+
+
+def _compute_sizes(geometry: Geometry, row: GpuProfile) -> list[int]:
+    """Slices of the compute instances that a GPU instance may be cut into.
+
+    As `nvidia-smi mig -lcip` shows them: the slice counts that GPU instances have,
+    too (mig-facts.md a). The catalogue does not say it for each board; the driver
+    has the last word when the instance is made.
+    """
+    if row.name.attribute:
+        return []
+    counts = {other.slices for other in geometry.profiles}
+    return sorted(count for count in counts if count < row.slices)

@@ -102,10 +102,24 @@ def lua(fleet: Fleet, name: str) -> str:
 
 def _lua_table(fleet: Fleet) -> str:
     rows = "".join(f"  {_lua_row(item)}\n" for item in fleet.names.values())
-    known = ", ".join(fleet.names)
+    known = ", ".join(
+        [
+            *(name for name, gres in fleet.names.items() if gres.per == 1),
+            *(f"{alias} ({target})" for alias, target in fleet.aliases.items()),
+        ]
+    )
+    small = next((name for name, gres in fleet.names.items() if gres.per > 1), "")
+    aliases = ", ".join(f'["{alias}"] = "{name}"' for alias, name in fleet.aliases.items())
+    memory = ", ".join(f'{{ gb = {gb}, name = "{name}" }}' for gb, name in fleet.by_memory)
+    only = ", ".join(f'["{name}"] = true' for name in fleet.slices_only)
     return (
-        "-- Weights and capacities in shards; `most` instances on one GPU.\n"
-        f'local GRES = {{\n{rows}}}\nlocal KNOWN = "{known}"\n'
+        "-- Weights and capacities in shards; `most` instances on one GPU, `per` on one GPU\n"
+        "-- instance; the words that stand for a profile; GPU types that are never given whole.\n"
+        f"local GRES = {{\n{rows}}}\n"
+        f"local ALIASES = {{ {aliases} }}\n"
+        f"local BY_MEMORY = {{ {memory} }}\n"
+        f"local SLICES_ONLY = {{ {only} }}\n"
+        f'local KNOWN = "{known}{f"; parts of them such as {small}" if small else ""}"\n'
     )
 
 
@@ -113,5 +127,5 @@ def _lua_row(item: GresName) -> str:
     return (
         f'["{item.name}"] = {{ profile = "{item.profile}", id = {item.profile_id}, '
         f"weight = {item.weight}, capacity = {item.capacity}, most = {item.most}, "
-        f'shard = "{item.shard}" }},'
+        f'per = {item.per}, shard = "{item.shard}" }},'
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from slurm_mig.errors import BadRequest, ProfileNotOffered
+from slurm_mig.errors import ProfileNotOffered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -155,15 +155,12 @@ class Geometry:
         return near[0] if len(near) == 1 else self.by_name(wanted)
 
     def find(self, text: str) -> GpuProfile:
-        """A row by what an admin types: a name or an id."""
+        """A row by what an admin types: a name, with or without `c` part, or an id."""
         from slurm_mig.profile import Profile
 
         if text.isascii() and text.isdigit():
             return self.by_id(int(text))
-        name = Profile.parse(text)
-        if name.compute_slices is not None:
-            raise BadRequest(f"profile {text}: name the GPU instance here, {name.gpu_instance}")
-        return self.by_name(name)
+        return self.by_name(Profile.parse(text).gpu_instance)
 
     def media_left(self, rows: Iterable[GpuProfile]) -> bool:
         """Whether the media engines of these instances exist at the same time.

@@ -20,6 +20,7 @@ from slurm_mig.errors import BadRequest, JobFault, NodeFault, SlurmFault, SlurmM
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from slurm_mig.allocation import Allocation
     from slurm_mig.allocator import Allocator
     from slurm_mig.driver import Gpu
     from slurm_mig.node import Node
@@ -106,7 +107,7 @@ def _clean(value: object) -> str:
 def prolog(node: Node, job: Job, line: Line) -> None:
     """Carve what the job asks for, or refuse the job. NodeFault means drain."""
     if node.config.managed == ():
-        return line.write("INFO", "no GPU of this node is managed")
+        return _unmanaged(node, job, line)
     allocator = node.allocator()
     # Read before anything can be refused: a refusal names the GPU, too.
     gpus = node.gpus_at(job.gpus)
@@ -166,13 +167,32 @@ def _only_gpu(job: Job, gpus: Sequence[Gpu]) -> Gpu:
 def _whole_gpus(
     node: Node, job: Job, gpus: Sequence[Gpu], allocator: Allocator, line: Line
 ) -> None:
-    switched = [
-        gpu.minor for gpu in gpus if node.managed(gpu) and allocator.give_whole(job.owner, gpu)
-    ]
+    """All GPUs of the job, or none: what was given before a refusal is taken back."""
+    config = node.config
+    given: list[tuple[int, Allocation]] = []
     line.add(gpus=",".join(str(gpu.minor) for gpu in gpus))
-    line.write(
-        "INFO", f"whole GPU, MIG mode switched off on {switched}" if switched else "whole GPU"
-    )
+    try:
+        for index, gpu in zip(job.gpus, gpus, strict=True):
+            if node.managed(gpu):
+                policy = config.whole_policy_of(gpu.name)
+                record = allocator.give_whole(job.owner, gpu, policy, reset=config.whole_reset)
+                given.append((index, record))
+    except JobFault:
+        for _, record in given:
+            allocator.release(record, "another GPU of the job was refused")
+        raise
+    allocator.publish_whole(job.owner, given)
+    line.write("INFO", "; ".join(f"{record.gpu_minor}: {record.made}" for _, record in given))
+
+
+def _unmanaged(node: Node, job: Job, line: Line) -> None:
+    """Nothing to do, but where GPUs were managed once, TaskProlog still looks for a file."""
+    if node.files.in_use():
+        from slurm_mig import environment
+
+        node.files.mark(job.owner)
+        node.files.publish(job.owner, environment.whole_lines((), node.tasks))
+    line.write("INFO", "no GPU of this node is managed")
 
 
 def _refuse(
@@ -187,8 +207,8 @@ def _refuse(
     node.files.refuse(job.owner, environment.refusal_lines(str(fault)))
     refusal = Refusal(job.job_id, job.owner.restart, job.comment, job.owner.het_leader)
     outcome = refuse(refusal, fault, node.slurm, node.config)
-    errand = f"{outcome.retry} {job.owner.restart}" if outcome.retry else ""
-    node.files.mark(job.owner, errand)
+    retry = f"{outcome.retry} {job.owner.restart}" if outcome.retry else ""
+    node.files.mark(job.owner, retry=retry)
     line.add(outcome=outcome.text)
     line.write("WARNING", f"refused: {fault}")
 
@@ -200,10 +220,10 @@ def epilog(node: Node, job: Job, line: Line) -> None:
     """Tear down what the ledger says this job has, whatever the environment says."""
     records = node.ledger.open_of_job(job.job_id)
     released = [node.allocator().release(record, "the job ended") for record in records]
-    errands = node.files.errands(job.job_id)
+    retries = node.files.retries(job.job_id)
     node.files.withdraw(job.job_id)
-    for errand in errands:
-        _postpone(node, *errand.split())
+    for retry in retries:
+        _postpone(node, *retry.split())
     odd = [f"{item.phase}: {item.reason}" for item in released if item.phase in (QUARANTINED, LOST)]
     line.add(slices=",".join(str(item) for record in released for item in record.instances) or "-")
     calm = "released" if released else "nothing to release"

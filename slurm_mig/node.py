@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from slurm_mig.capabilities import Capabilities
     from slurm_mig.config import Config
     from slurm_mig.driver import Driver, Gpu
+    from slurm_mig.environment import TaskSettings
     from slurm_mig.ledger import Ledger
     from slurm_mig.locks import Locks
     from slurm_mig.runfiles import RunFiles
@@ -130,6 +131,21 @@ class Node:
             node=self.name,
             boot_id=self.boot_id,
             destroy_timeout=self.config.destroy_timeout,
+            tasks=self.tasks,
+        )
+
+    @property
+    def tasks(self) -> TaskSettings:
+        """What the site decided about tasks."""
+        from slurm_mig.environment import TaskSettings
+        from slurm_mig.files import find_program
+
+        config = self.config
+        return TaskSettings(
+            bind=config.bind,
+            containers=config.containers,
+            leases=str(config.leases),
+            scontrol=str(find_program("scontrol", config.slurm_bin) or ""),
         )
 
     # -- GPUs ----------------------------------------------------------------

@@ -20,6 +20,7 @@ from slurm_mig.errors import (
     InstanceBusy,
     NoRoom,
     NotPermitted,
+    ProfileNotOffered,
     SlurmMigError,
 )
 from slurm_mig.geometry import Engines, Geometry, GpuProfile, Placement
@@ -343,26 +344,36 @@ class NvmlDriver:
         )
         return self._read_instance(handle, gpu)
 
-    def create_compute_instance(self, gpu: Gpu, gi_id: int) -> ComputeInstance:
-        """Make the compute instance that fills a GPU instance.
+    def create_compute_instance(
+        self, gpu: Gpu, gi_id: int, slices: int | None = None
+    ) -> ComputeInstance:
+        """Make a compute instance of so many slices, or the one that fills the GPU instance.
 
-        That is the profile with most slices and, among those, most SMs: the
+        That one is the profile with most slices and, among those, most SMs: the
         whole of a double-memory 1g is a profile of its own (mig-facts.md a).
+        Raises ProfileNotOffered when the driver has none with that many slices.
         """
         owner = self._open(gpu, gi_id)
         if owner is None:
             raise DriverFault(
                 f"create compute instance: GPU instance {gi_id} is gone", gpu=str(gpu)
             )
-        whole = max(
-            self._ci_profiles(owner, gpu),
+        offered = list(self._ci_profiles(owner, gpu))
+        fitting = [info for info in offered if slices in (None, info.sliceCount)]
+        if not fitting:
+            sizes = ", ".join(f"{info.sliceCount}c" for info in offered)
+            raise ProfileNotOffered(
+                f"no compute instance of {slices} slices here; offered: {sizes}", gpu=str(gpu)
+            )
+        chosen = max(
+            fitting,
             key=lambda info: (info.sliceCount, _known(info.multiprocessorCount) or 0, info.id),
         )
         handle = _call(
             f"create compute instance in GPU instance {gi_id}",
             pynvml.nvmlGpuInstanceCreateComputeInstance,
             owner,
-            whole.id,
+            chosen.id,
             gpu=str(gpu),
         )
         return self._read_compute(handle, gpu)

@@ -7,7 +7,7 @@ highest slots. The driver's own default is never used: it strands large profiles
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from slurm_mig.errors import NoRoom, ProfileNotOffered
@@ -21,10 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One instance to be made: which row of the table, and where."""
+    """One GPU instance to be made: which row of the table, where, and what is in it.
+
+    `compute` has the slices of each compute instance; empty means one that fills it.
+    """
 
     row: GpuProfile
     placement: Placement
+    compute: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.row.name}@{self.placement.start}"
@@ -66,7 +70,8 @@ def plan(request: Request, geometry: Geometry, present: Sequence[Slot]) -> Plan:
     `present` are the instances that exist there, ours and foreign alike. Raises
     ProfileNotOffered, or NoRoom with what is taken and what would still fit.
     """
-    rows = wanted_rows(request, geometry)
+    wanted = wanted_instances(request, geometry)
+    rows = [row for row, _ in wanted]
     best: tuple[Score, tuple[Slot, ...]] | None = None
     considered = 0
     for slots in _candidates(rows, geometry, present):
@@ -76,33 +81,47 @@ def plan(request: Request, geometry: Geometry, present: Sequence[Slot]) -> Plan:
             best = (score, slots)
     if best is None:
         raise NoRoom(_why_not(request, geometry, present))
-    return Plan(best[1], best[0], considered)
+    slots = tuple(
+        replace(slot, compute=compute) for slot, (_, compute) in zip(best[1], wanted, strict=True)
+    )
+    return Plan(slots, best[0], considered)
 
 
-def plan_at(row: GpuProfile, start: int, geometry: Geometry, present: Sequence[Slot]) -> Plan:
-    """The plan that puts one instance at a start an administrator named.
+def plan_at(request: Request, start: int, geometry: Geometry, present: Sequence[Slot]) -> Plan:
+    """The plan that puts a single GPU instance at a start an administrator named.
 
     Raises ProfileNotOffered for a start the profile does not have, NoRoom for a
     taken one.
     """
+    ((row, compute),) = wanted_instances(request, geometry)
     places = [place for place in row.placements if place.start == start]
     if not places:
         starts = ", ".join(str(place.start) for place in row.placements)
         raise ProfileNotOffered(f"{row.name} cannot start at {start}; it can at {starts}")
-    slot = Slot(row, places[0])
+    slot = Slot(row, places[0], compute)
     rows = [*(item.row for item in present), row]
     if slot.placement.mask & occupied_units(present) or not _engines_allow(geometry, rows):
         raise NoRoom(f"{slot} is not free: taken {_taken(present)}")
     return Plan((slot,), score_of(geometry, (*present, slot), (slot,)), 1)
 
 
-def wanted_rows(request: Request, geometry: Geometry) -> list[GpuProfile]:
-    """The request as table rows, one per instance; ProfileNotOffered if one is unknown."""
-    return [
-        geometry.resolve(item.profile, item.profile_id)
-        for item in request.items
-        for _ in range(item.count)
-    ]
+def wanted_instances(
+    request: Request, geometry: Geometry
+) -> list[tuple[GpuProfile, tuple[int, ...]]]:
+    """The request as GPU instances: table row, and slices of the compute instances in it.
+
+    Compute instances smaller than their GPU instance fill one after the other.
+    Raises ProfileNotOffered for a profile that the table does not have.
+    """
+    wanted: list[tuple[GpuProfile, tuple[int, ...]]] = []
+    for item in request.items:
+        row = geometry.resolve(item.profile, item.profile_id)
+        left, slices = item.count, item.profile.compute_slices
+        while left > 0:
+            inside = min(left, item.profile.per_gpu_instance)
+            wanted.append((row, () if slices is None else (slices,) * inside))
+            left -= inside
+    return wanted
 
 
 def occupied_units(present: Sequence[Slot]) -> int:

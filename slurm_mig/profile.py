@@ -63,6 +63,11 @@ class Profile:
             return self
         return Profile(self.gpu_slices, self.memory_gb, self.attribute)
 
+    @property
+    def per_gpu_instance(self) -> int:
+        """How many such compute instances one GPU instance holds; 1 for one that fills it."""
+        return 1 if self.compute_slices is None else self.gpu_slices // self.compute_slices
+
     @classmethod
     def parse(cls, text: str) -> Profile:
         """Read a name exactly as NVIDIA writes it; `str()` gives it back unchanged.

@@ -4,9 +4,9 @@ Slurm's hooks are told the GPU but not the gres. The request therefore travels
 as a *stamp*: one word that job_submit.lua writes into the job's `extra` (Slurm
 23.02 and later) or `comment` field, which Slurm hands to the Prolog:
 
-    slurm-mig=1,3g.40gb/9:1,1g.10gb/19:2
+    slurm-mig=1,3g.40gb/9/14:1,1g.10gb/19/4:2
 
-version, then `<profile>/<driver profile id>:<count>` items. job_submit.lua alone
+version, then `<profile>/<driver profile id>/<shards>:<count>` items. job_submit.lua alone
 writes it and strips what users write, so it can be trusted. The other text is
 the TresPerNode of the job as `squeue` prints it, for a job without a stamp.
 """
@@ -30,18 +30,39 @@ MAX_INSTANCES: Final = 8
 # ASCII white space only, as in Lua's %s: a no-break space must not start a word here that
 # job_submit.lua did not see as one.
 _STAMP: Final = re.compile(r"(?:^|(?<=\s))slurm-mig=\S*", re.ASCII)
-_ITEM: Final = re.compile(r"([^/:,\s]+)/([0-9]{1,5}):([1-9][0-9]?)", re.ASCII)
+_ITEM: Final = re.compile(r"([^/:,\s]+)/([0-9]{1,5})/([1-9][0-9]{0,3}):([1-9][0-9]?)", re.ASCII)
 # 22.05 writes `gres:mig:..`, later releases `gres/mig:..`; a count may follow `:` or `=`.
 _GRES: Final = re.compile(r"gres[:/]([^:=,]+)(?:[:](.+?))?(?:[:=]([0-9]+))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """`count` instances (1 to 8) of one profile; the driver's id where the stamp gave it."""
+    """`count` instances of one profile.
+
+    The stamp adds the driver's id of the GPU instance's profile and its weight in
+    shards; both are None where the request comes from elsewhere.
+    """
 
     profile: Profile
     count: int = 1
     profile_id: int | None = None
+    weight: int | None = None
+
+    @property
+    def gpu_instances(self) -> int:
+        """GPU instances that hold them: small compute instances share one."""
+        return -(-self.count // self.profile.per_gpu_instance)
+
+    @property
+    def shards(self) -> int | None:
+        """Shards a job pays for them; None where the weight is not known."""
+        return None if self.weight is None else self.weight * self.gpu_instances
+
+    def worth(self, count: int) -> int | None:
+        """Shards a step asks for with `count` of them; cli_filter.lua has the same rule."""
+        if self.weight is None or count == 0:
+            return self.weight and 0
+        return max(1, self.weight * count // self.profile.per_gpu_instance)
 
     def __str__(self) -> str:
         return f"{self.profile}:{self.count}"
@@ -56,10 +77,10 @@ class Request:
     def __post_init__(self) -> None:
         if not self.items:
             raise BadRequest("a request names at least one profile")
-        total = sum(item.count for item in self.items)
+        total = sum(item.gpu_instances for item in self.items)
         if any(item.count < 1 for item in self.items) or total > MAX_INSTANCES:
             raise BadRequest(
-                f"request {self}: {total} instances; a GPU holds 1 to {MAX_INSTANCES} of them"
+                f"request {self}: {total} GPU instances; a GPU holds 1 to {MAX_INSTANCES} of them"
             )
         names = [item.profile for item in self.items]
         if len(set(names)) != len(names):
@@ -69,12 +90,12 @@ class Request:
         return ",".join(str(item) for item in self.items)
 
     def stamp(self) -> str:
-        """The word that carries this request; every item needs its driver id."""
+        """The word that carries this request; every item needs its driver id and weight."""
         words = [f"{STAMP_PREFIX}{STAMP_VERSION}"]
         for item in self.items:
-            if item.profile_id is None:
-                raise BadRequest(f"request {self}: {item.profile} has no profile id to stamp")
-            words.append(f"{item.profile}/{item.profile_id}:{item.count}")
+            if item.profile_id is None or item.weight is None:
+                raise BadRequest(f"request {self}: {item.profile} has no id and weight to stamp")
+            words.append(f"{item.profile}/{item.profile_id}/{item.weight}:{item.count}")
         return ",".join(words)
 
 
@@ -101,9 +122,9 @@ def from_stamp(text: str) -> Request | None:
 def _item(word: str, stamp: str) -> Item:
     match = _ITEM.fullmatch(word)
     if match is None:
-        raise BadRequest(f"stamp {stamp[:80]!r}: {word!r} is not <profile>/<id>:<count>")
-    name, profile_id, count = match.groups()
-    return Item(Profile.parse(name), int(count), int(profile_id))
+        raise BadRequest(f"stamp {stamp[:80]!r}: {word!r} is not <profile>/<id>/<shards>:<count>")
+    name, profile_id, weight, count = match.groups()
+    return Item(Profile.parse(name), int(count), int(profile_id), int(weight))
 
 
 def without_stamp(text: str) -> str:

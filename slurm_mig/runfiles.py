@@ -4,7 +4,8 @@
     env/<leader>.<restart>.het<job>    the same for steps of a heterogeneous job, which carry
                                        their leader's id on every node
     env/... .refused                   why the job was refused, for the TaskProlog
-    jobs/<job>.<restart>               the Epilog shim's sign that there is something to do
+    jobs/<job>.<restart>               the Epilog shim's sign that there is something to do,
+                                       and what; for root only
 
 They vanish with a reboot, as instances do. They steer, they do not decide: the
 ledger is the truth.
@@ -12,13 +13,12 @@ ledger is the truth.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slurm_mig.files import private_directory, replace_file
+from slurm_mig.files import private_directory, remove_tree, replace_file
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from slurm_mig.allocation import Owner
 
 
@@ -35,18 +35,28 @@ class RunFiles:
         for path in (self._root, self._env, self._jobs):
             private_directory(path, 0o755)
 
-    def mark(self, owner: Owner, errand: str = "") -> None:
+    def in_use(self) -> bool:
+        """Whether jobs' environments are kept here: then every GPU job needs one."""
+        return self._env.is_dir()
+
+    def mark(self, owner: Owner, *, retry: str = "", leases: str = "") -> None:
         """Tell the Epilog shim that this run needs the Epilog, before anything is made.
 
-        `errand` is what the Epilog is to do beyond releasing.
+        `retry` is what to postpone, `leases` the directory that the job's steps may
+        make for themselves. The Epilog trusts these, so only root can write them.
         """
         self.prepare()
-        replace_file(self._jobs / _name(owner), errand, mode=0o600)
+        lines = [f"retry {retry}\n"] * bool(retry) + [f"leases {leases}\n"] * bool(leases)
+        replace_file(self._jobs / _name(owner), "".join(lines), mode=0o600)
 
-    def errands(self, job_id: int) -> list[str]:
-        """What runs of a job asked their Epilog to do."""
+    def retries(self, job_id: int) -> list[str]:
+        """What runs of a job asked their Epilog to postpone."""
+        return self._notes(job_id, "retry")
+
+    def _notes(self, job_id: int, kind: str) -> list[str]:
         texts = [path.read_text("utf-8") for path in sorted(self._jobs.glob(f"{job_id}.*"))]
-        return [text for text in texts if text]
+        lines = [line.partition(" ") for text in texts for line in text.splitlines()]
+        return [value for word, _, value in lines if word == kind]
 
     def publish(self, owner: Owner, lines: str) -> None:
         """Hand the job's tasks their environment."""
@@ -65,6 +75,8 @@ class RunFiles:
 
     def withdraw(self, job_id: int) -> None:
         """Remove everything of a job, whichever run left it."""
+        for leases in self._notes(job_id, "leases"):
+            remove_tree(Path(leases))
         for path in self._all():
             if _job_of(path) == job_id:
                 path.unlink(missing_ok=True)

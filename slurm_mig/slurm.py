@@ -12,16 +12,14 @@ import os
 import re
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from slurm_mig.errors import SlurmFault
+from slurm_mig.files import SEARCH, find_program
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-#: Where sites put Slurm's commands; a hook has no PATH.
-SEARCH: Final = ("/usr/bin", "/usr/local/bin", "/opt/slurm/bin", "/usr/local/slurm/bin")
+    from pathlib import Path
 
 #: States in which a job has, or may still have, processes or a hook on the node.
 LIVE_STATES: Final = (
@@ -226,12 +224,11 @@ class CommandClient:
         return done.stdout.decode(errors="replace")
 
     def _find(self, name: str) -> Path:
-        places = [self._directory] if self._directory else [Path(place) for place in SEARCH]
-        for place in places:
-            if (place / name).is_file():
-                return place / name
+        found = find_program(name, self._directory)
+        if found is not None:
+            return found
         raise SlurmFault(
-            f"no {name} in {', '.join(map(str, places))}",
+            f"no {name} in {self._directory or ', '.join(SEARCH)}",
             remedy="set `bin` in the [slurm] table of the config",
         )
 

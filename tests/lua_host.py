@@ -41,7 +41,7 @@ class Host:
     def call(self, name: str, *tables: dict[str, Any]) -> tuple[int, list[dict[str, Any]], str]:
         """Call an entry point; returns its code, the tables as changed, and what users read."""
         g = self.lua.globals()
-        arguments = [self.lua.table_from(table) for table in tables]
+        arguments = [self.lua.table_from(table, recursive=True) for table in tables]
         g.slurm.said = self.lua.table()
         code = g[name](*arguments, *([None] * (4 - len(arguments))))
         said = " ".join(g.slurm.said.values())
@@ -50,6 +50,17 @@ class Host:
     def submit(self, **job: Any) -> tuple[int, dict[str, Any], str]:
         job.setdefault("shared", 65534)
         code, (after,), said = self.call("slurm_job_submit", job)
+        return code, after, said
+
+    def submit_to(self, partitions: dict[str, Any], **job: Any) -> tuple[int, dict[str, Any], str]:
+        job.setdefault("shared", 65534)
+        code, (after, _), said = self.call("slurm_job_submit", job, partitions)
+        return code, after, said
+
+    def modify_in(
+        self, partitions: dict[str, Any], record: dict[str, Any], **change: Any
+    ) -> tuple[int, dict[str, Any], str]:
+        code, (after, *_), said = self.call("slurm_job_modify", change, record, partitions)
         return code, after, said
 
     def modify(self, record: dict[str, Any], **change: Any) -> tuple[int, dict[str, Any], str]:

@@ -156,7 +156,8 @@ def test_carved_recorded_closed_and_published(world: World) -> None:
     told = {board.mig_uuid(gi, gi.compute[0]) for gi in board.instances}
     assert set(record.uuids) == told
     lines = (world.root / "run/env/7.0").read_text().splitlines()
-    assert lines[0] == f"export CUDA_VISIBLE_DEVICES={','.join(record.uuids)}"
+    uuids = [line.split()[1] for line in lines if line.startswith("slice ")]
+    assert tuple(uuids) == record.uuids
     nodes = list((world.machine.tree.dev / "nvidia-caps").iterdir())
     assert len(nodes) == 4
     assert {(node.stat().st_uid, node.stat().st_mode & 0o777) for node in nodes} == {(64001, 0o400)}
@@ -405,20 +406,115 @@ def test_mig_mode_off_means_gone(world: World) -> None:
 # -- whole GPUs ---------------------------------------------------------------------
 
 
-def test_a_whole_gpu(public_tmp: Path) -> None:
-    """MIG mode goes off for it where that needs no reset; instances in the way are waited for."""
+@pytest.fixture
+def pair(public_tmp: Path) -> Iterator[World]:
+    """One GPU that switches without a reset, one that does not."""
     world = World(public_tmp, H100, A100)
-    try:
-        assert world.allocator.give_whole(ALICE, world.gpu(0)) is True
-        assert world.allocator.give_whole(ALICE, world.gpu(0)) is False
-        assert world.machine.board(0).mig_current is False
-        with pytest.raises(BadRequest, match="would reset the GPU"):
-            world.allocator.give_whole(ALICE, world.gpu(1))
-        world.allocator.allocate(BOB, ask("3g.40gb"), world.gpu(0))
-        with pytest.raises(NoRoom, match="instances exist"):
-            world.allocator.give_whole(ALICE, world.gpu(0))
-    finally:
-        world.close()
+    yield world
+    world.close()
+
+
+def whole(world: World, gpu: int, policy: str, *, reset: bool = False) -> Allocation:
+    return world.allocator.give_whole(ALICE, world.gpu(gpu), policy, reset=reset)
+
+
+def test_mig_off_while_a_job_has_the_gpu(pair: World) -> None:
+    """On record from before the switch, and on again when the job has ended."""
+    record = whole(pair, 0, "auto")
+    assert (record.request, record.phase) == (phases.WHOLE_MIG_OFF, phases.ACTIVE)
+    assert pair.machine.board(0).mig_current is False
+    assert whole(pair, 0, "auto") == record
+    with pytest.raises(NoRoom, match="job 7 has the whole GPU"):
+        pair.allocator.allocate(BOB, ask("3g.40gb"), pair.gpu(0))
+    with pytest.raises(Held, match="has the whole GPU"):
+        pair.allocator.set_mode(pair.gpu(0), on=True)
+    assert pair.allocator.release(record, "x").phase == phases.RELEASED
+    assert pair.machine.board(0).mig_current is True
+    pair.allocator.allocate(BOB, ask("3g.40gb"), pair.gpu(0))
+
+
+def test_the_full_profile_where_leaving_mig_needs_a_reset(pair: World) -> None:
+    """A job with the whole GPU gets all of it that MIG can give."""
+    record = whole(pair, 1, "auto")
+    assert [str(item) for item in record.instances] == ["7g.80gb@0"]
+    assert whole(pair, 0, "full-profile").instances[0].profile == "7g.80gb"
+
+
+def test_policies_that_refuse(pair: World) -> None:
+    """The job's fault, with a way out; nothing is left."""
+    for gpu, policy in ((0, "reject"), (1, "reject"), (1, "mig-off")):
+        with pytest.raises(BadRequest, match="in slices only"):
+            whole(pair, gpu, policy)
+    assert pair.ledger.all_open() == []
+    assert [pair.machine.board(gpu).mig_current for gpu in (0, 1)] == [True, True]
+
+
+def test_a_reset_where_it_is_allowed(pair: World) -> None:
+    """Ampere leaves MIG mode by a reset, if the site says so and nothing hinders it."""
+    record = whole(pair, 1, "mig-off", reset=True)
+    assert pair.machine.board(1).mig_current is False
+    pair.allocator.release(record, "x")
+    assert pair.machine.board(1).mig_current is True
+
+
+def test_a_gpu_that_is_out_of_mig_mode_already(pair: World) -> None:
+    """Needs nothing, whatever the policy; and nothing is switched afterwards."""
+    pair.allocator.set_mode(pair.gpu(1), on=False)
+    for policy in ("auto", "mig-off", "full-profile", "reject"):
+        record = whole(pair, 1, policy)
+        assert record.request == phases.WHOLE
+        pair.allocator.release(record, "x")
+        assert pair.machine.board(1).mig_current is False
+
+
+def test_others_instances_are_waited_for(pair: World) -> None:
+    """Slurm keeps slices and whole GPUs apart; what an administrator made it does not know."""
+    pair.allocator.allocate(BOB, ask("3g.40gb"), pair.gpu(0))
+    with pytest.raises(NoRoom, match="instances exist"):
+        whole(pair, 0, "auto")
+
+
+def test_a_mode_that_does_not_come_back(pair: World) -> None:
+    """Something still uses the GPU: the record closes and says so; the next job meets it."""
+    record = whole(pair, 0, "auto")
+    pair.machine.hold(os.getpid(), pair.gpu(0).uuid)
+    ended = pair.allocator.release(record, "x")
+    assert ended.phase == phases.RELEASED
+    assert "MIG mode is still off" in ended.reason
+
+
+def test_a_switch_that_fails_is_rolled_back(pair: World) -> None:
+    """A node fault, and no record left open."""
+    pair.machine.hold(os.getpid(), pair.gpu(0).uuid)
+    with pytest.raises(DriverFault):
+        whole(pair, 0, "auto")
+    assert pair.ledger.all_open() == []
+    assert pair.machine.board(0).mig_current is True
+
+
+# -- compute instances smaller than their GPU instance -------------------------------
+
+
+def test_compute_instances_that_share_a_gpu_instance(world: World) -> None:
+    """One GPU instance, three MIG devices, each closed to others; and all gone afterwards."""
+    request = Request((Item(Profile.parse("1c.3g.40gb"), 3),))
+    record = world.allocator.allocate(ALICE, request, world.gpu())
+    (made,) = world.machine.board(0).instances
+    assert [item.size for item in made.compute] == [1, 1, 1]
+    assert len(set(record.uuids)) == 3
+    assert {item.gi_id for item in record.instances} == {made.gi_id}
+    assert [item.ci_id for item in record.instances] == [0, 1, 2]
+    assert world.allocator.release(record, "x").phase == phases.RELEASED
+    assert world.machine.board(0).instances == []
+
+
+def test_a_compute_instance_the_driver_does_not_offer(world: World) -> None:
+    """The job's fault, and the GPU instance made for it goes again."""
+    request = Request((Item(Profile(7, 80, compute_slices=5)),))
+    with pytest.raises(ProfileNotOffered, match="offered: 1c, 2c, 3c"):
+        world.allocator.allocate(ALICE, request, world.gpu())
+    assert world.machine.board(0).instances == []
+    assert world.ledger.all_open() == []
 
 
 # -- administrators -----------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from slurm_mig.allocation import WHOLE_MIG_OFF, Owner
 from slurm_mig.cli import VERBS
 from slurm_mig.geometry import Placement
 
@@ -151,7 +152,7 @@ NEW = ["simulator", "create", "/tmp/x", "--gpu"]
         (["create", "77", "--gpu", "0"], 4, "profile id 77"),
         (["create", "3g.40gb", "--gpu", "5"], 2, "device minors here: 0, 1"),
         (["create", "3g.40gb", "--gpu", "0", "--start", "1"], 4, "it can at 0, 4"),
-        (["create", "1c.3g.40gb", "--gpu", "0"], 3, "name the GPU instance here"),
+        (["create", "5c.7g.80gb", "--gpu", "0"], 4, "no compute instance of 5 slices here"),
         (["destroy", "MIG-0"], 2, "no instance 'MIG-0' here"),
         (["destroy", "0:9"], 2, "no instance '0:9' here"),
         (["profiles", "--gpu", "x"], 2, "no MIG-capable GPU 'x'"),
@@ -258,8 +259,8 @@ def test_mig_mode(make_site: Callable[..., Site]) -> None:
 def test_a_picture_of_the_slots(make_site: Callable[..., Site]) -> None:
     """One cell per unit, one box per instance, within 80 columns, whatever the GPU."""
     site = make_site(H100, A30, RTX)
-    site.prolog(12, "slurm-mig=1,3g.40gb/9:1,1g.10gb/19:1")
-    site.prolog(13, "slurm-mig=1,2g.48gb/5:1", gpus="2")
+    site.prolog(12, "slurm-mig=1,3g.40gb/9/14:1,1g.10gb/19/4:1")
+    site.prolog(13, "slurm-mig=1,2g.48gb/5/2:1", gpus="2")
     lines = site.cli("status").stdout.splitlines()
     assert "  |........|........|........|1g.10gb |3g.40gb 12                         |" in lines
     assert "  |.................|.................|.................|.................|" in lines
@@ -268,6 +269,28 @@ def test_a_picture_of_the_slots(make_site: Callable[..., Site]) -> None:
     assert all(len(line) == 75 for line in boxes)
     assert any("active, job 12 of alice for 0:00:0" in line for line in lines)
     assert any(line.startswith("  fits now: 1g.10gb x3") for line in lines)
+
+
+def test_a_whole_gpu_in_status_and_audit(site: Site) -> None:
+    """Who has it, though there is no instance to show."""
+    node = site.node()
+    owner = Owner(7, uid=64001, user="alice")
+    record = node.allocator().give_whole(owner, node.driver.gpus()[0], "auto", reset=False)
+    node.close()
+    assert record.request == WHOLE_MIG_OFF
+    assert "  whole GPU        active, job 7 of alice for 0:00:0" in site.cli("status").stdout
+    (held,) = parsed(site.cli("status", "--json"))["gpus"][0]["whole"]
+    assert (held["job_id"], held["user"]) == (7, "alice")
+    assert "whole GPU, MIG mode off" in site.cli("audit").stdout
+
+
+def test_parts_of_an_instance_in_status(site: Site) -> None:
+    """Every MIG device of a GPU instance that several compute instances share."""
+    site.prolog(7, "slurm-mig=1,1c.3g.40gb/9/14:2")
+    lines = site.cli("status").stdout.splitlines()
+    (place,) = [number for number, line in enumerate(lines) if "active, job 7" in line]
+    assert "MIG-" in lines[place]
+    assert lines[place + 1].strip().startswith("MIG-")
 
 
 def test_status_with_a_lost_gpu(site: Site) -> None:
@@ -301,7 +324,7 @@ def test_audit(site: Site) -> None:
     """Who held which UUID, from when to when, refusals with their reason."""
     site.prolog(7, STAMP)
     site.epilog(7)
-    site.prolog(8, "slurm-mig=1,7g.80gb/0:1", SLURM_JOB_USER="bob")
+    site.prolog(8, "slurm-mig=1,7g.80gb/0/31:1", SLURM_JOB_USER="bob")
     site.prolog(9, STAMP)
     rows = parsed(site.cli("audit", "--json"))
     assert [(row["job_id"], row["user"], row["phase"]) for row in rows] == [

@@ -42,11 +42,20 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         max_requeues = 0
         retry_delay = 4
         retry_delay_max = 5
+        [whole_gpus]
+        policy = "reject"
+        models = { "NVIDIA A30" = "full-profile" }
+        reset = true
+        [tasks]
+        bind = "none"
+        containers = true
+        leases = "/l"
         """,
     )
     assert load(file, {}) == Config(
         "simulator:/sim", (0, 2), (2, 0), Path("/s"), Path("/r"), 1.0, 2.5, Path("/b"), 3.0,
-        "cancel", 0, 4.0, 5.0, file,
+        "cancel", 0, 4.0, 5.0, "reject", {"NVIDIA A30": "full-profile"}, True,
+        "none", True, Path("/l"), file,
     )  # fmt: skip
 
 

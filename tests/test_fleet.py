@@ -21,8 +21,11 @@ def test_one_model() -> None:
     fleet = Fleet((group("n[1-4]", H100, H100),))
 
     assert fleet.gres(fleet.groups[0]) == (
-        "gpu:h100:2,shard:h100:62,mig:1g.10gb:14,mig:1g.10gb+me:2,mig:1g.20gb:8,mig:2g.20gb:6,"
-        "mig:3g.40gb:4,mig:4g.40gb:2,mig:7g.80gb:2"
+        "gpu:h100:2,shard:h100:62,mig:1g.10gb:14,mig:1g.10gb+me:2,mig:1g.20gb:8,"
+        "mig:2g.20gb:6,mig:1c.2g.20gb:12,"
+        "mig:3g.40gb:4,mig:1c.3g.40gb:12,mig:2c.3g.40gb:4,"
+        "mig:4g.40gb:2,mig:1c.4g.40gb:8,mig:2c.4g.40gb:4,mig:3c.4g.40gb:2,"
+        "mig:7g.80gb:2,mig:1c.7g.80gb:14,mig:2c.7g.80gb:6,mig:3c.7g.80gb:4,mig:4c.7g.80gb:2"
     )
     assert fleet.names["3g.40gb"].shard == "shard:h100"
 
@@ -95,3 +98,31 @@ def test_every_known_product_can_be_in_a_fleet() -> None:
             gres = fleet.name_of(one.gpus[0], row)
             assert (gres.profile, gres.profile_id) == (str(row.name), row.profile_id)
             assert gres.weight == one.gpus[0].weights.of(one.gpus[0].geometry, row)
+
+
+@pytest.mark.parametrize(
+    ("alias", "target", "says"),
+    [
+        ("small", "9g.90gb", "'9g.90gb' is no profile here"),
+        ("20gb", "1g.10gb", "write a letter"),
+        ("a:b", "1g.10gb", "write a letter"),
+        ("", "1g.10gb", "write a letter"),
+    ],
+)
+def test_aliases_that_cannot_be(alias: str, target: str, says: str) -> None:
+    """Named, with what is allowed, before any file is written."""
+    with pytest.raises(UsageFault, match=says):
+        Fleet((group("n1", H100),), {alias: target})
+
+
+def test_slices_only_of_a_type_there_is_not() -> None:
+    """A typing mistake would leave GPUs open that should be kept."""
+    with pytest.raises(UsageFault, match="types: h100, or"):
+        Fleet((group("n1", H100),), slices_only=("h1000",))
+
+
+def test_memory_in_a_mixed_fleet() -> None:
+    """By memory, then by share of the GPU; typed names where the plain one means two things."""
+    fleet = Fleet((group("a", A100_40), group("b", A100)))
+    chosen = [name for gb, name in fleet.by_memory if gb >= 10]
+    assert chosen[:2] == ["a100_80gb_1g.10gb", "a100_40gb_1g.10gb"]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from slurm_mig import generator
 from slurm_mig import request as requests
+from slurm_mig.fleet import Fleet
 
 from . import lua_host
 from .conftest import A30, A100, A100_40, H100, RTX
@@ -77,24 +78,24 @@ def test_shard_sums_agree_on_both_sides() -> None:
 @pytest.mark.parametrize(
     ("asked", "becomes", "stamp"),
     [
-        ("gres:mig:3g.40gb:1", "gres:mig:3g.40gb:1,gres:shard:h100:14", "3g.40gb/9:1"),
-        ("gres:mig:3g.40gb", "gres:mig:3g.40gb:1,gres:shard:h100:14", "3g.40gb/9:1"),
-        ("gres:mig:1g.10gb:2", "gres:mig:1g.10gb:2,gres:shard:h100:8", "1g.10gb/19:2"),
+        ("gres:mig:3g.40gb:1", "gres:mig:3g.40gb:1,gres:shard:h100:14", "3g.40gb/9/14:1"),
+        ("gres:mig:3g.40gb", "gres:mig:3g.40gb:1,gres:shard:h100:14", "3g.40gb/9/14:1"),
+        ("gres:mig:1g.10gb:2", "gres:mig:1g.10gb:2,gres:shard:h100:8", "1g.10gb/19/4:2"),
         (
             "gres:mig:1g.10gb:1,gres:mig:3g.40gb:1",
             "gres:mig:1g.10gb:1,gres:mig:3g.40gb:1,gres:shard:h100:18",
-            "1g.10gb/19:1,3g.40gb/9:1",
+            "1g.10gb/19/4:1,3g.40gb/9/14:1",
         ),
-        ("gres:mig:1g.6gb:4", "gres:mig:1g.6gb:4,gres:shard:a30:4", "1g.6gb/14:4"),
+        ("gres:mig:1g.6gb:4", "gres:mig:1g.6gb:4,gres:shard:a30:4", "1g.6gb/14/1:4"),
         (
             "gres:craynetwork:1,gres:mig:1g.24gb+me.all",
             "gres:mig:1g.24gb+me.all:1,gres:shard:rtx_pro_6000:1,gres:craynetwork:1",
-            "1g.24gb+me.all/65:1",
+            "1g.24gb+me.all/65/1:1",
         ),
         (
             "gres:mig:3g.40gb:1,gres:shard:h100:14",
             "gres:mig:3g.40gb:1,gres:shard:h100:14",
-            "3g.40gb/9:1",
+            "3g.40gb/9/14:1",
         ),
     ],
 )
@@ -117,7 +118,7 @@ def test_later_releases_get_the_stamp_in_extra(version: str) -> None:
 
     assert code == 0
     assert job["tres_per_node"] == "gres/mig:3g.40gb:1,gres/shard:h100:14"
-    assert job["extra"] == "owner:lab7 slurm-mig=1,3g.40gb/9:1"
+    assert job["extra"] == "owner:lab7 slurm-mig=1,3g.40gb/9/14:1"
     assert job["comment"] == "my run"
 
 
@@ -198,7 +199,7 @@ WORDS = st.text(st.sampled_from("slurm-ig= \t\nab1,/:.\u00a0"), max_size=40)
 @given(st.sampled_from(lua_host.VERSIONS), WORDS, WORDS)
 def test_no_stamp_of_a_users_survives(version: str, comment: str, extra: str) -> None:
     """However it is written or nested; on a job of ours only our own is left."""
-    forged = "slurm-mig=1,7g.80gb/0:1"
+    forged = "slurm-mig=1,7g.80gb/0/31:1"
     job = {"comment": f"{comment}{forged}{extra}", "extra": f"{extra} {forged} {comment}"}
 
     _, plain, _ = HOSTS[version].submit(**job)
@@ -234,19 +235,112 @@ def test_whatever_is_accepted_is_paid_for(version: str, text: str) -> None:
     prefixed = tres if tres.startswith("gres") else f"gres/{tres}".replace(",", ",gres/")
     asked = requests.from_gres(prefixed)
     assert str(asked) == str(stamp)
-    cost = sum(FLEET.names[str(item.profile)].weight * item.count for item in stamp.items)
+    cost = sum(FLEET.names[str(item.profile)].weight * item.gpu_instances for item in stamp.items)
+    assert cost == sum(item.shards or 0 for item in stamp.items)
     shards = [word for word in tres.split(",") if "shard:" in word]
     assert len(shards) == 1
     assert shards[0].endswith(f":{cost}")
+
+
+# -- job_submit.lua: words that stand for a profile -----------------------------
+
+ALIASES = {"small": "1g.10gb", "half": "3g.40gb"}
+SITE = Fleet(FLEET.groups, ALIASES, ("a30",))
+SITES = {version: lua_host.job_submit(version, SITE) for version in lua_host.VERSIONS}
+
+
+@versions
+@pytest.mark.parametrize(
+    ("asked", "becomes"),
+    [
+        ("mig:small", "mig:1g.10gb:1,gres/shard:h100:4"),
+        ("mig:half:2", "mig:3g.40gb:2,gres/shard:h100:28"),
+        ("mig:small:2,gres/mig:half", "mig:1g.10gb:2,gres/mig:3g.40gb:1,gres/shard:h100:22"),
+        # The smallest profile that has it, wherever in the fleet; of equals the smaller share.
+        ("mig:1gb", "mig:1g.6gb:1,gres/shard:a30:1"),
+        ("mig:10gb:2", "mig:1g.10gb:2,gres/shard:h100:8"),
+        ("mig:11gb", "mig:2g.12gb:1,gres/shard:a30:2"),
+        ("mig:20gb", "mig:1g.20gb:1,gres/shard:h100:7"),
+        ("mig:40gb", "mig:3g.40gb:1,gres/shard:h100:14"),
+        ("mig:41gb", "mig:2g.48gb:1,gres/shard:rtx_pro_6000:2"),
+        # Compute instances that share a GPU instance pay for it once.
+        ("mig:1c.3g.40gb:1", "mig:1c.3g.40gb:1,gres/shard:h100:14"),
+        ("mig:1c.3g.40gb:3", "mig:1c.3g.40gb:3,gres/shard:h100:14"),
+        ("mig:1c.3g.40gb:4", "mig:1c.3g.40gb:4,gres/shard:h100:28"),
+        ("mig:2c.7g.80gb:3", "mig:2c.7g.80gb:3,gres/shard:h100:31"),
+    ],
+)
+def test_words_become_profiles(version: str, asked: str, becomes: str) -> None:
+    """At submission, so that `scontrol show job` and accounting show what it is."""
+    code, job, said = SITES[version].submit(tres_per_node=f"gres/{asked}")
+    assert (code, said) == (0, "")
+    assert job["tres_per_node"] == f"gres/{becomes}"
+
+
+@versions
+@pytest.mark.parametrize(
+    ("job", "says"),
+    [
+        ({"tres_per_node": "gres/mig:large"}, "unknown MIG profile 'large'; known: 1g.10gb,"),
+        ({"tres_per_node": "gres/mig:large"}, "small (1g.10gb), half (3g.40gb)"),
+        ({"tres_per_node": "gres/mig:97gb"}, "no MIG profile has 97gb"),
+        ({"tres_per_node": "gres/mig:0gb"}, "unknown MIG profile '0gb'"),
+        ({"tres_per_node": "gres/mig:1c.3g.40gb:7"}, "one GPU holds at most 6"),
+        ({"tres_per_node": "gres/mig:5c.7g.80gb:1"}, "unknown MIG profile"),
+        ({"tres_per_node": "gres/mig:small,gres/mig:1g.10gb"}, "named twice"),
+        ({"tres_per_node": "gres/gpu:a30:1"}, "a30 GPUs are given out in slices only"),
+        ({"tres_per_job": "gres/gpu:a30:1"}, "in slices only"),
+        ({"tres_per_task": "gres/gpu:a30=1"}, "in slices only"),
+    ],
+)
+def test_words_that_mean_nothing(version: str, job: dict[str, str], says: str) -> None:
+    """The list of what there is, aliases included."""
+    code, after, said = SITES[version].submit(**job)
+    assert (code, says in said) == (-1, True), said
+    assert after["shared"] == 65534
+
+
+@versions
+def test_whole_gpus_of_no_type_where_all_are_kept(version: str) -> None:
+    """`*` keeps them all; without it only the named types."""
+    every = lua_host.job_submit(version, Fleet(FLEET.groups, slices_only=("*",)))
+    for job in ({"tres_per_node": "gres/gpu:1"}, {"tres_per_job": "gres/gpu:h100:2"}):
+        assert every.submit(**job)[0] == -1
+        assert SITES[version].submit(**job)[0] == 0
+    assert every.modify({}, tres_per_node="gres/gpu:1")[0] == -1
+
+
+PARTITIONS = {
+    "shared": {"flag_default": 1, "max_share": 1},
+    "whole": {"flag_default": 0, "max_share": 0},
+}
+
+
+@versions
+@pytest.mark.parametrize(
+    ("partition", "code"), [(None, 0), ("shared", 0), ("whole", -1), ("shared,whole", -1)]
+)
+def test_partitions_of_whole_nodes(version: str, partition: str | None, code: int) -> None:
+    """A MIG job there would wait for ever; another job is none of ours."""
+    asked = {"partition": partition} if partition else {}
+    host = HOSTS[version]
+    assert host.submit_to(PARTITIONS, tres_per_node="gres/mig:3g.40gb", **asked)[0] == code
+    assert host.submit_to(PARTITIONS, tres_per_node="gres/gpu:1", **asked)[0] == 0
+    if partition:
+        assert host.modify_in(PARTITIONS, NEW, partition=partition)[0] == code
+        assert host.modify_in(PARTITIONS, {}, partition=partition)[0] == 0
 
 
 # -- job_submit.lua: modification and errors ------------------------------------
 
 OLD = {
     "tres_per_node": "gres:mig:1g.10gb:1,gres:shard:h100:4",
-    "comment": "slurm-mig=1,1g.10gb/19:1",
+    "comment": "slurm-mig=1,1g.10gb/19/4:1",
 }
-NEW = {"tres_per_node": "gres/mig:1g.10gb:1,gres/shard:h100:4", "extra": "slurm-mig=1,1g.10gb/19:1"}
+NEW = {
+    "tres_per_node": "gres/mig:1g.10gb:1,gres/shard:h100:4",
+    "extra": "slurm-mig=1,1g.10gb/19/4:1",
+}
 
 
 @versions
@@ -280,7 +374,9 @@ def test_nor_can_another_job_become_one(version: str) -> None:
 
 @versions
 @pytest.mark.parametrize(("record", "field"), [(OLD, "comment"), (NEW, "extra")])
-@pytest.mark.parametrize("words", ["new words", "", "slurm-mig=1,7g.80gb/0:1", "a slurm-mig=x b"])
+@pytest.mark.parametrize(
+    "words", ["new words", "", "slurm-mig=1,7g.80gb/0/31:1", "a slurm-mig=x b"]
+)
 def test_the_stamp_stays_when_its_field_is_changed(
     version: str, record: dict[str, str], field: str, words: str
 ) -> None:
@@ -296,7 +392,7 @@ def test_the_stamp_stays_when_its_field_is_changed(
 def test_a_forged_stamp_on_another_job_is_stripped(version: str) -> None:
     """By update as by submission."""
     _, after, _ = HOSTS[version].modify(
-        {}, comment="x slurm-mig=1,7g.80gb/0:1", extra="slurm-mig=1"
+        {}, comment="x slurm-mig=1,7g.80gb/0/31:1", extra="slurm-mig=1"
     )
     assert after == {"comment": "x", "extra": ""}
 
@@ -315,13 +411,14 @@ def test_other_changes_pass(version: str) -> None:
 def test_lua_errors_fail_closed_for_us_alone(version: str) -> None:
     """Before 26.05 Slurm lets a job through when the script fails: ours must not be."""
     text = generator.lua(FLEET, "job_submit.lua").replace(
-        "local function submit(job)", "local function submit(job)\n  error('boom')"
+        "local function submit(job, partitions)",
+        "local function submit(job, partitions)\n  error('boom')",
     )
     broken = lua_host.Host(version, text)
 
     code, _, said = broken.submit(tres_per_node="gres:mig:3g.40gb:1")
     assert (code, "internal error" in said) == (-1, True)
-    assert broken.submit(comment="slurm-mig=1,3g.40gb/9:1")[0] == -1
+    assert broken.submit(comment="slurm-mig=1,3g.40gb/9/14:1")[0] == -1
     assert broken.submit(tres_per_node="gres:gpu:1")[0] == 0
     assert "boom" in " ".join(broken.lua.globals().slurm.logged.values())
 
@@ -341,12 +438,12 @@ def test_a_percent_sign_in_a_refusal(version: str) -> None:
     ("typed", "becomes"),
     [
         ("mig:3g.40gb:1", "mig:3g.40gb:1,shard:h100:14"),
-        ("mig:3g.40gb", "mig:3g.40gb,shard:h100:14"),
+        ("mig:3g.40gb", "mig:3g.40gb:1,shard:h100:14"),
         ("gres:mig:1g.10gb:2", "gres:mig:1g.10gb:2,gres:shard:h100:8"),
         ("gres/mig:1g.6gb:1", "gres/mig:1g.6gb:1,gres/shard:a30:1"),
         (
             "mig:1g.10gb:1,mig:3g.40gb:1,tmpfs:5",
-            "mig:1g.10gb:1,mig:3g.40gb:1,tmpfs:5,shard:h100:18",
+            "mig:1g.10gb:1,mig:3g.40gb:1,shard:h100:18,tmpfs:5",
         ),
         ("mig:3g.40gb:1,shard:h100:14", "mig:3g.40gb:1,shard:h100:14"),
         ("mig:9g.40gb:1", "mig:9g.40gb:1"),
@@ -354,12 +451,30 @@ def test_a_percent_sign_in_a_refusal(version: str) -> None:
         ("mig", "mig"),
         ("gpu:1", "gpu:1"),
         ("none", "none"),
+        ("mig:48gb", "mig:2g.48gb:1,shard:rtx_pro_6000:2"),
+        ("mig:1c.3g.40gb:3", "mig:1c.3g.40gb:3,shard:h100:14"),
     ],
 )
 def test_the_client_adds_what_the_controller_would(version: str, typed: str, becomes: str) -> None:
     """A step needs its shards too; what cannot be priced is left to the controller's answer."""
     code, (options,), _ = FILTERS[version].call("slurm_cli_pre_submit", {"gres": typed})
     assert (code, options["gres"]) == (0, becomes)
+
+
+@versions
+def test_a_step_gets_the_price_of_its_part(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside a job, so that several steps fit into one GPU instance's shards."""
+    asked = {"gres": "mig:1c.3g.40gb:1", "type": "srun"}
+    call = FILTERS[version].call
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert call("slurm_cli_pre_submit", asked)[1][0]["gres"].endswith(",shard:h100:4")
+    two = asked | {"gres": "mig:1c.3g.40gb:2,mig:1g.10gb:1"}
+    assert call("slurm_cli_pre_submit", two)[1][0]["gres"].endswith(",shard:h100:13")
+    # A job submitted from inside a job pays for itself.
+    job = asked | {"type": "sbatch"}
+    assert call("slurm_cli_pre_submit", job)[1][0]["gres"].endswith(",shard:h100:14")
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert call("slurm_cli_pre_submit", asked)[1][0]["gres"].endswith(",shard:h100:14")
 
 
 @versions
@@ -386,5 +501,5 @@ def test_names_with_two_meanings_are_typed_in_lua_too(version: str) -> None:
 
     _, job, _ = host.submit(tres_per_node="gres:mig:a100_40gb_1g.10gb:1")
     assert job["tres_per_node"].endswith(",gres:shard:a100_40gb:7")
-    assert job["comment"] == "slurm-mig=1,1g.10gb/15:1"
+    assert job["comment"] == "slurm-mig=1,1g.10gb/15/7:1"
     assert host.submit(tres_per_node="gres:mig:1g.10gb:1")[0] == -1

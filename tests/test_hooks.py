@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.root
 
-STAMP = "slurm-mig=1,3g.40gb/9:1"
-REFUSED = "slurm-mig=1,7g.80gb/0:1"
+STAMP = "slurm-mig=1,3g.40gb/9/14:1"
+REFUSED = "slurm-mig=1,7g.80gb/0/31:1"
 
 
 def records(site: Site):  # type: ignore[no-untyped-def]
@@ -144,10 +144,10 @@ def test_no_stamp_and_no_slurmctld(site: Site) -> None:
 @pytest.mark.parametrize(
     "comment",
     [
-        "slurm-mig=1,3g.40gb/9:1 slurm-mig=1,7g.80gb/0:1",
-        "slurm-mig=9,3g.40gb/9:1",
+        "slurm-mig=1,3g.40gb/9/14:1 slurm-mig=1,7g.80gb/0/31:1",
+        "slurm-mig=9,3g.40gb/9/14:1",
         "slurm-mig=1,banana",
-        "slurm-mig=1,1g.6gb/14:1",
+        "slurm-mig=1,1g.6gb/14/1:1",
     ],
 )
 def test_a_bad_stamp_is_the_jobs_fault(site: Site, comment: str) -> None:
@@ -302,18 +302,48 @@ def test_slices_of_an_unmanaged_gpu(make_site: Callable[..., Site]) -> None:
 
 
 def test_whole_gpus(make_site: Callable[..., Site]) -> None:
-    """MIG mode goes off for them and comes back for the next slice; Ampere's stays."""
+    """On record, both ways: MIG mode off where that is cheap, else the largest profile."""
     site = make_site(H100, A100)
-    log = slurm_commands(site, squeue=squeue(7, "gres:gpu:1"))
-    assert "whole GPU, MIG mode switched off on [0]" in site.prolog(7, "").stderr
+    with site.machine.change(1) as board:
+        board.set_mode(True, busy=False)
+    slurm_commands(site, squeue=squeue(7, "gres:gpu:2"))
+    done = site.prolog(7, "", gpus="0,1")
+    assert "0: whole GPU, MIG mode off; 1: 7g.80gb@0" in done.stderr
     assert site.machine.board(0).mig_current is False
-    assert site.epilog(7).returncode == 0
-    assert site.prolog(8, STAMP).returncode == 0
-    assert site.machine.board(0).mig_current is True
-    refused = site.prolog(7, "", gpus="1")
+    (uuid,) = [uuid for record in records(site) for uuid in record.uuids]
+    told = task(site, SLURM_GPUS_ON_NODE="2").stdout
+    assert f"export CUDA_VISIBLE_DEVICES={uuid}\n" in told
+    assert task(site, SLURM_STEP_ID="0", SLURM_STEP_GPUS="0").stdout == ""
+    assert site.epilog(7, gpus="0,1").returncode == 0
+    assert [site.machine.board(gpu).mig_current for gpu in (0, 1)] == [True, True]
+    assert site.machine.board(1).instances == []
+    assert {item.phase for item in records(site)} == {phases.RELEASED}
+
+
+def test_a_whole_gpu_job_gets_all_its_gpus_or_none(make_site: Callable[..., Site]) -> None:
+    """The second GPU is refused: what was given of the first is taken back, the job is held."""
+    site = make_site(H100, A30)
+    with site.machine.change(1) as board:
+        board.set_mode(True, busy=False)
+    config = site.root / "config.toml"
+    config.write_text(config.read_text() + '[whole_gpus]\nmodels = { "NVIDIA A30" = "reject" }\n')
+    log = slurm_commands(site, squeue=squeue(7, "gres:gpu:2"))
+    refused = site.prolog(7, "", gpus="0,1")
     assert refused.returncode == 0
-    assert "would reset the GPU" in refused.stderr
+    assert "this GPU is given out in slices only" in refused.stderr
     assert "scontrol requeuehold 7" in log.read_text()
+    assert site.machine.board(0).mig_current is True
+    assert [item.phase for item in records(site)] == [phases.RELEASED, phases.REFUSED]
+
+
+def test_gpus_that_are_no_longer_managed(site: Site) -> None:
+    """TaskProlog looks for a file of every GPU job once there was one; so there is one."""
+    assert site.prolog(7, STAMP).returncode == 0
+    config = site.root / "config.toml"
+    config.write_text(config.read_text() + '[gpus]\nmanaged = "none"\n')
+    assert site.prolog(8, "").returncode == 0
+    assert task(site, SLURM_JOB_ID="8", SLURM_GPUS_ON_NODE="1").returncode == 0
+    assert task(site, SLURM_JOB_ID="9", SLURM_GPUS_ON_NODE="1").returncode == 1
 
 
 # -- epilog ------------------------------------------------------------------------
@@ -450,7 +480,7 @@ def task(site: Site, uid: int = 64001, **environ: str) -> subprocess.CompletedPr
 
 def test_a_task_is_told_its_slices(site: Site) -> None:
     """As the job's user, with no PATH; exactly the export lines."""
-    site.prolog(7, "slurm-mig=1,1g.10gb/19:2")
+    site.prolog(7, "slurm-mig=1,1g.10gb/19/4:2")
     uuids = ",".join(records(site)[0].uuids)
     done = task(site, SLURM_SHARDS_ON_NODE="8")
     assert (done.returncode, done.stderr) == (0, "")
@@ -471,7 +501,7 @@ def test_shards_without_this_runs_file_fail_closed(site: Site) -> None:
     site.prolog(7, STAMP)
     done = task(site, SLURM_SHARDS_ON_NODE="14", SLURM_RESTART_COUNT="1")
     assert done.returncode == 1
-    assert done.stdout.startswith("print slurm-mig: job 7 has no MIG slice on n1")
+    assert done.stdout.startswith("print slurm-mig: job 7 has no GPU of its own on n1")
     site.epilog(7)
     assert task(site, SLURM_SHARDS_ON_NODE="14").returncode == 1
 
@@ -543,7 +573,7 @@ def test_the_task_prolog_starts_no_program(site: Site) -> None:
 def test_two_models_on_one_node(make_site: Callable[..., Site]) -> None:
     """Each GPU by its own table."""
     site = make_site(H100, A30)
-    assert site.prolog(7, "slurm-mig=1,1g.6gb/14:2", gpus="1").returncode == 0
+    assert site.prolog(7, "slurm-mig=1,1g.6gb/14/1:2", gpus="1").returncode == 0
     assert [item.size for item in site.machine.board(1).instances] == [1, 1]
 
 

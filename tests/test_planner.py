@@ -13,6 +13,7 @@ from slurm_mig import planner
 from slurm_mig.errors import NoRoom, ProfileNotOffered
 from slurm_mig.geometry import layouts
 from slurm_mig.planner import Slot
+from slurm_mig.profile import Profile
 from slurm_mig.request import Item, Request
 
 from .conftest import A30, H100, KNOWN, RTX, geometry_of
@@ -55,7 +56,7 @@ def brute_force(
     geometry: Geometry, present: list[Slot], request: Request
 ) -> list[tuple[Placement, ...]]:
     """All legal placements of the request, by trying every combination."""
-    rows = planner.wanted_rows(request, geometry)
+    rows = [row for row, _ in planner.wanted_instances(request, geometry)]
     every = [*(slot.row for slot in present), *rows]
     if not (geometry.media_left(every) and geometry.counts_left(every)):
         return []
@@ -89,7 +90,7 @@ def test_a_plan_is_legal_and_best_or_there_is_none(situation: Situation) -> None
 
     chosen = tuple(slot.placement for slot in made.slots)
     assert chosen in legal
-    rows = planner.wanted_rows(request, geometry)
+    rows = [row for row, _ in planner.wanted_instances(request, geometry)]
     for places in legal:
         slots = [Slot(row, place) for row, place in zip(rows, places, strict=True)]
         assert planner.score_of(geometry, [*present, *slots], slots) <= made.score
@@ -167,12 +168,32 @@ def test_media_engines_are_respected() -> None:
 def test_an_administrators_own_start() -> None:
     """Legal and free, or refused with the starts there are or what is taken."""
     geometry = geometry_of(H100)
-    row = geometry.find("2g.20gb")
-    assert str(planner.plan_at(row, 2, geometry, []).slots[0]) == "2g.20gb@2"
+    wanted = one(H100, "2g.20gb")
+    assert str(planner.plan_at(wanted, 2, geometry, []).slots[0]) == "2g.20gb@2"
     with pytest.raises(ProfileNotOffered, match="it can at 0, 2, 4"):
-        planner.plan_at(row, 1, geometry, [])
+        planner.plan_at(wanted, 1, geometry, [])
     with pytest.raises(NoRoom, match="1g.10gb@3"):
-        planner.plan_at(row, 2, geometry, place(H100, ("1g.10gb", 3)))
+        planner.plan_at(wanted, 2, geometry, place(H100, ("1g.10gb", 3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "inside"),
+    [
+        ("1c.3g.40gb", 1, [(1,)]),
+        ("1c.3g.40gb", 3, [(1, 1, 1)]),
+        ("1c.3g.40gb", 4, [(1, 1, 1), (1,)]),
+        ("2c.3g.40gb", 2, [(2,), (2,)]),
+        ("3g.40gb", 2, [(), ()]),
+    ],
+)
+def test_small_compute_instances_share_gpu_instances(
+    name: str, count: int, inside: list[tuple[int, ...]]
+) -> None:
+    """As many as fill one, then the next."""
+    request = Request((Item(Profile.parse(name), count),))
+    slots = planner.plan(request, geometry_of(H100), []).slots
+    assert [slot.compute for slot in slots] == inside
+    assert {str(slot.row.name) for slot in slots} == {"3g.40gb"}
 
 
 def test_a_plan_explains_itself() -> None:

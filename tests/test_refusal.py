@@ -142,7 +142,7 @@ def test_a_comment_that_fails_keeps_nobody_from_the_queue() -> None:
 
 def test_comments() -> None:
     """The user's words stay, our earlier reason goes, stamps are job_submit.lua's business."""
-    text = comment_with("mine slurm-mig=1,3g.40gb/9:1 [slurm-mig: old] too", "new [x] reason")
+    text = comment_with("mine slurm-mig=1,3g.40gb/9/14:1 [slurm-mig: old] too", "new [x] reason")
     assert text == "mine too [slurm-mig: new [x) reason]"
     assert comment_with(text, "third") == "mine too [slurm-mig: third]"
     assert from_stamp(text) is None

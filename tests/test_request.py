@@ -19,7 +19,8 @@ def stamped(draw: st.DrawFn) -> Request:
     profiles = draw(st.lists(PROFILES, min_size=1, max_size=4, unique=True))
     counts = [draw(st.integers(1, 2)) for _ in profiles]
     ids = [draw(st.integers(0, 99)) for _ in profiles]
-    return Request(tuple(map(Item, profiles, counts, ids)))
+    weights = [draw(st.integers(1, 128)) for _ in profiles]
+    return Request(tuple(map(Item, profiles, counts, ids, weights)))
 
 
 @given(stamped(), st.text(), st.text())
@@ -43,10 +44,10 @@ def test_no_text_without_the_word_has_a_stamp(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "xslurm-mig=1,3g.40gb/9:1",
-        "a\u00a0slurm-mig=1,3g.40gb/9:1",
-        "a\u2028slurm-mig=1,3g.40gb/9:1",
-        "a\x1cslurm-mig=1,3g.40gb/9:1",
+        "xslurm-mig=1,3g.40gb/9/14:1",
+        "a\u00a0slurm-mig=1,3g.40gb/9/14:1",
+        "a\u2028slurm-mig=1,3g.40gb/9/14:1",
+        "a\x1cslurm-mig=1,3g.40gb/9/14:1",
     ],
 )
 def test_only_ascii_white_space_starts_a_stamp(text: str) -> None:
@@ -58,16 +59,16 @@ def test_only_ascii_white_space_starts_a_stamp(text: str) -> None:
     ("text", "says"),
     [
         ("slurm-mig=", "version ''"),
-        ("slurm-mig=2,3g.40gb/9:1", "version '2'"),
+        ("slurm-mig=2,3g.40gb/9/14:1", "version '2'"),
         ("slurm-mig=1", "at least one profile"),
-        ("slurm-mig=1,3g.40gb:1", "<profile>/<id>:<count>"),
-        ("slurm-mig=1,3g.40gb/9:0", "<profile>/<id>:<count>"),
-        ("slurm-mig=1,3g.40gb/9:01", "<profile>/<id>:<count>"),
-        ("slurm-mig=1,3g.40gb/x:1", "<profile>/<id>:<count>"),
-        ("slurm-mig=1,9q.40gb/9:1", "not a MIG profile"),
-        ("slurm-mig=1,1g.10gb/19:9", "1 to 8"),
-        ("slurm-mig=1,1g.10gb/19:1,1g.10gb/19:1", "twice"),
-        ("slurm-mig=1,3g.40gb/9:1 slurm-mig=1,7g.80gb/0:1", "2 stamps"),
+        ("slurm-mig=1,3g.40gb:1", "<profile>/<id>/<shards>:<count>"),
+        ("slurm-mig=1,3g.40gb/9/14:0", "<profile>/<id>/<shards>:<count>"),
+        ("slurm-mig=1,3g.40gb/9/14:01", "<profile>/<id>/<shards>:<count>"),
+        ("slurm-mig=1,3g.40gb/x:1", "<profile>/<id>/<shards>:<count>"),
+        ("slurm-mig=1,9q.40gb/9/14:1", "not a MIG profile"),
+        ("slurm-mig=1,1g.10gb/19/4:9", "1 to 8"),
+        ("slurm-mig=1,1g.10gb/19/4:1,1g.10gb/19/4:1", "twice"),
+        ("slurm-mig=1,3g.40gb/9/14:1 slurm-mig=1,7g.80gb/0/31:1", "2 stamps"),
     ],
 )
 def test_a_broken_stamp_is_an_error_not_a_missing_one(text: str, says: str) -> None:
@@ -110,7 +111,7 @@ def test_a_gres_that_names_no_profile(text: str) -> None:
 
 def test_a_stamp_needs_ids() -> None:
     """What squeue said has no ids; it is never stamped."""
-    with pytest.raises(BadRequest, match="no profile id"):
+    with pytest.raises(BadRequest, match="no id and weight"):
         Request((Item(Profile.parse("3g.40gb")),)).stamp()
 
 

@@ -76,19 +76,51 @@ def test_a_component_leaves_its_files_under_its_leaders_id_too(
     assert run.jobs() == set()
 
 
-def test_errands(run: RunFiles) -> None:
-    """What one run asked its Epilog to do; a plain mark asks nothing."""
+def test_retries(run: RunFiles) -> None:
+    """What one run asked its Epilog to postpone; a plain mark asks nothing."""
     run.mark(ALICE)
-    assert run.errands(7) == []
-    run.mark(Owner(7, 1), "7 0")
-    assert run.errands(7) == ["7 0"]
-    assert run.errands(8) == []
+    assert run.retries(7) == []
+    run.mark(Owner(7, 1), retry="7 0")
+    assert run.retries(7) == ["7 0"]
+    assert run.retries(8) == []
     run.withdraw(7)
-    assert run.errands(7) == []
+    assert run.retries(7) == []
 
 
 def test_nothing_there(run: RunFiles) -> None:
     """Before the first job, and after a reboot."""
     run.withdraw(7)
     assert run.jobs() == set()
-    assert run.errands(7) == []
+    assert run.retries(7) == []
+
+
+@pytest.mark.parametrize("kind", ["directory", "file", "link", "nothing"])
+def test_leases_go_with_the_job(run: RunFiles, tmp_path: Path, kind: str) -> None:
+    """Whatever the user made of the path; what a link points to stays."""
+    leases, precious = tmp_path / "leases-7.0-x", tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").touch()
+    if kind == "directory":
+        leases.mkdir()
+        (leases / "step.0").touch()
+        (leases / "link").symlink_to(precious)
+    elif kind == "file":
+        leases.touch()
+    elif kind == "link":
+        leases.symlink_to(precious)
+    run.mark(ALICE, leases=str(leases))
+    run.withdraw(7)
+    assert not leases.is_symlink()
+    assert not leases.exists()
+    assert (precious / "file").exists()
+
+
+def test_only_root_says_where_leases_are(run: RunFiles, tmp_path: Path) -> None:
+    """The user can rewrite his environment file; nothing is removed for what stands there."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    run.mark(ALICE)
+    run.publish(ALICE, f"leases {precious}\n")
+    run.withdraw(7)
+    assert precious.exists()
+    assert (tmp_path / "run/jobs").stat().st_uid == 0

@@ -15,6 +15,7 @@ from slurm_mig.cli._common import (
 )
 from slurm_mig.errors import NoRoom, ProfileNotOffered
 from slurm_mig.node import require_root
+from slurm_mig.profile import Profile
 from slurm_mig.request import Item, Request
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def _create(node: Node, gpus: Sequence[Gpu], profile: str, start: int | None) ->
     for gpu in gpus:
         try:
             row = node.driver.geometry(gpu).find(profile)
-            request = Request((Item(row.name, 1, row.profile_id),))
+            name = row.name if profile.isdigit() else Profile.parse(profile)
+            request = Request((Item(name, 1, row.profile_id),))
             return node.allocator().allocate(administrator(), request, gpu, start)
         except (NoRoom, ProfileNotOffered) as refusal:
             refusals.append(refusal)

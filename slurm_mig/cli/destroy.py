@@ -66,8 +66,7 @@ def report(records: list[Allocation], *, as_json: bool) -> None:
         print_json([record.to_dict() for record in records])
     else:
         for record in records:
-            made = ", ".join(str(item) for item in record.instances)
-            click.echo(f"GPU {record.gpu_minor}: {made}: {record.phase}, {record.reason}")
+            click.echo(f"GPU {record.gpu_minor}: {record.made}: {record.phase}, {record.reason}")
     stuck = [record for record in records if record.phase == QUARANTINED]
     if stuck:
         raise Unresolved(f"{len(stuck)} could not be destroyed: {stuck[0].reason}")

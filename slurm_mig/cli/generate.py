@@ -38,12 +38,28 @@ DEFAULT_HOOKS = "/etc/slurm-mig/hooks"
     metavar="GPU=TYPE",
     help="Slurm's type name for a GPU model, where yours differs from the default.",
 )
+@click.option(
+    "--alias",
+    "aliases",
+    multiple=True,
+    metavar="WORD=PROFILE",
+    help="A word of yours for a profile: small=1g.10gb lets users write --gres=mig:small.",
+)
+@click.option(
+    "--slices-only",
+    "slices_only",
+    multiple=True,
+    metavar="TYPE",
+    help="Refuse whole GPUs of this type (* for all) when they are asked for.",
+)
 @click.option("--hooks", default=DEFAULT_HOOKS, show_default=True, help="Directory of the hooks.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Write files there.")
 @json_option
 def command(
     nodes: tuple[str, ...],
     types: tuple[str, ...],
+    aliases: tuple[str, ...],
+    slices_only: tuple[str, ...],
     hooks: str,
     out: Path | None,
     as_json: bool,  # noqa: FBT001
@@ -51,7 +67,8 @@ def command(
     """Write the fragments for slurm.conf, gres.conf and cgroup.conf and both Lua plugins."""
     named = dict(_split(text, "=", "--gpu-type GPU=TYPE") for text in types)
     models = Models({catalog.find(gpu).key: name for gpu, name in named.items()})
-    fleet = Fleet(tuple(models.group(text) for text in nodes))
+    words = dict(_split(text, "=", "--alias WORD=PROFILE") for text in aliases)
+    fleet = Fleet(tuple(models.group(text) for text in nodes), words, slices_only)
     files = generate(fleet, hooks=hooks)
     if as_json:
         print_json(files)

@@ -58,6 +58,7 @@ def describe(node: Node, gpu: Gpu) -> dict[str, Any]:
             _instance(str(slot.row.name), item, owner_of(node, gpu, item))
             for slot, item in zip(present, found, strict=True)
         ],
+        "whole": [_of_record(record) for record in node.ledger.open_on(gpu.uuid) if record.whole],
         "free": fitting(geometry, present),
     }
 
@@ -69,6 +70,13 @@ def _instance(profile: str, item: GpuInstance, record: Allocation | None) -> dic
         "size": item.placement.size,
         "gi_id": item.gi_id,
         "uuid": item.compute[0].uuid if item.compute else None,
+        "uuids": [compute.uuid for compute in item.compute],
+        **_of_record(record),
+    }
+
+
+def _of_record(record: Allocation | None) -> dict[str, Any]:
+    return {
         "phase": record.phase if record else "foreign",
         "job_id": record.owner.job_id if record else None,
         "restart": record.owner.restart if record else None,
@@ -83,6 +91,7 @@ def picture(gpu: dict[str, Any]) -> str:
     """A GPU's slots as text: one cell per placement unit, one box per instance."""
     mode = mode_text(gpu["mig_mode"], gpu["mig_pending"])
     lines = [f"GPU {gpu['gpu']}  {gpu['name']}  MIG {mode}  {gpu['uuid']}"]
+    lines += [f"  whole GPU        {_who(item)}" for item in gpu["whole"]]
     if gpu["mig_mode"]:
         lines += _boxes(gpu)
         lines += [_holder(item) for item in gpu["instances"]]
@@ -113,14 +122,19 @@ def _label(item: dict[str, Any]) -> str:
 
 
 def _holder(item: dict[str, Any]) -> str:
+    place = f"{item['profile']}@{item['start']}"
+    devices = f"\n  {'':<16} ".join(item["uuids"]) or "no compute instance"
+    text = f"  {place:<16} {_who(item)}  {devices}"
+    return text + (f"\n    {item['reason']}" if item["reason"] else "")
+
+
+def _who(item: dict[str, Any]) -> str:
     if item["job_id"] is not None:
         who = f"job {item['job_id']} of {item['user'] or item['uid']}"
     else:
         who = "in no record" if item["phase"] == "foreign" else f"administrator {item['user']}"
     age = "" if item["since"] is None else f" for {_age(time.time() - item['since'])}"
-    place = f"{item['profile']}@{item['start']}"
-    text = f"  {place:<16} {item['phase']}, {who}{age}  {item['uuid'] or 'no compute instance'}"
-    return text + (f"\n    {item['reason']}" if item["reason"] else "")
+    return f"{item['phase']}, {who}{age}"
 
 
 def _age(seconds: float) -> str:

@@ -71,7 +71,7 @@ def test_an_ordinary_job_cannot_become_a_mig_job(site: Site) -> None:
     assert "mig" not in site.show(job, "TresPerNode")
 
 
-FORGED = "slurm-mig=1,7g.80gb/0:1"
+FORGED = "slurm-mig=1,7g.80gb/0/31:1"
 
 
 def test_a_stamp_in_the_submission_is_nobodys(site: Site) -> None:

@@ -7,6 +7,19 @@ local function mentions(text)
     or string.find(lower, "%f[%w]shard%f[%W]") ~= nil
 end
 
+-- The gres name that a user's word means: a profile, a site's alias, or memory ("20gb": the
+-- smallest profile that has it). Returns nil and a reason for the user.
+local function resolve(word)
+  if GRES[word] then return word end
+  if ALIASES[word] then return ALIASES[word] end
+  local wanted = string.match(word, "^([1-9]%d?%d?%d?)gb$")
+  if not wanted then return nil, "unknown MIG profile '" .. word .. "'; known: " .. KNOWN end
+  for _, row in ipairs(BY_MEMORY) do
+    if row.gb >= tonumber(wanted) then return row.name end
+  end
+  return nil, "no MIG profile has " .. word .. "; known: " .. KNOWN
+end
+
 -- Cut a gres text ("gres:mig:3g.40gb:1,gres:gpu:2"; client tools leave the prefix out) into
 -- its tokens. Returns nil and a reason for the user when a mig or shard token is not one that
 -- Slurm and we read alike: Slurm knows more spellings (=, k, M) than counting allows.
@@ -17,13 +30,15 @@ local function read_gres(text)
     if not prefix then prefix, body = "", token end
     local name, rest = string.match(body, "^([^:=]+)(.*)$")
     if name == "mig" then
-      local profile, count = string.match(rest, "^:([^:=]+):([1-9]%d?)$")
-      if not profile then profile, count = string.match(rest, "^:([^:=%d][^:=]*)$"), 1 end
-      if not profile then profile, count = string.match(rest, "^:(%d[^:=]*%a[^:=]*)$"), 1 end
-      if not profile then
+      local word, count = string.match(rest, "^:([^:=]+):([1-9]%d?)$")
+      if not word then word, count = string.match(rest, "^:([^:=%d][^:=]*)$"), 1 end
+      if not word then word, count = string.match(rest, "^:(%d[^:=]*%a[^:=]*)$"), 1 end
+      if not word then
         return nil, "cannot read '" .. body .. "'; write mig:<profile>:<count>, count 1 to 99, "
           .. "profiles: " .. KNOWN
       end
+      local profile, problem = resolve(word)
+      if not profile then return nil, problem end
       read.prefix = prefix
       table.insert(read.items, { name = profile, count = tonumber(count) })
     elseif name == "shard" then
@@ -38,15 +53,20 @@ local function read_gres(text)
   return read
 end
 
--- Shards that the items cost, as one gres token without prefix ("shard:h100:14").
--- Returns nil and a reason for the user when no GPU could hold them together.
-local function price(items)
+-- Shards of `count` instances. Compute instances that are smaller than their GPU instance
+-- share it, `per` of them; a step gets what its part of them is worth.
+local function worth(gres, count, part)
+  local whole = gres.weight * math.floor((count + gres.per - 1) / gres.per)
+  if not part or gres.per == 1 then return whole end
+  return math.max(1, math.floor(gres.weight * count / gres.per))
+end
+
+-- Shards that the items cost, as one gres token without prefix ("shard:h100:14"); `part`: for
+-- a step inside a job. Returns nil and a reason for the user when no GPU could hold them.
+local function price(items, part)
   local sum, pool, seen = 0, nil, {}
   for _, item in ipairs(items) do
     local gres = GRES[item.name]
-    if not gres then
-      return nil, "unknown MIG profile '" .. item.name .. "'; known: " .. KNOWN
-    end
     if seen[item.name] then
       return nil, "profile " .. item.name .. " is named twice; add the counts up"
     end
@@ -58,11 +78,22 @@ local function price(items)
       return nil, "profiles of different GPU models in one job: " .. item.name
     end
     pool = gres
-    sum = sum + item.count * gres.weight
+    sum = sum + worth(gres, item.count, part)
   end
   if sum > pool.capacity then
     return nil, "these slices do not fit on one GPU together; a job's slices come from one GPU "
       .. "per node, so ask for fewer or for more nodes"
   end
   return string.format("%s:%d", pool.shard, sum)
+end
+
+-- A gres text again: what was asked, under the names that Slurm counts, and its shards.
+local function written(read, shards)
+  local tokens = {}
+  for _, item in ipairs(read.items) do
+    table.insert(tokens, string.format("%smig:%s:%d", read.prefix, item.name, item.count))
+  end
+  table.insert(tokens, read.prefix .. shards)
+  for _, token in ipairs(read.others) do table.insert(tokens, token) end
+  return table.concat(tokens, ",")
 end

@@ -23,7 +23,9 @@ local function make_stamp(items)
   local words = { "slurm-mig=1" }
   for _, item in ipairs(items) do
     local gres = GRES[item.name]
-    table.insert(words, string.format("%s/%d:%d", gres.profile, gres.id, item.count))
+    table.insert(
+      words, string.format("%s/%d/%d:%d", gres.profile, gres.id, gres.weight, item.count)
+    )
   end
   return table.concat(words, ",")
 end
@@ -53,8 +55,38 @@ local ELSEWHERE = {
   tres_per_socket = "--gpus-per-socket",
 }
 
+-- Partitions that hand out whole nodes (OverSubscribe=EXCLUSIVE, max_share 0) among those the
+-- job may run in: a MIG job there waits for ever, as it does with --exclusive.
+local function whole_node_partition(job, partitions)
+  for name, partition in pairs(partitions or {}) do
+    local chosen = job.partition
+    if chosen then
+      chosen = string.find("," .. chosen .. ",", "," .. name .. ",", 1, true)
+    else
+      chosen = partition.flag_default == 1
+    end
+    if chosen and partition.max_share == 0 then return name end
+  end
+end
+
+-- A whole GPU of a type that the site keeps for slices, or nil.
+local function kept_for_slices(job)
+  for _, field in ipairs({ "tres_per_node", "tres_per_job", "tres_per_task", "tres_per_socket" }) do
+    for token in string.gmatch(job[field] or "", "[^,]+") do
+      local kind = string.match(token, "^gres[:/]gpu:([^:=]+)") or string.match(token, "^gpu:([^:=]+)")
+      if kind and SLICES_ONLY[kind] then return kind end
+      if SLICES_ONLY["*"] and string.find(token, "%f[%w]gpu%f[%W]") then return "*" end
+    end
+  end
+end
+
 -- Returns nil when the request is none of ours, else true, or false and a reason.
-local function apply(job)
+local function apply(job, partitions)
+  local kept = kept_for_slices(job)
+  if kept then
+    return false, (kept == "*" and "GPUs" or kept .. " GPUs")
+      .. " are given out in slices only; write --gres=mig:<profile>:<count>, profiles: " .. KNOWN
+  end
   for field, option in pairs(ELSEWHERE) do
     if job[field] and mentions(job[field]) then
       return false, "mig cannot be asked for with " .. option .. "; write --gres=mig:<profile>:<count>"
@@ -79,13 +111,12 @@ local function apply(job)
   if job.shared == 0 then
     return false, "--exclusive with MIG slices would wait for ever; leave it out or ask for a GPU"
   end
-  local tokens = {}
-  for _, item in ipairs(read.items) do
-    table.insert(tokens, string.format("%smig:%s:%d", read.prefix, item.name, item.count))
+  local whole = whole_node_partition(job, partitions)
+  if whole then
+    return false, "partition " .. whole .. " gives out whole nodes, a MIG job there would wait for "
+      .. "ever; choose another one"
   end
-  table.insert(tokens, read.prefix .. shards)
-  for _, token in ipairs(read.others) do table.insert(tokens, token) end
-  job.tres_per_node = table.concat(tokens, ",")
+  job.tres_per_node = written(read, shards)
   local field = stamp_field(job.tres_per_node)
   job[field] = with_stamp(job[field], make_stamp(read.items))
   return true
@@ -96,16 +127,16 @@ local function refuse(reason)
   return slurm.ERROR
 end
 
-local function submit(job)
+local function submit(job, partitions)
   strip_fields(job)
-  local fine, reason = apply(job)
+  local fine, reason = apply(job, partitions)
   if fine == false then return refuse(reason) end
   return slurm.SUCCESS
 end
 
 -- A change of a job that has slices, or would get them, would leave its shards or its stamp
 -- behind; 22.05 even merges the old list into the new one. So: cancel and submit again.
-local function modify(job, record)
+local function modify(job, record, partitions)
   local held = record.tres_per_node
   local ours = held ~= nil and mentions(held)
   for _, field in ipairs({ "tres_per_node", "tres_per_job", "tres_per_task", "tres_per_socket" }) do
@@ -117,6 +148,10 @@ local function modify(job, record)
   if ours and job.shared == 0 then
     return refuse("a MIG job cannot become --exclusive")
   end
+  if ours and job.partition and whole_node_partition(job, partitions) then
+    return refuse("partition " .. job.partition .. " gives out whole nodes, not MIG slices")
+  end
+  if kept_for_slices(job) then return refuse("GPUs of that type are given out in slices only") end
   strip_fields(job)
   if ours then
     local field = stamp_field(held)
@@ -153,11 +188,11 @@ local function guarded(what, job, body)
 end
 
 function slurm_job_submit(job_desc, part_list, submit_uid)
-  return guarded("submit", job_desc, function() return submit(job_desc) end)
+  return guarded("submit", job_desc, function() return submit(job_desc, part_list) end)
 end
 
 function slurm_job_modify(job_desc, job_rec, part_list, modify_uid)
-  return guarded("modify", job_desc, function() return modify(job_desc, job_rec) end)
+  return guarded("modify", job_desc, function() return modify(job_desc, job_rec, part_list) end)
 end
 
 return slurm.SUCCESS

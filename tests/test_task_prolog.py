@@ -1,0 +1,428 @@
+"""prolog/task_prolog, run as Slurm runs it: by a task, below a slurmstepd, as a user."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from slurm_mig import environment
+from slurm_mig.allocation import Allocation, Instance, Owner
+from slurm_mig.environment import TaskSettings
+from slurm_mig.install import install_hooks
+from slurm_mig.profile import Profile
+from slurm_mig.request import Item, Request
+from slurm_mig.runfiles import RunFiles
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.root
+
+UID = 64001
+OWNER = Owner(7, uid=UID, gid=UID)
+WEIGHTS = {"1g.10gb": 4, "2g.20gb": 8, "3g.40gb": 14}
+
+#: A slurmstepd that starts tasks as it is told: each line is one, "end" its end. A task is a
+#: process between it and the TaskProlog that lives on until the step ends.
+STEPD = r"""
+while read -r line; do
+    case $line in end) break ;; esac
+    sh -c "$line; echo done; exec 1>&-; exec sleep 1000" &
+    tasks="$tasks $!"
+done
+kill $tasks
+wait
+"""
+
+
+@dataclass
+class Job:
+    """A job's environment file, and steps of it."""
+
+    root: Path
+    task_prolog: Path
+    steps: dict[int, subprocess.Popen[str]] = field(default_factory=dict)
+    scontrol: str = ""
+    shell: str = "sh"
+
+    def publish(self, *profiles: str, owner: Owner = OWNER, **options: object) -> Allocation:
+        """What the Prolog leaves for a job with these slices."""
+        names = list(dict.fromkeys(profiles))
+        request = Request(
+            tuple(
+                Item(Profile.parse(name), profiles.count(name), 0, WEIGHTS[name]) for name in names
+            )
+        )
+        record = Allocation(
+            owner, "n1", "GPU-1", 0, "x", "b", str(request),
+            instances=tuple(
+                Instance(name, 0, place, 1, place, 0, f"MIG-{place}")
+                for place, name in enumerate(profiles)
+            ),
+        )  # fmt: skip
+        leases = f"{self.root}/shm/leases"
+        files = RunFiles(self.root / "run")
+        files.mark(owner, leases=leases)
+        settings = TaskSettings(scontrol=self.scontrol, **options)  # type: ignore[arg-type]
+        files.publish(owner, environment.slice_lines(record, request, settings, leases))
+        return record
+
+    def run(self, **environ: str) -> subprocess.CompletedProcess[str]:
+        """The TaskProlog alone."""
+        return subprocess.run(
+            [self.shell, str(self.task_prolog)],
+            env={"SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n1"} | environ,
+            capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+            user=UID, group=UID, extra_groups=[],
+        )  # fmt: skip
+
+    def sees(self, **environ: str) -> str:
+        """The slices a task sees, by number."""
+        done = self.run(**environ)
+        assert (done.returncode, done.stderr) == (0, ""), done
+        return slices(done.stdout)
+
+    def task(self, step: int, shards: int, **environ: str) -> str:
+        """The slices that a task of a running step sees; the step begins with its first task."""
+        if step not in self.steps:
+            self.steps[step] = subprocess.Popen(
+                ["sh", "-c", STEPD], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                user=UID, group=UID, extra_groups=[],
+            )  # fmt: skip
+        words = {
+            "SLURM_JOB_ID": "7", "SLURM_STEP_ID": str(step), "SLURM_SHARDS_ON_NODE": str(shards),
+            "SLURM_STEP_TASKS_PER_NODE": "1", **environ,
+        }  # fmt: skip
+        line = " ".join(f"{name}={value}" for name, value in words.items())
+        daemon = self.steps[step]
+        assert daemon.stdin is not None
+        assert daemon.stdout is not None
+        daemon.stdin.write(f"env {line} {self.shell} {self.task_prolog} 2>&1\n")
+        daemon.stdin.flush()
+        text = ""
+        while (line := daemon.stdout.readline()) != "done\n":
+            text += line
+        return slices(text)
+
+    def end(self, step: int) -> None:
+        """The step's daemon goes, and its tasks with it."""
+        daemon = self.steps.pop(step)
+        daemon.communicate("end\n")
+
+
+def slices(text: str) -> str:
+    assert "slurm-mig:" not in text, text
+    for line in text.splitlines():
+        if line.startswith("export CUDA_VISIBLE_DEVICES="):
+            return line.partition("=")[2].replace("MIG-", "")
+    return ""
+
+
+@pytest.fixture(params=["dash", "bash"])
+def job(request: pytest.FixtureRequest, public_tmp: Path) -> Iterator[Job]:
+    shell = shutil.which(request.param)
+    if shell is None:
+        pytest.skip(f"no {request.param} here")
+    made = make_job(public_tmp)
+    made.shell = shell
+    yield made
+    for step in list(made.steps):
+        made.end(step)
+
+
+def make_job(root: Path) -> Job:
+    install_hooks(root / "hooks", Path(sys.executable), root / "config.toml", root / "run")
+    (root / "shm").mkdir()
+    (root / "shm").chmod(0o1777)
+    return Job(root, root / "hooks/task_prolog")
+
+
+# -- which file ------------------------------------------------------------------
+
+
+def test_one_slice(job: Job) -> None:
+    """UUIDs, profiles and GPU; nothing else."""
+    job.publish("3g.40gb")
+    done = job.run(SLURM_SHARDS_ON_NODE="14")
+    assert done.stdout.splitlines() == [
+        "export CUDA_VISIBLE_DEVICES=MIG-0",
+        "export SLURM_MIG_PROFILES=3g.40gb",
+        "export SLURM_MIG_GPU=GPU-1",
+    ]
+
+
+def test_an_ordinary_job(job: Job) -> None:
+    """Says nothing, does nothing."""
+    done = job.run()
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    "holds", [{"SLURM_SHARDS_ON_NODE": "4"}, {"SLURM_GPUS_ON_NODE": "1"}], ids=["shards", "gpus"]
+)
+def test_no_file_of_this_run(job: Job, holds: dict[str, str]) -> None:
+    """Restarted without its Prolog: the task stops, whatever another run has left."""
+    job.publish("3g.40gb")
+    done = job.run(SLURM_RESTART_COUNT="1", **holds)
+    assert done.returncode == 1
+    assert done.stdout.startswith("print slurm-mig: job 7 has no GPU of its own on n1")
+
+
+def test_gpus_where_nothing_is_managed(job: Job) -> None:
+    """No Prolog of ours has ever kept a file: a GPU job is an ordinary job."""
+    assert job.run(SLURM_GPUS_ON_NODE="1").returncode == 0
+
+
+def test_whole_gpus(job: Job) -> None:
+    """A step sees the instances that stand for its own GPUs, by Slurm's index."""
+    files = RunFiles(job.root / "run")
+    files.mark(OWNER)
+    two = [
+        (index, Allocation(
+            OWNER, "n1", f"GPU-{index}", 0, "x", "b", "7g.80gb:1",
+            instances=(Instance("7g.80gb", 0, 0, 8, 0, 0, f"MIG-{index}"),),
+        ))
+        for index in (2, 5)
+    ]  # fmt: skip
+    files.publish(OWNER, environment.whole_lines(two, TaskSettings()))
+    assert job.sees() == "2,5"
+    assert job.sees(SLURM_STEP_ID="0", SLURM_STEP_GPUS="2,5") == "2,5"
+    assert job.sees(SLURM_STEP_ID="0", SLURM_STEP_GPUS="5") == "5"
+    assert job.sees(SLURM_STEP_ID="0") == ""
+
+
+def test_refused(job: Job) -> None:
+    """The reason, and the task does not start."""
+    files = RunFiles(job.root / "run")
+    files.refuse(OWNER, environment.refusal_lines("job 7: no room; wait"))
+    done = job.run(SLURM_SHARDS_ON_NODE="14")
+    assert (done.returncode, done.stdout) == (1, "print slurm-mig: job 7: no room; wait\n")
+
+
+def test_containers(job: Job) -> None:
+    """The same UUIDs under the name that container runtimes read."""
+    job.publish("1g.10gb", "2g.20gb", containers=True)
+    lines = job.run(SLURM_SHARDS_ON_NODE="12").stdout.splitlines()
+    assert lines[0].partition("=")[2] == "MIG-0,MIG-1"
+    assert lines[-1] == "export NVIDIA_VISIBLE_DEVICES=MIG-0,MIG-1"
+
+
+# -- binding -----------------------------------------------------------------------
+
+
+STEP = {"SLURM_STEP_ID": "0", "SLURM_SHARDS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "seen"),
+    [
+        ({"SLURM_LOCALID": "0"}, "0"),
+        ({"SLURM_LOCALID": "1"}, "1"),
+        ({"SLURM_LOCALID": "1", "SLURM_MIG_BIND": "none"}, "0,1"),
+        ({"SLURM_LOCALID": "1", "SLURM_MIG_BIND": "task"}, "1"),
+        # More or fewer tasks than slices: all see all.
+        ({"SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "3"}, "0,1"),
+        ({"SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "1"}, "0,1"),
+        # Several nodes: this one's number of tasks counts.
+        ({"SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "1,2(x3)", "SLURM_NODEID": "3"}, "1"),
+        ({"SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "1,2(x3)"}, "0,1"),
+        ({"SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "4(x2),2", "SLURM_NODEID": "2"}, "1"),
+        # A batch script and salloc's shell are one task, whatever the job's steps will be.
+        ({"SLURM_STEP_ID": "-5"}, "0,1"),
+        ({"SLURM_STEP_ID": "4294967290"}, "0,1"),
+    ],
+)
+def test_binding(job: Job, environ: dict[str, str], seen: str) -> None:
+    """As many slices as tasks on the node: each its own."""
+    job.publish("1g.10gb", "1g.10gb")
+    assert job.sees(**(STEP | environ)) == seen
+
+
+def test_a_site_that_does_not_bind(job: Job) -> None:
+    """Unless the job says otherwise."""
+    job.publish("1g.10gb", "1g.10gb", bind="none")
+    assert job.sees(**STEP, SLURM_LOCALID="1") == "0,1"
+    assert job.sees(**STEP, SLURM_LOCALID="1", SLURM_MIG_BIND="task") == "1"
+
+
+def test_a_binding_that_is_none(job: Job) -> None:
+    """One line with the value and what is allowed."""
+    job.publish("1g.10gb")
+    done = job.run(SLURM_MIG_BIND="tasks")
+    assert done.returncode == 1
+    assert done.stdout == "print slurm-mig: SLURM_MIG_BIND is not task or none: tasks\n"
+
+
+# -- steps that ask for a part -------------------------------------------------------
+
+
+def test_steps_side_by_side(job: Job) -> None:
+    """Each has its own, all tasks of a step the same; what ends is free again."""
+    job.publish("1g.10gb", "1g.10gb", "1g.10gb")
+    assert job.task(0, 4) == "0"
+    assert job.task(1, 4) == "1"
+    assert job.task(0, 4) == "0"
+    job.end(0)
+    assert job.task(2, 8) == "0,2"
+    assert job.task(3, 12) == "0,1,2"
+    assert sorted(path.name for path in (job.root / "shm/leases").iterdir()) == [
+        "lock", "step.1", "step.2",
+    ]  # fmt: skip
+
+
+def test_a_part_is_bound_to_tasks_too(job: Job) -> None:
+    """Two tasks of a step with two of three slices."""
+    job.publish("1g.10gb", "1g.10gb", "1g.10gb")
+    assert job.task(0, 4) == "0"
+    two = {"SLURM_STEP_TASKS_PER_NODE": "2"}
+    assert job.task(1, 8, SLURM_LOCALID="0", **two) == "1"
+    assert job.task(1, 8, SLURM_LOCALID="1", **two) == "2"
+
+
+def test_profiles_by_their_price(job: Job) -> None:
+    """The step's shards tell which profile it asked for."""
+    job.publish("1g.10gb", "3g.40gb")
+    assert job.task(0, 14) == "1"
+    assert job.task(1, 4) == "0"
+
+
+def test_a_price_of_two_meanings_is_asked_for(job: Job) -> None:
+    """Slurm is asked what the step wants, once, by the one task that chooses."""
+    answer = job.root / "scontrol"
+    answer.write_text(
+        f'#!/bin/sh\necho "$@" >>{job.root}/shm/asked\n'
+        "echo 'StepId=7.0 Name=x TresPerNode=gres:mig:h100_2g.20gb:1,gres:shard:h100:8 Y=z'\n"
+    )
+    answer.chmod(0o755)
+    job.scontrol = str(answer)
+    job.publish("1g.10gb", "1g.10gb", "2g.20gb")
+    assert job.task(0, 8) == "2"
+    assert (job.root / "shm/asked").read_text() == "-o show step 7.0\n"
+    assert job.task(1, 4) == "0"
+
+
+def test_a_price_that_nobody_explains(job: Job) -> None:
+    """No answer from Slurm, or shards that are none of ours: the step sees all of the job."""
+    job.publish("1g.10gb", "1g.10gb", "2g.20gb")
+    assert job.task(0, 8) == "0,1,2"
+    assert job.task(1, 5) == "0,1,2"
+
+
+def test_overlapping_steps_share(job: Job) -> None:
+    """Slurm starts more than fits only for --overlap; then a slice has two users."""
+    job.publish("1g.10gb", "1g.10gb")
+    assert [job.task(step, 4) for step in range(3)] == ["0", "1", "0"]
+
+
+def test_somebody_elses_directory(job: Job) -> None:
+    """Not ours, or a link: no lease, said so, and the job still runs."""
+    job.publish("1g.10gb", "1g.10gb")
+    leases = job.root / "shm/leases"
+    step = {"SLURM_STEP_ID": "0", "SLURM_SHARDS_ON_NODE": "4"}
+    leases.mkdir()
+    done = job.run(**step)
+    assert "no lease of slices" in done.stdout
+    assert "export CUDA_VISIBLE_DEVICES=MIG-0,MIG-1\n" in done.stdout
+    leases.rmdir()
+    (job.root / "shm/mine").mkdir()
+    os.chown(job.root / "shm/mine", UID, UID)
+    leases.symlink_to(job.root / "shm/mine")
+    assert "no lease of slices" in job.run(**step).stdout
+
+
+def test_two_tasks_at_once(job: Job) -> None:
+    """The first to come chooses; the lock makes the others wait and read."""
+    job.publish("1g.10gb", "1g.10gb", "1g.10gb")
+    job.task(0, 4)
+    lock = job.root / "shm/leases/lock"
+    holder = subprocess.Popen(
+        ["flock", str(lock), "sh", "-c", "echo held; read x"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    waiting = [
+        subprocess.Popen(
+            [job.shell, str(job.task_prolog)], stdout=subprocess.PIPE, text=True,
+            env={"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "1", "SLURM_SHARDS_ON_NODE": "4"},
+            user=UID, group=UID, extra_groups=[],
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    assert all(task.poll() is None for task in waiting)
+    holder.communicate("\n")
+    assert {slices(task.communicate()[0]) for task in waiting} == {"1"}
+
+
+class Steps(RuleBasedStateMachine):
+    """Steps come and go: none has what another one has, each has what it asked for."""
+
+    profiles = ("1g.10gb", "1g.10gb", "1g.10gb", "3g.40gb")
+
+    @initialize(target=None)
+    def begin(self) -> None:
+        import tempfile
+
+        self.root = Path(tempfile.mkdtemp())
+        self.root.chmod(0o755)
+        self.job = make_job(self.root)
+        self.job.publish(*self.profiles)
+        self.held: dict[int, tuple[str, ...]] = {}
+        self.next = 0
+
+    def free(self, name: str) -> int:
+        taken = sum(had.count(name) for had in self.held.values())
+        return self.profiles.count(name) - taken
+
+    @rule(small=st.integers(0, 3), large=st.integers(0, 1))
+    def start(self, small: int, large: int) -> None:
+        whole = (small, large) == (3, 1)
+        if (small, large) == (0, 0) or whole:
+            return
+        if small > self.free("1g.10gb") or large > self.free("3g.40gb"):
+            return
+        wanted = ("1g.10gb",) * small + ("3g.40gb",) * large
+        seen = self.job.task(self.next, 4 * small + 14 * large).split(",")
+        assert tuple(self.profiles[int(number)] for number in seen) == wanted
+        self.held[self.next] = wanted
+        self.numbers = getattr(self, "numbers", {}) | {self.next: set(seen)}
+        self.next += 1
+
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        if self.held:
+            step = data.draw(st.sampled_from(sorted(self.held)))
+            self.job.end(step)
+            del self.held[step], self.numbers[step]
+
+    @rule(data=st.data())
+    def another_task(self, data: st.DataObject) -> None:
+        if self.held:
+            step = data.draw(st.sampled_from(sorted(self.held)))
+            had = self.held[step]
+            shards = sum(WEIGHTS[name] for name in had)
+            assert set(self.job.task(step, shards).split(",")) == self.numbers[step]
+
+    @invariant()
+    def nothing_is_held_twice(self) -> None:
+        held = [number for numbers in getattr(self, "numbers", {}).values() for number in numbers]
+        assert len(held) == len(set(held))
+
+    def teardown(self) -> None:
+        for step in list(self.job.steps):
+            self.job.end(step)
+        shutil.rmtree(self.root)
+
+
+TestSteps = Steps.TestCase
+TestSteps.settings = settings(max_examples=15, stateful_step_count=12, deadline=None)
