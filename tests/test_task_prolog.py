@@ -36,11 +36,14 @@ WEIGHTS = {"1g.10gb": 4, "2g.20gb": 8, "3g.40gb": 14}
 #: process between it and the TaskProlog that lives on until the step ends.
 STEPD = r"""
 while read -r line; do
-    case $line in end) break ;; esac
+    case $line in
+    end) break ;;
+    linger) kill $tasks; wait; tasks=; echo lingering; continue ;;
+    esac
     sh -c "$line; echo done; exec 1>&-; exec sleep 1000" &
     tasks="$tasks $!"
 done
-kill $tasks
+[ -z "$tasks" ] || kill $tasks
 wait
 """
 
@@ -118,6 +121,15 @@ class Job:
         """The step's daemon goes, and its tasks with it."""
         daemon = self.steps.pop(step)
         daemon.communicate("end\n")
+
+    def linger(self, step: int) -> None:
+        """The tasks have ended, the daemon has not yet."""
+        daemon = self.steps[step]
+        assert daemon.stdin is not None
+        assert daemon.stdout is not None
+        daemon.stdin.write("linger\n")
+        daemon.stdin.flush()
+        assert daemon.stdout.readline() == "lingering\n"
 
 
 def slices(text: str) -> str:
@@ -278,6 +290,15 @@ def test_steps_side_by_side(job: Job) -> None:
     assert sorted(path.name for path in (job.root / "shm/leases").iterdir()) == [
         "lock", "step.1", "step.2",
     ]  # fmt: skip
+
+
+def test_a_daemon_that_is_slow_to_go(job: Job) -> None:
+    """Slurm starts the next step as soon as the tasks are gone: their slices are free then."""
+    job.publish("1g.10gb", "1g.10gb")
+    assert job.task(0, 4) == "0"
+    assert job.task(1, 4) == "1"
+    job.linger(1)
+    assert job.task(2, 4) == "1"
 
 
 def test_a_part_is_bound_to_tasks_too(job: Job) -> None:

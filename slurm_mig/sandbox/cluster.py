@@ -60,9 +60,14 @@ class Cluster:
         slurm_conf: str = "",
         config: str = "",
         cgroup_conf: str = "",
+        aliases: Mapping[str, str] | None = None,
         prefix: Path | None = None,
     ) -> None:
-        """`hooks`: other hooks than ours; the texts are appended to the files of that name."""
+        """Prepare; `hooks` are others than ours, `aliases` words for profiles.
+
+        The texts are appended to the files of that name.
+        """
+        self._aliases = aliases
         self.root = root
         self.nodes = tuple(nodes)
         self.conf = root / "conf"
@@ -82,7 +87,7 @@ class Cluster:
         self.root.chmod(0o755)
         self.work.chmod(0o1777)
         self._write_users()
-        fleet = Fleet(tuple(self._build_node(node) for node in self.nodes))
+        fleet = Fleet(tuple(self._build_node(node) for node in self.nodes), self._aliases)
         (self.root / "munge/key").write_bytes(secrets.token_bytes(1024))
         (self.root / "munge/key").chmod(0o400)
         hooks = self._install_hooks()
@@ -251,8 +256,10 @@ class Cluster:
         )
 
     def _all_idle(self) -> bool:
-        done = self.try_run("sinfo", "-h", "-N", "-o", "%T")
-        return done.returncode == 0 and done.stdout.split() == ["idle"] * len(self.nodes)
+        done = self.try_run("sinfo", "-h", "-N", "-o", "%N %T")
+        # A node has a line for each of its partitions.
+        idle = {f"{node.name} idle" for node in self.nodes}
+        return done.returncode == 0 and set(done.stdout.splitlines()) == idle
 
     def _wait(self, ready: Callable[[], bool], what: str, seconds: float) -> None:
         until = time.monotonic() + seconds

@@ -65,6 +65,7 @@ class Job:
     node: str
     slices: tuple[str, ...]
     gpus: str = ""
+    tasks: int = 1
     number: int = 0
     process: subprocess.Popen[str] | None = None
     gres: str = ""
@@ -123,7 +124,7 @@ class Demo:
         self.batch("array", "seven tasks of an array", "n1", ["1g.10gb"], "--array=0-6")
         self.batch("large", "one 3g", "n1", ["3g.40gb"], user="bob")
         self.batch("mixed", "two profiles at once", "n1", ["1g.10gb", "1g.10gb+me"], user="carol")
-        self.batch("tasks", "two tasks share two", "n2", ["1g.6gb", "1g.6gb"], "-n2", tasks=2)
+        self.batch("tasks", "two tasks, a slice each", "n2", ["1g.6gb", "1g.6gb"], "-n2", tasks=2)
         self.batch("nomedia", "no media engines", "n2", ["1g.24gb-me"], user="bob")
         self.batch("gfx", "graphics", "n2", ["1g.24gb+gfx"], user="carol")
         self.two_nodes()
@@ -185,6 +186,7 @@ class Demo:
     ) -> Job:
         """Submit a batch job for these slices."""
         job = self.add(key, title, node, slices)
+        job.tasks = tasks
         script = self.script(key, node)
         text = script.read_text() if tasks == 1 else f"#!/bin/sh\nsrun {script}\n"
         command = ["sbatch", "--parsable", f"--job-name={key}", "-o", f"{key}.%a.out", "-w", node]
@@ -365,11 +367,16 @@ class Demo:
             click.echo(
                 f"    task {rank} saw {devices}, could open {opened} of {all_} slices' nodes"
             )
-            held = [r for r in ledger if ",".join(r.uuids) == devices]
-            names = sorted(item.profile for r in held for item in r.instances)
-            self.check(f"{job.key}, task {rank}: the ledger agrees", names == sorted(job.slices))
+            held = [i for r in ledger for i in r.instances if i.uuid in devices.split(",")]
+            names = sorted(item.profile for item in held)
+            # With as many slices as tasks each task has its own.
+            slices = job.slices if job.tasks == 1 else job.slices[int(rank) : int(rank) + 1]
+            self.check(f"{job.key}, task {rank}: the ledger agrees", names == sorted(slices))
             closed = opened == own >= 2 * len(names)
             self.check(f"{job.key}, task {rank}: other users' slices are closed", closed)
+        if job.tasks > 1:
+            apart = len({devices for _, _, devices, _ in said}) == job.tasks == len(said)
+            self.check(f"{job.key}: no two tasks have the same slice", apart)
         self.check(f"{job.key}: Slurm counted the same", job.counted())
 
     def aftermath(self) -> None:

@@ -166,7 +166,7 @@ class Site:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Two nodes: two H100; an RTX PRO 6000 and an A30."""
-    made = Cluster(scratch(), NODES, prefix=PREFIX)
+    made = Cluster(scratch(), NODES, aliases={"small": "1g.10gb"}, prefix=PREFIX)
     try:
         with made:
             enable_mig(made)
