@@ -1,0 +1,331 @@
+"""No way around the accounting: what an unprivileged user tries, and what he holds then."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .conftest import ALICE, BOB, Site
+from .test_main_path import SHOW, seen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FORGED = "slurm-mig=1,7g.80gb/0/4:1"
+PAID = ["1g.10gb@6"]
+
+
+def attempt(site: Site, *command: str, environ: dict[str, str] | None = None) -> str:
+    """Run a command as a user that may be refused; returns what it said."""
+    script = "#!/bin/sh\nsleep 300\n"
+    done = site.cluster.try_run(*command, uid=ALICE, timeout=60, stdin=script, **(environ or {}))
+    return done.stdout + done.stderr
+
+
+def runs_with_what_is_paid(site: Site, job: int) -> None:
+    """A job of one 1g runs, twice, with one 1g and its four shards."""
+    site.run("scontrol", "release", str(job))
+    for restart in range(2):
+        site.until(lambda: site.state(job) == "RUNNING", f"run {restart}", 90)
+        site.until(lambda: site.made() == PAID, "the slice that was paid for")
+        assert site.show(job, "TresPerNode").replace("/", ":") == (
+            "gres:mig:1g.10gb:1,gres:shard:h100:4"
+        )
+        if restart == 0:
+            site.run("scontrol", "requeue", str(job), uid=ALICE)
+            site.wait(job, "PENDING")
+            # Past the credential's life: 22.05 restarts sooner ones without a Prolog.
+            site.run("scontrol", "update", f"jobid={job}", "starttime=now+10", uid=ALICE)
+
+
+# -- counting ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "gres",
+    [
+        "mig:1g.10gb:0",
+        "mig:1g.10gb:-1",
+        "mig:1g.10gb:99999999999",
+        "mig:1g.10gb:4294967297",
+        "mig:1g.10gb:1k",
+        "mig:1g.10gb:1M",
+        "mig:1g.10gb=1",
+        "mig:1g.10gb:1.5",
+        "mig:1g.10gb:0x1",
+        "mig:7g.80gb:1,shard:h100:1",
+        "mig:7g.80gb:1,shard:h100:31,shard:h100:1",
+        "mig:7g.80gb:1,shard:31",
+        "mig:7g.80gb:1,SHARD:1",
+        "shard:1",
+        "shard:h100:31",
+        "Mig:7g.80gb:1",
+        "mig:1",
+        "mig",
+        "mig:",
+        "mig::1",
+        "gpu:1,mig:1g.10gb:1",
+        "mig:1g.10gb:1,gpu:h100:1",
+        "mig:1g.10gb:1,mig:7g.80gb:1",
+        "gpu:mig:1",
+        "gres:mig:7g.80gb:1,shard:h100:1",
+    ],
+)
+def test_counts_and_spellings(site: Site, gres: str) -> None:
+    """Refused at once by the controller or by Slurm's own client; nothing is queued."""
+    for environ in ({}, {"SLURM_CONF": unfiltered(site)}):
+        said = attempt(site, "sbatch", f"--gres={gres}", environ=environ)
+        assert "Submitted" not in said, said
+    assert site.run("squeue", "-h").strip() == ""
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--gpus=mig:1",
+        "--gpus=mig:7g.80gb:1",
+        "--gpus-per-node=mig:1",
+        "--gpus-per-task=mig:1",
+        "--gpus-per-socket=mig:1",
+        "--tres-per-task=gres/mig:7g.80gb=1",
+        "--tres-per-task=gres/shard=1",
+    ],
+)
+def test_counts_in_other_places(site: Site, option: str) -> None:
+    """Per job, task or socket: Slurm takes some of these and allocates nothing."""
+    assert "Submitted" not in attempt(site, "sbatch", option, "-n1", "--sockets-per-node=1")
+    assert site.run("squeue", "-h").strip() == ""
+
+
+def unfiltered(site: Site) -> str:
+    """A client's configuration without cli_filter.lua."""
+    plain = site.cluster.root / "conf-plain"
+    plain.mkdir(exist_ok=True)
+    for path in site.cluster.conf.iterdir():
+        if path.name != "cli_filter.lua":
+            text = path.read_text().replace("CliFilterPlugins=cli_filter/lua\n", "")
+            (plain / path.name).write_text(text)
+    return str(plain / "slurm.conf")
+
+
+# -- stamps --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        f"--comment={FORGED}",
+        f"--comment=a\n{FORGED}\tb",
+        f"--comment=slurm-mig=slurm-mig=1,x {FORGED}",
+        f"--extra={FORGED}",
+        f"--job-name={FORGED}",
+        f"--wckey={FORGED}",
+        f"--mcs-label={FORGED}",
+        f"--admin-comment={FORGED}",
+        f"--network={FORGED}",
+        f"--thread-spec=0 {FORGED}",
+        f"--export=ALL,SLURM_JOB_COMMENT={FORGED},SLURM_JOB_EXTRA={FORGED}",
+    ],
+)
+def test_forged_at_submission(site: Site, forged: str) -> None:
+    """In every field that a user can fill: refused, or worth nothing."""
+    said = attempt(site, "sbatch", "--parsable", "--hold", forged, "--gres=mig:1g.10gb:1")
+    jobs = site.run("squeue", "-h", "-o", "%A").split()
+    if jobs:
+        runs_with_what_is_paid(site, int(jobs[0]))
+    else:
+        assert not said.strip().isdigit()
+
+
+def test_forged_in_the_environment(site: Site) -> None:
+    """What a client's environment says of fields and jobs."""
+    environ = {
+        "SLURM_JOB_COMMENT": FORGED,
+        "SBATCH_COMMENT": FORGED,
+        "SLURM_JOB_EXTRA": FORGED,
+        "SLURM_COMMENT": FORGED,
+        "SLURM_JOB_GPUS": "0,1",
+        "SLURM_RESTART_COUNT": "7",
+    }
+    asked = ("sbatch", "--parsable", "--hold", "--gres=mig:1g.10gb:1")
+    said = attempt(site, *asked, environ=environ)
+    runs_with_what_is_paid(site, int(said.split()[-1]))
+
+
+def test_forged_without_slices(site: Site) -> None:
+    """A whole-GPU job and a job without GPU stay what they are."""
+    for options in (["--gres=gpu:h100:1"], []):
+        said = attempt(site, "sbatch", "--parsable", f"--comment={FORGED}", *options, "-w", "n1")
+        job = int(said.split()[-1])
+        site.wait(job, "RUNNING")
+        assert "slurm-mig" not in site.show(job, "Comment")
+        assert site.made() == []
+        site.settle()
+
+
+# -- updates -------------------------------------------------------------------------
+
+UPDATES = [
+    "gres=mig:7g.80gb:1",
+    "gres=mig:7g.80gb:1,shard:h100:31",
+    "gres=mig:1g.10gb:2",
+    "gres=shard:h100:1",
+    "gres=gpu:1",
+    "gres=gpu:h100:1",
+    "gres=none",
+    "gres=",
+    "TresPerNode=gres:mig:7g.80gb:1",
+    "TresPerNode=gres/mig:7g.80gb:1",
+    "TresPerJob=gres:gpu:1",
+    "TresPerTask=gres:gpu:1",
+    "TresPerTask=gres/mig:7g.80gb=1",
+    "TresPerSocket=gres:gpu:1",
+    "GpusPerNode=1",
+    f"comment={FORGED}",
+    "comment=slurm-mig=1,7g.80gb/0/31:1 slurm-mig=1,1g.10gb/19/4:1",
+    "comment=",
+    f"extra={FORGED}",
+    f"admincomment={FORGED}",
+    f"name={FORGED}",
+    f"wckey={FORGED}",
+    "features=h100",
+    "oversubscribe=no",
+    "oversubscribe=exclusive",
+    "shared=no",
+    "numtasks=8",
+    "numcpus=8",
+    "sluid=0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["pending", "running"])
+def test_updates_by_the_user(site: Site, first: int) -> None:
+    """All of them on one job, before its first and before its second run."""
+    said = attempt(site, "sbatch", "--parsable", "--hold", "--gres=mig:1g.10gb:1")
+    job = int(said.split()[-1])
+    if first == 1:
+        site.run("scontrol", "release", str(job))
+        site.wait(job, "RUNNING")
+    for change in UPDATES:
+        attempt(site, "scontrol", "update", f"jobid={job}", change)
+        gres = site.show(job, "TresPerNode").replace("/", ":")
+        assert gres == "gres:mig:1g.10gb:1,gres:shard:h100:4", change
+    runs_with_what_is_paid(site, job)
+
+
+@pytest.mark.parametrize("change", [change for change in UPDATES if "mig" in change])
+def test_an_ordinary_job_gets_no_slices_by_update(site: Site, change: str) -> None:
+    """Neither refused updates nor accepted ones make it hold any."""
+    job = int(attempt(site, "sbatch", "--parsable", "--hold").split()[-1])
+    attempt(site, "scontrol", "update", f"jobid={job}", change)
+    assert "mig" not in site.show(job, "TresPerNode")
+    site.run("scontrol", "release", str(job))
+    site.wait(job, "RUNNING")
+    assert site.made() == []
+
+
+def test_updates_of_array_tasks(site: Site) -> None:
+    """One task of an array is changed apart from the others."""
+    said = attempt(site, "sbatch", "--parsable", "--hold", "--array=0-2", "--gres=mig:1g.10gb:1")
+    array = said.split()[-1]
+    for change in (f"comment={FORGED}", "gres=mig:7g.80gb:1"):
+        attempt(site, "scontrol", "update", f"jobid={array}_1", change)
+    site.run("scontrol", "release", array)
+    site.until(lambda: len(site.made()) == 3, "three slices")
+    assert {name.split("@")[0] for name in site.made()} == {"1g.10gb"}
+
+
+# -- steps ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--gres=mig:7g.80gb:1",
+        "--gres=mig:1g.10gb:2",
+        "--gres=shard:h100:31",
+        "--gres=mig:1g.10gb:1,shard:h100:31",
+        "--gpus=1",
+        "--gres=gpu:1",
+        "--export=ALL,SLURM_SHARDS_ON_NODE=31,SLURM_STEP_GPUS=1,SLURM_JOB_GPUS=1",
+        "--export=ALL,CUDA_VISIBLE_DEVICES=0",
+        "--gres=none",
+    ],
+)
+def test_steps_that_ask_for_more(site: Site, option: str) -> None:
+    """Slurm refuses the step, or it sees what the job has."""
+    job = site.sbatch("--gres=mig:1g.10gb:1", script=f"srun {option} /bin/sh -c '{SHOW}'; true")
+    site.wait(job, "COMPLETED")
+    told = seen(site.output(job))
+    assert [line[1] for line in told] in ([], list(site.record(job).uuids))
+
+
+def test_anothers_job_by_name(site: Site) -> None:
+    """A step or task that says it is another's: it sees nothing of that one's."""
+    theirs = site.sbatch("--gres=mig:3g.40gb:1", uid=BOB)
+    site.wait(theirs, "RUNNING")
+    site.until(site.made, "the slice")
+    site.until(lambda: site.record(theirs).uuids, "its UUID")
+    (uuid,) = site.record(theirs).uuids
+    script = (
+        f"srun --jobid={theirs} --overlap /bin/sh -c '{SHOW}'\n"
+        f"srun --export=ALL,SLURM_JOB_ID={theirs},SLURM_JOBID={theirs} /bin/sh -c '{SHOW}'\n"
+        f"SLURM_JOB_ID={theirs} $TASK_PROLOG\n"
+    )
+    hook = site.cluster.root / "hooks/task_prolog"
+    job = site.sbatch("--gres=mig:1g.10gb:1", script=f"TASK_PROLOG={hook}\n{script}")
+    site.wait(job, "COMPLETED", "FAILED")
+    assert uuid not in site.output(job)
+
+
+# -- a script that fails ----------------------------------------------------------------
+
+
+def test_lua_errors_fail_closed(build: Callable[..., Site]) -> None:
+    """A run-time error refuses MIG requests and lets other jobs pass."""
+    site = build()
+    waiting = int(
+        attempt(site, "sbatch", "--parsable", "--hold", "--gres=mig:1g.10gb:1").split()[-1]
+    )
+    script = site.cluster.conf / "job_submit.lua"
+    text = script.read_text()
+    script.write_text(re.sub(r"(local function (apply|modify)\(.*\)\n)", r"\1  error('x')\n", text))
+    for asked in ("--gres=mig:1g.10gb:1", "--gres=shard:1"):
+        assert "internal error" in attempt(site, "sbatch", asked)
+    forged = attempt(site, "sbatch", "--parsable", "--hold", f"--comment={FORGED}").split()[-1]
+    assert "slurm-mig" not in site.show(forged, "Comment")
+    plain = attempt(site, "sbatch", "--parsable", "--gres=gpu:1").split()[-1]
+    attempt(site, "scontrol", "update", f"jobid={waiting}", "gres=mig:7g.80gb:1")
+    attempt(site, "scontrol", "update", f"jobid={waiting}", f"comment={FORGED}")
+    assert "7g" not in site.show(waiting, "TresPerNode")
+    site.wait(int(plain), "RUNNING")
+    site.run("scontrol", "release", str(waiting))
+    site.until(lambda: "1g.10gb@6" in site.made() + site.made("n1", 1), "what was paid")
+    site.settle()
+    site.check_clean()
+
+
+def test_a_script_that_cannot_be_read(build: Callable[..., Site]) -> None:
+    """Broken while slurmctld runs: the last good one stays in force."""
+    site = build()
+    (site.cluster.conf / "job_submit.lua").write_text("this is not Lua\n")
+    assert "shards are counted" in attempt(site, "sbatch", "--gres=shard:1")
+    job = site.sbatch("--gres=mig:1g.10gb:1")
+    site.wait(job, "RUNNING")
+    assert "shard:h100:4" in site.show(job, "TresPerNode")
+    site.settle()
+
+
+def test_a_partition_of_whole_nodes(build: Callable[..., Site]) -> None:
+    """Told at once instead of waiting for ever; by update, too."""
+    site = build(slurm_conf="PartitionName=whole Nodes=ALL OverSubscribe=EXCLUSIVE\n")
+    said = attempt(site, "sbatch", "-p", "whole", "--gres=mig:1g.10gb:1")
+    assert "partition whole gives out whole nodes" in said
+    job = attempt(site, "sbatch", "--parsable", "--hold", "--gres=mig:1g.10gb:1").split()[-1]
+    attempt(site, "scontrol", "update", f"jobid={job}", "partition=whole")
+    assert site.show(job, "Partition").split()[0] == "all"
+    plain = attempt(site, "sbatch", "--parsable", "-p", "whole").split()[-1]
+    site.wait(int(plain), "RUNNING")
+    site.settle()
