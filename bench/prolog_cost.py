@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 from _runs import in_turn, once, report
 
 from slurm_mig import catalog
+from slurm_mig.allocation import RELEASED
 from slurm_mig.install import install_hooks
+from slurm_mig.ledger import Ledger
 from slurm_mig.models import gpu_spec
 from slurm_mig.simulator import create
 
@@ -54,11 +56,33 @@ def hook(root: Path, name: str, gpus: str = "0") -> Callable[[int], Cost]:
             "SLURM_JOB_RESTART_COUNT": "0",
             "SLURMD_NODENAME": "bench",
             "SLURM_JOB_GPUS": gpus,
-            "SLURM_JOB_COMMENT": "slurm-mig=1,1g.10gb/19:1" if gpus else "",
+            "SLURM_JOB_COMMENT": "slurm-mig=1,1g.10gb/19/4:1" if gpus else "",
         }
         return once([str(root / "hooks" / name)], environ)
 
     return run
+
+
+def step_of_two_slices(root: Path) -> Callable[[int], Cost]:
+    """The TaskProlog of a step that asks for one of its job's two slices, each a new step."""
+    leases = root / "leases"
+    (root / "run/env").mkdir(parents=True)
+    (root / "run/env/7.0").write_text(
+        "slice MIG-0 1g.10gb 0 GPU-0\nslice MIG-1 1g.10gb 0 GPU-0\n"
+        f"shards 8\nshare 4 1g.10gb:1\nbind task\nleases {leases}\n"
+    )
+    environ = {"SLURM_JOB_ID": "7", "SLURM_SHARDS_ON_NODE": "4", "SLURM_STEP_TASKS_PER_NODE": "1"}
+    hook = str(root / "hooks/task_prolog")
+    return lambda number: once([hook], environ | {"SLURM_STEP_ID": str(number)})
+
+
+def check(root: Path, rounds: int) -> None:
+    """A benchmark of hooks that refuse would measure something else."""
+    ledger = Ledger(root / "state/ledger.db")
+    done = [item for item in ledger.history() if item.phase == RELEASED and item.uuids]
+    ledger.close()
+    if len(done) != rounds + 1:
+        raise SystemExit(f"{len(done)} slices carved and taken down, expected {rounds + 1}")
 
 
 def python(code: str) -> Callable[[int], Cost]:
@@ -77,7 +101,10 @@ def main() -> None:
                 BARE: python("import pynvml, filelock"),
                 "python3 -I -c pass": python("pass"),
                 "Prolog, carves 1g.10gb": hook(root, "prolog"),
+                "TaskProlog, its one slice": hook(root, "task_prolog"),
                 "Epilog, takes it down": hook(root, "epilog"),
+                "TaskProlog, one of two by lease": step_of_two_slices(root),
+                "sh -c :": lambda _: once(["/bin/sh", "-c", ":"], {}),
                 "Prolog, job without GPU": hook(root, "prolog", gpus=""),
                 "Epilog, job without GPU": hook(root, "epilog", gpus=""),
                 "TaskProlog, job without slices": hook(root, "task_prolog"),
@@ -85,6 +112,7 @@ def main() -> None:
             rounds,
         )
         report(costs, BARE)
+        check(root, rounds)
     finally:
         shutil.rmtree(root)
 
