@@ -180,6 +180,18 @@ def test_a_dependency(site: Site) -> None:
     assert (site.record(first).ended or 0) <= site.record(second).created
 
 
+def test_a_heterogeneous_batch_job(site: Site) -> None:
+    """Each component carves for itself; a step over both sees each node's own."""
+    script = (
+        "#SBATCH -w n1 --gres=mig:1g.10gb:1\n#SBATCH hetjob\n#SBATCH -w n2 --gres=mig:1g.6gb:2\n"
+        f"{SHOW}\nsrun --het-group=0,1 /bin/sh -c '{SHOW}'"
+    )
+    job = site.sbatch(script=script)
+    site.wait(job, "COMPLETED", seconds=90)
+    names = sorted(line[2] for line in seen(site.output(job)))
+    assert names == ["1g.10gb", "1g.10gb", "1g.6gb,1g.6gb"]
+
+
 def test_suspend_and_resume(site: Site) -> None:
     """The slice stays the job's."""
     job = site.sbatch("--gres=mig:3g.40gb:1", script="sleep 300")
