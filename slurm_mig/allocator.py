@@ -471,12 +471,8 @@ class Allocator:
     def _reconcile_gpu(self, gpu: Gpu, live: frozenset[int] | None, report: Report) -> None:
         before = {record.number: record for record in self._ledger.open_on(gpu.uuid)}
         self._sweep(gpu, None)
-        for record in self._ledger.open_on(gpu.uuid):
-            job = record.owner.job_id
-            if live is None or job is None or job in live or record.phase != phases.ACTIVE:
-                continue
-            self._try_tear_down(record, gpu, "its job is no longer on this node")
-            self._files.withdraw(job)
+        if live is not None:
+            self._collect(gpu, live)
         for number in before:
             now = self._ledger.find(number)
             if now.phase == phases.QUARANTINED:
@@ -484,6 +480,27 @@ class Allocator:
             elif not now.open:
                 report.done.append(f"{_name(now)}: {now.phase}, {now.reason}")
         report.foreign += [f"{gpu}: {text}" for text in self._foreign(gpu)]
+
+    def collect(self, gpu: Gpu, live_jobs: frozenset[int]) -> list[Allocation]:
+        """Take down on one GPU what belongs to jobs that Slurm no longer has here.
+
+        After a lost controller state no Epilog comes for them (slurm-facts.md 9).
+        Returns the records that were closed or set aside.
+        """
+        with about(gpu=str(gpu)), self._locks.hold([gpu.uuid], "collect"):
+            return self._collect(gpu, live_jobs)
+
+    def _collect(self, gpu: Gpu, live: frozenset[int]) -> list[Allocation]:
+        gone = [
+            record
+            for record in self._ledger.open_on(gpu.uuid)
+            if record.phase == phases.ACTIVE and record.owner.job_id not in (None, *live)
+        ]
+        for record in gone:
+            self._try_tear_down(record, gpu, "its job is no longer on this node")
+            if record.owner.job_id is not None:
+                self._files.withdraw(record.owner.job_id)
+        return [self._ledger.find(record.number) for record in gone]
 
     def _foreign(self, gpu: Gpu) -> Iterator[str]:
         geometry = self._driver.geometry(gpu)

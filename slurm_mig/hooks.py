@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from slurm_mig import request as requests
 from slurm_mig.allocation import LOST, QUARANTINED, Owner
-from slurm_mig.errors import BadRequest, JobFault, NodeFault, SlurmFault, SlurmMigError
+from slurm_mig.errors import BadRequest, JobFault, NodeFault, NoRoom, SlurmFault, SlurmMigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -114,13 +114,51 @@ def prolog(node: Node, job: Job, line: Line) -> None:
     wanted = "whole GPU"
     try:
         request = _request(node, job, gpus, line)
-        if request is None:
-            _whole_gpus(node, job, gpus, allocator, line)
-        else:
+        if request is not None:
             wanted = str(request)
-            _slices(node, job, gpus, request, allocator, line)
+            line.add(request=wanted)
+        try:
+            _serve(node, job, gpus, request, allocator, line)
+        except NoRoom:
+            if not _collected(node, job, gpus, allocator, line):
+                raise
+            _serve(node, job, gpus, request, allocator, line)
     except JobFault as fault:
         _refuse(node, job, gpus, wanted, fault, line)
+
+
+def _serve(
+    node: Node,
+    job: Job,
+    gpus: Sequence[Gpu],
+    request: Request | None,
+    allocator: Allocator,
+    line: Line,
+) -> None:
+    if request is None:
+        _whole_gpus(node, job, gpus, allocator, line)
+    else:
+        _slices(node, job, gpus, request, allocator, line)
+
+
+def _collected(node: Node, job: Job, gpus: Sequence[Gpu], allocator: Allocator, line: Line) -> bool:
+    """Whether what stood in the way belonged to jobs that are gone, and is gone now.
+
+    Slurm counts nothing for a job it has lost; so it sent this one. Only a job that
+    would be refused, and thus asks slurmctld anyway, pays for the question.
+    """
+    managed = [gpu for gpu in gpus if node.managed(gpu)]
+    if not any(node.ledger.open_on(gpu.uuid) for gpu in managed):
+        return False
+    try:
+        live = node.slurm.live_jobs(node.name) | {job.job_id}
+    except SlurmFault as fault:
+        line.add(collect=fault.cause)
+        return False
+    done = [record for gpu in managed for record in allocator.collect(gpu, live)]
+    if done:
+        line.add(collected=",".join(str(record.owner.job_id) for record in done))
+    return any(not record.open for record in done)
 
 
 def _request(node: Node, job: Job, gpus: Sequence[Gpu], line: Line) -> Request | None:
@@ -136,7 +174,6 @@ def _request(node: Node, job: Job, gpus: Sequence[Gpu], line: Line) -> Request |
 def _slices(
     node: Node, job: Job, gpus: Sequence[Gpu], request: Request, allocator: Allocator, line: Line
 ) -> None:
-    line.add(request=request)
     gpu = _only_gpu(job, gpus)
     if not node.managed(gpu):
         raise NodeFault(
@@ -170,7 +207,6 @@ def _whole_gpus(
     """All GPUs of the job, or none: what was given before a refusal is taken back."""
     config = node.config
     given: list[tuple[int, Allocation]] = []
-    line.add(gpus=",".join(str(gpu.minor) for gpu in gpus))
     try:
         for index, gpu in zip(job.gpus, gpus, strict=True):
             if node.managed(gpu):
@@ -182,6 +218,7 @@ def _whole_gpus(
             allocator.release(record, "another GPU of the job was refused")
         raise
     allocator.publish_whole(job.owner, given)
+    line.add(gpus=",".join(str(gpu.minor) for gpu in gpus))
     line.write("INFO", "; ".join(f"{record.gpu_minor}: {record.made}" for _, record in given))
 
 

@@ -22,7 +22,7 @@ from slurm_mig.simulator.faults import Rule
 from .conftest import A30, A100, H100, Site, job_environ
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 pytestmark = pytest.mark.root
@@ -49,10 +49,11 @@ def slurm_commands(site: Site, **bodies: str) -> Path:
     return log
 
 
-def squeue(job: int, tres: str = "N/A", *, batch: int = 1) -> str:
-    """A squeue that knows one job."""
+def squeue(job: int, tres: str = "N/A", *, batch: int = 1, live: Sequence[int] = ()) -> str:
+    """A squeue that knows one job, and which ones live on the node."""
     line = f"{job:<20}{job:<40}{batch:<4}{1:<4}{'RUNNING':<20}{tres:<1000}"
-    return f"printf '%s\\n' '{line}'"
+    alive = " ".join(map(str, live or [job]))
+    return f"case $* in *'-w n1'*) printf '%s\\n' {alive} ;; *) printf '%s\\n' '{line}' ;; esac"
 
 
 def blocked(site: Site) -> None:
@@ -176,6 +177,32 @@ def test_no_room_is_a_refusal(site: Site) -> None:
     assert record.phase == phases.REFUSED
     assert "no placement for 7g.80gb:1: taken 1g.10gb@3, 1g.10gb@4" in record.reason
     assert (site.run / "env/7.0.refused").read_text().startswith("print slurm-mig: job 7: GPU 0")
+
+
+def test_room_that_a_lost_job_still_takes(site: Site) -> None:
+    """No Epilog came for it: what Slurm no longer has is taken down before this one is refused."""
+    site.prolog(5, STAMP)
+    site.prolog(6, STAMP)
+    slurm_commands(site, squeue=squeue(7, live=[6, 7]))
+    done = site.prolog(7, STAMP)
+    assert done.returncode == 0
+    assert "collected=5" in done.stderr
+    assert done.stderr.strip().endswith("carved")
+    assert {item.owner.job_id for item in records(site) if item.open} == {6, 7}
+    # All of them live: refused as ever, and nothing of theirs is touched.
+    slurm_commands(site, squeue=squeue(8, live=[6, 7, 8]))
+    assert "outcome=requeued" in site.prolog(8, STAMP).stderr
+    assert {item.owner.job_id for item in records(site) if item.open} == {6, 7}
+
+
+def test_a_whole_gpu_that_a_lost_job_still_has(site: Site) -> None:
+    """Its record would keep MIG mode off for ever."""
+    slurm_commands(site, squeue=squeue(5, "gres:gpu:1"))
+    site.prolog(5, "")
+    slurm_commands(site, squeue=squeue(7, live=[7]))
+    assert site.prolog(7, STAMP).returncode == 0
+    assert {item.owner.job_id for item in records(site) if item.open} == {7}
+    assert site.machine.board(0).mig_current is True
 
 
 def test_refused_while_slurmctld_is_silent(site: Site) -> None:
