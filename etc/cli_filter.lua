@@ -3,38 +3,42 @@
 -- Weights and capacities in shards; `most` instances on one GPU, `per` on one GPU
 -- instance; the words that stand for a profile; GPU types that are never given whole.
 local GRES = {
-  ["1g.10gb"] = { profile = "1g.10gb", id = 19, weight = 4, capacity = 31, most = 7, per = 1, shard = "shard:h100" },
-  ["1g.10gb+me"] = { profile = "1g.10gb+me", id = 20, weight = 4, capacity = 31, most = 1, per = 1, shard = "shard:h100" },
-  ["1g.20gb"] = { profile = "1g.20gb", id = 15, weight = 7, capacity = 31, most = 4, per = 1, shard = "shard:h100" },
-  ["2g.20gb"] = { profile = "2g.20gb", id = 14, weight = 8, capacity = 31, most = 3, per = 1, shard = "shard:h100" },
-  ["1c.2g.20gb"] = { profile = "1c.2g.20gb", id = 14, weight = 8, capacity = 31, most = 6, per = 2, shard = "shard:h100" },
-  ["3g.40gb"] = { profile = "3g.40gb", id = 9, weight = 14, capacity = 31, most = 2, per = 1, shard = "shard:h100" },
-  ["1c.3g.40gb"] = { profile = "1c.3g.40gb", id = 9, weight = 14, capacity = 31, most = 6, per = 3, shard = "shard:h100" },
-  ["2c.3g.40gb"] = { profile = "2c.3g.40gb", id = 9, weight = 14, capacity = 31, most = 2, per = 1, shard = "shard:h100" },
-  ["4g.40gb"] = { profile = "4g.40gb", id = 5, weight = 16, capacity = 31, most = 1, per = 1, shard = "shard:h100" },
-  ["1c.4g.40gb"] = { profile = "1c.4g.40gb", id = 5, weight = 16, capacity = 31, most = 4, per = 4, shard = "shard:h100" },
-  ["2c.4g.40gb"] = { profile = "2c.4g.40gb", id = 5, weight = 16, capacity = 31, most = 2, per = 2, shard = "shard:h100" },
-  ["3c.4g.40gb"] = { profile = "3c.4g.40gb", id = 5, weight = 16, capacity = 31, most = 1, per = 1, shard = "shard:h100" },
-  ["7g.80gb"] = { profile = "7g.80gb", id = 0, weight = 31, capacity = 31, most = 1, per = 1, shard = "shard:h100" },
-  ["1c.7g.80gb"] = { profile = "1c.7g.80gb", id = 0, weight = 31, capacity = 31, most = 7, per = 7, shard = "shard:h100" },
-  ["2c.7g.80gb"] = { profile = "2c.7g.80gb", id = 0, weight = 31, capacity = 31, most = 3, per = 3, shard = "shard:h100" },
-  ["3c.7g.80gb"] = { profile = "3c.7g.80gb", id = 0, weight = 31, capacity = 31, most = 2, per = 2, shard = "shard:h100" },
-  ["4c.7g.80gb"] = { profile = "4c.7g.80gb", id = 0, weight = 31, capacity = 31, most = 1, per = 1, shard = "shard:h100" },
-  ["1g.6gb"] = { profile = "1g.6gb", id = 14, weight = 1, capacity = 4, most = 4, per = 1, shard = "shard:a30" },
-  ["1g.6gb+me"] = { profile = "1g.6gb+me", id = 21, weight = 1, capacity = 4, most = 1, per = 1, shard = "shard:a30" },
-  ["2g.12gb"] = { profile = "2g.12gb", id = 5, weight = 2, capacity = 4, most = 2, per = 1, shard = "shard:a30" },
-  ["1c.2g.12gb"] = { profile = "1c.2g.12gb", id = 5, weight = 2, capacity = 4, most = 4, per = 2, shard = "shard:a30" },
-  ["2g.12gb+me"] = { profile = "2g.12gb+me", id = 6, weight = 2, capacity = 4, most = 1, per = 1, shard = "shard:a30" },
-  ["4g.24gb"] = { profile = "4g.24gb", id = 0, weight = 4, capacity = 4, most = 1, per = 1, shard = "shard:a30" },
-  ["1c.4g.24gb"] = { profile = "1c.4g.24gb", id = 0, weight = 4, capacity = 4, most = 4, per = 4, shard = "shard:a30" },
-  ["2c.4g.24gb"] = { profile = "2c.4g.24gb", id = 0, weight = 4, capacity = 4, most = 2, per = 2, shard = "shard:a30" },
+  ["1g.10gb"] = { profile = "1g.10gb", id = 19, weight = 4, capacity = 31, most = 7, per = 1, types = { ["h100"] = true } },
+  ["1g.10gb+me"] = { profile = "1g.10gb+me", id = 20, weight = 4, capacity = 31, most = 1, per = 1, types = { ["h100"] = true } },
+  ["1g.20gb"] = { profile = "1g.20gb", id = 15, weight = 7, capacity = 31, most = 4, per = 1, types = { ["h100"] = true } },
+  ["2g.20gb"] = { profile = "2g.20gb", id = 14, weight = 8, capacity = 31, most = 3, per = 1, types = { ["h100"] = true } },
+  ["1c.2g.20gb"] = { profile = "1c.2g.20gb", id = 14, weight = 8, capacity = 31, most = 6, per = 2, types = { ["h100"] = true } },
+  ["3g.40gb"] = { profile = "3g.40gb", id = 9, weight = 14, capacity = 31, most = 2, per = 1, types = { ["h100"] = true } },
+  ["1c.3g.40gb"] = { profile = "1c.3g.40gb", id = 9, weight = 14, capacity = 31, most = 6, per = 3, types = { ["h100"] = true } },
+  ["2c.3g.40gb"] = { profile = "2c.3g.40gb", id = 9, weight = 14, capacity = 31, most = 2, per = 1, types = { ["h100"] = true } },
+  ["4g.40gb"] = { profile = "4g.40gb", id = 5, weight = 16, capacity = 31, most = 1, per = 1, types = { ["h100"] = true } },
+  ["1c.4g.40gb"] = { profile = "1c.4g.40gb", id = 5, weight = 16, capacity = 31, most = 4, per = 4, types = { ["h100"] = true } },
+  ["2c.4g.40gb"] = { profile = "2c.4g.40gb", id = 5, weight = 16, capacity = 31, most = 2, per = 2, types = { ["h100"] = true } },
+  ["3c.4g.40gb"] = { profile = "3c.4g.40gb", id = 5, weight = 16, capacity = 31, most = 1, per = 1, types = { ["h100"] = true } },
+  ["7g.80gb"] = { profile = "7g.80gb", id = 0, weight = 31, capacity = 31, most = 1, per = 1, types = { ["h100"] = true } },
+  ["1c.7g.80gb"] = { profile = "1c.7g.80gb", id = 0, weight = 31, capacity = 31, most = 7, per = 7, types = { ["h100"] = true } },
+  ["2c.7g.80gb"] = { profile = "2c.7g.80gb", id = 0, weight = 31, capacity = 31, most = 3, per = 3, types = { ["h100"] = true } },
+  ["3c.7g.80gb"] = { profile = "3c.7g.80gb", id = 0, weight = 31, capacity = 31, most = 2, per = 2, types = { ["h100"] = true } },
+  ["4c.7g.80gb"] = { profile = "4c.7g.80gb", id = 0, weight = 31, capacity = 31, most = 1, per = 1, types = { ["h100"] = true } },
+  ["1g.6gb"] = { profile = "1g.6gb", id = 14, weight = 1, capacity = 4, most = 4, per = 1, types = { ["a30"] = true } },
+  ["1g.6gb+me"] = { profile = "1g.6gb+me", id = 21, weight = 1, capacity = 4, most = 1, per = 1, types = { ["a30"] = true } },
+  ["2g.12gb"] = { profile = "2g.12gb", id = 5, weight = 2, capacity = 4, most = 2, per = 1, types = { ["a30"] = true } },
+  ["1c.2g.12gb"] = { profile = "1c.2g.12gb", id = 5, weight = 2, capacity = 4, most = 4, per = 2, types = { ["a30"] = true } },
+  ["2g.12gb+me"] = { profile = "2g.12gb+me", id = 6, weight = 2, capacity = 4, most = 1, per = 1, types = { ["a30"] = true } },
+  ["4g.24gb"] = { profile = "4g.24gb", id = 0, weight = 4, capacity = 4, most = 1, per = 1, types = { ["a30"] = true } },
+  ["1c.4g.24gb"] = { profile = "1c.4g.24gb", id = 0, weight = 4, capacity = 4, most = 4, per = 4, types = { ["a30"] = true } },
+  ["2c.4g.24gb"] = { profile = "2c.4g.24gb", id = 0, weight = 4, capacity = 4, most = 2, per = 2, types = { ["a30"] = true } },
 }
 local ALIASES = {  }
 local BY_MEMORY = { { gb = 6, name = "1g.6gb" }, { gb = 10, name = "1g.10gb" }, { gb = 12, name = "2g.12gb" }, { gb = 20, name = "1g.20gb" }, { gb = 20, name = "2g.20gb" }, { gb = 24, name = "4g.24gb" }, { gb = 40, name = "3g.40gb" }, { gb = 40, name = "4g.40gb" }, { gb = 80, name = "7g.80gb" } }
 local SLICES_ONLY = {  }
-local KNOWN = "1g.10gb, 1g.10gb+me, 1g.20gb, 2g.20gb, 3g.40gb, 2c.3g.40gb, 4g.40gb, 3c.4g.40gb, 7g.80gb, 4c.7g.80gb, 1g.6gb, 1g.6gb+me, 2g.12gb, 2g.12gb+me, 4g.24gb; parts of them such as 1c.2g.20gb"
+local KNOWN = "1g.10gb, 1g.10gb+me, 1g.20gb, 2g.20gb, 3g.40gb, 4g.40gb, 7g.80gb, 1g.6gb, 1g.6gb+me, 2g.12gb, 2g.12gb+me, 4g.24gb; parts of them such as 1c.2g.20gb"
 
 -- Reading gres texts -------------------------------------------------------
+
+-- Slurm takes texts of any length; no request of ours is longer, and slurmctld has to wait
+-- while we read.
+local LONGEST = 1024
 
 -- True when a text names the gres mig or shard anywhere, however it is written.
 local function mentions(text)
@@ -60,6 +64,7 @@ end
 -- its tokens. Returns nil and a reason for the user when a mig or shard token is not one that
 -- Slurm and we read alike: Slurm knows more spellings (=, k, M) than counting allows.
 local function read_gres(text)
+  if #text > LONGEST then return nil, "a gres text of " .. #text .. " characters is too long" end
   local read = { items = {}, others = {}, shards = {}, gpu = false, prefix = "" }
   for token in string.gmatch(text, "[^,]+") do
     local prefix, body = string.match(token, "^(gres[:/])(.*)$")
@@ -67,9 +72,9 @@ local function read_gres(text)
     local name, rest = string.match(body, "^([^:=]+)(.*)$")
     if name == "mig" then
       local word, count = string.match(rest, "^:([^:=]+):([1-9]%d?)$")
-      if not word then word, count = string.match(rest, "^:([^:=%d][^:=]*)$"), 1 end
-      if not word then word, count = string.match(rest, "^:(%d[^:=]*%a[^:=]*)$"), 1 end
-      if not word then
+      if not word then word, count = string.match(rest, "^:([^:=]+)$"), 1 end
+      -- A number alone would be Slurm's count of instances of no profile.
+      if not word or not string.find(word, "%a") then
         return nil, "cannot read '" .. body .. "'; write mig:<profile>:<count>, count 1 to 99, "
           .. "profiles: " .. KNOWN
       end
@@ -97,10 +102,19 @@ local function worth(gres, count, part)
   return math.max(1, math.floor(gres.weight * count / gres.per))
 end
 
+-- GPU types that are in both sets; all of the second where there is no first.
+local function common_types(before, now)
+  local both = {}
+  for name in pairs(now) do
+    if not before or before[name] then both[name] = true end
+  end
+  return both
+end
+
 -- Shards that the items cost, as one gres token without prefix ("shard:h100:14"); `part`: for
 -- a step inside a job. Returns nil and a reason for the user when no GPU could hold them.
 local function price(items, part)
-  local sum, pool, seen = 0, nil, {}
+  local sum, types, capacity, seen = 0, nil, 0, {}
   for _, item in ipairs(items) do
     local gres = GRES[item.name]
     if seen[item.name] then
@@ -110,17 +124,21 @@ local function price(items, part)
     if item.count > gres.most then
       return nil, item.count .. " x " .. item.name .. ": one GPU holds at most " .. gres.most
     end
-    if pool and (pool.shard ~= gres.shard or pool.capacity ~= gres.capacity) then
+    types = common_types(types, gres.types)
+    if next(types) == nil then
       return nil, "profiles of different GPU models in one job: " .. item.name
     end
-    pool = gres
+    capacity = gres.capacity
     sum = sum + worth(gres, item.count, part)
   end
-  if sum > pool.capacity then
+  if sum > capacity then
     return nil, "these slices do not fit on one GPU together; a job's slices come from one GPU "
       .. "per node, so ask for fewer or for more nodes"
   end
-  return string.format("%s:%d", pool.shard, sum)
+  -- Where several types have all of it any may serve: none of them shares a node with others.
+  local one = next(types)
+  if next(types, one) == nil then return string.format("shard:%s:%d", one, sum) end
+  return string.format("shard:%d", sum)
 end
 
 -- A gres text again: what was asked, under the names that Slurm counts, and its shards.

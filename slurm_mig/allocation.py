@@ -74,10 +74,11 @@ class Owner:
 
     def same_run(self, other: Owner) -> bool:
         """Whether both name the same run of the same job."""
-        return (self.job_id, self.restart, self.sluid) == (
+        return (self.job_id, self.restart, self.sluid, self.uid) == (
             other.job_id,
             other.restart,
             other.sluid,
+            other.uid,
         )
 
 

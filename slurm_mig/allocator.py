@@ -51,6 +51,10 @@ LAST_PAUSE: Final = 0.5
 SWEEP_PATIENCE: Final = 1.0
 
 
+_SLICES_ONLY: Final = "this GPU is given out in slices only"
+_ASK_LARGEST: Final = "ask for its largest profile with --gres=mig:<profile>:1"
+
+
 @dataclass(slots=True)
 class Report:
     """What a reconcile did and found, as one line each."""
@@ -107,7 +111,7 @@ class Allocator:
         action = f"carve {request} for {owner}"
         with about(job=owner.job_id, gpu=str(gpu)), self._locks.hold([gpu.uuid], action):
             self._sweep(gpu, owner)
-            held = self._held_already(owner, gpu)
+            held = self._held_already(owner, gpu, str(request))
             if held is not None:
                 self._close_nodes(held)
                 self._publish(held, request)
@@ -124,25 +128,36 @@ class Allocator:
                 undo.pop_all()
         return record
 
-    def _refuse_whole(self, gpu: Gpu, owner: Owner) -> None:
+    def _refuse_whole(self, gpu: Gpu, owner: Owner, *, stuck: bool = True) -> None:
         """Leave a GPU alone that a job has as a whole: MIG mode would come on under it.
+
+        `stuck`: also one whose MIG mode could not be switched on again since then.
 
         Slurm does not offer both at once; but an administrator may ask, and a record
         may be left of a job whose Epilog never came.
         """
         for record in self._ledger.open_on(gpu.uuid):
-            if record.whole and not record.owner.same_run(owner):
-                raise NoRoom(
-                    f"{record.owner} has the whole GPU",
-                    remedy="if that job is gone, run `slurm-mig reconcile`",
-                )
+            if not record.whole or record.owner.same_run(owner):
+                continue
+            if record.phase == phases.QUARANTINED and stuck:
+                raise NoRoom(record.reason)
+            if record.phase != phases.QUARANTINED:
+                raise NoRoom(f"{record.owner} has the whole GPU")
 
-    def _held_already(self, owner: Owner, gpu: Gpu) -> Allocation | None:
-        """What this very run holds: a Prolog that is run twice must not carve twice."""
+    def _held_already(self, owner: Owner, gpu: Gpu, *requests: str) -> Allocation | None:
+        """What this very run holds: a Prolog that is run twice must not carve twice.
+
+        Where Slurm has no SLUID a later job can have the number of one that was lost:
+        what that one asked for goes.
+        """
         if owner.job_id is None:
             return None
-        mine = [item for item in self._ledger.open_on(gpu.uuid) if item.owner.same_run(owner)]
-        return next((item for item in mine if item.phase == phases.ACTIVE), None)
+        for record in self._ledger.open_on(gpu.uuid):
+            if record.owner.same_run(owner) and record.phase == phases.ACTIVE:
+                if record.request in requests:
+                    return record
+                self._try_tear_down(record, gpu, "left by an earlier job of that number")
+        return None
 
     def _with_mig_mode(self, gpu: Gpu) -> Gpu:
         """Have MIG mode on; switched on here only where that costs no GPU reset."""
@@ -226,7 +241,8 @@ class Allocator:
         if len(record.instances) > 1:
             # Nobody else can guess it, so nobody can be there first.
             run = f"{owner.job_id}.{owner.restart}"
-            leases = f"{self._tasks.leases}-{run}-{os.urandom(8).hex()}"
+            fresh = f"{self._tasks.leases}-{run}-{os.urandom(8).hex()}"
+            leases = self._files.leases(owner) or fresh
             self._files.mark(owner, leases=leases)
         lines = environment.slice_lines(record, request, self._tasks, leases)
         self._files.publish(owner, lines)
@@ -250,26 +266,30 @@ class Allocator:
         """
         if policy == "auto":
             policy = "mig-off" if gpu.resetless else "full-profile"
-        if policy == "full-profile" and self._driver.gpu(gpu.uuid).mig_mode:
-            row = self._driver.geometry(gpu).whole
-            return self.allocate(owner, Request((Item(row.name, 1, row.profile_id),)), gpu)
+        row = self._driver.geometry(gpu).whole
+        largest = Request((Item(row.name, 1, row.profile_id),))
         with about(job=owner.job_id, gpu=str(gpu)), self._locks.hold([gpu.uuid], "whole GPU"):
             self._sweep(gpu, owner)
-            held = self._held_already(owner, gpu)
+            held = self._held_already(owner, gpu, phases.WHOLE, phases.WHOLE_MIG_OFF, str(largest))
             if held is not None:
                 return held
-            self._refuse_whole(gpu, owner)
+            self._refuse_whole(gpu, owner, stuck=False)
             gpu = self._driver.gpu(gpu.uuid)
-            if not gpu.mig_mode:
+            if policy == "reject":
+                raise BadRequest(_SLICES_ONLY, remedy=_ASK_LARGEST)
+            # MIG mode is off after a reboot of Hopper and later: the policy holds all the same.
+            if not gpu.mig_mode and not (policy == "full-profile" and gpu.resetless):
                 return self._without_mig(owner, gpu, phases.WHOLE)
-            if self._driver.instances(gpu):
-                raise NoRoom("a whole GPU was asked for, but MIG instances exist on it")
-            if policy == "reject" or not (gpu.resetless or reset):
-                raise BadRequest(
-                    "this GPU is given out in slices only",
-                    remedy="ask for its largest profile with --gres=mig:<profile>:1",
-                )
-            return self._without_mig(owner, gpu, phases.WHOLE_MIG_OFF)
+            if policy == "mig-off":
+                return self._switched_off(owner, gpu, reset=reset)
+        return self.allocate(owner, largest, gpu)
+
+    def _switched_off(self, owner: Owner, gpu: Gpu, *, reset: bool) -> Allocation:
+        if self._driver.instances(gpu):
+            raise NoRoom("a whole GPU was asked for, but MIG instances exist on it")
+        if not (gpu.resetless or reset):
+            raise BadRequest(_SLICES_ONLY, remedy=_ASK_LARGEST)
+        return self._without_mig(owner, gpu, phases.WHOLE_MIG_OFF)
 
     def _without_mig(self, owner: Owner, gpu: Gpu, request: str) -> Allocation:
         """Record first, then switch: a hook that dies here leaves what the next one undoes."""
@@ -278,18 +298,32 @@ class Allocator:
         if request == phases.WHOLE_MIG_OFF:
             try:
                 self._leave_mig_mode(gpu)
-            except DriverFault:
+            except SlurmMigError:
                 self._tear_down(record, gpu, "rolled back")
                 raise
         return self._ledger.save(record.moved(phases.ACTIVE), phases.ACTIVE)
 
     def _leave_mig_mode(self, gpu: Gpu) -> None:
+        """Switch MIG mode off; NoRoom while something (a monitor, say) keeps the GPU open."""
+        until, pause = self._monotonic() + self._destroy_timeout, FIRST_PAUSE
+        while True:
+            try:
+                now = self._driver.set_mig_mode(gpu, on=False)
+            except InstanceBusy as busy:
+                if self._monotonic() >= until:
+                    raise NoRoom(f"{busy.cause}, used by {self._users(gpu, None)}") from busy
+                self._sleep(pause)
+                pause = min(2 * pause, LAST_PAUSE)
+            else:
+                break
         # On Ampere the wish alone is success to NVML: without its reset the mode stays.
-        if self._driver.set_mig_mode(gpu, on=False).mig_mode:
-            raise DriverFault("MIG mode stays on: something keeps the GPU from being reset")
+        if now.mig_mode:
+            raise NoRoom("MIG mode stays on: something keeps the GPU from being reset")
 
-    def publish_whole(self, owner: Owner, given: Sequence[tuple[int, Allocation]]) -> None:
-        """Tell the tasks of a job with whole GPUs what they are: (Slurm's index, record)."""
+    def publish_whole(
+        self, owner: Owner, given: Sequence[tuple[int, Gpu, Allocation | None]]
+    ) -> None:
+        """Tell the tasks of a job with whole GPUs what they are: (Slurm's index, GPU, record)."""
         self._files.mark(owner)
         self._files.publish(owner, environment.whole_lines(given, self._tasks))
 
@@ -303,7 +337,7 @@ class Allocator:
         node. Raises NodeFault when the driver fails otherwise.
         """
         with about(job=record.owner.job_id, gpu=record.gpu_uuid):
-            if record.boot_id != self._boot_id:
+            if record.boot_id != self._boot_id and record.request != phases.WHOLE_MIG_OFF:
                 return self._ledger.finish(record, phases.LOST, "the node was rebooted")
             gpu = self._driver.gpu(record.gpu_uuid)
             with self._locks.hold([record.gpu_uuid], f"release {record.owner}"):
@@ -332,19 +366,19 @@ class Allocator:
         for item in record.instances:
             if item.gi_id is not None and item.ci_id is not None:
                 self._capabilities.remove(record.gpu_minor, item.gi_id, item.ci_id)
-        if record.request == phases.WHOLE_MIG_OFF:
-            reason += self._restore_mig_mode(gpu)
+        if record.request == phases.WHOLE_MIG_OFF and (why := self._restore_mig_mode(gpu)):
+            return self._ledger.save(record.moved(phases.QUARANTINED, why), phases.QUARANTINED)
         return self._ledger.finish(record, phases.RELEASED, reason)
 
     def _restore_mig_mode(self, gpu: Gpu) -> str:
-        """MIG mode on again; what hinders it concerns the next job with slices, not this one."""
+        """MIG mode on again; says why it is not, for a later hook to try again."""
         try:
-            self._driver.set_mig_mode(self._driver.gpu(gpu.uuid), on=True)
+            now = self._driver.set_mig_mode(self._driver.gpu(gpu.uuid), on=True)
         except GpuLost:
             raise
         except DriverFault as fault:
-            return f"; MIG mode is still off: {fault.cause}"
-        return ""
+            return f"MIG mode is still off: {fault.cause}, used by {self._users(gpu, None)}"
+        return "" if now.mig_mode else "MIG mode is still off: the GPU could not be reset"
 
     def _with_ids(self, record: Allocation, gpu: Gpu) -> Allocation:
         """Add what the hardware knows and a hook that died could not write down."""
@@ -385,8 +419,9 @@ class Allocator:
             else:
                 return None
 
-    def _users(self, gpu: Gpu, found: GpuInstance) -> str:
-        pids = [pid for pid, gi_id in self._driver.processes(gpu) if gi_id == found.gi_id]
+    def _users(self, gpu: Gpu, found: GpuInstance | None) -> str:
+        wanted = None if found is None else found.gi_id
+        pids = [pid for pid, gi_id in self._driver.processes(gpu) if gi_id == wanted]
         return ", ".join(f"pid {pid}" for pid in pids) or "no process that the driver names"
 
     # -- sweep and reconcile -------------------------------------------------
@@ -399,6 +434,9 @@ class Allocator:
         """
         for record in self._ledger.open_on(gpu.uuid):
             if record.boot_id != self._boot_id:
+                if record.request == phases.WHOLE_MIG_OFF:
+                    # Ampere keeps the mode over a reboot, also the one that was meant for a job.
+                    self._restore_mig_mode(gpu)
                 self._ledger.finish(record, phases.LOST, "the node was rebooted")
             elif record.phase == phases.QUARANTINED:
                 self._try_tear_down(record, gpu, "no longer in use", patience=0)
@@ -436,12 +474,13 @@ class Allocator:
         else:
             self._try_tear_down(record, gpu, reason)
 
-    def reconcile(self, live_jobs: frozenset[int] | None) -> Report:
+    def reconcile(self, live_jobs: Callable[[], frozenset[int]] | None) -> Report:
         """Bring ledger and hardware to one truth on every GPU.
 
-        `live_jobs` are the jobs Slurm has on this node; None when Slurm cannot be
-        asked, and then no active slice is taken from a job. Instances that no
-        record names are listed, never touched.
+        `live_jobs` tells the jobs Slurm has on this node; None when Slurm cannot be
+        asked, and then no active slice is taken from a job. It is asked anew under
+        each GPU's lock: what was carved while we waited has a job that lives.
+        Instances that no record names are listed, never touched.
         """
         report = Report()
         self._close_earlier_boots(report)
@@ -457,7 +496,8 @@ class Allocator:
 
     def _close_earlier_boots(self, report: Report) -> None:
         for record in self._ledger.all_open():
-            if record.boot_id != self._boot_id:
+            # One that MIG mode was switched off for is closed by the sweep of its GPU.
+            if record.boot_id != self._boot_id and record.request != phases.WHOLE_MIG_OFF:
                 self._ledger.finish(record, phases.LOST, "the node was rebooted")
                 report.done.append(f"{_name(record)}: lost with a reboot")
 
@@ -468,11 +508,13 @@ class Allocator:
             if record.gpu_uuid not in present
         ]
 
-    def _reconcile_gpu(self, gpu: Gpu, live: frozenset[int] | None, report: Report) -> None:
+    def _reconcile_gpu(
+        self, gpu: Gpu, live: Callable[[], frozenset[int]] | None, report: Report
+    ) -> None:
         before = {record.number: record for record in self._ledger.open_on(gpu.uuid)}
         self._sweep(gpu, None)
         if live is not None:
-            self._collect(gpu, live)
+            self._collect(gpu, live())
         for number in before:
             now = self._ledger.find(number)
             if now.phase == phases.QUARANTINED:
@@ -481,14 +523,14 @@ class Allocator:
                 report.done.append(f"{_name(now)}: {now.phase}, {now.reason}")
         report.foreign += [f"{gpu}: {text}" for text in self._foreign(gpu)]
 
-    def collect(self, gpu: Gpu, live_jobs: frozenset[int]) -> list[Allocation]:
+    def collect(self, gpu: Gpu, live_jobs: Callable[[], frozenset[int]]) -> list[Allocation]:
         """Take down on one GPU what belongs to jobs that Slurm no longer has here.
 
         After a lost controller state no Epilog comes for them (slurm-facts.md 9).
         Returns the records that were closed or set aside.
         """
         with about(gpu=str(gpu)), self._locks.hold([gpu.uuid], "collect"):
-            return self._collect(gpu, live_jobs)
+            return self._collect(gpu, live_jobs())
 
     def _collect(self, gpu: Gpu, live: frozenset[int]) -> list[Allocation]:
         gone = [
@@ -521,11 +563,15 @@ class Allocator:
             if (found.profile_id, found.placement) not in known
         ]
 
-    def _remove_stale_files(self, live: frozenset[int] | None, report: Report) -> None:
+    def _remove_stale_files(
+        self, live: Callable[[], frozenset[int]] | None, report: Report
+    ) -> None:
         if live is None:
             return
+        # Listed before Slurm is asked: a job whose file was there by then is still known.
+        found = self._files.jobs()
         held = {record.owner.job_id for record in self._ledger.all_open()}
-        for job in sorted(self._files.jobs() - live - held):
+        for job in sorted(found - live() - held):
             self._files.withdraw(job)
             report.done.append(f"job {job}: left-over files removed")
 

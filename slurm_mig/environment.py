@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from slurm_mig.allocation import Allocation
+    from slurm_mig.driver import Gpu
     from slurm_mig.request import Request
 
 #: A step's request that its shards do not tell.
@@ -62,9 +63,19 @@ def slice_lines(record: Allocation, request: Request, settings: TaskSettings, le
     return _text(lines, settings)
 
 
-def whole_lines(records: Sequence[tuple[int, Allocation]], settings: TaskSettings) -> str:
-    """The file of a job with whole GPUs: (index, allocation), those without slices included."""
-    lines = ["whole", *(line for index, record in records for line in _slices(record, index))]
+def whole_lines(gpus: Sequence[tuple[int, Gpu, Allocation | None]], settings: TaskSettings) -> str:
+    """The file of a job with whole GPUs: (Slurm's index, GPU, allocation of a managed one).
+
+    Where none of them is in MIG mode there is nothing to say: Slurm's own variables hold.
+    Where some are, all are named by UUID, for indexes and MIG UUIDs do not mix.
+    """
+    lines = ["whole"]
+    if any(record and record.instances for _, _, record in gpus):
+        for index, gpu, record in gpus:
+            if record is not None and record.instances:
+                lines += _slices(record, index)
+            else:
+                lines += [f"slice {gpu.uuid} whole {index} {gpu.uuid}"]
     return _text([*lines, f"bind {settings.bind}"], settings)
 
 

@@ -86,6 +86,12 @@ class NoRoom(JobFault):
     exit_code = 5
 
 
+class Unknown(JobFault):
+    """What the job asked for cannot be found out now, so it gets nothing."""
+
+    exit_code = 6
+
+
 class NodeFault(SlurmMigError):
     """The node cannot do its work; Slurm must stop sending jobs."""
 
@@ -188,6 +194,7 @@ EXIT_CODES: Final[tuple[tuple[int, type[SlurmMigError], str], ...]] = (
     (3, BadRequest, "malformed request, profile name or stamp"),
     (4, ProfileNotOffered, "this GPU does not offer the profile"),
     (5, NoRoom, "no free placement for the profile now"),
+    (6, Unknown, "Slurm does not say what the job asked for"),
     (10, NodeFault, "node fault not listed below"),
     (11, ConfigFault, "configuration file missing, unreadable or wrong"),
     (12, DriverMissing, "NVIDIA management library or driver missing"),

@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import NodeFault, NotPermitted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: Where sites put Slurm's commands.
 SEARCH: Final = ("/usr/bin", "/usr/local/bin", "/opt/slurm/bin", "/usr/local/slurm/bin")
@@ -42,20 +45,60 @@ def private_directory(path: Path, mode: int) -> Path:
     return path
 
 
-def remove_tree(path: Path) -> None:
-    """Remove what a user may have made there, whatever it is; nothing there is success.
+def remove_as_owner(path: Path) -> None:
+    """See to it that what a user made there goes; neither waits for it nor fails.
 
-    Never follows a link: shutil.rmtree works by descriptors and refuses one at the top.
+    The user can have made anything of it: a link, a million files, a tree deeper than
+    the stack. So rm(1) removes it, with no more rights than he has, in a process of
+    its own. What root owns is not his, and stays.
     """
-    if not os.path.lexists(path):
+    try:
+        status = path.lstat()
+    except OSError:
         return
-    import shutil
+    if status.st_uid == 0:
+        return
 
-    if path.is_symlink() or not path.is_dir():
-        path.unlink(missing_ok=True)
-    else:
-        # A job's last processes may still write there; what they leave is theirs to see.
-        shutil.rmtree(path, ignore_errors=True)
+    def remove() -> None:
+        os.setgroups([])
+        os.setgid(status.st_gid)
+        os.setuid(status.st_uid)
+        os.chdir("/")
+        os.execv(  # noqa: S606  # no shell is the point
+            "/bin/rm",
+            ["rm", "-rf", "--one-file-system", "--", str(path)],
+        )
+
+    detach(remove)
+
+
+def detach(work: Callable[[], object]) -> None:
+    """Run `work` in a process of its own that Slurm neither waits for nor kills.
+
+    Slurm waits until every holder of a hook's output is gone, and kills the
+    hook's process group when it ends (slurm-facts.md 3, 9): so new session, no
+    inherited descriptors, and the parent returns only when that is done.
+    """
+    ready, done = os.pipe()
+    if os.fork():
+        os.close(done)
+        os.read(ready, 1)
+        os.close(ready)
+        os.wait()
+        return
+    try:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(nothing, descriptor)
+        os.closerange(3, done)
+        os.closerange(done + 1, 1 << 16)
+        os.close(done)
+        work()
+    finally:
+        os._exit(0)
 
 
 def find_program(name: str, directory: Path | None) -> Path | None:
@@ -84,7 +127,7 @@ def replace_file(path: Path, text: str, *, mode: int, uid: int = 0, gid: int = 0
     try:
         descriptor = os.open(fresh, flags, 0o600)
         try:
-            os.write(descriptor, text.encode())
+            os.write(descriptor, text.encode("utf-8", "replace"))
             if os.geteuid() == 0:
                 os.fchown(descriptor, uid, gid)
             os.fchmod(descriptor, mode)

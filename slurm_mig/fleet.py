@@ -60,8 +60,8 @@ class NodeGroup:
 class GresName:
     """One `mig:<name>` of the fleet.
 
-    `weight` and `capacity` in shards; `shard` is the gres that pays for it,
-    typed where the GPU model matters; `most` bounds instances on one GPU. A
+    `weight` and `capacity` in shards; `types` are the GPU types that offer it, all at
+    that price; `most` bounds instances on one GPU. A
     compute instance smaller than its GPU instance shares it: `per` of them for one
     `weight`. `base` is the gres name of the GPU instance alone.
     """
@@ -72,9 +72,14 @@ class GresName:
     weight: int
     capacity: int
     most: int
-    shard: str
+    types: tuple[str, ...]
     base: str
     per: int = 1
+
+    @property
+    def shard(self) -> str:
+        """The gres that pays for it: typed where one type alone has it."""
+        return f"shard:{self.types[0]}" if len(self.types) == 1 else "shard"
 
 
 class Fleet:
@@ -159,13 +164,14 @@ class Fleet:
     def _named(self, offer: list[tuple[Model, GpuProfile]]) -> Iterator[GresName]:
         model, row = offer[0]
         if len(offer) == 1:
-            yield from _gres_names("", model, row, f"shard:{model.type_name}")
+            yield from _gres_names("", model, row, (model.type_name,))
         elif self._one_meaning(offer):
-            yield from _gres_names("", model, row, "shard")
+            types = tuple(dict.fromkeys(model.type_name for model, _ in offer))
+            yield from _gres_names("", model, row, types)
         else:
             for model, row in offer:
                 prefix = f"{model.type_name}_"
-                yield from _gres_names(prefix, model, row, f"shard:{model.type_name}")
+                yield from _gres_names(prefix, model, row, (model.type_name,))
 
     def _one_meaning(self, offer: list[tuple[Model, GpuProfile]]) -> bool:
         """Whether untyped shards buy the same thing wherever the name is offered."""
@@ -212,7 +218,9 @@ class Fleet:
         return ",".join(words)
 
 
-def _gres_names(prefix: str, model: Model, row: GpuProfile, shard: str) -> Iterator[GresName]:
+def _gres_names(
+    prefix: str, model: Model, row: GpuProfile, types: tuple[str, ...]
+) -> Iterator[GresName]:
     """The profile's gres name, and those of compute instances smaller than it."""
     weight = model.weights.of(model.geometry, row)
     fit = model.weights.capacity // weight
@@ -226,7 +234,7 @@ def _gres_names(prefix: str, model: Model, row: GpuProfile, shard: str) -> Itera
             weight=weight,
             capacity=model.weights.capacity,
             most=most * profile.per_gpu_instance,
-            shard=shard,
+            types=types,
             base=f"{prefix}{row.name}",
             per=profile.per_gpu_instance,
         )

@@ -104,14 +104,16 @@ def _lua_table(fleet: Fleet) -> str:
     rows = "".join(f"  {_lua_row(item)}\n" for item in fleet.names.values())
     known = ", ".join(
         [
-            *(name for name, gres in fleet.names.items() if gres.per == 1),
+            *(name for name, gres in fleet.names.items() if gres.name == gres.base),
             *(f"{alias} ({target})" for alias, target in fleet.aliases.items()),
         ]
     )
-    small = next((name for name, gres in fleet.names.items() if gres.per > 1), "")
+    small = next((name for name, gres in fleet.names.items() if gres.name != gres.base), "")
     aliases = ", ".join(f'["{alias}"] = "{name}"' for alias, name in fleet.aliases.items())
     memory = ", ".join(f'{{ gb = {gb}, name = "{name}" }}' for gb, name in fleet.by_memory)
-    only = ", ".join(f'["{name}"] = true' for name in fleet.slices_only)
+    # Where every type is kept, a request for any GPU is one for theirs.
+    every = ("*",) if set(fleet.models) <= set(fleet.slices_only) else ()
+    only = ", ".join(f'["{name}"] = true' for name in dict.fromkeys((*fleet.slices_only, *every)))
     return (
         "-- Weights and capacities in shards; `most` instances on one GPU, `per` on one GPU\n"
         "-- instance; the words that stand for a profile; GPU types that are never given whole.\n"
@@ -124,8 +126,9 @@ def _lua_table(fleet: Fleet) -> str:
 
 
 def _lua_row(item: GresName) -> str:
+    types = ", ".join(f'["{name}"] = true' for name in item.types)
     return (
         f'["{item.name}"] = {{ profile = "{item.profile}", id = {item.profile_id}, '
         f"weight = {item.weight}, capacity = {item.capacity}, most = {item.most}, "
-        f'per = {item.per}, shard = "{item.shard}" }},'
+        f"per = {item.per}, types = {{ {types} }} }},"
     )

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Final
 
 from slurm_mig import request as requests
 from slurm_mig.allocation import LOST, QUARANTINED, Owner
-from slurm_mig.errors import BadRequest, JobFault, NodeFault, NoRoom, SlurmFault, SlurmMigError
+from slurm_mig.errors import (
+    BadRequest,
+    JobFault,
+    NodeFault,
+    NoRoom,
+    SlurmFault,
+    SlurmMigError,
+    Unknown,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +51,7 @@ class Job:
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Job:
         """Read the variables; NodeFault when this is not a hook's environment."""
+        environ = {name: _readable(value) for name, value in environ.items()}
         try:
             job_id = int(environ["SLURM_JOB_ID"])
             het = environ.get("SLURM_HET_JOB_ID", "")
@@ -95,6 +104,14 @@ class Line:
         sys.stderr.write(f"slurm-mig: {line}\n")
 
 
+def _readable(value: str) -> str:
+    """Text that can be written anywhere: users put bytes into account and comment that are none.
+
+    What is not UTF-8 reaches Python as lone surrogates, which no file and no database takes.
+    """
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def _clean(value: object) -> str:
     """Printable ASCII on one line: a log must not carry a user's newlines or escapes."""
     text = " ".join(str(value).split())
@@ -120,7 +137,7 @@ def prolog(node: Node, job: Job, line: Line) -> None:
         try:
             _serve(node, job, gpus, request, allocator, line)
         except NoRoom:
-            if not _collected(node, job, gpus, allocator, line):
+            if not _collected(node, gpus, allocator, line):
                 raise
             _serve(node, job, gpus, request, allocator, line)
     except JobFault as fault:
@@ -141,7 +158,7 @@ def _serve(
         _slices(node, job, gpus, request, allocator, line)
 
 
-def _collected(node: Node, job: Job, gpus: Sequence[Gpu], allocator: Allocator, line: Line) -> bool:
+def _collected(node: Node, gpus: Sequence[Gpu], allocator: Allocator, line: Line) -> bool:
     """Whether what stood in the way belonged to jobs that are gone, and is gone now.
 
     Slurm counts nothing for a job it has lost; so it sent this one. Only a job that
@@ -151,11 +168,10 @@ def _collected(node: Node, job: Job, gpus: Sequence[Gpu], allocator: Allocator, 
     if not any(node.ledger.open_on(gpu.uuid) for gpu in managed):
         return False
     try:
-        live = node.slurm.live_jobs(node.name) | {job.job_id}
+        done = [record for gpu in managed for record in allocator.collect(gpu, node.live_jobs)]
     except SlurmFault as fault:
         line.add(collect=fault.cause)
         return False
-    done = [record for gpu in managed for record in allocator.collect(gpu, live)]
     if done:
         line.add(collected=",".join(str(record.owner.job_id) for record in done))
     return any(not record.open for record in done)
@@ -166,9 +182,19 @@ def _request(node: Node, job: Job, gpus: Sequence[Gpu], line: Line) -> Request |
     request = requests.from_stamp(job.extra) or requests.from_stamp(job.comment)
     if request is not None or not any(node.managed(gpu) for gpu in gpus):
         return request
-    facts = node.slurm.job(job.job_id)
     line.add(stamp="none")
-    return None if facts is None else requests.from_gres(facts.tres_per_node)
+    try:
+        facts = node.slurm.job(job.job_id)
+    except SlurmFault as fault:
+        # A slurmctld that restarts is not this node's fault, nor may the job run on a guess.
+        raise Unknown(
+            f"Slurm does not say what the job asked for: {fault.cause}",
+            remedy="submit it again",
+            job=job.job_id,
+        ) from fault
+    if facts is None:
+        raise Unknown("Slurm does not know the job", job=job.job_id)
+    return requests.from_gres(facts.tres_per_node)
 
 
 def _slices(
@@ -206,24 +232,32 @@ def _whole_gpus(
 ) -> None:
     """All GPUs of the job, or none: what was given before a refusal is taken back."""
     config = node.config
-    given: list[tuple[int, Allocation]] = []
+    given: list[tuple[int, Gpu, Allocation | None]] = []
     try:
         for index, gpu in zip(job.gpus, gpus, strict=True):
+            record = None
             if node.managed(gpu):
                 policy = config.whole_policy_of(gpu.name)
                 record = allocator.give_whole(job.owner, gpu, policy, reset=config.whole_reset)
-                given.append((index, record))
+            given.append((index, gpu, record))
     except JobFault:
-        for _, record in given:
+        for record in (record for _, _, record in given if record is not None):
             allocator.release(record, "another GPU of the job was refused")
         raise
     allocator.publish_whole(job.owner, given)
     line.add(gpus=",".join(str(gpu.minor) for gpu in gpus))
-    line.write("INFO", "; ".join(f"{record.gpu_minor}: {record.made}" for _, record in given))
+    made = [f"{gpu.minor}: {record.made if record else 'not managed'}" for _, gpu, record in given]
+    line.write("INFO", "; ".join(made))
 
 
 def _unmanaged(node: Node, job: Job, line: Line) -> None:
     """Nothing to do, but where GPUs were managed once, TaskProlog still looks for a file."""
+    if requests.from_stamp(job.extra) or requests.from_stamp(job.comment):
+        raise NodeFault(
+            "Slurm offers slices of this node, of which no GPU is managed here",
+            remedy="compare `managed` in the [gpus] table of the config with gres.conf",
+            job=job.job_id,
+        )
     if node.files.in_use():
         from slurm_mig import environment
 
@@ -273,7 +307,8 @@ def _postpone(node: Node, reference: str, restarts: str) -> None:
     The count is the Prolog's: in the Epilog of a requeued job Slurm has already
     raised SLURM_JOB_RESTART_COUNT.
     """
-    from slurm_mig.refusal import detach, postpone
+    from slurm_mig.files import detach
+    from slurm_mig.refusal import postpone
 
     slurm, config = node.slurm, node.config
     detach(lambda: postpone(reference, int(restarts), slurm, config))

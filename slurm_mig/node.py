@@ -148,6 +148,10 @@ class Node:
             scontrol=str(find_program("scontrol", config.slurm_bin) or ""),
         )
 
+    def live_jobs(self) -> frozenset[int]:
+        """Jobs that Slurm has on this node now; SlurmFault when it does not answer."""
+        return self.slurm.live_jobs(self.name)
+
     # -- GPUs ----------------------------------------------------------------
 
     def managed(self, gpu: Gpu) -> bool:

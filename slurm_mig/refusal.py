@@ -7,7 +7,6 @@ measured: slurm-facts.md 2 and 3.
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from dataclasses import dataclass
@@ -149,32 +148,3 @@ def postpone(
         sleep(LOOK_EVERY)
         waited += LOOK_EVERY
     return False
-
-
-def detach(work: Callable[[], object]) -> None:
-    """Run `work` in a process of its own that Slurm neither waits for nor kills.
-
-    Slurm waits until every holder of a hook's output is gone, and kills the
-    hook's process group when it ends (slurm-facts.md 3, 9): so new session, no
-    inherited descriptors, and the parent returns only when that is done.
-    """
-    ready, done = os.pipe()
-    if os.fork():
-        os.close(done)
-        os.read(ready, 1)
-        os.close(ready)
-        os.wait()
-        return
-    try:
-        os.setsid()
-        if os.fork():
-            os._exit(0)
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):
-            os.dup2(nothing, descriptor)
-        os.closerange(3, done)
-        os.closerange(done + 1, 1 << 16)
-        os.close(done)
-        work()
-    finally:
-        os._exit(0)

@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slurm_mig.files import private_directory, remove_tree, replace_file
+from slurm_mig.files import private_directory, remove_as_owner, replace_file
 
 if TYPE_CHECKING:
     from slurm_mig.allocation import Owner
@@ -49,12 +49,16 @@ class RunFiles:
         lines = [f"retry {retry}\n"] * bool(retry) + [f"leases {leases}\n"] * bool(leases)
         replace_file(self._jobs / _name(owner), "".join(lines), mode=0o600)
 
+    def leases(self, owner: Owner) -> str:
+        """The directory of this very run's leases, empty where there is none."""
+        return next(iter(self._notes(_name(owner), "leases")), "")
+
     def retries(self, job_id: int) -> list[str]:
         """What runs of a job asked their Epilog to postpone."""
-        return self._notes(job_id, "retry")
+        return self._notes(f"{job_id}.*", "retry")
 
-    def _notes(self, job_id: int, kind: str) -> list[str]:
-        texts = [path.read_text("utf-8") for path in sorted(self._jobs.glob(f"{job_id}.*"))]
+    def _notes(self, names: str, kind: str) -> list[str]:
+        texts = [path.read_text("utf-8") for path in sorted(self._jobs.glob(names))]
         lines = [line.partition(" ") for text in texts for line in text.splitlines()]
         return [value for word, _, value in lines if word == kind]
 
@@ -66,6 +70,7 @@ class RunFiles:
     def refuse(self, owner: Owner, lines: str) -> None:
         """Leave the reason for the TaskProlog, should a task start after all."""
         self.prepare()
+        self.withdraw_environment(owner)
         for stem in _stems(owner):
             self._give(self._env / f"{stem}.refused", lines, owner)
 
@@ -75,11 +80,12 @@ class RunFiles:
 
     def withdraw(self, job_id: int) -> None:
         """Remove everything of a job, whichever run left it."""
-        for leases in self._notes(job_id, "leases"):
-            remove_tree(Path(leases))
+        leases = self._notes(f"{job_id}.*", "leases")
         for path in self._all():
             if _job_of(path) == job_id:
                 path.unlink(missing_ok=True)
+        for directory in leases:
+            remove_as_owner(Path(directory))
 
     def withdraw_environment(self, owner: Owner) -> None:
         """Remove one run's environment: its instances are going."""

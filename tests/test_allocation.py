@@ -75,7 +75,8 @@ def test_final_phases_are_final_and_every_open_one_can_end() -> None:
 def test_runs_of_one_job_are_told_apart() -> None:
     """By restart count and SLUID; a bare id would mix up a reused one."""
     first = Owner(7, 0, "s1")
-    assert first.same_run(Owner(7, 0, "s1", uid=5))
+    assert first.same_run(Owner(7, 0, "s1", user="a"))
+    assert not first.same_run(Owner(7, 0, "s1", uid=5))
     assert not first.same_run(Owner(7, 1, "s1"))
     assert not first.same_run(Owner(7, 0, "s2"))
     assert not first.same_run(Owner(8, 0, "s1"))

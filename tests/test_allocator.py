@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,6 +95,15 @@ class World:
         """The next hook."""
         self.close()
         self.open()
+
+    @contextmanager
+    def used(self, index: int) -> Iterator[None]:
+        """This very process has the GPU open."""
+        self.machine.hold(os.getpid(), self.gpu(index).uuid)
+        try:
+            yield
+        finally:
+            self.machine.let_go(os.getpid())
 
     def gpu(self, index: int = 0) -> Gpu:
         return self.driver.gpus()[index]
@@ -458,9 +468,9 @@ def test_a_reset_where_it_is_allowed(pair: World) -> None:
 
 
 def test_a_gpu_that_is_out_of_mig_mode_already(pair: World) -> None:
-    """Needs nothing, whatever the policy; and nothing is switched afterwards."""
+    """Needs nothing where switching costs a reset; and nothing is switched afterwards."""
     pair.allocator.set_mode(pair.gpu(1), on=False)
-    for policy in ("auto", "mig-off", "full-profile", "reject"):
+    for policy in ("auto", "mig-off", "full-profile"):
         record = whole(pair, 1, policy)
         assert record.request == phases.WHOLE
         pair.allocator.release(record, "x")
@@ -475,21 +485,52 @@ def test_others_instances_are_waited_for(pair: World) -> None:
 
 
 def test_a_mode_that_does_not_come_back(pair: World) -> None:
-    """Something still uses the GPU: the record closes and says so; the next job meets it."""
+    """Something still uses the GPU: set aside, said why, and tried again by every later hook."""
     record = whole(pair, 0, "auto")
-    pair.machine.hold(os.getpid(), pair.gpu(0).uuid)
-    ended = pair.allocator.release(record, "x")
-    assert ended.phase == phases.RELEASED
-    assert "MIG mode is still off" in ended.reason
+    with pair.used(0):
+        ended = pair.allocator.release(record, "x")
+        assert ended.phase == phases.QUARANTINED
+        assert "MIG mode is still off" in ended.reason
+        with pytest.raises(NoRoom, match="MIG mode is still off"):
+            pair.allocator.allocate(BOB, ask("3g.40gb"), pair.gpu(0))
+        # As a whole it can be had all the same.
+        again = pair.allocator.give_whole(BOB, pair.gpu(0), "auto", reset=False)
+        assert again.request == phases.WHOLE
+        pair.allocator.release(again, "x")
+    pair.allocator.allocate(BOB, ask("3g.40gb"), pair.gpu(0))
+    assert pair.ledger.find(record.number).phase == phases.RELEASED
 
 
-def test_a_switch_that_fails_is_rolled_back(pair: World) -> None:
-    """A node fault, and no record left open."""
-    pair.machine.hold(os.getpid(), pair.gpu(0).uuid)
-    with pytest.raises(DriverFault):
+def test_a_mode_that_cannot_be_left(pair: World) -> None:
+    """A monitor keeps the GPU open: the job waits, the node stays, nothing is left open."""
+    with pair.used(0), pytest.raises(NoRoom, match=f"used by pid {os.getpid()}"):
         whole(pair, 0, "auto")
     assert pair.ledger.all_open() == []
     assert pair.machine.board(0).mig_current is True
+
+
+@pytest.mark.parametrize("how", ["sweep", "release", "reconcile"])
+def test_a_reboot_while_a_job_had_the_gpu(pair: World, how: str) -> None:
+    """Ampere keeps the mode that was meant for the job: it comes on again with the record's end."""
+    record = whole(pair, 1, "mig-off", reset=True)
+    pair.machine.reboot()
+    pair.reopen()
+    if how == "sweep":
+        pair.allocator.allocate(BOB, ask("3g.40gb"), pair.gpu(1))
+    elif how == "release":
+        pair.allocator.release(record, "x")
+    else:
+        pair.allocator.reconcile(None)
+    assert pair.ledger.find(record.number).phase == phases.LOST
+    assert pair.machine.board(1).mig_current is True
+
+
+def test_policies_hold_while_mig_mode_is_off(pair: World) -> None:
+    """As it is after a reboot of Hopper and later."""
+    pair.allocator.set_mode(pair.gpu(0), on=False)
+    with pytest.raises(BadRequest, match="in slices only"):
+        whole(pair, 0, "reject")
+    assert [str(item) for item in whole(pair, 0, "full-profile").instances] == ["7g.80gb@0"]
 
 
 # -- compute instances smaller than their GPU instance -------------------------------
@@ -545,7 +586,7 @@ def test_a_stranger_can_be_adopted_and_ended_on_record(world: World) -> None:
 def test_nothing_to_do(world: World) -> None:
     """A healthy node is left exactly as it is."""
     world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
-    report = world.allocator.reconcile(frozenset({7}))
+    report = world.allocator.reconcile(lambda: frozenset({7}))
     assert (report.done, report.left, report.foreign) == ([], [], [])
     assert world.made() == ["3g.40gb@4"]
     assert (world.root / "run/env/7.0").exists()
@@ -556,7 +597,7 @@ def test_strangers_are_listed_never_touched(world: World) -> None:
     world.strange(start=3)
     with world.machine.change(1) as board:
         board.create(9, Placement(0, 4), busy=False)
-    report = world.allocator.reconcile(frozenset())
+    report = world.allocator.reconcile(frozenset)
     assert len(report.foreign) == 2
     assert "1g.10gb@3) is in no record" in report.foreign[0]
     assert world.made(0) == ["1g.10gb@3"]
@@ -568,7 +609,7 @@ def test_slices_of_jobs_that_are_gone(world: World) -> None:
     world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
     world.allocator.allocate(BOB, ask("3g.40gb"), world.gpu())
     assert world.allocator.reconcile(None).done == []
-    report = world.allocator.reconcile(frozenset({8}))
+    report = world.allocator.reconcile(lambda: frozenset({8}))
     assert len(report.done) == 1
     assert "no longer on this node" in report.done[0]
     assert world.made() == ["3g.40gb@0"]
@@ -579,7 +620,7 @@ def test_slices_of_jobs_that_are_gone(world: World) -> None:
 def test_an_administrators_instance_outlives_jobs(world: World) -> None:
     """It has no job that could be gone."""
     world.allocator.allocate(ROOT, ask("3g.40gb"), world.gpu())
-    assert world.allocator.reconcile(frozenset()).done == []
+    assert world.allocator.reconcile(frozenset).done == []
 
 
 def test_after_a_reboot_all_records_are_lost(world: World) -> None:
@@ -598,7 +639,7 @@ def test_what_was_taken_away_by_hand(world: World) -> None:
     world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
     with world.machine.change(0) as board:
         board.instances.clear()
-    report = world.allocator.reconcile(frozenset({7}))
+    report = world.allocator.reconcile(lambda: frozenset({7}))
     assert "taken away from outside" in report.done[0]
     assert world.phases() == [phases.LOST]
 
@@ -608,7 +649,7 @@ def test_half_taken_away(world: World) -> None:
     world.allocator.allocate(ALICE, ask("1g.10gb", "3g.40gb"), world.gpu())
     with world.machine.change(0) as board:
         board.instances.pop()
-    world.allocator.reconcile(frozenset({7}))
+    world.allocator.reconcile(lambda: frozenset({7}))
     assert world.made() == []
     assert world.phases() == [phases.RELEASED]
 
@@ -618,7 +659,7 @@ def test_a_lost_gpu_is_reported_and_the_others_done(world: World) -> None:
     world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu(0))
     world.allocator.allocate(BOB, ask("3g.40gb"), world.gpu(1))
     world.machine.lose(0)
-    report = world.allocator.reconcile(frozenset())
+    report = world.allocator.reconcile(frozenset)
     assert any("does not answer" in line for line in report.left)
     assert world.made(1) == []
 
@@ -654,7 +695,7 @@ def test_killed_anywhere_the_next_step_finishes(
         for record in world.ledger.open_of_job(7):
             world.allocator.release(record, "x")
     else:
-        world.allocator.reconcile(frozenset({8}))
+        world.allocator.reconcile(lambda: frozenset({8}))
     assert world.made() == neighbour
     assert [record.owner.job_id for record in world.ledger.all_open()] == [8]
 
@@ -726,7 +767,7 @@ class NodeMachine(RuleBasedStateMachine):
         """A lost controller state: no Epilog ever comes; reconcile sees who lives."""
         for job in list(self.running)[:1]:
             del self.running[job]
-        report = self.world.allocator.reconcile(frozenset(self.running))
+        report = self.world.allocator.reconcile(lambda: frozenset(self.running))
         assert report.left == []
 
     @rule(power=st.booleans())
@@ -740,7 +781,7 @@ class NodeMachine(RuleBasedStateMachine):
         self.world.reopen()
         # What ran is gone; its Epilog comes, or never does.
         self.running.clear()
-        self.world.allocator.reconcile(frozenset())
+        self.world.allocator.reconcile(frozenset)
         for gpu in self.world.driver.gpus():
             self.world.allocator.set_mode(gpu, on=True)
 
@@ -766,7 +807,7 @@ class NodeMachine(RuleBasedStateMachine):
         os.waitpid(pid, 0)
         world.machine.faults.set([])
         world.open()
-        world.allocator.reconcile(frozenset(self.running))
+        world.allocator.reconcile(lambda: frozenset(self.running))
 
     @invariant()
     def hardware_is_ledger_and_strangers(self) -> None:

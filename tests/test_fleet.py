@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from functools import cache
+from itertools import combinations
+
 import pytest
 
 from slurm_mig import catalog
 from slurm_mig.errors import UsageFault
-from slurm_mig.fleet import Fleet, NodeGroup
+from slurm_mig.fleet import Fleet, Model, NodeGroup
 from slurm_mig.models import fleet_model
 
+from . import lua_host
 from .conftest import A30, A100, A100_40, H100, RTX
 
 
+@cache
+def model_of(name: str) -> Model:
+    return fleet_model(catalog.find(name))
+
+
 def group(hosts: str, *gpus: str) -> NodeGroup:
-    return NodeGroup(hosts, tuple(fleet_model(catalog.find(name)) for name in gpus))
+    return NodeGroup(hosts, tuple(model_of(name) for name in gpus))
 
 
 def test_one_model() -> None:
@@ -80,6 +89,27 @@ def test_one_type_name_for_two_models() -> None:
     models = (fleet_model(catalog.find(H100), "gpu"), fleet_model(catalog.find(A30), "gpu"))
     with pytest.raises(UsageFault, match="names both"):
         Fleet((NodeGroup("n1", models),)).gres(NodeGroup("n1", models))
+
+
+def known_keys() -> list[str]:
+    return [item.key for item in catalog.products() if item.known]
+
+
+@pytest.mark.parametrize("pair", list(combinations(known_keys(), 2)), ids="+".join)
+def test_what_one_gpu_holds_can_be_asked_for_beside_any_other_model(pair: tuple[str, str]) -> None:
+    """Profiles that two models share and ones they do not, in one job of the model with both."""
+    fleet = Fleet((group("a", pair[0]), group("b", pair[1])))
+    host = lua_host.job_submit("lua53", fleet)
+    for one in fleet.groups:
+        model = one.gpus[0]
+        for first, second in combinations(model.geometry.profiles, 2):
+            names = [fleet.name_of(model, row) for row in (first, second)]
+            cost = sum(name.weight for name in names)
+            if cost <= model.weights.capacity:
+                asked = ",".join(f"gres/mig:{name.name}:1" for name in names)
+                code, job, said = host.submit(tres_per_node=asked)
+                assert (code, said) == (0, ""), asked
+                assert job["tres_per_node"].endswith(f":{cost}")
 
 
 def test_no_nodes() -> None:

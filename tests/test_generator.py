@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -329,6 +330,41 @@ def test_partitions_of_whole_nodes(version: str, partition: str | None, code: in
     if partition:
         assert host.modify_in(PARTITIONS, NEW, partition=partition)[0] == code
         assert host.modify_in(PARTITIONS, {}, partition=partition)[0] == 0
+
+
+@versions
+@pytest.mark.parametrize("gres", ["gres/mig:3g.40gb:1", "gres/gpu:1"])
+def test_what_a_batch_job_inherits_from_a_step(version: str, gres: str) -> None:
+    """Emptied, for slurmd leaves it in place; the rest of the environment is the user's."""
+    inherited = {
+        "SLURM_STEP_ID": "3",
+        "SLURM_RESTART_COUNT": "1",
+        "MINE": "x",
+        "SLURM_STEP_GPUS": "",
+    }
+    _, job, _ = HOSTS[version].submit(tres_per_node=gres, script="x", environment=inherited)
+    left = dict(job["environment"].items())
+    assert left == inherited | {"SLURM_STEP_ID": "", "SLURM_RESTART_COUNT": ""}
+    _, plain, _ = HOSTS[version].submit(script="x", environment=inherited)
+    assert dict(plain["environment"].items()) == inherited
+
+
+@versions
+@pytest.mark.parametrize(
+    "job",
+    [
+        {"tres_per_node": "gres/mig:" + "1" + "a" * 100_000 + ":x"},
+        {"tres_per_node": "gres/mig:1g.10gb", "comment": "a" + " " * 200_000 + "x"},
+        {"tres_per_node": "gres/mig:1g.10gb", "extra": " " * 200_000},
+        {"tres_per_node": "gres/mig:1g.10gb", "comment": "slurm-mig=" * 20_000},
+    ],
+    ids=["gres", "comment", "blanks", "stamps"],
+)
+def test_long_texts_do_not_hold_up_slurmctld(version: str, job: dict[str, str]) -> None:
+    """Linear they take a fraction of a second; a pattern that backtracks takes minutes."""
+    before = time.process_time()
+    HOSTS[version].submit(**job)
+    assert time.process_time() - before < 10
 
 
 # -- job_submit.lua: modification and errors ------------------------------------

@@ -134,12 +134,23 @@ def test_with_a_stamp_nobody_is_asked(site: Site) -> None:
     assert not log.exists()
 
 
-def test_no_stamp_and_no_slurmctld(site: Site) -> None:
-    """What the job may have cannot be known: a node fault, not a guess."""
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        ("echo 'Unable to contact slurm controller' >&2; exit 1", "Unable to contact"),
+        ("true", "Slurm does not know the job"),
+    ],
+)
+def test_no_stamp_and_no_answer(site: Site, answer: str, says: str) -> None:
+    """What the job may have cannot be known: it gets nothing, and the node stays in service."""
+    slurm_commands(site, squeue=answer)
     done = site.prolog(7, "")
-    assert done.returncode == 20
-    assert "no squeue in" in done.stderr
-    assert records(site) == []
+    assert done.returncode == 0
+    assert "refused: job 7: " in done.stderr
+    assert says in done.stderr
+    assert [item.phase for item in records(site)] == [phases.REFUSED]
+    told = task(site, SLURM_GPUS_ON_NODE="1")
+    assert (told.returncode, says in told.stdout) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +214,35 @@ def test_a_whole_gpu_that_a_lost_job_still_has(site: Site) -> None:
     assert site.prolog(7, STAMP).returncode == 0
     assert {item.owner.job_id for item in records(site) if item.open} == {7}
     assert site.machine.board(0).mig_current is True
+
+
+def test_bytes_that_are_no_text(site: Site) -> None:
+    """A user's account or comment of any bytes: carved or refused, and on record; no drain."""
+    odd = {"SLURM_JOB_ACCOUNT": "\udcff\udcfe", "SLURM_JOB_USER": "a\udc80"}
+    assert site.prolog(7, f"\udcff {STAMP}", **odd).returncode == 0
+    (record,) = records(site)
+    assert (record.owner.account, record.phase) == ("\ufffd\ufffd", phases.ACTIVE)
+    slurm_commands(site, squeue=squeue(8))
+    assert site.prolog(8, f"\udcff {REFUSED}", **odd).returncode == 0
+    assert site.epilog(7).returncode == 0
+
+
+def test_a_job_id_used_again(site: Site) -> None:
+    """After a lost controller state: the old job's slices go, whoever's and whatever they were."""
+    assert site.prolog(7, "slurm-mig=1,7g.80gb/0/31:1").returncode == 0
+    assert "made=3g.40gb@4" in site.prolog(7, STAMP).stderr
+    assert "made=1g.10gb@6" in site.prolog(
+        7, "slurm-mig=1,1g.10gb/19/4:1", SLURM_JOB_UID="64002", SLURM_JOB_USER="bob"
+    ).stderr  # fmt: skip
+    (now,) = [item for item in records(site) if item.open]
+    assert (now.owner.uid, now.request) == (64002, "1g.10gb:1")
+    assert len(site.machine.board(0).instances) == 1
+    slurm_commands(site, squeue=squeue(7, "gres:gpu:1"))
+    assert site.prolog(7, "", SLURM_JOB_UID="64002").returncode == 0
+    assert site.machine.board(0).mig_current is False
+    assert "made=1g.10gb@6" in site.prolog(
+        7, "slurm-mig=1,1g.10gb/19/4:1", SLURM_JOB_UID="64002"
+    ).stderr  # fmt: skip
 
 
 def test_refused_while_slurmctld_is_silent(site: Site) -> None:
@@ -339,8 +379,10 @@ def test_whole_gpus(make_site: Callable[..., Site]) -> None:
     assert site.machine.board(0).mig_current is False
     (uuid,) = [uuid for record in records(site) for uuid in record.uuids]
     told = task(site, SLURM_GPUS_ON_NODE="2").stdout
-    assert f"export CUDA_VISIBLE_DEVICES={uuid}\n" in told
-    assert task(site, SLURM_STEP_ID="0", SLURM_STEP_GPUS="0").stdout == ""
+    bare = site.machine.gpus[0]["uuid"]
+    assert f"export CUDA_VISIBLE_DEVICES={bare},{uuid}\n" in told
+    step = task(site, SLURM_STEP_ID="0", SLURM_STEP_GPUS="1").stdout
+    assert f"export CUDA_VISIBLE_DEVICES={uuid}\n" in step
     assert site.epilog(7, gpus="0,1").returncode == 0
     assert [site.machine.board(gpu).mig_current for gpu in (0, 1)] == [True, True]
     assert site.machine.board(1).instances == []
@@ -361,6 +403,31 @@ def test_a_whole_gpu_job_gets_all_its_gpus_or_none(make_site: Callable[..., Site
     assert "scontrol requeuehold 7" in log.read_text()
     assert site.machine.board(0).mig_current is True
     assert [item.phase for item in records(site)] == [phases.RELEASED, phases.REFUSED]
+
+
+def test_a_refusal_takes_back_what_tasks_were_told(make_site: Callable[..., Site]) -> None:
+    """Slurm does not answer: TaskProlog is the only stop, and names no slice that is gone."""
+    site = make_site(A100, A100)
+    for gpu in (0, 1):
+        with site.machine.change(gpu) as board:
+            board.set_mode(True, busy=False)
+            if gpu == 1:
+                board.create(9, Placement(4, 4), busy=False)
+    asked = squeue(7, "gres:gpu:2")
+    slurm_commands(site, squeue=asked, scontrol="exit 1", scancel="exit 1")
+    assert "refused" in site.prolog(7, "", gpus="0,1").stderr
+    told = task(site, SLURM_GPUS_ON_NODE="2")
+    assert (told.returncode, "MIG-" in told.stdout) == (1, False)
+    assert site.machine.board(0).instances == []
+
+
+def test_slices_of_a_node_that_manages_none(site: Site) -> None:
+    """Slurm's configuration and ours disagree: the bare GPU is not what the job paid for."""
+    config = site.root / "config.toml"
+    config.write_text(config.read_text() + '[gpus]\nmanaged = "none"\n')
+    done = site.prolog(7, STAMP)
+    assert done.returncode == 10
+    assert "compare `managed`" in done.stderr
 
 
 def test_gpus_that_are_no_longer_managed(site: Site) -> None:

@@ -12,7 +12,8 @@ import pytest
 from slurm_mig import refusal
 from slurm_mig.config import Config
 from slurm_mig.errors import BadRequest, JobFault, NoRoom, SlurmFault
-from slurm_mig.refusal import Refusal, comment_with, detach, postpone, refuse, retry_delay
+from slurm_mig.files import detach
+from slurm_mig.refusal import Refusal, comment_with, postpone, refuse, retry_delay
 from slurm_mig.request import from_stamp
 from slurm_mig.slurm import JobFacts
 

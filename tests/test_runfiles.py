@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import subprocess
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -48,8 +51,8 @@ def test_withdrawing_takes_everything_of_a_job_and_nothing_else(
     """Job 7, not job 77 or 7's namesake."""
     for owner in (ALICE, Owner(7, 1), Owner(77, 0), Owner(17, 0)):
         run.mark(owner)
-        run.publish(owner, "x")
         run.refuse(owner, "x")
+        run.publish(owner, "x")
     run.withdraw(7)
     assert run.jobs() == {77, 17}
     assert len(list((tmp_path / "run/env").iterdir())) == 4
@@ -62,8 +65,8 @@ def test_a_component_leaves_its_files_under_its_leaders_id_too(
     component, leader = Owner(9, 1, het_leader=7), Owner(7, 1, het_leader=7)
     for owner in (component, leader):
         run.mark(owner)
-        run.publish(owner, "x")
         run.refuse(owner, "x")
+        run.publish(owner, "x")
     names = {path.name for path in (tmp_path / "run/env").iterdir()}
     assert names == {
         "9.1", "9.1.refused", "7.1.het9", "7.1.het9.refused", "7.1", "7.1.refused",
@@ -74,6 +77,14 @@ def test_a_component_leaves_its_files_under_its_leaders_id_too(
     assert not (tmp_path / "run/env/7.1.het9").exists()
     run.withdraw(9)
     assert run.jobs() == set()
+
+
+def test_a_refusal_replaces_what_tasks_were_told(run: RunFiles, tmp_path: Path) -> None:
+    """Only the reason is left."""
+    run.mark(ALICE)
+    run.publish(ALICE, "x")
+    run.refuse(ALICE, "no")
+    assert [path.name for path in (tmp_path / "run/env").iterdir()] == ["7.0.refused"]
 
 
 def test_retries(run: RunFiles) -> None:
@@ -94,13 +105,16 @@ def test_nothing_there(run: RunFiles) -> None:
     assert run.retries(7) == []
 
 
-@pytest.mark.parametrize("kind", ["directory", "file", "link", "nothing"])
-def test_leases_go_with_the_job(run: RunFiles, tmp_path: Path, kind: str) -> None:
-    """Whatever the user made of the path; what a link points to stays."""
-    leases, precious = tmp_path / "leases-7.0-x", tmp_path / "precious"
-    precious.mkdir()
+@pytest.mark.parametrize("kind", ["directory", "file", "link", "deep", "nothing"])
+def test_leases_go_with_the_job(run: RunFiles, public_tmp: Path, kind: str) -> None:
+    """Whatever the user made of the path, with his rights; what a link points to stays."""
+    place, precious = public_tmp / "shm", public_tmp / "precious"
+    leases = place / "leases-7.0-x"
+    for made in (place, precious):
+        made.mkdir()
+        os.chown(made, 64001, 64001)
     (precious / "file").touch()
-    if kind == "directory":
+    if kind in ("directory", "deep"):
         leases.mkdir()
         (leases / "step.0").touch()
         (leases / "link").symlink_to(precious)
@@ -108,11 +122,37 @@ def test_leases_go_with_the_job(run: RunFiles, tmp_path: Path, kind: str) -> Non
         leases.touch()
     elif kind == "link":
         leases.symlink_to(precious)
+    if kind == "deep":
+        # Deeper than Python recurses, and than one path reaches.
+        subprocess.run(
+            ["/bin/sh", "-c", "n=0; while [ $n -lt 3000 ]; do mkdir d; cd -P d; n=$((n+1)); done"],
+            cwd=leases, check=True,
+        )  # fmt: skip
+    subprocess.run(["/bin/chown", "-Rh", "64001:64001", str(place)], check=True)
     run.mark(ALICE, leases=str(leases))
     run.withdraw(7)
-    assert not leases.is_symlink()
-    assert not leases.exists()
+    until = time.monotonic() + 20
+    while os.path.lexists(leases) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not os.path.lexists(leases)
     assert (precious / "file").exists()
+    assert run.jobs() == set()
+
+
+def test_what_root_owns_is_nobodys_lease(run: RunFiles, public_tmp: Path) -> None:
+    """A path that is not the user's is left alone."""
+    mine = public_tmp / "mine"
+    mine.mkdir()
+    run.mark(ALICE, leases=str(mine))
+    run.withdraw(7)
+    assert mine.exists()
+
+
+def test_a_prolog_run_twice_finds_its_leases(run: RunFiles) -> None:
+    """Running steps would lose theirs with a new path."""
+    run.mark(ALICE, leases="/dev/shm/x y")
+    assert run.leases(ALICE) == "/dev/shm/x y"
+    assert run.leases(Owner(7, 1)) == ""
 
 
 def test_only_root_says_where_leases_are(run: RunFiles, tmp_path: Path) -> None:

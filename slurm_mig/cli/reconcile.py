@@ -18,7 +18,8 @@ def command(no_slurm: bool, as_json: bool) -> None:  # noqa: FBT001
     """Close what a reboot or a killed hook left. Instances in no record are only listed."""
     require_root()
     with open_node() as node:
-        live, silence = (None, "") if no_slurm else _live_jobs(node)
+        silence = "" if no_slurm else _silence(node)
+        live = None if no_slurm or silence else node.live_jobs
         found = node.allocator().reconcile(live)
     left = [*found.left, *([silence] if silence else [])]
     if as_json:
@@ -33,8 +34,10 @@ def command(no_slurm: bool, as_json: bool) -> None:  # noqa: FBT001
         raise Unresolved(f"{len(left)} left: {left[0]}")
 
 
-def _live_jobs(node: Node) -> tuple[frozenset[int] | None, str]:
+def _silence(node: Node) -> str:
+    """Why Slurm cannot be asked; empty when it answers."""
     try:
-        return node.slurm.live_jobs(node.name), ""
+        node.live_jobs()
     except SlurmFault as fault:
-        return None, f"slices of jobs were left alone, for Slurm does not answer: {fault}"
+        return f"slices of jobs were left alone, for Slurm does not answer: {fault}"
+    return ""

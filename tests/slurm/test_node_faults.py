@@ -106,7 +106,7 @@ def test_a_lost_controller_state_is_reconciled(build: Callable[..., Site]) -> No
     cluster.start_slurmd("n1")
     site.until(lambda: site.node_state() == "idle", "the node")
     node = cluster.node("n1")
-    report = node.allocator().reconcile(frozenset())
+    report = node.allocator().reconcile(frozenset)
     node.close()
     assert [line for line in report.done if f"job {job} " in line]
     site.check_clean()

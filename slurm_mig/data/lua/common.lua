@@ -1,5 +1,9 @@
 -- Reading gres texts -------------------------------------------------------
 
+-- Slurm takes texts of any length; no request of ours is longer, and slurmctld has to wait
+-- while we read.
+local LONGEST = 1024
+
 -- True when a text names the gres mig or shard anywhere, however it is written.
 local function mentions(text)
   local lower = string.lower(text)
@@ -24,6 +28,7 @@ end
 -- its tokens. Returns nil and a reason for the user when a mig or shard token is not one that
 -- Slurm and we read alike: Slurm knows more spellings (=, k, M) than counting allows.
 local function read_gres(text)
+  if #text > LONGEST then return nil, "a gres text of " .. #text .. " characters is too long" end
   local read = { items = {}, others = {}, shards = {}, gpu = false, prefix = "" }
   for token in string.gmatch(text, "[^,]+") do
     local prefix, body = string.match(token, "^(gres[:/])(.*)$")
@@ -31,9 +36,9 @@ local function read_gres(text)
     local name, rest = string.match(body, "^([^:=]+)(.*)$")
     if name == "mig" then
       local word, count = string.match(rest, "^:([^:=]+):([1-9]%d?)$")
-      if not word then word, count = string.match(rest, "^:([^:=%d][^:=]*)$"), 1 end
-      if not word then word, count = string.match(rest, "^:(%d[^:=]*%a[^:=]*)$"), 1 end
-      if not word then
+      if not word then word, count = string.match(rest, "^:([^:=]+)$"), 1 end
+      -- A number alone would be Slurm's count of instances of no profile.
+      if not word or not string.find(word, "%a") then
         return nil, "cannot read '" .. body .. "'; write mig:<profile>:<count>, count 1 to 99, "
           .. "profiles: " .. KNOWN
       end
@@ -61,10 +66,19 @@ local function worth(gres, count, part)
   return math.max(1, math.floor(gres.weight * count / gres.per))
 end
 
+-- GPU types that are in both sets; all of the second where there is no first.
+local function common_types(before, now)
+  local both = {}
+  for name in pairs(now) do
+    if not before or before[name] then both[name] = true end
+  end
+  return both
+end
+
 -- Shards that the items cost, as one gres token without prefix ("shard:h100:14"); `part`: for
 -- a step inside a job. Returns nil and a reason for the user when no GPU could hold them.
 local function price(items, part)
-  local sum, pool, seen = 0, nil, {}
+  local sum, types, capacity, seen = 0, nil, 0, {}
   for _, item in ipairs(items) do
     local gres = GRES[item.name]
     if seen[item.name] then
@@ -74,17 +88,21 @@ local function price(items, part)
     if item.count > gres.most then
       return nil, item.count .. " x " .. item.name .. ": one GPU holds at most " .. gres.most
     end
-    if pool and (pool.shard ~= gres.shard or pool.capacity ~= gres.capacity) then
+    types = common_types(types, gres.types)
+    if next(types) == nil then
       return nil, "profiles of different GPU models in one job: " .. item.name
     end
-    pool = gres
+    capacity = gres.capacity
     sum = sum + worth(gres, item.count, part)
   end
-  if sum > pool.capacity then
+  if sum > capacity then
     return nil, "these slices do not fit on one GPU together; a job's slices come from one GPU "
       .. "per node, so ask for fewer or for more nodes"
   end
-  return string.format("%s:%d", pool.shard, sum)
+  -- Where several types have all of it any may serve: none of them shares a node with others.
+  local one = next(types)
+  if next(types, one) == nil then return string.format("shard:%s:%d", one, sum) end
+  return string.format("shard:%d", sum)
 end
 
 -- A gres text again: what was asked, under the names that Slurm counts, and its shards.

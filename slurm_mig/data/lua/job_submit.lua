@@ -9,8 +9,10 @@ local function without_stamp(text)
     before = text
     text = string.gsub(text, STAMP, " ")
   until text == before
-  text = string.gsub(text, "^%s+", "")
-  return (string.gsub(text, "%s+$", ""))
+  -- By index: a pattern for trailing blanks would look at each run of blanks again and again.
+  local first, last = string.find(text, "%S"), #text
+  while last > 0 and string.find(string.sub(text, last, last), "%s") do last = last - 1 end
+  return first and string.sub(text, first, last) or ""
 end
 
 local function with_stamp(text, stamp)
@@ -127,10 +129,36 @@ local function refuse(reason)
   return slurm.ERROR
 end
 
+-- What a batch job inherits from the step it was submitted from says nothing of itself, and
+-- slurmd leaves it in place. TaskProlog must not take a batch script for a step, nor a first
+-- run for a restart.
+local INHERITED = {
+  "SLURM_RESTART_COUNT", "SLURM_STEP_ID", "SLURM_STEP_GPUS", "SLURM_STEP_TASKS_PER_NODE",
+}
+
+local function forget_inherited(job)
+  local environment = job.environment
+  if not environment then return end
+  for _, name in ipairs(INHERITED) do
+    if (environment[name] or "") ~= "" then environment[name] = "" end
+  end
+end
+
+-- Whether a job asks for GPUs in any form, or for slices.
+local function wants_gpu(job)
+  for _, field in ipairs({ "tres_per_node", "tres_per_job", "tres_per_task", "tres_per_socket" }) do
+    local text = job[field]
+    if text and (mentions(text) or string.find(text, "gpu", 1, true)) then return true end
+  end
+  return false
+end
+
 local function submit(job, partitions)
   strip_fields(job)
   local fine, reason = apply(job, partitions)
   if fine == false then return refuse(reason) end
+  -- Interactive jobs have neither script nor environment here.
+  if wants_gpu(job) and job.script then pcall(forget_inherited, job) end
   return slurm.SUCCESS
 end
 
