@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurm_mig.errors import SlurmFault
-from slurm_mig.slurm import CommandClient
+from slurm_mig.slurm_commands import CommandClient
 
 from .conftest import Site, launch
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurm_mig.errors import SlurmFault
-from slurm_mig.slurm import CommandClient
+from slurm_mig.slurm_commands import CommandClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
