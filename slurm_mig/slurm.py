@@ -9,7 +9,10 @@ slurm_library.py by pyslurm.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 #: States in which a job has, or may still have, processes or a hook on the node.
 LIVE_STATES: Final = (
@@ -31,6 +34,8 @@ class JobFacts:
     `reference` is how commands must name it: the last task of an array has the
     array's own id, so that id alone would hit every task, and a component of a
     heterogeneous job can only be requeued through its leader (slurm-facts.md 2).
+    `tres_per_node` is what the job holds on each of its `nodes` (Slurm's host
+    list, empty while it waits): slices can be asked for in no other way.
     """
 
     job_id: int
@@ -39,19 +44,57 @@ class JobFacts:
     requeue: bool
     state: str
     tres_per_node: str
+    nodes: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What slurmctld says of one node: state words (`IDLE`, `DRAIN`), drain reason, gres."""
+
+    name: str
+    state: frozenset[str]
+    reason: str
+    gres: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class AccountingRow:
+    """One run of a job in Slurm's database; a requeued job has one for each.
+
+    Times are seconds since the epoch, None while the run has not started or
+    ended. `gres` has the tracked ones, such as `mig:3g.40gb`.
+    """
+
+    job_id: int
+    user: str
+    account: str
+    nodes: str
+    state: str
+    start: float | None
+    end: float | None
+    gres: Mapping[str, int]
 
 
 class Slurm(Protocol):
     """Everything asked of Slurm. All of it may raise SlurmFault."""
 
     def job(self, job_id: int) -> JobFacts | None:
-        """Facts of a job; None when slurmctld does not know it."""
+        """Facts of a job that waits or runs; None when there is none of that id."""
 
     def live_jobs(self, node: str) -> frozenset[int]:
         """Ids of jobs that have, or may still have, something on the node."""
 
     def state(self, reference: str) -> str:
-        """State of a job (`PENDING`, `COMPLETING`); empty when slurmctld does not know it."""
+        """State of a job that waits or runs (`COMPLETING`, too); empty when there is none."""
+
+    def node(self, name: str) -> NodeFacts:
+        """Facts of a node."""
+
+    def accounting(self, since: float, until: float) -> list[AccountingRow]:
+        """Runs of all users that existed in that time, as slurmdbd has them.
+
+        SlurmFault without slurmdbd: no rows would say that nobody ran anything.
+        """
 
     def requeue(self, reference: str) -> None:
         """Requeue a batch job; already being requeued is success."""

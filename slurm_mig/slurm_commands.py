@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from slurm_mig.errors import SlurmFault
 from slurm_mig.files import SEARCH, find_program
-from slurm_mig.slurm import LIVE_STATES, JobFacts
+from slurm_mig.slurm import LIVE_STATES, AccountingRow, JobFacts, NodeFacts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,14 +30,22 @@ class CommandClient:
     # -- questions -----------------------------------------------------------
 
     def job(self, job_id: int) -> JobFacts | None:
-        """Facts of a job; None when slurmctld does not know it.
+        """Facts of a job that waits or runs; None when there is none of that id.
 
         squeue with fixed widths: the text of `scontrol show job` can be forged by
         a job name with newlines in it (slurm-facts.md 6). Asked for an array's
         id, squeue lists all its tasks: only the line with this very id counts.
         """
-        widths = (20, 40, 4, 4, 20, 1000)
-        names = ("jobid", "jobarrayid", "batchflag", "requeue", "state", "tres-per-node")
+        widths = (20, 40, 4, 4, 20, 1000, 1000)
+        names = (
+            "jobid",
+            "jobarrayid",
+            "batchflag",
+            "requeue",
+            "state",
+            "tres-per-node",
+            "nodelist",
+        )
         layout = ",".join(f"{name}:{width}" for name, width in zip(names, widths, strict=True))
         try:
             output = self._run("squeue", "-h", "-a", "-j", str(job_id), "-O", layout)
@@ -46,9 +54,10 @@ class CommandClient:
                 return None
             raise
         for line in output.splitlines():
-            ident, array, batch, requeue, state, tres = _cut(line, widths)
+            ident, array, batch, requeue, state, tres, nodes = _cut(line, widths)
             if ident == str(job_id):
-                return JobFacts(job_id, array, batch == "1", requeue == "1", state, tres)
+                gres = "" if tres == "N/A" else tres
+                return JobFacts(job_id, array, batch == "1", requeue == "1", state, gres, nodes)
         return None
 
     def live_jobs(self, node: str) -> frozenset[int]:
@@ -59,13 +68,37 @@ class CommandClient:
         return frozenset(int(word) for word in output.split())
 
     def state(self, reference: str) -> str:
-        """State of a job (`PENDING`, `COMPLETING`); empty when slurmctld does not know it."""
+        """State of a job that waits or runs (`COMPLETING`, too); empty when there is none."""
         try:
             return (self._run("squeue", "-h", "-a", "-j", reference, "-o", "%T").split() or [""])[0]
         except SlurmFault as fault:
             if "Invalid job id" in fault.cause:
                 return ""
             raise
+
+    def node(self, name: str) -> NodeFacts:
+        """Facts of a node; nothing in this line is a user's to write."""
+        line = self._run("scontrol", "show", "node", "-o", name).strip()
+        # The first of each: the reason comes last, and may quote anything.
+        state = re.search(r" State=(\S+)", line)
+        gres = re.search(r" Gres=(\S+)", line)
+        reason = re.search(r" Reason=(.*) \[[^\[\]]*@[^\[\]]*\]", line)
+        return NodeFacts(
+            name,
+            frozenset(re.findall("[A-Z_]+", state[1] if state else "")),
+            reason[1] if reason else "",
+            _configured(gres[1] if gres else ""),
+        )
+
+    def accounting(self, since: float, until: float) -> list[AccountingRow]:
+        """Runs of all users that existed in that time, as slurmdbd has them."""
+        columns = "JobIDRaw,User,Account,NodeList,State,Start,End,AllocTRES"
+        # sacct refuses times of the first days of 1970.
+        start, end = (f"uts{max(time, 1e6):.0f}" for time in (since, until))
+        output = self._run(
+            "sacct", "-n", "-P", "-X", "-D", "-a", "-o", columns, "-S", start, "-E", end
+        )
+        return [_row(line.split("|")) for line in output.splitlines()]
 
     def version(self) -> tuple[int, int]:
         """Slurm's release, such as (22, 5)."""
@@ -128,7 +161,7 @@ class CommandClient:
         command = [str(self._find(name)), *arguments]
         shown = " ".join(command)[:200]
         # Only what Slurm needs: nothing that came with the job reaches a root command.
-        environment = {"PATH": ":".join(SEARCH), "LC_ALL": "C"}
+        environment = {"PATH": ":".join(SEARCH), "LC_ALL": "C", "SLURM_TIME_FORMAT": "%s"}
         if "SLURM_CONF" in os.environ:
             environment["SLURM_CONF"] = os.environ["SLURM_CONF"]
         try:
@@ -165,3 +198,34 @@ def _cut(line: str, widths: Sequence[int]) -> list[str]:
         parts.append(line[at : at + width].strip())
         at += width
     return parts
+
+
+def _configured(text: str) -> dict[str, int]:
+    """`gpu:h100:2(S:0-1),mig:1g.10gb:14` as name and count."""
+    plain = re.sub(r"\([^)]*\)", "", text)
+    pairs = [item.rpartition(":") for item in plain.split(",")]
+    return {name: int(count) for name, _, count in pairs if count.isdigit()}
+
+
+def _row(cells: Sequence[str]) -> AccountingRow:
+    job, user, account, nodes, state, start, end, tres = cells
+    pairs = [item.partition("=") for item in tres.split(",")]
+    return AccountingRow(
+        job_id=int(job),
+        user=user,
+        account=account,
+        nodes=nodes,
+        # "CANCELLED by 0"
+        state=state.partition(" ")[0],
+        start=_seconds(start),
+        end=_seconds(end),
+        gres={
+            name.removeprefix("gres/"): int(count)
+            for name, _, count in pairs
+            if name.startswith("gres/")
+        },
+    )
+
+
+def _seconds(text: str) -> float | None:
+    return float(text) if text.isdigit() else None
