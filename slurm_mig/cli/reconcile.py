@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from slurm_mig.cli._common import json_option, open_node, print_json
+from slurm_mig.cli._common import json_option, open_node, print_json, slurm_of
 from slurm_mig.errors import SlurmFault, Unresolved
 from slurm_mig.node import Node, require_root
 
@@ -34,7 +34,8 @@ def command(no_slurm: bool, as_json: bool) -> None:  # noqa: FBT001
 
 
 def _live_jobs(node: Node) -> tuple[frozenset[int] | None, str]:
+    slurm = slurm_of(node)
     try:
-        return node.slurm.live_jobs(node.name), ""
+        return slurm.live_jobs(node.name), ""
     except SlurmFault as fault:
         return None, f"slices of jobs were left alone, for Slurm does not answer: {fault}"
