@@ -24,6 +24,7 @@ VARIABLE: Final = "SLURM_MIG_CONFIG"
 NO_REQUEUE_POLICIES: Final = ("requeue", "cancel")
 WHOLE_POLICIES: Final = ("auto", "mig-off", "full-profile", "reject")
 BINDINGS: Final = ("task", "none")
+SLURM_CLIENTS: Final = ("auto", "commands", "pyslurm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Config:
     destroy_timeout: float = 10.0
     slurm_bin: Path | None = None
     slurm_timeout: float = 20.0
+    slurm_client: str = "auto"
     no_requeue: str = "requeue"
     max_requeues: int = 20
     retry_delay: float = 120.0
@@ -211,6 +213,15 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         _seconds,
         _A_TIME,
         "Longest time one Slurm command may take.",
+    ),
+    Setting(
+        "slurm",
+        "client",
+        "slurm_client",
+        _one_of(*SLURM_CLIENTS),
+        _words(SLURM_CLIENTS),
+        "How commands of slurm-mig ask Slurm: by pyslurm where it serves, only by Slurm's "
+        "commands, only by pyslurm. Hooks always use Slurm's commands.",
     ),
     Setting(
         "refusal",

@@ -114,7 +114,7 @@ class Node:
     @cached_property
     def slurm(self) -> Slurm:
         """Slurm's commands."""
-        from slurm_mig.slurm import CommandClient
+        from slurm_mig.slurm_commands import CommandClient
 
         return CommandClient(self.config.slurm_bin, self.config.slurm_timeout)
 

@@ -1,25 +1,18 @@
-"""Slurm as the hooks and commands need it: a protocol, and a client over Slurm's commands.
+"""Slurm as the hooks and commands need it: what can be asked, and what is answered.
 
 SchedMD asks hooks not to call Slurm, so the way through a normal job makes no
 call at all. What calls there are (a refusal, a job without stamp, reconcile)
-go through here, each bounded in time. What Slurm really answers in each
-situation: slurm-facts.md 2, 3, 6.
+go through this protocol: slurm_commands.py answers by Slurm's commands,
+slurm_library.py by pyslurm.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from slurm_mig.errors import SlurmFault
-from slurm_mig.files import SEARCH, find_program
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Mapping
 
 #: States in which a job has, or may still have, processes or a hook on the node.
 LIVE_STATES: Final = (
@@ -41,6 +34,8 @@ class JobFacts:
     `reference` is how commands must name it: the last task of an array has the
     array's own id, so that id alone would hit every task, and a component of a
     heterogeneous job can only be requeued through its leader (slurm-facts.md 2).
+    `tres_per_node` is what the job holds on each of its `nodes` (Slurm's host
+    list, empty while it waits): slices can be asked for in no other way.
     """
 
     job_id: int
@@ -49,193 +44,84 @@ class JobFacts:
     requeue: bool
     state: str
     tres_per_node: str
+    nodes: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What slurmctld says of one node: state words (`IDLE`, `DRAIN`), drain reason, gres."""
+
+    name: str
+    state: frozenset[str]
+    reason: str
+    gres: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class AccountingRow:
+    """One run of a job in Slurm's database; a requeued job has one for each.
+
+    Times are seconds since the epoch, None while the run has not started or
+    ended. `gres` has the tracked ones, such as `mig:3g.40gb`.
+    """
+
+    job_id: int
+    user: str
+    account: str
+    nodes: str
+    state: str
+    start: float | None
+    end: float | None
+    gres: Mapping[str, int]
 
 
 class Slurm(Protocol):
     """Everything asked of Slurm. All of it may raise SlurmFault."""
 
     def job(self, job_id: int) -> JobFacts | None:
-        """Facts of a job; None when slurmctld does not know it."""
+        """Facts of a job that waits or runs; None when there is none of that id."""
 
     def live_jobs(self, node: str) -> frozenset[int]:
         """Ids of jobs that have, or may still have, something on the node."""
 
     def state(self, reference: str) -> str:
-        """State of a job (`PENDING`, `COMPLETING`); empty when slurmctld does not know it."""
+        """State of a job that waits or runs (`COMPLETING`, too); empty when there is none."""
 
-    def requeue(self, reference: str) -> None:
-        """Requeue a batch job; already being requeued is success."""
+    def node(self, name: str) -> NodeFacts:
+        """Facts of a node."""
 
-    def requeue_hold(self, reference: str) -> None:
-        """Requeue a batch job and hold it."""
+    def accounting(self, since: float, until: float) -> list[AccountingRow]:
+        """Runs of all users that existed in that time, as slurmdbd has them.
 
-    def allow_requeue(self, reference: str, *, allow: bool) -> None:
-        """Set or clear the job's own wish to be requeued."""
-
-    def comment(self, reference: str, text: str) -> None:
-        """Replace the job's comment."""
-
-    def notify(self, reference: str, text: str) -> None:
-        """Show a line to whoever waits in srun or salloc."""
-
-    def cancel(self, reference: str) -> None:
-        """Cancel a job."""
-
-    def start_after(self, reference: str, seconds: int) -> None:
-        """Let a pending job start no sooner than in `seconds`."""
-
-    def drain(self, node: str, reason: str) -> None:
-        """Drain a node; a reason that is there already stays."""
-
-    def version(self) -> tuple[int, int]:
-        """Slurm's release, such as (22, 5)."""
-
-    def credential_lifetime(self) -> int:
-        """AuthInfo cred_expire in seconds (slurm.conf(5); 120 unless set)."""
-
-
-class CommandClient:
-    """Slurm through scontrol, squeue and scancel, in the form that cannot be forged."""
-
-    def __init__(self, directory: Path | None, timeout: float) -> None:
-        self._directory = directory
-        self._timeout = timeout
-
-    # -- questions -----------------------------------------------------------
-
-    def job(self, job_id: int) -> JobFacts | None:
-        """Facts of a job; None when slurmctld does not know it.
-
-        squeue with fixed widths: the text of `scontrol show job` can be forged by
-        a job name with newlines in it (slurm-facts.md 6). Asked for an array's
-        id, squeue lists all its tasks: only the line with this very id counts.
+        SlurmFault without slurmdbd: no rows would say that nobody ran anything.
         """
-        widths = (20, 40, 4, 4, 20, 1000)
-        names = ("jobid", "jobarrayid", "batchflag", "requeue", "state", "tres-per-node")
-        layout = ",".join(f"{name}:{width}" for name, width in zip(names, widths, strict=True))
-        try:
-            output = self._run("squeue", "-h", "-a", "-j", str(job_id), "-O", layout)
-        except SlurmFault as fault:
-            if "Invalid job id" in fault.cause:
-                return None
-            raise
-        for line in output.splitlines():
-            ident, array, batch, requeue, state, tres = _cut(line, widths)
-            if ident == str(job_id):
-                return JobFacts(job_id, array, batch == "1", requeue == "1", state, tres)
-        return None
-
-    def live_jobs(self, node: str) -> frozenset[int]:
-        """Ids of jobs that have, or may still have, something on the node."""
-        output = self._run(
-            "squeue", "-h", "-a", "-w", node, "-t", ",".join(LIVE_STATES), "-o", "%A"
-        )
-        return frozenset(int(word) for word in output.split())
-
-    def state(self, reference: str) -> str:
-        """State of a job (`PENDING`, `COMPLETING`); empty when slurmctld does not know it."""
-        try:
-            return (self._run("squeue", "-h", "-a", "-j", reference, "-o", "%T").split() or [""])[0]
-        except SlurmFault as fault:
-            if "Invalid job id" in fault.cause:
-                return ""
-            raise
-
-    def version(self) -> tuple[int, int]:
-        """Slurm's release, such as (22, 5)."""
-        match = re.search(r"(\d+)\.(\d+)", self._run("scontrol", "--version"))
-        if match is None:
-            raise SlurmFault("scontrol --version printed no version")
-        return int(match[1]), int(match[2])
-
-    def credential_lifetime(self) -> int:
-        """AuthInfo cred_expire in seconds (slurm.conf(5); 120 unless set)."""
-        output = self._run("scontrol", "show", "config")
-        match = re.search(r"^AuthInfo\s*=.*\bcred_expire=(\d+)", output, re.MULTILINE)
-        return int(match[1]) if match else 120
-
-    # -- commands ------------------------------------------------------------
 
     def requeue(self, reference: str) -> None:
         """Requeue a batch job; already being requeued is success."""
-        self._tolerating("pending execution", "scontrol", "requeue", reference)
 
     def requeue_hold(self, reference: str) -> None:
         """Requeue a batch job and hold it."""
-        self._tolerating("pending execution", "scontrol", "requeuehold", reference)
 
     def allow_requeue(self, reference: str, *, allow: bool) -> None:
         """Set or clear the job's own wish to be requeued."""
-        self._update(reference, f"requeue={int(allow)}")
 
     def comment(self, reference: str, text: str) -> None:
         """Replace the job's comment."""
-        self._update(reference, f"comment={text}")
 
     def notify(self, reference: str, text: str) -> None:
         """Show a line to whoever waits in srun or salloc."""
-        self._run("scontrol", "notify", reference, text)
 
     def cancel(self, reference: str) -> None:
         """Cancel a job."""
-        self._run("scancel", reference)
 
     def start_after(self, reference: str, seconds: int) -> None:
         """Let a pending job start no sooner than in `seconds`."""
-        self._update(reference, f"starttime=now+{seconds}")
 
     def drain(self, node: str, reason: str) -> None:
         """Drain a node; a reason that is there already stays."""
-        self._run("scontrol", "update", f"nodename={node}", "state=drain", f"reason={reason}")
 
-    def _update(self, reference: str, assignment: str) -> None:
-        self._run("scontrol", "update", f"jobid={reference}", assignment)
+    def version(self) -> tuple[int, int]:
+        """Slurm's release, such as (22, 5)."""
 
-    def _tolerating(self, text: str, *command: str) -> None:
-        try:
-            self._run(*command)
-        except SlurmFault as fault:
-            if text not in fault.cause:
-                raise
-
-    def _run(self, name: str, *arguments: str) -> str:
-        command = [str(self._find(name)), *arguments]
-        shown = " ".join(command)[:200]
-        # Only what Slurm needs: nothing that came with the job reaches a root command.
-        environment = {"PATH": ":".join(SEARCH), "LC_ALL": "C"}
-        if "SLURM_CONF" in os.environ:
-            environment["SLURM_CONF"] = os.environ["SLURM_CONF"]
-        try:
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                env=environment,
-                timeout=self._timeout,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise SlurmFault(f"{shown}: no answer within {self._timeout:g} s") from None
-        except OSError as problem:
-            raise SlurmFault(f"{shown}: {problem.strerror}") from problem
-        if done.returncode != 0:
-            text = done.stderr.decode(errors="replace").strip()
-            raise SlurmFault(f"{shown}: exit {done.returncode}: {text[:300]}")
-        return done.stdout.decode(errors="replace")
-
-    def _find(self, name: str) -> Path:
-        found = find_program(name, self._directory)
-        if found is not None:
-            return found
-        raise SlurmFault(
-            f"no {name} in {self._directory or ', '.join(SEARCH)}",
-            remedy="set `bin` in the [slurm] table of the config",
-        )
-
-
-def _cut(line: str, widths: Sequence[int]) -> list[str]:
-    parts, at = [], 0
-    for width in widths:
-        parts.append(line[at : at + width].strip())
-        at += width
-    return parts
+    def credential_lifetime(self) -> int:
+        """AuthInfo cred_expire in seconds (slurm.conf(5); 120 unless set)."""

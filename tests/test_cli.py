@@ -293,6 +293,42 @@ def test_parts_of_an_instance_in_status(site: Site) -> None:
     assert lines[place + 1].strip().startswith("MIG-")
 
 
+def commands(site: Site, **bodies: str) -> None:
+    """Slurm's commands as short scripts; the real ones answer in tests/slurm."""
+    for name, body in bodies.items():
+        path = site.root / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o755)
+
+
+def test_status_with_what_slurm_says(site: Site) -> None:
+    """The node, and each holder's job; one of a job that has gone is told from one that runs."""
+    site.prolog(7, STAMP)
+    site.prolog(8, STAMP)
+    commands(
+        site,
+        scontrol="echo 'NodeName=n1 Gres=gpu:h100:2 State=IDLE+DRAIN Reason=slurm-mig: x [root@1]'",
+        squeue=f"[ $4 != 7 ] || echo '{7:<20}{7:<40}1   1   {'RUNNING':<20}'",
+    )
+    lines = site.cli("status", "--slurm", SLURMD_NODENAME="n1").stdout.splitlines()
+    assert lines[0] == "Node n1  DRAIN+IDLE  slurm-mig: x"
+    assert any("active, job 7 (RUNNING) of alice" in line for line in lines)
+    commands(site, squeue="exit 0")
+    data = parsed(site.cli("status", "--slurm", "--json", SLURMD_NODENAME="n1"))
+    assert data["slurm"] == {"state": "DRAIN+IDLE", "reason": "slurm-mig: x"}
+    assert {item["job_state"] for item in data["gpus"][0]["instances"]} == {"unknown to Slurm"}
+
+
+def test_status_while_slurm_is_silent(site: Site) -> None:
+    """The GPUs are shown all the same; the silence is the exit code."""
+    commands(site, scontrol="echo 'Unable to contact slurm controller' >&2; exit 1")
+    data = parsed(site.cli("status", "--slurm", "--json"), 20)
+    assert (data["slurm"], len(data["gpus"])) == (None, 2)
+    assert "Unable to contact" in data["faults"][0]
+    assert "slurm" not in parsed(site.cli("status", "--json"))
+
+
 def test_status_with_a_lost_gpu(site: Site) -> None:
     """The others are shown; the loss is the exit code."""
     site.machine.lose(0)

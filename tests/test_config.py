@@ -37,6 +37,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         [slurm]
         bin = "/b"
         timeout = 3
+        client = "commands"
         [refusal]
         no_requeue = "cancel"
         max_requeues = 0
@@ -54,7 +55,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
     )
     assert load(file, {}) == Config(
         "simulator:/sim", (0, 2), (2, 0), Path("/s"), Path("/r"), 1.0, 2.5, Path("/b"), 3.0,
-        "cancel", 0, 4.0, 5.0, "reject", {"NVIDIA A30": "full-profile"}, True,
+        "commands", "cancel", 0, 4.0, 5.0, "reject", {"NVIDIA A30": "full-profile"}, True,
         "none", True, Path("/l"), file,
     )  # fmt: skip
 

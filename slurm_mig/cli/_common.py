@@ -12,13 +12,14 @@ import click
 
 from slurm_mig.allocation import Owner
 from slurm_mig.config import load
-from slurm_mig.errors import UsageFault
+from slurm_mig.errors import SlurmFault, UsageFault
 from slurm_mig.node import Node
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from slurm_mig.driver import Gpu
+    from slurm_mig.slurm import Slurm
 
 json_option: Callable[[Any], Any] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON instead of a table."
@@ -39,6 +40,27 @@ def open_node() -> Iterator[Node]:
         yield node
     finally:
         node.close()
+
+
+def slurm_of(node: Node) -> Slurm:
+    """The client that the configuration wants; `auto` says in one line why it is not pyslurm."""
+    wanted = node.config.slurm_client
+    if wanted == "commands":
+        return node.slurm
+    from slurm_mig import slurm_library
+
+    if wanted == "auto" and not slurm_library.installed():
+        return node.slurm
+    reason = slurm_library.why_not(node.slurm, node.config.slurm_timeout)
+    if not reason:
+        return slurm_library.LibraryClient(node.slurm)
+    if wanted == "pyslurm":
+        raise SlurmFault(
+            f"pyslurm does not serve: {reason}",
+            remedy='set `client` in the [slurm] table of the config to "auto"',
+        )
+    click.echo(f"slurm-mig: Slurm's commands are used, not pyslurm: {reason}", err=True)
+    return node.slurm
 
 
 def administrator() -> Owner:

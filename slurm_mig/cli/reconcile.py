@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from slurm_mig.cli._common import json_option, open_node, print_json
+from slurm_mig.cli._common import json_option, open_node, print_json, slurm_of
 from slurm_mig.errors import SlurmFault, Unresolved
 from slurm_mig.node import Node, require_root
 
@@ -18,8 +18,7 @@ def command(no_slurm: bool, as_json: bool) -> None:  # noqa: FBT001
     """Close what a reboot or a killed hook left. Instances in no record are only listed."""
     require_root()
     with open_node() as node:
-        silence = "" if no_slurm else _silence(node)
-        live = None if no_slurm or silence else node.live_jobs
+        live, silence = (None, "") if no_slurm else _asker(node)
         found = node.allocator().reconcile(live)
     left = [*found.left, *([silence] if silence else [])]
     if as_json:
@@ -34,10 +33,11 @@ def command(no_slurm: bool, as_json: bool) -> None:  # noqa: FBT001
         raise Unresolved(f"{len(left)} left: {left[0]}")
 
 
-def _silence(node: Node) -> str:
-    """Why Slurm cannot be asked; empty when it answers."""
+def _asker(node: Node) -> tuple[Callable[[], frozenset[int]] | None, str]:
+    """How to ask Slurm for this node's jobs; None and why, when it does not answer."""
+    slurm = slurm_of(node)
     try:
-        node.live_jobs()
+        slurm.live_jobs(node.name)
     except SlurmFault as fault:
-        return f"slices of jobs were left alone, for Slurm does not answer: {fault}"
-    return ""
+        return None, f"slices of jobs were left alone, for Slurm does not answer: {fault}"
+    return lambda: slurm.live_jobs(node.name), ""

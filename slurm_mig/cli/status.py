@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slurm_mig.allocation import ACTIVE
-from slurm_mig.cli._common import json_option, open_node, print_json
+from slurm_mig.cli._common import json_option, open_node, print_json, slurm_of
 from slurm_mig.cli.destroy import owner_of
 from slurm_mig.cli.gpus import mode_text
+from slurm_mig.errors import SlurmFault
 from slurm_mig.node import require_root
 from slurm_mig.planner import Slot, fitting
 
@@ -24,21 +25,44 @@ WIDTH = 72
 
 
 @click.command()
+@click.option("--slurm", "ask", is_flag=True, help="Ask Slurm, too, for the node and the jobs.")
 @json_option
-def command(as_json: bool) -> None:  # noqa: FBT001
+def command(ask: bool, as_json: bool) -> None:  # noqa: FBT001
     """Show who holds what, with a picture of every GPU's slots."""
     require_root()
     with open_node() as node:
         gpus, faults = node.driver.survey()
         seen = [describe(node, gpu) for gpu in gpus if gpu.mig_capable]
+        answer = None
+        if ask:
+            answer, silence = _ask_slurm(node, seen)
+            faults = [*faults, *silence]
         data = {"node": node.name, "gpus": seen, "faults": [str(fault) for fault in faults]}
     if as_json:
-        print_json(data)
+        print_json(data | ({"slurm": answer} if ask else {}))
     else:
+        if answer:
+            click.echo(f"Node {data['node']}  {answer['state']}  {answer['reason']}".rstrip())
         for gpu in seen:
             click.echo(picture(gpu))
     for fault in faults:
         raise fault
+
+
+def _ask_slurm(
+    node: Node, gpus: list[dict[str, Any]]
+) -> tuple[dict[str, str] | None, list[SlurmFault]]:
+    """The node as Slurm sees it, and each holder's job; a silent Slurm hides no GPU."""
+    slurm = slurm_of(node)
+    try:
+        found = slurm.node(node.name)
+        for item in (item for gpu in gpus for item in gpu["instances"] + gpu["whole"]):
+            if item["job_id"] is not None:
+                job = slurm.job(item["job_id"])
+                item["job_state"] = job.state if job else "unknown to Slurm"
+    except SlurmFault as fault:
+        return None, [fault]
+    return {"state": "+".join(sorted(found.state)), "reason": found.reason}, []
 
 
 def describe(node: Node, gpu: Gpu) -> dict[str, Any]:
@@ -130,7 +154,8 @@ def _holder(item: dict[str, Any]) -> str:
 
 def _who(item: dict[str, Any]) -> str:
     if item["job_id"] is not None:
-        who = f"job {item['job_id']} of {item['user'] or item['uid']}"
+        state = f" ({item['job_state']})" if "job_state" in item else ""
+        who = f"job {item['job_id']}{state} of {item['user'] or item['uid']}"
     else:
         who = "in no record" if item["phase"] == "foreign" else f"administrator {item['user']}"
     age = "" if item["since"] is None else f" for {_age(time.time() - item['since'])}"

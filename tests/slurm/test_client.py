@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from slurm_mig import slurm_library
 from slurm_mig.errors import SlurmFault
-from slurm_mig.slurm import CommandClient
+from slurm_mig.slurm_commands import CommandClient
 
 from .conftest import Site, launch
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from slurm_mig.slurm import Slurm
 
 
-@pytest.fixture
-def client(site: Site, monkeypatch: pytest.MonkeyPatch) -> Slurm:
+@pytest.fixture(params=["commands", "pyslurm"])
+def client(request: pytest.FixtureRequest, site: Site, monkeypatch: pytest.MonkeyPatch) -> Slurm:
     for name, value in site.cluster.environ().items():
         if name.startswith("SLURM"):
             monkeypatch.setenv(name, value)
-    return CommandClient(site.cluster._find("scontrol").parent, 20)
+    commands = CommandClient(site.cluster._find("scontrol").parent, 20)
+    if request.param == "commands":
+        return commands
+    reason = slurm_library.why_not(commands, 20)
+    if reason:
+        pytest.skip(f"pyslurm: {reason}")
+    return slurm_library.LibraryClient(commands)
 
 
 def test_facts_of_a_batch_job(site: Site, client: Slurm) -> None:
@@ -32,6 +44,7 @@ def test_facts_of_a_batch_job(site: Site, client: Slurm) -> None:
     assert (facts.reference, facts.batch, facts.requeue) == (str(job), True, True)
     assert facts.state == "RUNNING"
     assert facts.tres_per_node.replace("/", ":") == "gres:mig:3g.40gb:1,gres:shard:h100:14"
+    assert facts.nodes == "n1"
     assert client.live_jobs("n1") == {job}
     assert client.live_jobs("n2") == frozenset()
     assert client.state(str(job)) == "RUNNING"
@@ -61,10 +74,86 @@ def test_the_last_task_of_an_array_is_named_as_a_task(site: Site, client: Slurm)
     site.until(lambda: len(client.live_jobs("n1")) == 2, "one task less")
 
 
-def test_a_job_that_never_was(client: Slurm) -> None:
-    """Known to be unknown."""
-    assert client.job(999999) is None
-    assert client.state("999999") == ""
+def test_a_task_whose_array_id_lives_on(site: Site, client: Slurm) -> None:
+    """The id of an array whose last task has ended is no job, whatever other tasks do."""
+    array = site.sbatch("--array=0-1", script='[ "$SLURM_ARRAY_TASK_ID" = 1 ] || sleep 300')
+    site.wait(f"{array}_0", "RUNNING")
+    site.wait(f"{array}_1", "COMPLETED")
+    site.until(lambda: client.job(array) is None, "the last task to end")
+    (first,) = client.live_jobs("n1")
+    assert client.job(first).reference == f"{array}_0"  # type: ignore[union-attr]
+
+
+def test_tasks_that_wait(site: Site, client: Slurm) -> None:
+    """One record for all of them, on no node."""
+    array = site.sbatch("--array=0-3", "--hold")
+    facts = client.job(array)
+    assert facts is not None
+    assert (facts.reference, facts.state, facts.nodes) == (f"{array}_[0-3]", "PENDING", "")
+
+
+def test_components_of_a_heterogeneous_job(site: Site, client: Slurm) -> None:
+    """Named by their leader and their place."""
+    leader = site.sbatch("-n1", ":", "-n1")
+    site.wait(leader, "RUNNING")
+    references = [client.job(job).reference for job in (leader, leader + 1)]  # type: ignore[union-attr]
+    assert references == [f"{leader}+0", f"{leader}+1"]
+    assert client.live_jobs("n1") | client.live_jobs("n2") == {leader, leader + 1}
+
+
+def test_gres_on_several_nodes(site: Site, client: Slurm) -> None:
+    """What is held on each of the nodes, with and without a count."""
+    both = site.sbatch("-N2", "--gres=gpu:1")
+    site.wait(both, "RUNNING")
+    facts = client.job(both)
+    assert facts is not None
+    assert facts.nodes == "n[1-2]"
+    assert facts.tres_per_node.replace("/", ":") == "gres:gpu:1"
+    assert client.live_jobs("n1") == client.live_jobs("n2") == {both}
+    site.settle()
+    one = site.sbatch("--gres=gpu:h100")
+    site.wait(one, "RUNNING")
+    assert client.job(one).tres_per_node.replace("/", ":") == "gres:gpu:h100"  # type: ignore[union-attr]
+
+
+def test_a_job_that_never_was_or_is_over(site: Site, client: Slurm) -> None:
+    """Known to be unknown, though slurmctld keeps what has ended for a while."""
+    over = site.sbatch(script="true")
+    site.wait(over, "COMPLETED")
+    for job in (999999, over):
+        assert client.job(job) is None
+        assert client.state(str(job)) == ""
+    assert client.live_jobs("n1") == frozenset()
+
+
+def test_facts_of_a_node(site: Site, client: Slurm) -> None:
+    """Configured gres by name and count; state words; the drain reason as it was set."""
+    facts = client.node("n1")
+    assert (facts.name, facts.state) == ("n1", frozenset({"IDLE"}))
+    assert facts.gres["gpu:h100"] == 2
+    assert facts.gres["mig:1g.10gb+me"] == 2
+    client.drain("n1", "slurm-mig: State=IDLE [sic] Gres=none")
+    try:
+        facts = client.node("n1")
+        assert facts.state == frozenset({"IDLE", "DRAIN"})
+        assert facts.reason == "slurm-mig: State=IDLE [sic] Gres=none"
+        assert facts.gres["gpu:h100"] == 2
+    finally:
+        site.run("scontrol", "update", "nodename=n1", "state=resume")
+    with pytest.raises(SlurmFault, match="no-such-node"):
+        client.node("no-such-node")
+
+
+def test_jobs_of_a_node_that_is_not_there(client: Slurm) -> None:
+    """A fault: that none lives there would take the slices of all."""
+    with pytest.raises(SlurmFault, match="no-such-node"):
+        client.live_jobs("no-such-node")
+
+
+def test_accounting_without_a_database(client: Slurm) -> None:
+    """A fault: no rows would say that nobody ran anything."""
+    with pytest.raises(SlurmFault, match="accounting storage is disabled"):
+        client.accounting(0, 2e9)
 
 
 def test_comment_requeue_flag_and_delay(site: Site, client: Slurm) -> None:
@@ -87,12 +176,50 @@ def test_requeue_and_hold(site: Site, client: Slurm) -> None:
     client.requeue_hold(str(job))
     site.wait(job, "PENDING")
     assert "held" in site.show(job, "Reason").lower()
+    assert client.live_jobs("n1") == frozenset()
+
+
+def test_requeue(site: Site, client: Slurm) -> None:
+    """Back into the queue, and again while it is on its way; what has ended is refused."""
+    job = site.sbatch()
+    site.wait(job, "RUNNING")
+    client.requeue(str(job))
+    client.requeue(str(job))
+    site.until(lambda: client.state(str(job)) == "PENDING", "it to wait again")
+    assert site.show(job, "Restarts") == "1"
+
+
+def test_one_task_is_requeued_alone(site: Site, client: Slurm) -> None:
+    """By its reference; by its id, the last one would take all others with it."""
+    array = site.sbatch("--array=0-1")
+    site.until(lambda: len(client.live_jobs("n1")) == 2, "both tasks")
+    client.requeue(client.job(array).reference)  # type: ignore[union-attr]
+    site.until(lambda: len(client.live_jobs("n1")) == 1, "one task")
+    (left,) = client.live_jobs("n1")
+    assert left != array
+    assert client.state(f"{array}_0") == "RUNNING"
+    assert client.state(f"{array}_1") == "PENDING"
+
+
+def test_notify(site: Site, client: Slurm) -> None:
+    """The line reaches whoever waits."""
+    shell = launch(site, "srun", "sleep", "300")
+    site.until(lambda: client.live_jobs("n1") | client.live_jobs("n2"), "the job")
+    (job,) = client.live_jobs("n1") | client.live_jobs("n2")
+    site.until(lambda: "0" in site.run("squeue", "-h", "-s", "-j", str(job), "-o", "%i"), "a step")
+    client.notify(str(job), "slurm-mig: two words")
+    client.cancel(str(job))
+    assert "slurm-mig: two words" in shell.communicate(timeout=60)[1]
 
 
 def test_commands_slurm_refuses(client: Slurm) -> None:
     """A fault with Slurm's own words."""
     with pytest.raises(SlurmFault, match="Invalid job id"):
         client.requeue("999999")
+    with pytest.raises(SlurmFault, match="Invalid job id"):
+        client.requeue_hold("999999")
+    with pytest.raises(SlurmFault, match="Invalid job id"):
+        client.notify("999999", "text")
     with pytest.raises(SlurmFault, match="nvalid"):
         client.drain("no-such-node", "slurm-mig: x")
 
@@ -118,3 +245,37 @@ def test_a_name_with_newlines_forges_nothing(site: Site, client: Slurm) -> None:
     facts = client.job(job)
     assert facts is not None
     assert "7g" not in facts.tres_per_node
+
+
+def test_our_own_commands_ask_by_it(site: Site, client: Slurm, tmp_path: Path) -> None:
+    """Status and reconcile, told to use this client and no other."""
+    name = "commands" if isinstance(client, CommandClient) else "pyslurm"
+    text = (site.cluster.root / "nodes/n1/config.toml").read_text()
+    (tmp_path / "config.toml").write_text(text.replace("[slurm]", f'[slurm]\nclient = "{name}"'))
+    environ = site.cluster.environ() | {
+        "SLURM_MIG_CONFIG": f"{tmp_path}/config.toml",
+        "SLURMD_NODENAME": "n1",
+    }
+
+    def ours(*arguments: str) -> Any:
+        command = [sys.executable, "-m", "slurm_mig", *arguments, "--json"]
+        done = subprocess.run(
+            command,
+            env=site.cluster.environ() | environ,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stderr == ""
+        return json.loads(done.stdout)
+
+    job = site.sbatch("--gres=mig:3g.40gb:1")
+    site.wait(job, "RUNNING")
+    site.until(lambda: site.made("n1"), "the slice")
+    seen = ours("status", "--slurm")
+    # slurmctld counts a node's CPUs a moment after it has given them.
+    assert seen["slurm"]["state"] in ("MIXED", "ALLOCATED")
+    (holder,) = seen["gpus"][0]["instances"]
+    assert (holder["job_id"], holder["job_state"]) == (job, "RUNNING")
+    assert ours("reconcile") == {"done": [], "left": [], "foreign": []}
+    assert site.made("n1") == ["3g.40gb@4"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurm_mig.errors import SlurmFault
-from slurm_mig.slurm import CommandClient
+from slurm_mig.slurm_commands import CommandClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,7 +91,8 @@ def test_commands_get_a_clean_environment(
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm/slurm.conf")
     client(scancel=f"/usr/bin/env > {tmp_path}/env").cancel("4")
     names = {line.partition("=")[0] for line in (tmp_path / "env").read_text().splitlines()}
-    assert names <= {"PATH", "LC_ALL", "SLURM_CONF", "PWD", "_", "SHLVL", "OLDPWD"}
+    ours = {"PATH", "LC_ALL", "SLURM_CONF", "SLURM_TIME_FORMAT"}
+    assert names <= ours | {"PWD", "_", "SHLVL", "OLDPWD"}
 
 
 def test_versions_and_lifetimes(client: Callable[..., CommandClient]) -> None:
@@ -109,3 +110,37 @@ def test_live_jobs(client: Callable[..., CommandClient]) -> None:
     """Ids of all states in which something may be on the node."""
     assert client(squeue="printf '7\\n8\\n'").live_jobs("n1") == {7, 8}
     assert client(squeue="exit 0").live_jobs("n1") == frozenset()
+
+
+NODE = (
+    "NodeName=n1 Arch=x86_64 AvailableFeatures=(null) Gres=gpu:h100:2(S:0-1),mig:1g.10gb+me:2,odd "
+    "NodeAddr=h OS=Linux #1 SMP State=IDLE*+DRAIN ThreadsPerCore=1 AllocTRES=cpu=6 "
+    "Comment=x Reason=slurm-mig: [a] Gres=gpu:9 State=IDLE b@c] [root@1700000000] "
+)
+
+
+def test_a_node(client: Callable[..., CommandClient]) -> None:
+    """The first state and gres, whatever the reason says; there may be no gres and no reason."""
+    facts = client(scontrol=f"cat <<'END'\n{NODE}\nEND").node("n1")
+    assert facts.state == frozenset({"IDLE", "DRAIN"})
+    assert facts.gres == {"gpu:h100": 2, "mig:1g.10gb+me": 2}
+    assert facts.reason == "slurm-mig: [a] Gres=gpu:9 State=IDLE b@c]"
+    bare = client(scontrol="echo 'NodeName=n2 Gres=(null) State=DOWN'").node("n2")
+    assert (bare.state, bare.reason, bare.gres) == (frozenset({"DOWN"}), "", {})
+
+
+def test_accounting_rows(client: Callable[..., CommandClient]) -> None:
+    """One for each run; what has not begun or ended has no time."""
+    tres = "billing=1,cpu=1,gres/mig:3g.40gb=1,gres/shard=14,node=1"
+    rows = [
+        f"7|alice|phys|n1|CANCELLED by 0|1700000000|1700000060|{tres}",
+        "7|alice|phys|None assigned|PENDING|Unknown|Unknown|",
+    ]
+    asked = '[ "$SLURM_TIME_FORMAT" = %s ] &&'
+    first, second = client(sacct=f"{asked} cat <<'END'\n" + "\n".join(rows) + "\nEND").accounting(
+        0, 1800000000
+    )
+    assert (first.job_id, first.user, first.account, first.nodes) == (7, "alice", "phys", "n1")
+    assert (first.state, first.start, first.end) == ("CANCELLED", 1700000000, 1700000060)
+    assert first.gres == {"mig:3g.40gb": 1, "shard": 14}
+    assert (second.state, second.start, second.end, second.gres) == ("PENDING", None, None, {})
