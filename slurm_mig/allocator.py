@@ -321,9 +321,9 @@ class Allocator:
             raise NoRoom("MIG mode stays on: something keeps the GPU from being reset")
 
     def publish_whole(
-        self, owner: Owner, given: Sequence[tuple[int, Gpu, Allocation | None]]
+        self, owner: Owner, given: Sequence[tuple[int, str, Allocation | None]]
     ) -> None:
-        """Tell the tasks of a job with whole GPUs what they are: (Slurm's index, GPU, record)."""
+        """Tell the tasks of a job with whole GPUs what they are: (Slurm's index, UUID, record)."""
         self._files.mark(owner)
         self._files.publish(owner, environment.whole_lines(given, self._tasks))
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from slurm_mig.allocation import Allocation
-    from slurm_mig.driver import Gpu
     from slurm_mig.request import Request
 
 #: A step's request that its shards do not tell.
@@ -63,19 +62,19 @@ def slice_lines(record: Allocation, request: Request, settings: TaskSettings, le
     return _text(lines, settings)
 
 
-def whole_lines(gpus: Sequence[tuple[int, Gpu, Allocation | None]], settings: TaskSettings) -> str:
-    """The file of a job with whole GPUs: (Slurm's index, GPU, allocation of a managed one).
+def whole_lines(gpus: Sequence[tuple[int, str, Allocation | None]], settings: TaskSettings) -> str:
+    """The file of a job with whole GPUs: (Slurm's index, UUID, allocation of a managed GPU).
 
     Where none of them is in MIG mode there is nothing to say: Slurm's own variables hold.
     Where some are, all are named by UUID, for indexes and MIG UUIDs do not mix.
     """
     lines = ["whole"]
     if any(record and record.instances for _, _, record in gpus):
-        for index, gpu, record in gpus:
+        for index, uuid, record in gpus:
             if record is not None and record.instances:
                 lines += _slices(record, index)
             else:
-                lines += [f"slice {gpu.uuid} whole {index} {gpu.uuid}"]
+                lines += [f"slice {uuid} whole {index} {uuid}"]
     return _text([*lines, f"bind {settings.bind}"], settings)
 
 

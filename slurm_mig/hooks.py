@@ -244,7 +244,7 @@ def _whole_gpus(
         for record in (record for _, _, record in given if record is not None):
             allocator.release(record, "another GPU of the job was refused")
         raise
-    allocator.publish_whole(job.owner, given)
+    allocator.publish_whole(job.owner, [(index, gpu.uuid, record) for index, gpu, record in given])
     line.add(gpus=",".join(str(gpu.minor) for gpu in gpus))
     made = [f"{gpu.minor}: {record.made if record else 'not managed'}" for _, gpu, record in given]
     line.write("INFO", "; ".join(made))

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from slurm_mig import environment
 from slurm_mig.allocation import WHOLE_MIG_OFF, Allocation, Instance, Owner
-from slurm_mig.driver import Gpu
 from slurm_mig.environment import TaskSettings
 from slurm_mig.profile import Profile
 from slurm_mig.request import Item, Request
@@ -96,14 +95,13 @@ def test_every_share_costs_what_it_says(kinds: list[tuple[int, int]]) -> None:
 def test_whole_gpus() -> None:
     """Instances that stand for them carry Slurm's index; without MIG there is nothing to say."""
     without = replace(RECORD, request=WHOLE_MIG_OFF, instances=())
-    gpus = [Gpu(f"GPU-{n}", n, n, "x", True, True, True) for n in range(3)]
-    mixed = [(0, gpus[0], without), (3, gpus[1], RECORD), (5, gpus[2], None)]
+    mixed = [(0, "GPU-0", without), (3, "GPU-1", RECORD), (5, "GPU-2", None)]
     assert environment.whole_lines(mixed, TaskSettings()) == (
         "whole\nslice GPU-0 whole 0 GPU-0\n"
         "slice MIG-a 1g.10gb 3 GPU-1\nslice MIG-b 3g.40gb 3 GPU-1\n"
         "slice GPU-2 whole 5 GPU-2\nbind task\n"
     )
-    for none in ([], [(0, gpus[0], without), (5, gpus[2], None)]):
+    for none in ([], [(0, "GPU-0", without), (5, "GPU-2", None)]):
         assert environment.whole_lines(none, TaskSettings()) == "whole\nbind task\n"
 
 

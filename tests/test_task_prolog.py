@@ -17,7 +17,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from slurm_mig import environment
 from slurm_mig.allocation import Allocation, Instance, Owner
-from slurm_mig.driver import Gpu
 from slurm_mig.environment import TaskSettings
 from slurm_mig.install import install_hooks
 from slurm_mig.profile import Profile
@@ -201,7 +200,7 @@ def test_whole_gpus(job: Job) -> None:
     files = RunFiles(job.root / "run")
     files.mark(OWNER)
     two = [
-        (index, Gpu(f"GPU-{index}", index, index, "x", False, True, True), Allocation(
+        (index, f"GPU-{index}", Allocation(
             OWNER, "n1", f"GPU-{index}", 0, "x", "b", "7g.80gb:1",
             instances=(Instance("7g.80gb", 0, 0, 8, 0, 0, f"MIG-{index}"),),
         ))

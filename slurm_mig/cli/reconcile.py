@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from slurm_mig.cli._common import json_option, open_node, print_json, slurm_of
 from slurm_mig.errors import SlurmFault, Unresolved
-from slurm_mig.node import Node, require_root
+from slurm_mig.node import require_root
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from slurm_mig.node import Node
 
 
 @click.command()
