@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import tomllib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final
 from xml.etree import ElementTree as ET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
 
@@ -94,11 +94,10 @@ def end(process: subprocess.Popen[bytes]) -> int:
         return process.wait()
     except BaseException:
         process.send_signal(signal.SIGINT)
-        try:
-            process.wait(10)
-        finally:
-            process.kill()
-            process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        process.kill()
+        process.wait()
         raise
 
 
@@ -185,19 +184,18 @@ def pytest(program: Path | str, report: Path | str, *what: str) -> list[str]:
     return [str(program), *options, f"--junitxml={report}", *what, *own]
 
 
-@contextlib.contextmanager
-def copied_checkout() -> Iterator[Path]:
-    """Copy the working tree without what git ignores, so that editing may go on meanwhile."""
+def checkout() -> IO[bytes]:
+    """Pack the working tree without what git ignores, so that editing may go on meanwhile."""
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listing, cwd=CHECKOUT, capture_output=True, check=True).stdout
-    with tempfile.TemporaryDirectory(prefix="slurm-mig-checkout-") as directory:
+    file = tempfile.TemporaryFile()  # noqa: SIM115  # the caller closes it
+    with tarfile.open(fileobj=file, mode="w") as archive:
         for name in filter(None, names.decode().split("\0")):
-            source, target = CHECKOUT / name, Path(directory) / name
-            if source.is_file():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(source, target)
-        Path(directory).chmod(0o755)
-        yield Path(directory)
+            # git still lists what was deleted and not committed.
+            if (CHECKOUT / name).is_file():
+                archive.add(CHECKOUT / name, name)
+    file.seek(0)
+    return file
 
 
 def run_main(main: Callable[[], int]) -> None:

@@ -82,8 +82,8 @@ def run_in(root: Root) -> Outcome:
     """Run the tests with the interpreter of a Debian root."""
     command = pytest("/venv/bin/pytest", "/results/junit.xml", *UNIT)
     try:
-        with matrix.copied_checkout() as source:
-            return measured(lambda results: root.start(source, results, command), root.log("tests"))
+        with root.held():
+            return measured(lambda results: root.start(results, command), root.log("tests"))
     except CannotRun as reason:
         return Outcome(problem=str(reason))
 

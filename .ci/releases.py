@@ -9,8 +9,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Final
 
-from matrix import CannotRun, Outcome, Report, copied_checkout, measured, pytest, run_main
-from roots import SUITES, Root, mirror
+from matrix import CannotRun, Outcome, Report, measured, pytest, run_main
+from roots import SUITES, Root
 
 if TYPE_CHECKING:
     import subprocess
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 COMMAND: Final = pytest("/venv/bin/pytest", "/results/junit.xml", "tests/slurm")
 
 
-def run(root: Root, source: Path) -> Outcome:
+def run(root: Root) -> Outcome:
     """Make a root unless it is there, and run the tests in it."""
 
     def start(results: Path) -> subprocess.Popen[bytes]:
-        return root.start(source, results, COMMAND)
+        return root.start(results, COMMAND)
 
     try:
-        root.make(mirror())
-        return measured(start, root.log("tests"))
+        with root.held():
+            root.make()
+            return measured(start, root.log("tests"))
     except CannotRun as reason:
         return Outcome(problem=str(reason))
 
@@ -40,8 +41,7 @@ def main() -> int:
     for suite in sys.argv[1:] or SUITES:
         root = Root(suite)
         print(f"{suite}: {'testing' if root.made else 'making its root, testing'}", flush=True)
-        with copied_checkout() as source:
-            outcome = run(root, source)
+        outcome = run(root)
         slurm, python = root.versions() if root.made else (SUITES.get(suite, "?"), "?")
         report.add([slurm, suite, python], outcome, root.log("tests"))
     return report.close()

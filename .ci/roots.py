@@ -11,17 +11,21 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from matrix import CHECKOUT, CannotRun, end, last_words, requirements
+from matrix import CHECKOUT, CannotRun, checkout, end, last_words, requirements
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 #: Debian's name of a release, and the Slurm that was in it when this was written.
 SUITES: Final = {"bookworm": "22.05", "trixie": "24.11", "forky": "26.05"}
+
+#: Seconds after which a root that nobody used is removed: the recipe has changed since.
+KEPT: Final = 30 * 86400
 
 PACKAGES: Final = (
     "slurmctld", "slurmd", "slurm-client", "munge", "libnss-wrapper",
@@ -65,18 +69,30 @@ class Root:
         about = json.loads((self.directory / "about.json").read_text("utf-8"))
         return about["slurm"], about["python"]
 
-    def make(self, mirror: str) -> None:
-        """Make the root unless it is there; CannotRun when it cannot be made."""
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else makes, uses or removes this suite's roots meanwhile."""
         cache().mkdir(parents=True, exist_ok=True)
-        with self._locked():
-            self._clear()
-            if self.made:
-                return
-            self._build(self.directory.with_name(f"{self.directory.name}.new"), mirror)
-            # From before: a root of another recipe.
-            for path in cache().glob(f"{self.suite}-*"):
-                if path != self.directory:
-                    shutil.rmtree(path)
+        with (cache() / f"{self.suite}.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def make(self) -> None:
+        """Make the root unless it is there; CannotRun when it cannot be made."""
+        self._clear()
+        if not self.made:
+            new = self.directory.with_name(f"{self.directory.name}.new")
+            try:
+                self._build(new, mirror())
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
+        os.utime(self.directory)
+
+    def _clear(self) -> None:
+        """Half-made roots of runs that were killed, and roots that nobody has used for long."""
+        for path in cache().glob(f"{self.suite}-*"):
+            if path.suffix == ".new" or time.time() - path.stat().st_mtime > KEPT:
+                shutil.rmtree(path)
 
     def _build(self, new: Path, mirror: str) -> None:
         log = self.log("make")
@@ -100,23 +116,12 @@ class Root:
         if end(process) != 0:
             raise CannotRun(f"no root: {last_words(self.log('make'))}")
 
-    def _clear(self) -> None:
-        """Half-made roots of runs that were ended."""
-        for path in cache().glob(f"{self.suite}-*.new"):
-            shutil.rmtree(path)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        with (cache() / f"{self.suite}.lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-    def start(self, source: Path, results: Path, command: Sequence[str]) -> subprocess.Popen[bytes]:
-        """Run a command in `/src`, a mount of `source`; `/results` is `results`."""
-        with self.log("tests").open("wb") as output:
+    def start(self, results: Path, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Run a command in `/src`, a copy of the checkout; `/results` is `results`."""
+        with self.log("tests").open("wb") as output, checkout() as files:
             return subprocess.Popen(
-                [_TOOL, "run", self.directory, source, results, *command],
-                stdin=subprocess.DEVNULL,
+                [_TOOL, "run", self.directory, results, *command],
+                stdin=files,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
