@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Two: the private clusters of the tests wait more than they work.
 WORKERS ?= 2
 
-.PHONY: demo test lint unit test-slurm bench generated clean packages
+.PHONY: demo test lint unit test-slurm test-slurm-versions test-pythons bench generated clean packages
 
 demo: packages $(VENV)/.installed
 	@$(BIN)/slurm-mig demo
@@ -25,8 +25,19 @@ lint: packages $(VENV)/.developer
 unit: packages $(VENV)/.developer
 	@$(BIN)/pytest -q -n $(WORKERS) tests --ignore tests/slurm
 
+# SLURM_PREFIX=DIR: the Slurm below that directory instead of this machine's.
 test-slurm: packages $(VENV)/.developer
 	@$(BIN)/pytest -q -n $(WORKERS) --dist loadfile tests/slurm
+
+# The same tests against each Slurm that Debian has, in roots that are made once and kept in
+# SLURM_MIG_ROOTS (~/.cache/slurm-mig/roots); SUITES="trixie forky" runs some of them.
+test-slurm-versions: $(VENV)/.developer
+	@.ci/packages roots
+	@WORKERS=$(WORKERS) $(BIN)/python .ci/releases.py $(SUITES)
+
+# The tests without daemons on every Python found here, or in those roots.
+test-pythons: $(VENV)/.developer
+	@WORKERS=$(WORKERS) $(BIN)/python .ci/pythons.py
 
 bench: packages $(VENV)/.developer
 	@$(BIN)/python bench/prolog_cost.py

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig import request as requests
@@ -134,6 +134,9 @@ def prolog(node: Node, job: Job, line: Line) -> None:
         if request is not None:
             wanted = str(request)
             line.add(request=wanted)
+        else:
+            job = _with_all_gpus(node, job, gpus, line)
+            gpus = node.gpus_at(job.gpus)
         try:
             _serve(node, job, gpus, request, allocator, line)
         except NoRoom:
@@ -186,15 +189,34 @@ def _request(node: Node, job: Job, gpus: Sequence[Gpu], line: Line) -> Request |
     try:
         facts = node.slurm.job(job.job_id)
     except SlurmFault as fault:
-        # A slurmctld that restarts is not this node's fault, nor may the job run on a guess.
-        raise Unknown(
-            f"Slurm does not say what the job asked for: {fault.cause}",
-            remedy="submit it again",
-            job=job.job_id,
-        ) from fault
+        raise _no_answer(job, "what the job asked for", fault) from fault
     if facts is None:
         raise Unknown("Slurm does not know the job", job=job.job_id)
     return requests.from_gres(facts.tres_per_node)
+
+
+def _no_answer(job: Job, what: str, fault: SlurmFault) -> Unknown:
+    """A slurmctld that restarts is not this node's fault, nor may the job run on a guess."""
+    cause = f"Slurm does not say {what}: {fault.cause}"
+    return Unknown(cause, remedy="submit it again", job=job.job_id)
+
+
+def _with_all_gpus(node: Node, job: Job, gpus: Sequence[Gpu], line: Line) -> Job:
+    """The job with every GPU it has: since 24.11 Slurm's variables may name only some.
+
+    Of a job with GPUs of several types they name those of the last type.
+    """
+    everything = node.gpus_by_index()
+    if len(gpus) == len(everything) or len({gpu.name for gpu in everything}) == 1:
+        return job
+    try:
+        told = node.slurm.gpus(job.job_id, node.name)
+    except SlurmFault as fault:
+        raise _no_answer(job, "which GPUs the job has", fault) from fault
+    if told is None or set(told) <= set(job.gpus):
+        return job
+    line.add(named=",".join(map(str, job.gpus)))
+    return replace(job, gpus=tuple(sorted({*told, *job.gpus})))
 
 
 def _slices(

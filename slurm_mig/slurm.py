@@ -81,6 +81,9 @@ class Slurm(Protocol):
     def job(self, job_id: int) -> JobFacts | None:
         """Facts of a job that waits or runs; None when there is none of that id."""
 
+    def gpus(self, job_id: int, node: str) -> tuple[int, ...] | None:
+        """Indexes of a job's GPUs on a node; None when this Slurm does not tell."""
+
     def live_jobs(self, node: str) -> frozenset[int]:
         """Ids of jobs that have, or may still have, something on the node."""
 

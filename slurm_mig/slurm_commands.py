@@ -60,12 +60,39 @@ class CommandClient:
                 return JobFacts(job_id, array, batch == "1", requeue == "1", state, gres, nodes)
         return None
 
+    def gpus(self, job_id: int, node: str) -> tuple[int, ...] | None:
+        """Indexes of a job's GPUs on a node; None when this Slurm does not tell.
+
+        JSON, for the text of `scontrol show job` can be forged (see `job`).
+        """
+        import json
+
+        try:
+            output = self._run("scontrol", "--json", "show", "job", str(job_id))
+        except SlurmFault as fault:
+            # 22.05 has no JSON, and hooks whose variables name every GPU.
+            if "unrecognized option" in fault.cause:
+                return None
+            raise
+        try:
+            (job,) = [job for job in json.loads(output)["jobs"] if job["job_id"] == job_id]
+            nodes = [item["name"] for item in job["job_resources"]["nodes"]["allocation"]]
+            detail = dict(zip(nodes, job["gres_detail"], strict=True)).get(node, "")
+            return _gpu_indexes(detail)
+        except (ValueError, KeyError, TypeError) as problem:
+            raise SlurmFault(
+                f"scontrol --json show job {job_id}: {type(problem).__name__}: {problem}"
+            ) from problem
+
     def live_jobs(self, node: str) -> frozenset[int]:
         """Ids of jobs that have, or may still have, something on the node."""
         output = self._run(
             "squeue", "-h", "-a", "-w", node, "-t", ",".join(LIVE_STATES), "-o", "%A"
         )
-        return frozenset(int(word) for word in output.split())
+        try:
+            return frozenset(int(word) for word in output.split())
+        except ValueError:
+            raise SlurmFault(f"squeue -w {node} printed {output[:100]!r}, not job ids") from None
 
     def state(self, reference: str) -> str:
         """State of a job that waits or runs (`COMPLETING`, too); empty when there is none."""
@@ -190,6 +217,16 @@ class CommandClient:
             f"no {name} in {self._directory or ', '.join(SEARCH)}",
             remedy="set `bin` in the [slurm] table of the config",
         )
+
+
+def _gpu_indexes(detail: str) -> tuple[int, ...]:
+    """Indexes in `gpu:a:0(IDX:),gpu:b:2(IDX:1-2)`."""
+    found: set[int] = set()
+    for ranges in re.findall(r"(?:^|,)gpu(?::[^(,]*)?\(IDX:([0-9,-]*)\)", detail):
+        for part in filter(None, ranges.split(",")):
+            first, _, last = part.partition("-")
+            found.update(range(int(first), int(last or first) + 1))
+    return tuple(sorted(found))
 
 
 def _cut(line: str, widths: Sequence[int]) -> list[str]:

@@ -165,6 +165,10 @@ class LibraryClient:
         """Runs of all users that existed in that time, as slurmdbd has them."""
         return self._commands.accounting(since, until)
 
+    def gpus(self, job_id: int, node: str) -> tuple[int, ...] | None:
+        """Indexes of a job's GPUs on a node; None when this Slurm does not tell."""
+        return self._commands.gpus(job_id, node)
+
     def version(self) -> tuple[int, int]:
         """Slurm's release, such as (22, 5)."""
         return self._commands.version()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,31 @@ def test_a_job_slurm_does_not_know(client: Callable[..., CommandClient]) -> None
     assert unknown.job(4) is None
     assert unknown.state("4") == ""
     assert client(squeue="exit 0").job(4) is None
+
+
+def test_gpus_of_a_job_on_one_of_its_nodes(client: Callable[..., CommandClient]) -> None:
+    """As 24.11 and 26.05 print them; another task of the array is in the list, too."""
+    jobs = [
+        {"job_id": 6, "job_resources": {}, "gres_detail": []},
+        {
+            "job_id": 5,
+            "job_resources": {"nodes": {"allocation": [{"name": "n1"}, {"name": "n2"}]}},
+            "gres_detail": ["gpu:a:0(IDX:),gpu:b:1(IDX:1)", "gpu:a:2(IDX:0,2-3),gpu:b:1(IDX:1)"],
+        },
+    ]
+    asked = client(scontrol=f"cat <<'END'\n{json.dumps({'jobs': jobs})}\nEND")
+    assert asked.gpus(5, "n1") == (1,)
+    assert asked.gpus(5, "n2") == (0, 1, 2, 3)
+    assert asked.gpus(5, "n3") == ()
+
+
+def test_a_slurm_without_json(client: Callable[..., CommandClient]) -> None:
+    """22.05: not known, which is no fault; nonsense and a silent slurmctld are one."""
+    old = client(scontrol="""echo "scontrol: unrecognized option '--json'" >&2; exit 1""")
+    assert old.gpus(5, "n1") is None
+    for body in ("echo '{}'", "echo '[1]'", "echo no", "echo down >&2; exit 1"):
+        with pytest.raises(SlurmFault, match="scontrol"):
+            client(scontrol=body).gpus(5, "n1")
 
 
 def test_a_command_that_hangs(client: Callable[..., CommandClient]) -> None:

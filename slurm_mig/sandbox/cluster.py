@@ -287,6 +287,8 @@ class Cluster:
             "LD_PRELOAD": "libnss_wrapper.so",
             "NSS_WRAPPER_PASSWD": str(self.conf / "passwd"),
             "NSS_WRAPPER_GROUP": str(self.conf / "group"),
+            # Daemons bind to what their host's name resolves to: not always loopback.
+            "NSS_WRAPPER_HOSTNAME": "localhost",
             "PATH": ":".join(dict.fromkeys(directories)),
             "SLURM_CONF": str(self.conf / "slurm.conf"),
             "LC_ALL": "C.UTF-8",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -283,6 +284,14 @@ def test_anothers_job_by_name(site: Site) -> None:
 # -- a script that fails ----------------------------------------------------------------
 
 
+def replace_script(site: Site, text: str) -> None:
+    """Give slurmctld another script; it does not see a change in the second of its last look."""
+    path = site.cluster.conf / "job_submit.lua"
+    path.write_text(text)
+    later = path.stat().st_mtime + 2
+    os.utime(path, (later, later))
+
+
 def test_lua_errors_fail_closed(build: Callable[..., Site]) -> None:
     """A run-time error refuses MIG requests and lets other jobs pass."""
     site = build()
@@ -291,7 +300,9 @@ def test_lua_errors_fail_closed(build: Callable[..., Site]) -> None:
     )
     script = site.cluster.conf / "job_submit.lua"
     text = script.read_text()
-    script.write_text(re.sub(r"(local function (apply|modify)\(.*\)\n)", r"\1  error('x')\n", text))
+    replace_script(
+        site, re.sub(r"(local function (apply|modify)\(.*\)\n)", r"\1  error('x')\n", text)
+    )
     for asked in ("--gres=mig:1g.10gb:1", "--gres=shard:1"):
         assert "internal error" in attempt(site, "sbatch", asked)
     forged = attempt(site, "sbatch", "--parsable", "--hold", f"--comment={FORGED}").split()[-1]
@@ -310,7 +321,7 @@ def test_lua_errors_fail_closed(build: Callable[..., Site]) -> None:
 def test_a_script_that_cannot_be_read(build: Callable[..., Site]) -> None:
     """Broken while slurmctld runs: the last good one stays in force."""
     site = build()
-    (site.cluster.conf / "job_submit.lua").write_text("this is not Lua\n")
+    replace_script(site, "this is not Lua\n")
     assert "shards are counted" in attempt(site, "sbatch", "--gres=shard:1")
     job = site.sbatch("--gres=mig:1g.10gb:1")
     site.wait(job, "RUNNING")
