@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 #: Exit code of a hook that met something it has no name for.
 INTERNAL_ERROR: Final = 1
 
+#: Levels of syslog that a hook's line can have, the worst last.
+LEVELS: Final = ("INFO", "WARNING", "ERR")
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -87,20 +90,27 @@ class Line:
 
     hook: str
     words: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    level: str = "INFO"
     started: float = field(default_factory=time.monotonic)
 
     def add(self, **facts: object) -> None:
         """Append name=value words."""
         self.words += [f"{name}={_clean(value)}" for name, value in facts.items()]
 
-    def write(self, level: str, text: str = "") -> None:
+    def say(self, level: str, text: str) -> None:
+        """How it went; what is said later stands behind it, and the worst level counts."""
+        self.level = max(self.level, level, key=LEVELS.index)
+        self.said.append(_clean(text))
+
+    def write(self) -> None:
         """To syslog and to stderr, which slurmd logs."""
         import syslog
 
         took = round((time.monotonic() - self.started) * 1000)
-        line = " ".join([self.hook, *self.words, f"ms={took}", _clean(text)]).strip()
+        line = " ".join([self.hook, *self.words, f"ms={took}", "; ".join(self.said)]).strip()
         syslog.openlog("slurm-mig", syslog.LOG_PID, syslog.LOG_DAEMON)
-        syslog.syslog(getattr(syslog, f"LOG_{level}"), line)
+        syslog.syslog(getattr(syslog, f"LOG_{self.level}"), line)
         sys.stderr.write(f"slurm-mig: {line}\n")
 
 
@@ -230,7 +240,7 @@ def _slices(
         )
     record = allocator.allocate(job.owner, request, gpu)
     line.add(gpu=gpu.minor, made=",".join(map(str, record.instances)), uuids=",".join(record.uuids))
-    line.write("INFO", "carved")
+    line.say("INFO", "carved")
 
 
 def _only_gpu(job: Job, gpus: Sequence[Gpu]) -> Gpu:
@@ -269,7 +279,7 @@ def _whole_gpus(
     allocator.publish_whole(job.owner, [(index, gpu.uuid, record) for index, gpu, record in given])
     line.add(gpus=",".join(str(gpu.minor) for gpu in gpus))
     made = [f"{gpu.minor}: {record.made if record else 'not managed'}" for _, gpu, record in given]
-    line.write("INFO", "; ".join(made))
+    line.say("INFO", "; ".join(made))
 
 
 def _unmanaged(node: Node, job: Job, line: Line) -> None:
@@ -285,7 +295,7 @@ def _unmanaged(node: Node, job: Job, line: Line) -> None:
 
         node.files.mark(job.owner)
         node.files.publish(job.owner, environment.whole_lines((), node.tasks))
-    line.write("INFO", "no GPU of this node is managed")
+    line.say("INFO", "no GPU of this node is managed")
 
 
 def _refuse(
@@ -303,7 +313,7 @@ def _refuse(
     retry = f"{outcome.retry} {job.owner.restart}" if outcome.retry else ""
     node.files.mark(job.owner, retry=retry)
     line.add(outcome=outcome.text)
-    line.write("WARNING", f"refused: {fault}")
+    line.say("WARNING", f"refused: {fault}")
 
 
 # -- epilog --------------------------------------------------------------------
@@ -320,7 +330,7 @@ def epilog(node: Node, job: Job, line: Line) -> None:
     odd = [f"{item.phase}: {item.reason}" for item in released if item.phase in (QUARANTINED, LOST)]
     line.add(slices=",".join(str(item) for record in released for item in record.instances) or "-")
     calm = "released" if released else "nothing to release"
-    line.write("WARNING" if odd else "INFO", "; ".join(odd) or calm)
+    line.say("WARNING" if odd else "INFO", "; ".join(odd) or calm)
 
 
 def _postpone(node: Node, reference: str, restarts: str) -> None:
@@ -349,30 +359,30 @@ def run(hook: str, environ: Mapping[str, str]) -> int:
 
     line = Line(hook)
     # Until the configuration is read, the defaults have to do for setting a drain reason.
-    node = Node(Config(), environ)
+    node, code = Node(Config(), environ), 0
     try:
+        node = Node(load(environ=environ), environ)
         job = Job.from_environ(environ)
         line.add(job=job.job_id, restart=job.owner.restart, user=job.owner.user or job.owner.uid)
-        node = Node(load(environ=environ), environ)
         line.add(node=node.name)
         HOOKS[hook](node, job, line)
     except SlurmMigError as fault:
-        return _fail(node, line, str(fault), fault.exit_code)
+        code = _fail(node, line, str(fault), fault.exit_code)
     except Exception as problem:  # noqa: BLE001  # an unknown state must drain, with its cause
         text = f"internal error: {type(problem).__name__}: {problem}"
-        return _fail(node, line, text, INTERNAL_ERROR)
-    finally:
-        _close(node, line)
-    return 0
+        code = _fail(node, line, text, INTERNAL_ERROR)
+    _close(node, line)
+    line.write()
+    return code
 
 
 def _fail(node: Node, line: Line, text: str, code: int) -> int:
-    """Log the fault and drain with it: by itself Slurm would only say "Prolog error"."""
-    line.write("ERR", text)
+    """Drain with the fault: by itself Slurm would only say "Prolog error"."""
+    line.say("ERR", text)
     try:
         node.slurm.drain(node.name, _clean(f"slurm-mig: {text}")[:250])
     except SlurmFault as fault:
-        line.write("ERR", f"could not set the drain reason: {fault}")
+        line.say("ERR", f"the drain reason could not be set: {fault.cause}")
     return code
 
 
@@ -381,7 +391,7 @@ def _close(node: Node, line: Line) -> None:
     try:
         node.close()
     except SlurmMigError as fault:
-        line.write("WARNING", str(fault))
+        line.say("WARNING", str(fault))
 
 
 def main() -> None:

@@ -190,6 +190,15 @@ def test_no_file_of_this_run(job: Job, holds: dict[str, str]) -> None:
     assert done.stdout.startswith("print slurm-mig: job 7 has no GPU of its own on n1")
 
 
+def test_the_file_of_a_lost_job_of_that_number(job: Job) -> None:
+    """What a batch script pays for must be what stands there."""
+    job.publish("3g.40gb")
+    done = job.run(SLURM_SHARDS_ON_NODE="4")
+    assert done.returncode == 1
+    assert "without its Prolog" in done.stdout
+    assert "MIG-" not in done.stdout
+
+
 def test_gpus_where_nothing_is_managed(job: Job) -> None:
     """No Prolog of ours has ever kept a file: a GPU job is an ordinary job."""
     assert job.run(SLURM_GPUS_ON_NODE="1").returncode == 0

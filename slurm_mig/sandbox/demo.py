@@ -12,12 +12,15 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from slurm_mig import allocation as phases
+from slurm_mig import catalog
 from slurm_mig.errors import SandboxFault
+from slurm_mig.models import fleet_model
 from slurm_mig.sandbox.cluster import USERS, Cluster, SandboxNode, scratch
 from slurm_mig.sandbox.processes import working_in
 from slurm_mig.simulator import Machine
@@ -56,6 +59,28 @@ done
 """
 
 
+@cache
+def weights() -> dict[str, int]:
+    """Shards of each profile of the demo's GPUs."""
+    models = [fleet_model(catalog.find(name)) for node in NODES for name, _ in node.gpus]
+    return {
+        str(row.name): model.weights.of(model.geometry, row)
+        for model in models
+        for row in model.geometry.profiles
+    }
+
+
+def weight_of(profile: str) -> int:
+    """Shards that one instance costs, by the geometry and not by what Slurm was told."""
+    return weights()[profile]
+
+
+def allocated(text: str) -> str:
+    """`mig:3g.40gb(CNT:1),shard:h100:14(14/31,0/31)` as `mig:3g.40gb:1,shard:h100:14`."""
+    found = re.findall(r"((?:gpu|mig|shard):[^(,]*)\((?:CNT:([0-9]+))?", text)
+    return ",".join(f"{name}:{count}" if count else name for name, count in found)
+
+
 @dataclass(slots=True)
 class Job:
     """One submission: how it was asked, which jobs came of it, and what they should get."""
@@ -72,13 +97,14 @@ class Job:
 
     def counted(self) -> bool:
         """Whether Slurm's gres of the job names exactly its slices, their shards, its GPUs."""
-        words = [word for word in self.gres.split(",") if word != "N/A"]
+        words = [word for word in self.gres.split(",") if word]
         mig = sorted(word for word in words if word.startswith("mig:"))
         rest = [word for word in words if not word.startswith(("mig:", "shard:"))]
+        shards = [int(word.rpartition(":")[2]) for word in words if word.startswith("shard:")]
         counts = {name: self.slices.count(name) for name in self.slices}
         return (
             mig == sorted(f"mig:{name}:{count}" for name, count in counts.items())
-            and len(words) - len(mig) - len(rest) == bool(self.slices)
+            and shards == ([sum(map(weight_of, self.slices))] if self.slices else [])
             and rest == ([self.gpus] if self.gpus else [])
         )
 
@@ -310,13 +336,14 @@ class Demo:
         return [int(rank) for _, rank, uuid, _ in lines if held.get(uuid) in starts]
 
     def note_gres(self) -> None:
-        """Ask Slurm what it counts for each running job."""
-        layout = "Name:20,tres-per-node:200"
-        lines = self.cluster.run("squeue", "-h", "-r", "-t", "R", "-O", layout).splitlines()
-        counted = {line[:20].strip(): line[20:].strip() for line in lines}
-        for job in self.jobs:
-            if job.key in counted:
-                job.gres = counted[job.key].replace("gres:", "").replace("gres/", "")
+        """Ask Slurm what it has allocated to each running job: not what was asked for."""
+        lines = self.cluster.run("scontrol", "-d", "-o", "show", "job").splitlines()
+        for line in lines:
+            name = re.search(r" JobName=(\S+)", line)
+            held = re.findall(r" GRES=(\S+)", line)
+            for job in self.jobs:
+                if name and name[1] == job.key and held and "JobState=RUNNING" in line:
+                    job.gres = allocated(held[0])
 
     def watch(self, ready: Callable[[], object], what: str, seconds: float = 60) -> None:
         """Wait, and draw the slots whenever they change."""

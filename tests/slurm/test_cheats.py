@@ -166,12 +166,31 @@ def test_forged_without_slices(site: Site) -> None:
         site.settle()
 
 
+@pytest.mark.parametrize("option", ["--account", "--comment", "--job-name", "--wckey"])
+def test_bytes_that_are_no_text(site: Site, option: str) -> None:
+    """Neither a drain nor a job that is lost."""
+    text = site.cluster.run(
+        "/bin/sh", "-c",
+        f"exec sbatch --parsable {option}=$(printf '\\377\\376') --gres=mig:1g.10gb:1 --wrap=true",
+        uid=ALICE,
+    )  # fmt: skip
+    job = int(text)
+    site.wait(job, "COMPLETED")
+    assert site.record(job).uuids
+    assert site.in_service()
+
+
 # -- updates -------------------------------------------------------------------------
 
 UPDATES = [
     "gres=mig:7g.80gb:1",
     "gres=mig:7g.80gb:1,shard:h100:31",
     "gres=mig:1g.10gb:2",
+    "gres=mig:1g.10gb:1k",
+    "gres=mig:1g.10gb:-1",
+    "gres=mig:1g.10gb:99999999999",
+    "gres=mig:small:7",
+    "gres=mig:80gb",
     "gres=shard:h100:1",
     "gres=gpu:1",
     "gres=gpu:h100:1",

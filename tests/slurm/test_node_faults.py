@@ -10,10 +10,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from slurm_mig import allocation as phases
 from slurm_mig.sandbox import SandboxNode
 from slurm_mig.simulator.faults import Rule
 from tests.conftest import H100
+
+from .conftest import ALICE, BOB
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,11 +94,8 @@ def test_slurmctld_restarted_while_a_job_runs(site: Site) -> None:
     assert site.made() == []
 
 
-def test_a_lost_controller_state_is_reconciled(build: Callable[..., Site]) -> None:
-    """No Epilog ever comes: reconcile asks who lives and takes down the rest."""
-    site = build()
-    job = site.sbatch("--gres=mig:3g.40gb:1", script="sleep 300")
-    site.until(site.made, "the slice")
+def _lose_state(site: Site) -> None:
+    """Slurmctld forgets every job; their processes are gone, and no Epilog ever comes."""
     cluster = site.cluster
     # The node's daemon goes first: it would bring the job back to a controller that forgot it.
     cluster.stop_daemon("n1")
@@ -105,10 +106,50 @@ def test_a_lost_controller_state_is_reconciled(build: Callable[..., Site]) -> No
     cluster.start_slurmctld()
     cluster.start_slurmd("n1")
     site.until(lambda: site.node_state() == "idle", "the node")
-    node = cluster.node("n1")
+
+
+def test_a_lost_controller_state_is_reconciled(build: Callable[..., Site]) -> None:
+    """No Epilog ever comes: reconcile asks who lives and takes down the rest."""
+    site = build()
+    job = site.sbatch("--gres=mig:3g.40gb:1", script="sleep 300")
+    site.until(site.made, "the slice")
+    _lose_state(site)
+    node = site.cluster.node("n1")
     report = node.allocator().reconcile(frozenset)
     node.close()
     assert [line for line in report.done if f"job {job} " in line]
+    site.check_clean()
+
+
+@pytest.mark.parametrize("uid", [ALICE, BOB])
+def test_job_ids_used_again(build: Callable[..., Site], uid: int) -> None:
+    """The new job of that number never gets what the lost one had.
+
+    22.05 thinks that its Prolog has run already: the job is stopped then.
+    """
+    site = build()
+    lost = site.sbatch("--gres=mig:7g.80gb:1", script="sleep 300")
+    site.until(site.made, "the slice")
+    _lose_state(site)
+    again = site.sbatch("--gres=mig:1g.10gb:1", script="echo $SLURM_MIG_PROFILES", uid=uid)
+    assert again == lost
+    site.wait(again, "COMPLETED", "FAILED")
+    told = site.output(again)
+    assert "1g.10gb" in told or "without its Prolog" in told
+    assert "7g" not in told
+    site.check_clean()
+
+
+def test_a_lost_job_does_not_stand_in_the_way(build: Callable[..., Site]) -> None:
+    """Slurm sends a job to slots that a forgotten one still has: they are freed for it."""
+    site = build(SandboxNode("n1", ((H100, 1),)))
+    site.sbatch("--gres=mig:7g.80gb:1", script="sleep 300")
+    site.until(site.made, "the slice")
+    _lose_state(site)
+    for _ in range(2):
+        job = site.sbatch("--gres=mig:3g.40gb:1", script="true")
+    site.wait(job, "COMPLETED")
+    site.settle()
     site.check_clean()
 
 

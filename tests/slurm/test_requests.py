@@ -399,6 +399,19 @@ def test_whole_gpus_that_stay_in_mig_mode(mixed: Site, options: list[str], each:
     mixed.check_clean()
 
 
+def test_a_reset_where_the_site_allows_it(build: Callable[..., Site]) -> None:
+    """Ampere out of MIG mode for a whole-GPU job, and back."""
+    site = build(
+        SandboxNode("n1", ((A100, 1),)), config='[whole_gpus]\npolicy = "mig-off"\nreset = true\n'
+    )
+    assert told(site.run("srun", "--gpus=1", "/bin/sh", "-c", TOLD, uid=ALICE)) == ["0 0 none"]
+    site.settle()
+    assert site.machine().board(0).mig_current is True
+    job = site.sbatch("--gres=mig:3g.40gb:1", script=SHOW)
+    site.wait(job, "COMPLETED")
+    site.check_clean()
+
+
 def test_a_policy_of_refusal(build: Callable[..., Site]) -> None:
     """Batch jobs are held with the reason, interactive ones told; no node drains."""
     site = build(config='[whole_gpus]\npolicy = "reject"\n')
@@ -424,6 +437,33 @@ def test_a_cpu_job_from_inside_a_gpu_job(site: Site) -> None:
         job = site.sbatch(*options, "-w", "n1", script=inner)
         site.wait(job, "COMPLETED")
         assert out.read_text() == "inner ran\n"
+
+
+INSIDE = "unset SLURM_GPUS; sbatch --parsable --wait -o inner.out {options} {script}"
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "sees"),
+    [
+        ("srun -n2 --exact ./chain", "--gres=mig:1g.10gb:2", "1g.10gb,1g.10gb"),
+        ("SLURM_RESTART_COUNT=1 ./chain", "--gres=mig:1g.10gb:1", "1g.10gb"),
+        ("SLURM_RESTART_COUNT=1 SLURM_STEP_ID=3 ./chain", "--gres=mig:1g.10gb", "1g.10gb"),
+    ],
+)
+def test_jobs_that_submit_jobs(site: Site, outer: str, inner: str, sees: str) -> None:
+    """From a step, or from a restarted job: the successor is a batch script's first run."""
+    out = site.cluster.work / "inner.out"
+    out.unlink(missing_ok=True)
+    show = site.cluster.work / "show"
+    show.write_text(f"#!/bin/sh\n{SHOW}\n")
+    show.chmod(0o755)
+    chain = site.cluster.work / "chain"
+    asked = INSIDE.format(options=inner, script="./show")
+    chain.write_text(f"#!/bin/sh\n[ ${{SLURM_PROCID:-0}} -gt 0 ] || {asked}\n")
+    chain.chmod(0o755)
+    job = site.sbatch("-n2", "--gres=mig:1g.10gb:1", script=outer)
+    site.wait(job, "COMPLETED")
+    assert [line[2] for line in seen(out.read_text())] == [sees]
 
 
 # -- what users bring ------------------------------------------------------------------------
