@@ -165,6 +165,22 @@ def test_media_engines_are_respected() -> None:
     assert planner.fitting(geometry_of(H100), present)["1g.10gb+me"] == 0
 
 
+@pytest.mark.parametrize(
+    ("key", "present", "room"),
+    [
+        (H100, (), {"1g.10gb": 7, "1g.10gb+me": 1, "1g.20gb": 4, "2g.20gb": 3, "3g.40gb": 2}),
+        (H100, (("1g.10gb+me", 6),), {"1g.10gb": 6, "1g.10gb+me": 0, "3g.40gb": 1, "7g.80gb": 0}),
+        (H100, (("1g.10gb", 3), ("1g.10gb", 4)), {"1g.10gb": 5, "2g.20gb": 1, "3g.40gb": 0}),
+        (A30, (), {"1g.6gb": 4, "1g.6gb+me": 1, "2g.12gb": 2, "4g.24gb": 1}),
+    ],
+)
+def test_room_is_counted_in_instances(
+    key: str, present: tuple[tuple[str, int], ...], room: dict[str, int]
+) -> None:
+    """Not in placements: an empty GPU takes one `+me`, wherever it starts."""
+    assert planner.fitting(geometry_of(key), place(key, *present)).items() >= room.items()
+
+
 def test_an_administrators_own_start() -> None:
     """Legal and free, or refused with the starts there are or what is taken."""
     geometry = geometry_of(H100)
