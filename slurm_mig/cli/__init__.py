@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import click
 
 from slurm_mig import __version__
-from slurm_mig.errors import EXIT_CODES, SlurmMigError
+from slurm_mig.cli._usage import Group, OnePath, one_line
+from slurm_mig.errors import EXIT_CODES, NodeFault, SlurmMigError
 
 #: Verb -> module below slurm_mig.cli; the module's click command is named `command`.
 VERBS: Final[dict[str, str]] = {
@@ -32,7 +33,7 @@ VERBS: Final[dict[str, str]] = {
 }
 
 
-class _Group(click.Group):
+class _Group(Group):
     """A group whose commands are imported on demand: each import would cost every call."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -56,7 +57,7 @@ def _exit_code_help() -> str:
 @click.command(cls=_Group, epilog=_exit_code_help())
 @click.option(
     "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OnePath(path_type=Path),
     help="Configuration file; else $SLURM_MIG_CONFIG, else /etc/slurm-mig/config.toml.",
 )
 @click.version_option(__version__, prog_name="slurm-mig")
@@ -71,10 +72,9 @@ def main() -> None:
     try:
         cli.main(standalone_mode=False)
     except SlurmMigError as fault:
-        click.echo(f"slurm-mig: {fault}", err=True)
-        sys.exit(fault.exit_code)
+        _leave(fault)
     except click.ClickException as problem:
-        problem.show()
+        click.echo(_told(problem), err=True)
         sys.exit(problem.exit_code)
     except click.Abort:
         click.echo("slurm-mig: interrupted", err=True)
@@ -83,3 +83,18 @@ def main() -> None:
         # `slurm-mig audit | head`: not worth a word, but not success either.
         sys.stderr.close()
         sys.exit(141)
+    except OSError as problem:
+        where = f"{problem.filename}: " if problem.filename else ""
+        _leave(NodeFault(f"{where}{problem.strerror or problem}"))
+
+
+def _told(problem: click.ClickException) -> str:
+    # `slurm-mig` alone: the help is what it says (a class that click 8.1 does not have).
+    if type(problem).__name__ == "NoArgsIsHelpError":
+        return problem.format_message()
+    return f"slurm-mig: {one_line(problem)}"
+
+
+def _leave(fault: SlurmMigError) -> NoReturn:
+    click.echo(f"slurm-mig: {fault}", err=True)
+    sys.exit(fault.exit_code)
