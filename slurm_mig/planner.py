@@ -185,8 +185,8 @@ def _place(
 
 def _why_not(request: Request, geometry: Geometry, present: Sequence[Slot]) -> str:
     room = fitting(geometry, present)
-    could = ", ".join(f"{name} x{count}" for name, count in room.items() if count) or "nothing"
-    return f"no placement for {request}: taken {_taken(present)}; one more could be {could}"
+    could = " or ".join(f"{name} x{count}" for name, count in room.items() if count) or "nothing"
+    return f"no placement for {request}: taken {_taken(present)}; room for {could}"
 
 
 def _taken(present: Sequence[Slot]) -> str:

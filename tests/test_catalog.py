@@ -53,9 +53,7 @@ def test_a_product_is_found_by_every_name() -> None:
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     """So that a typing error is seen at once."""
-    with pytest.raises(
-        UsageFault, match="did you mean .*h100-80gb-sxm.*known: a30-24gb, "
-    ):
+    with pytest.raises(UsageFault, match="did you mean .*h100-80gb-sxm.*known: a30-24gb, "):
         catalog.find("NVIDIA H1000")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +13,9 @@ import click
 from slurm_mig import __version__
 from slurm_mig.cli._usage import Group, OnePath, one_line
 from slurm_mig.errors import EXIT_CODES, NodeFault, SlurmMigError
+
+#: As the shell says of a program that SIGPIPE ended.
+CLOSED_PIPE: Final = 141
 
 #: Verb -> module below slurm_mig.cli; the module's click command is named `command`.
 VERBS: Final[dict[str, str]] = {
@@ -48,6 +52,16 @@ class _Group(Group):
         assert isinstance(command, click.Command)  # noqa: S101  # a verb without command is a bug
         return command
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; here, for click itself would end a closed pipe with 1, unnamed."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # `slurm-mig audit | head`: not worth a word, but not success either.
+            # What is still buffered has no reader; at exit Python would complain of it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(CLOSED_PIPE)
+
 
 def _exit_code_help() -> str:
     lines = "\n".join(f"  {code:2d}  {meaning}" for code, _, meaning in EXIT_CODES)
@@ -79,10 +93,6 @@ def main() -> None:
     except click.Abort:
         click.echo("slurm-mig: interrupted", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        # `slurm-mig audit | head`: not worth a word, but not success either.
-        sys.stderr.close()
-        sys.exit(141)
     except OSError as problem:
         where = f"{problem.filename}: " if problem.filename else ""
         _leave(NodeFault(f"{where}{problem.strerror or problem}"))

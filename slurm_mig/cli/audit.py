@@ -44,9 +44,7 @@ def command(
 ) -> None:
     """Show who held which slice from when to when, refusals included."""
     first, last = _span(since, until)
-    for name, text in (("--user", user), ("--uuid", uuid)):
-        if text == "":
-            raise UsageFault(f"{name} is empty; name one, or leave it out for all")
+    _check_names({"--user": user, "--uuid": uuid})
     with open_node() as node:
         root_to_read(node)
         if check:
@@ -119,6 +117,15 @@ def _span(since: str | None, until: str | None) -> tuple[float | None, float | N
     if first is not None and last is not None and first > last:
         raise UsageFault(f"--since {since} is after --until {until}: nothing can be between them")
     return first, last
+
+
+def _check_names(options: dict[str, str | None]) -> None:
+    for option, name in options.items():
+        if name == "":
+            raise UsageFault(f"{option} is empty; name one, or leave it out for all")
+        # A byte that is no UTF-8 stands as half a surrogate pair, which SQLite does not take.
+        if name and any("\ud800" <= char <= "\udfff" for char in name):
+            raise UsageFault(f"{option} {name!r} is not UTF-8")
 
 
 def _check(broken: int | None, *, as_json: bool) -> None:

@@ -129,8 +129,8 @@ def run(directory: Path, program: tuple[str, ...]) -> None:
     sys.stdout.flush()
     try:
         os.execvp(program[0], program)  # noqa: S606  # the user's own program
-    except OSError as problem:
-        raise UsageFault(f"run {program[0]!r}: {problem.strerror}") from problem
+    except (OSError, ValueError) as problem:
+        raise UsageFault(f"run {program[0]!r}: {problem}") from problem
 
 
 @command.command("reboot")
