@@ -100,7 +100,9 @@ def write_all(out: Path, files: Mapping[str, str]) -> None:
         for name, text in files.items():
             if (out / name).is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(out / name))
-            fresh[name].write_text(text, "utf-8")
+            # Exclusive: in a directory of others a link may wait under that name.
+            with fresh[name].open("x", encoding="utf-8") as file:
+                file.write(text)
         for name, path in fresh.items():
             path.replace(out / name)
     except OSError as problem:
