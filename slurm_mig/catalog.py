@@ -11,14 +11,11 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from slurm_mig.errors import UsageFault
 from slurm_mig.geometry import Engines, Geometry, GpuProfile, Placement
 from slurm_mig.profile import Profile
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,19 +125,22 @@ def model() -> dict[str, Any]:
 
 
 def find(name: str) -> Product:
-    """A board by NVML name or catalogue key; UsageFault lists what is known."""
-    for product in products():
-        if name == product.key or name in product.names:
-            return product
+    """A board by NVML name or catalogue key, in any case; UsageFault lists the keys there are."""
+    wanted = name.casefold()
+    known = {word.casefold(): item for item in products() for word in (item.key, *item.names)}
+    if wanted in known:
+        return known[wanted]
+    import difflib
+
+    alike = [word for word in known if wanted and word.startswith(wanted)]
+    alike = alike or difflib.get_close_matches(wanted, known, 5)
+    close = dict.fromkeys(known[word].key for word in alike)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise UsageFault(
-        f"GPU {name!r} is not in the catalogue; known: {', '.join(_all_names())}",
-        remedy="see `slurm-mig gpus`",
+        f"GPU {name!r} is not in the catalogue; {hint}known: "
+        f"{', '.join(item.key for item in products())}",
+        remedy="see `slurm-mig gpus --supported` for their names",
     )
-
-
-def _all_names() -> Iterator[str]:
-    for product in products():
-        yield from product.names or (product.key,)
 
 
 #: Slurm type names where the catalogue key is not one already.

@@ -78,7 +78,8 @@ class Setting:
 
 
 def _text(value: Any) -> str:  # whatever TOML holds
-    if not isinstance(value, str) or not value:
+    # A newline or NUL would tear a hook script or fail in the kernel, far from its cause.
+    if not isinstance(value, str) or not value or not value.isprintable():
         raise ValueError
     return value
 
@@ -112,9 +113,11 @@ def _count(value: Any) -> int:
 def _minors(value: Any) -> tuple[int, ...] | None:
     if value == "all":
         return None
-    if not isinstance(value, list) or not value or len(set(value)) != len(value):
+    if not isinstance(value, list) or not value:
         raise ValueError
     if not all(type(item) is int and 0 <= item < 256 for item in value):
+        raise ValueError
+    if len(set(value)) != len(value):
         raise ValueError
     return tuple(value)
 
@@ -133,7 +136,7 @@ def _one_of(*allowed: str) -> Callable[[Any], str]:
 
 
 def _whole_models(value: Any) -> dict[str, str]:
-    if not isinstance(value, dict) or not set(value.values()) <= set(WHOLE_POLICIES):
+    if not isinstance(value, dict) or any(item not in WHOLE_POLICIES for item in value.values()):
         raise ValueError
     return dict(value)
 
@@ -148,7 +151,7 @@ def _words(allowed: Sequence[str]) -> str:
     return " or ".join(f'"{name}"' for name in allowed)
 
 
-_A_PATH: Final = "an absolute path"
+_A_PATH: Final = "an absolute path without control characters"
 _A_TIME: Final = "seconds, more than 0, at most 86400"
 
 SETTINGS: Final[tuple[Setting, ...]] = (
@@ -245,7 +248,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "retry_delay",
         _seconds,
         _A_TIME,
-        "Wait before a refused job may start again; doubled at each further refusal.",
+        "Wait before a refused job may start again; doubled at each further refusal. At most "
+        "retry_delay_max.",
     ),
     Setting(
         "refusal",
@@ -271,7 +275,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "whole_models",
         _whole_models,
         'a table of NVML names and policies, { "NVIDIA A30" = "reject" }',
-        "Other policies for single GPU models.",
+        "Other policies for single GPU models; names as `slurm-mig gpus --supported` lists them.",
         "{}",
     ),
     Setting(
@@ -354,7 +358,13 @@ def load(option: Path | None = None, environ: Mapping[str, str] | None = None) -
         name: expand(value, environ) if isinstance(value, Path) else value
         for name, value in values.items()
     }
-    return Config(**values, source=path)
+    config = Config(**values, source=path)
+    if config.retry_delay > config.retry_delay_max:
+        raise ConfigFault(
+            f"config {path}: [refusal] retry_delay = {config.retry_delay:g}: allowed is at most "
+            f"retry_delay_max, which is {config.retry_delay_max:g}"
+        )
+    return config
 
 
 def _read(data: dict[str, Any], path: Path) -> dict[str, Any]:

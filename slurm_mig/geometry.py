@@ -158,7 +158,8 @@ class Geometry:
         """A row by what an admin types: a name, with or without `c` part, or an id."""
         from slurm_mig.profile import Profile
 
-        if text.isascii() and text.isdigit():
+        # Python does not even read a number of thousands of digits.
+        if text.isascii() and text.isdigit() and len(text) < 10:
             return self.by_id(int(text))
         return self.by_name(Profile.parse(text).gpu_instance)
 

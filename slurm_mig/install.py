@@ -33,8 +33,15 @@ def install_hooks(directory: Path, python: Path, config: Path, run: Path) -> Map
 
     Each file appears complete and executable under its final name: slurmd may
     run it at that very moment, and drains the node for one that it cannot run.
+    Raises NodeFault, with nothing written, where they cannot stand.
     """
-    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    try:
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as problem:
+        raise NodeFault(f"make {directory}: {problem.strerror}") from problem
+    for script in HOOKS.values():
+        if (directory / Path(script).name).is_dir():
+            raise NodeFault(f"{directory / Path(script).name} is a directory, not a hook")
     values = {"python": str(python), "config": str(config), "run": str(run)}
     made = {}
     for key, script in HOOKS.items():

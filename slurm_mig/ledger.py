@@ -311,8 +311,9 @@ class Ledger:
         except (sqlite3.Error, OSError) as problem:
             raise LedgerFault(
                 f"{action} ledger {self._path}: {problem}",
-                remedy="check disk and permissions; a damaged file can be moved aside, "
-                "`slurm-mig reconcile` then lists what no record names",
+                remedy="check disk and permissions; with a damaged file moved aside the slices of "
+                "jobs are in no record: their Epilogs release nothing, `slurm-mig reconcile` lists "
+                "them as foreign, and they stay until `slurm-mig reset --foreign`",
             ) from problem
 
 

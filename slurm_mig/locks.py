@@ -38,6 +38,8 @@ class Locks:
         Raises LockTimeout naming the holder once `deadline` seconds have passed
         in all.
         """
+        # Who may write above could put a directory of his own in this one's place.
+        private_directory(self._root.parent, 0o755)
         private_directory(self._root, 0o700)
         until = time.monotonic() + self._deadline
         with ExitStack() as stack:

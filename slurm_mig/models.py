@@ -29,7 +29,7 @@ def gpu_spec(product: Product, name: str, count: int) -> GpuSpec:
     row = product.row
     ids = row["pci_device_ids"]
     return GpuSpec(
-        name=product.title if name == product.key else name,
+        name=name if name in product.names else product.title,
         product=product.key,
         architecture=product.architecture,
         pci_device_id=int(ids[0], 16) if ids else 0,

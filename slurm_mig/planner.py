@@ -141,15 +141,21 @@ def score_of(geometry: Geometry, present: Sequence[Slot], chosen: Sequence[Slot]
 
 
 def fitting(geometry: Geometry, present: Sequence[Slot]) -> dict[str, int]:
-    """For each profile, at how many placements one more instance could start now."""
-    occupied = occupied_units(present)
+    """For each profile, how many more instances of it alone could be made now."""
+    return {str(row.name): _room(row, geometry, present) for row in geometry.profiles}
+
+
+def _room(row: GpuProfile, geometry: Geometry, present: Sequence[Slot]) -> int:
+    """As many as units, engines and counts allow; placements of equal size, so lowest first."""
     rows = [slot.row for slot in present]
-    return {
-        str(row.name): sum(1 for _ in row.free(occupied))
-        if _engines_allow(geometry, [*rows, row])
-        else 0
-        for row in geometry.profiles
-    }
+    taken = occupied_units(present)
+    found = 0
+    for place in sorted(row.placements):
+        if not place.mask & taken and _engines_allow(geometry, [*rows, row]):
+            rows.append(row)
+            taken |= place.mask
+            found += 1
+    return found
 
 
 def _candidates(
@@ -179,8 +185,8 @@ def _place(
 
 def _why_not(request: Request, geometry: Geometry, present: Sequence[Slot]) -> str:
     room = fitting(geometry, present)
-    could = ", ".join(f"{name} x{count}" for name, count in room.items() if count) or "nothing"
-    return f"no placement for {request}: taken {_taken(present)}; one more could be {could}"
+    could = " or ".join(f"{name} x{count}" for name, count in room.items() if count) or "nothing"
+    return f"no placement for {request}: taken {_taken(present)}; room for {could}"
 
 
 def _taken(present: Sequence[Slot]) -> str:

@@ -142,6 +142,8 @@ def test_a_life_by_hand(site: Site) -> None:
 
 
 NEW = ["simulator", "create", "/tmp/x", "--gpu"]
+FOR = ["generate", "--node"]
+ONE = [*FOR, f"n1={H100}:1"]
 
 
 @pytest.mark.parametrize(
@@ -161,6 +163,42 @@ NEW = ["simulator", "create", "/tmp/x", "--gpu"]
         (["generate", "--node", f"n1={H100}:0"], 2, "a count from 1 to 32"),
         (["generate", "--node", f"n1={H100}:x"], 2, "a count from 1 to 32"),
         (["generate", "--node", "n1=GeForce:1"], 2, "not in the catalogue"),
+        ([*FOR, f"n1={H100}:" + "9" * 5000], 2, "a count from 1 to 32"),
+        ([*FOR, f"n 1={H100}:1"], 2, "'n 1' is no host name"),
+        ([*FOR, f"n[1-={H100}:1"], 2, "host list 'n[1-'"),
+        ([*FOR, f"n[3-1]={H100}:1"], 2, "range 3-1 goes down"),
+        ([*FOR, f"n1;rm={H100}:1"], 2, "'n1;rm' is no host name"),
+        ([*ONE, "--node", f"n1={A30}:1"], 2, "host 'n1' is named twice"),
+        ([*FOR, f"n[1-3]={H100}:1", "--node", f"n2={A30}:1"], 2, "in 'n[1-3]' and 'n2'"),
+        ([*ONE, "--gpu-type", f"{H100}=bad type"], 2, "'bad type' is no type name; write"),
+        ([*ONE, "--gpu-type", f"{H100}=a:b"], 2, "'a:b' is no type name"),
+        ([*ONE, "--gpu-type", f"{A30}=x"], 2, "no --node has it; they have h100-80gb-sxm"),
+        ([*ONE, "--gpu-type", f"{H100}=x", "--gpu-type", "h100-80gb-sxm=y"], 2, "twice"),
+        ([*ONE, "--alias", "a=1g.10gb", "--alias", "a=2g.20gb"], 2, "names 'a' twice"),
+        ([*ONE, "--hooks", "rel"], 2, "--hooks 'rel': write an absolute path"),
+        ([*ONE, "--hooks", ""], 2, "--hooks '': write an absolute path"),
+        ([*ONE, "--hooks", "/a\nb"], 2, "write an absolute path"),
+        ([*ONE, "--out", "/proc/x"], 10, "write /proc/x: "),
+        ([*ONE, "--out", ""], 2, "'' is no path"),
+        (["install", "--hooks", "/proc/x"], 10, "make /proc/x: "),
+        (["create", "9" * 5000, "--gpu", "0"], 3, "is not a MIG profile name"),
+        (["audit", "--job", "9" * 23], 2, "is not in the range 1<=x<=4294967295"),
+        (["audit", "--job", "x"], 2, "Allowed: whole numbers from 1 to 4294967295"),
+        (["audit", "--since", "nan"], 2, "time 'nan': write 2026-03-01"),
+        (["audit", "--until", "inf"], 2, "time 'inf'"),
+        (["audit", "--since", "5", "--until", "4"], 2, "--since 5 is after --until 4"),
+        (["audit", "--user", ""], 2, "--user is empty"),
+        (["audit", "--uuid", "\udcff"], 2, "--uuid '\\udcff' is not UTF-8"),
+        (["--config", "", "status"], 2, "'' is no path"),
+        (["--config", "/", "status"], 11, "config /: Is a directory"),
+        (["frobnicate"], 2, "no command 'frobnicate'; commands: audit, create"),
+        (["simulator", "frob"], 2, "no command 'frob'; commands: create, "),
+        (["reset", "--frob"], 2, "Allowed: -i, --gpu, --force, --foreign, --json"),
+        (["weights"], 2, "Missing option '--gpu'; usage: "),
+        (["weights", "--gpu", "h100-80gb"], 2, "did you mean h100-80gb-"),
+        (["simulator", "create", "/proc/x", "--gpu", H100], 22, "make /proc/x: "),
+        ([*NEW, H100, "--driver", ""], 2, "driver '': write a version such as 580"),
+        ([*NEW, H100, "--driver", "xyz"], 2, "driver 'xyz'"),
         (["simulator", "create", "/tmp", "--gpu", f"{H100}:1"], 22, "not an empty directory"),
         ([*NEW, "NVIDIA RTX PRO 4500 Blackwell"], 2, "unknown profile id"),
         ([*NEW, H100, "--latency", "carve=1"], 22, "operations are"),
@@ -173,6 +211,46 @@ def test_mistakes(site: Site, arguments: list[str], code: int, says: str) -> Non
     refused(site.cli(*arguments), code, says)
     assert site.machine.board(0).instances == []
     assert not Path("/tmp/x").exists()
+
+
+def test_weights_by_a_key_in_any_case(site: Site) -> None:
+    """Named as NVML names it in the answer."""
+    assert site.cli("weights", "--gpu", "H100-80GB-sxm").stdout.startswith(f"{H100}: 31 shards")
+
+
+def test_create_leaves_the_mode_alone(make_site: Callable[..., Site]) -> None:
+    """A GPU whose MIG mode is off is passed over, and named only when none is left."""
+    site = make_site(A100, H100)
+    for index in (0, 1):
+        with site.machine.change(index) as board:
+            board.set_mode(index == 1, busy=False)
+            board.restart(power=True)
+    assert site.cli("disable", "-i", "1").returncode == 0
+    says = "MIG mode is off; run `slurm-mig enable --gpu"
+    refused(site.cli("create", "9", "-i", "1"), 13, f"{says} 1`")
+    refused(site.cli("create", "9"), 13, f"{says} 0`")
+    assert site.machine.board(1).mig_current is False
+    site.cli("enable", "-i", "1")
+    assert "GPU 1: 3g.40gb@4" in site.cli("create", "9").stdout
+    refused(site.cli("create", "0"), 5, "GPU 1")
+
+
+def test_a_lost_gpu_stops_no_work_on_others(site: Site) -> None:
+    """Neither by its number nor by `all`; meant itself, it is the fault."""
+    site.machine.lose(0)
+    made = site.cli("create", "3g.40gb")
+    assert (made.returncode, made.stdout[:13]) == (0, "GPU 1: 3g.40g")
+    assert site.cli("profiles", "-i", "1").returncode == 0
+    assert len(parsed(site.cli("profiles", "--json"), 14)) == 7
+    refused(site.cli("create", "9", "-i", "0"), 14, "GPU is lost")
+    refused(site.cli("destroy", "0:1"), 14, "GPU is lost")
+    refused(site.cli("destroy", "1:14"), 2, "no instance '1:14' here")
+    refused(site.cli("profiles", "-i", "7"), 2, "device minors here: 1")
+    assert site.cli("destroy", "1:1").returncode == 0
+    site.cli("create", "3g.40gb")
+    assert "GPU 1: 3g.40gb@4: released" in (done := site.cli("reset")).stdout
+    assert done.returncode == 14
+    assert parsed(site.cli("disable", "--json"), 14)["gpus"][0]["gpu"] == 1
 
 
 def test_without_a_gpu_named_the_first_with_room_is_taken(make_site: Callable[..., Site]) -> None:
@@ -347,6 +425,8 @@ def test_reconcile(site: Site) -> None:
     data = parsed(silent, 24)
     assert (data["done"], len(data["foreign"])) == ([], 1)
     assert "Slurm does not answer" in data["left"][0]
+    plain = site.cli("reconcile")
+    assert (plain.stdout + plain.stderr).count("Slurm does not answer") == 1
     assert len(site.machine.board(0).instances) == 1
 
     site.machine.reboot()
@@ -375,7 +455,9 @@ def test_audit(site: Site) -> None:
     assert parsed(site.cli("audit", "--user", "bob", "--json")) == rows[1:2]
     assert parsed(site.cli("audit", "--since", "2999-01-01", "--json")) == rows[1:2]
     assert parsed(site.cli("audit", "--until", "2000-01-01", "--json")) == []
-    assert "refused: job 9: GPU 0" in site.cli("audit").stdout
+    lines = site.cli("audit").stdout.splitlines()
+    assert lines[2].endswith("  active")
+    assert "refused: job 9: GPU 0" in lines[3]
 
 
 def test_the_chain_is_checked(site: Site) -> None:
@@ -384,10 +466,12 @@ def test_the_chain_is_checked(site: Site) -> None:
 
     site.prolog(7, STAMP)
     assert site.cli("audit", "--check").returncode == 0
+    assert parsed(site.cli("audit", "--check", "--json")) == {"broken_event": None}
     with closing(sqlite3.connect(site.root / "state/ledger.db")) as db, db:
         db.execute("DROP TRIGGER event_no_update")
         db.execute("UPDATE event SET at = 5 WHERE seq = 2")
     refused(site.cli("audit", "--check"), 24, "event 2 of the ledger")
+    assert parsed(site.cli("audit", "--check", "--json"), 24) == {"broken_event": 2}
 
 
 def test_a_users_texts_do_not_move_the_cursor(site: Site) -> None:
@@ -409,6 +493,20 @@ def test_generate(site: Site, tmp_path: Path) -> None:
     assert {n: (tmp_path / "out" / n).read_text() for n in data} == data
     assert "gpu:h100sxm:2,gpu:a30:1,shard:h100sxm:62,shard:a30:4," in data["slurm.conf.mig"]
     assert data["gres.conf.mig"] in site.cli("generate", *node).stdout
+
+
+def test_generate_writes_all_or_nothing(site: Site, tmp_path: Path) -> None:
+    """One file that cannot stand, and none is written."""
+    (tmp_path / "job_submit.lua").mkdir()
+    refused(site.cli(*ONE, "--out", str(tmp_path)), 10, "job_submit.lua: Is a directory")
+    assert [path.name for path in tmp_path.iterdir()] == ["job_submit.lua"]
+
+
+def test_install_writes_all_or_nothing(site: Site, tmp_path: Path) -> None:
+    """The same for the hooks."""
+    (tmp_path / "task_prolog").mkdir()
+    refused(site.cli("install", "--hooks", str(tmp_path)), 10, "task_prolog is a directory")
+    assert [path.name for path in tmp_path.iterdir()] == ["task_prolog"]
 
 
 def test_install(site: Site, tmp_path: Path) -> None:
@@ -442,6 +540,24 @@ def test_simulated_machines(site: Site, tmp_path: Path) -> None:
     refused(site.cli(*fault, "error:NOPE"), 22, "codes are")
     refused(site.cli("simulator", "fault", home), 2, "--call and --effect")
     assert site.cli("simulator", "fault", home, "--clear").returncode == 0
+    refused(site.cli(*hold[:-1], "MIG-nope"), 2, f"no device 'MIG-nope' in {home}; there are GPU-")
+    refused(site.cli(*hold[:-1], ""), 2, "no device ''")
+    wrong = [*fault[:4], "nvmlFoo", "--effect", "lie"]
+    refused(site.cli(*wrong), 2, "no NVML function 'nvmlFoo'")
+    refused(site.cli(*fault, "lie", "--skip", "-3"), 2, "-3 is not in the range x>=0")
+    refused(site.cli("simulator", "run", home, "/nope"), 2, "run '/nope': ")
+    refused(site.cli("simulator", "run", home, ""), 2, "run '': ")
+    refused(site.cli(*fault, "hang:²"), 22, "fault effect 'hang:²'")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"instances": [{}]}'])
+def test_a_damaged_simulated_machine(site: Site, content: str) -> None:
+    """Named, also when it is met through the driver; no traceback."""
+    (site.root / "sim/gpu0.json").write_text(content)
+    for verb in (["profiles"], ["simulator", "show", f"{site.root}/sim"]):
+        refused(site.cli(*verb), 22, "gpu0.json is damaged")
+    (site.root / "sim/machine.json").write_text('{"format": 1}')
+    refused(site.cli("profiles"), 22, "machine.json is damaged")
 
 
 def test_a_simulated_cuda_process(site: Site) -> None:
@@ -493,13 +609,50 @@ def test_without_root(site: Site) -> None:
     site.config.chmod(0o644)
     done = cli_as(64001, "reset", "--gpu", "all", SLURM_MIG_CONFIG=str(site.config))
     refused(done, 21, "run it as root")
+    for verb in ("status", "audit"):
+        done = cli_as(64001, verb, SLURM_MIG_CONFIG=str(site.config))
+        refused(done, 21, f"root needed to read {site.root}/state/ledger.db")
+    for words in (["reboot"], ["reload"], ["lose", "--gpu", "0"], ["fault", "--clear"]):
+        refused(cli_as(64001, "simulator", words[0], f"{site.root}/sim", *words[1:]), 21, "root")
+    refused(cli_as(64001, *ONE, "--out", "/etc/zz"), 10, "write /etc/zz: Permission denied")
+
+
+def test_the_gpus_that_the_configuration_names(make_site: Callable[..., Site]) -> None:
+    """Those that are not there are said, beside what is."""
+    site = make_site(H100, config="[gpus]\nmanaged = [0, 7]\norder = [0, 8]\n")
+    for verb in ("gpus", "status"):
+        done = site.cli(verb, "--json")
+        data = parsed(done, 11)
+        assert "[gpus] managed names 7; device minors here: 0" in data["faults"][0]
+        assert "[gpus] order names 8" in data["faults"][1]
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_gpu_model_that_does_not_exist(make_site: Callable[..., Site]) -> None:
+    """In the table of policies: it would never apply."""
+    site = make_site(H100, config='[whole_gpus]\nmodels = { "NVIDIA A31" = "reject" }\n')
+    refused(site.cli("profiles"), 11, "no GPU is called 'NVIDIA A31'; did you mean NVIDIA A30")
+
+
+def test_a_fault_without_a_name(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the system refuses is one line, too."""
+    from slurm_mig import cli
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "/x")
+
+    monkeypatch.setattr(cli.cli, "main", fail)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 10
 
 
 def test_a_closed_pipe(site: Site) -> None:
-    """`slurm-mig gpus | head -1` ends without a traceback."""
+    """`slurm-mig gpus | true` ends without a word, and with the code of a closed pipe."""
     done = subprocess.run(
-        f"{sys.executable} -m slurm_mig gpus --supported | head -1; echo ${{PIPESTATUS[0]}}",
+        f"{sys.executable} -m slurm_mig gpus --supported | true; echo ${{PIPESTATUS[0]}}",
         shell=True, executable="/bin/bash", capture_output=True, text=True, check=False,
         env={"SLURM_MIG_CONFIG": str(site.config), "PATH": "/usr/bin:/bin"},
     )  # fmt: skip
-    assert "Traceback" not in done.stderr
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] == "141"

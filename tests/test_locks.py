@@ -142,6 +142,14 @@ def test_a_directory_others_write_to_is_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_a_run_directory_others_write_to_is_refused(tmp_path: Path) -> None:
+    """They could put their own directory in the place of the locks."""
+    tmp_path.chmod(0o777)
+    with pytest.raises(NodeFault), Locks(tmp_path / "locks", 1).hold(["GPU-a"], "x"):
+        pass
+    assert not (tmp_path / "locks").exists()
+
+
 def test_a_holder_that_left_no_note(tmp_path: Path, holder: Holder) -> None:
     """Between taking a lock and writing the note there is a moment."""
     holder(["GPU-a"])

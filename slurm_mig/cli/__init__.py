@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import click
 
 from slurm_mig import __version__
-from slurm_mig.errors import EXIT_CODES, SlurmMigError
+from slurm_mig.cli._usage import Group, OnePath, one_line
+from slurm_mig.errors import EXIT_CODES, NodeFault, SlurmMigError
+
+#: As the shell says of a program that SIGPIPE ended.
+CLOSED_PIPE: Final = 141
 
 #: Verb -> module below slurm_mig.cli; the module's click command is named `command`.
 VERBS: Final[dict[str, str]] = {
@@ -32,7 +37,7 @@ VERBS: Final[dict[str, str]] = {
 }
 
 
-class _Group(click.Group):
+class _Group(Group):
     """A group whose commands are imported on demand: each import would cost every call."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -47,6 +52,16 @@ class _Group(click.Group):
         assert isinstance(command, click.Command)  # noqa: S101  # a verb without command is a bug
         return command
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; here, for click itself would end a closed pipe with 1, unnamed."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # `slurm-mig audit | head`: not worth a word, but not success either.
+            # What is still buffered has no reader; at exit Python would complain of it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(CLOSED_PIPE)
+
 
 def _exit_code_help() -> str:
     lines = "\n".join(f"  {code:2d}  {meaning}" for code, _, meaning in EXIT_CODES)
@@ -56,7 +71,7 @@ def _exit_code_help() -> str:
 @click.command(cls=_Group, epilog=_exit_code_help())
 @click.option(
     "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OnePath(path_type=Path),
     help="Configuration file; else $SLURM_MIG_CONFIG, else /etc/slurm-mig/config.toml.",
 )
 @click.version_option(__version__, prog_name="slurm-mig")
@@ -71,15 +86,25 @@ def main() -> None:
     try:
         cli.main(standalone_mode=False)
     except SlurmMigError as fault:
-        click.echo(f"slurm-mig: {fault}", err=True)
-        sys.exit(fault.exit_code)
+        _leave(fault)
     except click.ClickException as problem:
-        problem.show()
+        click.echo(_told(problem), err=True)
         sys.exit(problem.exit_code)
     except click.Abort:
         click.echo("slurm-mig: interrupted", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        # `slurm-mig audit | head`: not worth a word, but not success either.
-        sys.stderr.close()
-        sys.exit(141)
+    except OSError as problem:
+        where = f"{problem.filename}: " if problem.filename else ""
+        _leave(NodeFault(f"{where}{problem.strerror or problem}"))
+
+
+def _told(problem: click.ClickException) -> str:
+    # `slurm-mig` alone: the help is what it says (a class that click 8.1 does not have).
+    if type(problem).__name__ == "NoArgsIsHelpError":
+        return problem.format_message()
+    return f"slurm-mig: {one_line(problem)}"
+
+
+def _leave(fault: SlurmMigError) -> NoReturn:
+    click.echo(f"slurm-mig: {fault}", err=True)
+    sys.exit(fault.exit_code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -12,13 +13,15 @@ import click
 
 from slurm_mig.allocation import Owner
 from slurm_mig.config import load
-from slurm_mig.errors import SlurmFault, UsageFault
+from slurm_mig.errors import ConfigFault, NotPermitted, SlurmFault, UsageFault
 from slurm_mig.node import Node
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from slurm_mig.config import Config
     from slurm_mig.driver import Gpu
+    from slurm_mig.errors import SlurmMigError
     from slurm_mig.slurm import Slurm
 
 json_option: Callable[[Any], Any] = click.option(
@@ -35,7 +38,9 @@ gpu_option: Callable[[Any], Any] = click.option(
 @contextmanager
 def open_node() -> Iterator[Node]:
     """This node, from the configuration the command line names."""
-    node = Node(load(click.get_current_context().obj))
+    config = load(click.get_current_context().obj)
+    check_models(config)
+    node = Node(config)
     try:
         yield node
     finally:
@@ -72,14 +77,81 @@ def administrator() -> Owner:
     )
 
 
-def choose_gpus(node: Node, text: str) -> list[Gpu]:
-    """One GPU by device minor or UUID, or `all` that know MIG; UsageFault names what there is."""
-    gpus = [gpu for gpu in node.driver.gpus() if gpu.mig_capable]
-    chosen = [gpu for gpu in gpus if text in ("all", str(gpu.minor), gpu.uuid)]
+def check_models(config: Config) -> None:
+    """ConfigFault for a policy of a GPU model that does not exist.
+
+    Here and not where the file is read: the catalogue would cost every hook.
+    """
+    if not config.whole_models:
+        return
+    import difflib
+
+    from slurm_mig import catalog
+
+    known = [name for product in catalog.products() for name in product.names]
+    for name in config.whole_models:
+        if name not in known:
+            close = ", ".join(difflib.get_close_matches(name, known, 3))
+            raise ConfigFault(
+                f"config {config.source}: [whole_gpus] models: no GPU is called {name!r}",
+                remedy=f"did you mean {close}?" if close else "see `slurm-mig gpus --supported`",
+            )
+
+
+def check_minors(node: Node, gpus: Sequence[Gpu]) -> list[SlurmMigError]:
+    """A fault for each list of the [gpus] table that names a GPU which is not there."""
+    here = {gpu.minor for gpu in gpus}
+    faults: list[SlurmMigError] = []
+    for key, minors in (("managed", node.config.managed), ("order", node.config.order)):
+        if missing := [str(minor) for minor in minors or () if minor not in here]:
+            faults.append(
+                ConfigFault(
+                    f"config {node.config.source}: [gpus] {key} names {', '.join(missing)}; "
+                    f"device minors here: {', '.join(map(str, sorted(here))) or 'none'}",
+                    remedy="correct it, or see dmesg if a GPU fell off the bus",
+                )
+            )
+    return faults
+
+
+def survey(node: Node) -> tuple[Sequence[Gpu], list[SlurmMigError]]:
+    """GPUs that answer, and what is wrong with the others or with the list of them."""
+    gpus, faults = node.driver.survey()
+    # A lost GPU has no minor: it may well be the one that the configuration means.
+    return gpus, [*faults] or check_minors(node, gpus)
+
+
+def root_to_read(node: Node) -> None:
+    """NotPermitted for other users, before a ledger of their own is made at its place."""
+    if os.geteuid() != 0:
+        raise NotPermitted(f"root needed to read {node.config.ledger}")
+
+
+def choose_gpus(node: Node, text: str) -> tuple[list[Gpu], Sequence[SlurmMigError]]:
+    """One GPU by device minor or UUID, or `all` that know MIG; UsageFault names what there is.
+
+    Beside them the faults of those that are meant and do not answer: a lost GPU
+    stops no work on the others.
+    """
+    answering, faults = node.driver.survey()
+    gpus = [gpu for gpu in answering if gpu.mig_capable]
+    if text == "all" and (gpus or faults):
+        return gpus, faults
+    chosen = [gpu for gpu in gpus if text in (str(gpu.minor), gpu.uuid)]
     if not chosen:
+        if faults and could_be_lost(text, answering, faults):
+            raise faults[0]
         known = ", ".join(str(gpu.minor) for gpu in gpus) or "none"
         raise UsageFault(f"no MIG-capable GPU {text!r}; device minors here: {known}")
-    return chosen
+    return chosen, ()
+
+
+def could_be_lost(text: str, answering: Sequence[Gpu], faults: Sequence[SlurmMigError]) -> bool:
+    """Whether a minor or UUID may be that of a GPU which does not answer."""
+    if any(text == str(gpu.minor) for gpu in answering):
+        return False
+    minors = map(str, range(len(answering) + len(faults)))
+    return text.startswith("GPU-") or text in minors
 
 
 def print_json(data: object) -> None:
@@ -120,12 +192,14 @@ def when(seconds: float | None) -> str:
 def parse_time(text: str) -> float:
     """Seconds since the epoch from `2026-03-01`, `2026-03-01T12:00` (local) or a number."""
     try:
-        return float(text)
+        seconds = float(text)
+        if math.isfinite(seconds):
+            return seconds
     except ValueError:
         pass
     try:
         return datetime.fromisoformat(text).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UsageFault(
             f"time {text!r}: write 2026-03-01, 2026-03-01T12:30 or seconds since the epoch"
         ) from None

@@ -15,7 +15,8 @@ def switch(chosen: str, *, on: bool, as_json: bool) -> None:
     word = "on" if on else "off"
     done, faults = [], []
     with open_node() as node:
-        for gpu in choose_gpus(node, chosen):
+        gpus, lost = choose_gpus(node, chosen)
+        for gpu in gpus:
             try:
                 now = node.allocator().set_mode(gpu, on=on)
             except SlurmMigError as problem:
@@ -24,6 +25,7 @@ def switch(chosen: str, *, on: bool, as_json: bool) -> None:
             done.append({"gpu": now.minor, "uuid": now.uuid, "mig_mode": now.mig_mode})
             if not as_json:
                 click.echo(f"GPU {now.minor} ({now.name}): MIG mode {word}")
+    faults += lost
     if as_json:
         print_json({"gpus": done, "faults": [str(fault) for fault in faults]})
     for fault in faults:

@@ -13,7 +13,7 @@ from slurm_mig.cli._common import (
     open_node,
     print_json,
 )
-from slurm_mig.errors import NoRoom, ProfileNotOffered
+from slurm_mig.errors import DriverFault, NoRoom, ProfileNotOffered
 from slurm_mig.node import require_root
 from slurm_mig.profile import Profile
 from slurm_mig.request import Item, Request
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from slurm_mig.allocation import Allocation
     from slurm_mig.driver import Gpu
+    from slurm_mig.errors import SlurmMigError
     from slurm_mig.node import Node
 
 
@@ -40,7 +41,8 @@ def command(profile: str, gpu: str, start: int | None, as_json: bool) -> None:  
     """
     require_root()
     with open_node() as node:
-        record = _create(node, choose_gpus(node, gpu), profile, start)
+        gpus, faults = choose_gpus(node, gpu)
+        record = _create(node, gpus, profile, start, faults)
     (made,) = record.instances
     if as_json:
         print_json(record.to_dict())
@@ -48,15 +50,29 @@ def command(profile: str, gpu: str, start: int | None, as_json: bool) -> None:  
         click.echo(f"GPU {record.gpu_minor}: {made} is GPU instance {made.gi_id}, {made.uuid}")
 
 
-def _create(node: Node, gpus: Sequence[Gpu], profile: str, start: int | None) -> Allocation:
+def _create(
+    node: Node,
+    gpus: Sequence[Gpu],
+    profile: str,
+    start: int | None,
+    faults: Sequence[SlurmMigError],
+) -> Allocation:
     """On the first GPU that takes it; the first one's refusal if none does."""
-    refusals = []
+    refusals: list[SlurmMigError] = []
     for gpu in gpus:
         try:
             row = node.driver.geometry(gpu).find(profile)
             name = row.name if profile.isdigit() else Profile.parse(profile)
             request = Request((Item(name, 1, row.profile_id),))
-            return node.allocator().allocate(administrator(), request, gpu, start)
+            if gpu.mig_mode:
+                return node.allocator().allocate(administrator(), request, gpu, start)
         except (NoRoom, ProfileNotOffered) as refusal:
             refusals.append(refusal)
-    raise refusals[0]
+    raise [*refusals, *faults, *map(_mode_is_off, gpus)][0]
+
+
+def _mode_is_off(gpu: Gpu) -> SlurmMigError:
+    """The allocator would switch it on where it can, which an administrator did not ask for."""
+    return DriverFault(
+        "MIG mode is off", remedy=f"run `slurm-mig enable --gpu {gpu.minor}`", gpu=str(gpu)
+    )

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 import click
 
 from slurm_mig.allocation import QUARANTINED
-from slurm_mig.cli._common import administrator, json_option, open_node, print_json
+from slurm_mig.cli._common import (
+    administrator,
+    could_be_lost,
+    json_option,
+    open_node,
+    print_json,
+)
 from slurm_mig.errors import Held, Unresolved, UsageFault
 from slurm_mig.node import require_root
 
@@ -73,9 +79,12 @@ def report(records: list[Allocation], *, as_json: bool) -> None:
 
 
 def _find(node: Node, text: str) -> tuple[Gpu, GpuInstance]:
-    for gpu in node.driver.gpus():
+    gpus, faults = node.driver.survey()
+    for gpu in gpus:
         for found in node.driver.instances(gpu):
             uuids = [compute.uuid for compute in found.compute]
             if text in uuids or text == f"{gpu.minor}:{found.gi_id}":
                 return gpu, found
+    if faults and (text.startswith("MIG-") or could_be_lost(text.partition(":")[0], gpus, faults)):
+        raise faults[0]
     raise UsageFault(f"no instance {text!r} here", remedy="see `slurm-mig status`")

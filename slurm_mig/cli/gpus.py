@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slurm_mig import catalog
-from slurm_mig.cli._common import json_option, open_node, print_json, table
+from slurm_mig.cli._common import json_option, open_node, print_json, survey, table
 
 if TYPE_CHECKING:
     from slurm_mig.catalog import Product
@@ -28,7 +28,7 @@ def command(supported: bool, as_json: bool) -> None:  # noqa: FBT001  # click pa
             print_json({"supported": products})
         return
     with open_node() as node:
-        gpus, faults = node.driver.survey()
+        gpus, faults = survey(node)
         here = [_gpu(node, gpu) for gpu in gpus]
         if as_json:
             print_json({"supported": products, "node": here, "faults": list(map(str, faults))})
@@ -68,12 +68,16 @@ def _gpu(node: Node, gpu: Gpu) -> dict[str, Any]:
 
 
 def _print_products(products: list[dict[str, Any]]) -> None:
-    click.echo("Supported products (what a product lacks is read from its driver at run time):")
+    click.echo(
+        "Supported products (those with unknown numbers cannot be simulated, weighed or generated\n"
+        "for; on a node the driver has the numbers):"
+    )
     table(
-        ("PRODUCT", "ARCH", "SLICES", "MODELLED", "SOURCE OF PROFILES"),
+        ("KEY", "PRODUCT", "ARCH", "SLICES", "MODELLED", "SOURCE OF PROFILES"),
         [
             (
-                (item["names"] or [item["key"]])[0],
+                item["key"],
+                item["names"][0] if item["names"] else "?",
                 item["architecture"],
                 item["slices"],
                 "yes" if item["known"] else "no: numbers unknown",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from slurm_mig.cli._usage import OnePath
 from slurm_mig.cli.generate import DEFAULT_HOOKS
 from slurm_mig.config import chosen, load
 from slurm_mig.install import install_hooks
@@ -17,7 +18,7 @@ from slurm_mig.node import require_root
 @click.command()
 @click.option(
     "--hooks",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=OnePath(path_type=Path, file_okay=False),
     default=Path(DEFAULT_HOOKS),
     show_default=True,
     help="Directory to put them into.",

@@ -20,10 +20,17 @@ if TYPE_CHECKING:
 def command(gpu: str, as_json: bool) -> None:  # noqa: FBT001
     """Show the profiles each GPU offers, and how many are free."""
     with open_node() as node:
-        rows = [row for item in choose_gpus(node, gpu) for row in _rows(node, item)]
+        gpus, faults = choose_gpus(node, gpu)
+        rows = [row for item in gpus for row in _rows(node, item)]
     if as_json:
         print_json(rows)
-        return
+    elif rows:
+        _print(rows)
+    for fault in faults:
+        raise fault
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
     columns = ("decoders", "encoders", "copy_engines", "jpeg", "ofa")
     table(
         (

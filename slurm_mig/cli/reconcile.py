@@ -37,7 +37,7 @@ def command(no_slurm: bool, as_json: bool) -> None:  # noqa: FBT001
         if not (found.done or left or found.foreign):
             click.echo("ledger and hardware agree")
     if left:
-        raise Unresolved(f"{len(left)} left: {left[0]}")
+        raise Unresolved(f"{len(left)} left, see the output")
 
 
 def _asker(node: Node) -> tuple[Callable[[], frozenset[int]] | None, str]:

@@ -19,7 +19,7 @@ def command(gpu: str, force: bool, foreign: bool, as_json: bool) -> None:  # noq
     """Destroy every instance of GPUs; MIG mode stays. Nothing is touched if any is held."""
     require_root()
     with open_node() as node:
-        gpus = choose_gpus(node, gpu)
+        gpus, faults = choose_gpus(node, gpu)
         strange = [(one, item) for one in gpus for item in node.allocator().foreign_instances(one)]
         if strange and not foreign:
             where = ", ".join(f"{one.minor}:{item.gi_id}" for one, item in strange)
@@ -33,3 +33,5 @@ def command(gpu: str, force: bool, foreign: bool, as_json: bool) -> None:  # noq
         records += [node.allocator().adopt(administrator(), *pair) for pair in strange]
         ended = [node.allocator().release(record, "by an administrator") for record in records]
     report(ended, as_json=as_json)
+    for fault in faults:
+        raise fault

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -10,18 +12,21 @@ import click
 
 from slurm_mig import catalog
 from slurm_mig.cli._common import json_option, print_json, table
+from slurm_mig.cli._usage import Group, OnePath
 from slurm_mig.cli.generate import parse_gpu
 from slurm_mig.errors import UsageFault
 from slurm_mig.models import gpu_spec
+from slurm_mig.node import require_root
 from slurm_mig.simulator import Machine, create
-from slurm_mig.simulator.client import open_devices
+from slurm_mig.simulator.client import devices, open_devices
 from slurm_mig.simulator.faults import EFFECTS, Rule
+from slurm_mig.simulator.library import SIGNATURES
 from slurm_mig.simulator.machine import DEFAULT_DRIVER, OPERATIONS
 
-DIRECTORY = click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+DIRECTORY = click.argument("directory", type=OnePath(path_type=Path, file_okay=False))
 
 
-@click.group()
+@click.group(cls=Group)
 def command() -> None:
     """Simulated GPUs, for trying and testing without any.
 
@@ -49,6 +54,8 @@ def create_machine(
     directory: Path, gpus: tuple[str, ...], latencies: tuple[str, ...], driver: str
 ) -> None:
     """Make a simulated machine in an empty or new directory."""
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+){1,3}", driver):
+        raise UsageFault(f"driver {driver!r}: write a version such as {DEFAULT_DRIVER}")
     wanted = [parse_gpu(text) for text in gpus]
     specs = [gpu_spec(catalog.find(name), name, count) for name, count in wanted]
     machine = create(
@@ -98,11 +105,16 @@ def show(directory: Path, as_json: bool) -> None:  # noqa: FBT001
 
 @command.command("hold")
 @DIRECTORY
-@click.option("--pid", type=int, required=True, help="A living process.")
+@click.option("--pid", type=click.IntRange(1), required=True, help="A living process.")
 @click.option("--uuid", required=True, help="MIG UUID or GPU UUID it shall use.")
 def hold(directory: Path, pid: int, uuid: str) -> None:
     """Let a process use an instance, or a whole GPU, until it ends."""
-    Machine(directory).hold(pid, uuid)
+    machine = Machine(directory)
+    known = [facts["uuid"] for facts in machine.gpus]
+    known += [device.uuid for device in devices(machine) if device.uuid not in known]
+    if uuid not in known:
+        raise UsageFault(f"no device {uuid!r} in {directory}; there are {', '.join(known)}")
+    machine.hold(pid, uuid)
 
 
 @command.command("run")
@@ -115,13 +127,17 @@ def run(directory: Path, program: tuple[str, ...]) -> None:
         click.echo(f"CUDA device: {device.name} ({device.uuid})")
         machine.hold(os.getpid(), device.uuid)
     sys.stdout.flush()
-    os.execvp(program[0], program)  # noqa: S606  # the user's own program
+    try:
+        os.execvp(program[0], program)  # noqa: S606  # the user's own program
+    except (OSError, ValueError) as problem:
+        raise UsageFault(f"run {program[0]!r}: {problem}") from problem
 
 
 @command.command("reboot")
 @DIRECTORY
 def reboot(directory: Path) -> None:
     """Power cycle: new boot id, no instances; MIG mode stays on Ampere only."""
+    require_root()
     Machine(directory).reboot()
 
 
@@ -129,6 +145,7 @@ def reboot(directory: Path) -> None:
 @DIRECTORY
 def reload(directory: Path) -> None:
     """Unload and load the driver: no instances, the same boot id."""
+    require_root()
     Machine(directory).reload_driver()
 
 
@@ -137,6 +154,7 @@ def reload(directory: Path) -> None:
 @click.option("--gpu", "index", type=int, required=True, help="NVML index.")
 def lose(directory: Path, index: int) -> None:
     """Let a GPU fall off the bus until the next reboot."""
+    require_root()
     machine = Machine(directory)
     if index not in range(len(machine.gpus)):
         raise UsageFault(f"no GPU {index} in {directory}; there are {len(machine.gpus)}")
@@ -147,9 +165,15 @@ def lose(directory: Path, index: int) -> None:
 @DIRECTORY
 @click.option("--call", help="NVML function, or * for every one.")
 @click.option("--effect", help=f"One of {', '.join(EFFECTS)}.")
-@click.option("--skip", default=0, show_default=True, help="Calls to let pass first.")
 @click.option(
-    "--times", default=1, show_default=True, help="Calls to strike; 0 for all that follow."
+    "--skip", type=click.IntRange(0), default=0, show_default=True, help="Calls to let pass first."
+)
+@click.option(
+    "--times",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Calls to strike; 0 for all that follow.",
 )
 @click.option("--clear", is_flag=True, help="Take all faults out again.")
 def fault(
@@ -161,10 +185,22 @@ def fault(
     clear: bool,  # noqa: FBT001
 ) -> None:
     """Inject a fault into NVML calls of every process."""
+    require_root()
     machine = Machine(directory)
     if clear:
         machine.faults.set([])
     elif call and effect:
+        _check_call(call)
         machine.faults.add(Rule(call, effect, skip, times))
     else:
         raise UsageFault("name --call and --effect, or --clear")
+
+
+def _check_call(call: str) -> None:
+    if call != "*" and call not in SIGNATURES:
+        close = difflib.get_close_matches(call, SIGNATURES, 3)
+        known = ", ".join(close or SIGNATURES)
+        raise UsageFault(
+            f"no NVML function {call!r} in the simulator; "
+            f"{'did you mean' if close else 'allowed are'} {known}, or * for every one"
+        )

@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slurm_mig.allocation import ACTIVE
-from slurm_mig.cli._common import json_option, open_node, print_json, slurm_of
+from slurm_mig.cli._common import (
+    json_option,
+    open_node,
+    print_json,
+    root_to_read,
+    slurm_of,
+    survey,
+)
 from slurm_mig.cli.destroy import owner_of
 from slurm_mig.cli.gpus import mode_text
 from slurm_mig.errors import SlurmFault
-from slurm_mig.node import require_root
 from slurm_mig.planner import Slot, fitting
 
 if TYPE_CHECKING:
@@ -29,9 +35,9 @@ WIDTH = 72
 @json_option
 def command(ask: bool, as_json: bool) -> None:  # noqa: FBT001
     """Show who holds what, with a picture of every GPU's slots."""
-    require_root()
     with open_node() as node:
-        gpus, faults = node.driver.survey()
+        root_to_read(node)
+        gpus, faults = survey(node)
         seen = [describe(node, gpu) for gpu in gpus if gpu.mig_capable]
         answer = None
         if ask:

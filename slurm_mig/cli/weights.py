@@ -14,7 +14,8 @@ from slurm_mig.weights import derive
 @json_option
 def command(name: str, as_json: bool) -> None:  # noqa: FBT001
     """Show how many shards a GPU and each of its profiles count for."""
-    geometry = catalog.find(name).geometry()
+    product = catalog.find(name)
+    geometry = product.geometry()
     weights = derive(geometry)
     by_name = {str(row.name): weights.of(geometry, row) for row in geometry.profiles}
     if as_json:
@@ -28,7 +29,7 @@ def command(name: str, as_json: bool) -> None:  # noqa: FBT001
         )
         return
     click.echo(
-        f"{name}: {weights.capacity} shards; counting accepts {weights.false_accepts} sets that "
-        f"have no layout and refuses {weights.false_rejects} that have one"
+        f"{product.title}: {weights.capacity} shards; counting accepts {weights.false_accepts} "
+        f"sets that have no layout and refuses {weights.false_rejects} that have one"
     )
     table(("PROFILE", "SHARDS"), by_name.items())

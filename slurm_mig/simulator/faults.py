@@ -45,7 +45,7 @@ class Rule:
         good = {
             "error": argument in BY_NAME,
             "activation": argument in BY_NAME,
-            "hang": argument.replace(".", "", 1).isdigit(),
+            "hang": argument.isascii() and argument.replace(".", "", 1).isdigit(),
             "lie": not argument,
             "kill-before": not argument,
             "kill-after": not argument,

@@ -131,6 +131,8 @@ class Library:
 
     def __init__(self, root: Path) -> None:
         self._machine = Machine(root)
+        # Here, for no exception gets out of a C function.
+        self._machine.check()
         self._handles: list[Handle] = []
         self._sessions = 0
         self._pointers: dict[str, Any] = {}

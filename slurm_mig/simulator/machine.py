@@ -10,11 +10,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from slurm_mig.errors import NotPermitted, SimulatorFault
 from slurm_mig.geometry import Engines, Geometry, GpuProfile, Placement
@@ -82,9 +83,28 @@ def create(
         raise SimulatorFault("a simulated machine needs at least one GPU")
     if os.geteuid() != 0:
         raise NotPermitted("simulated device nodes are made with mknod; run as root")
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+    existed = root.exists()
+    if existed and (not root.is_dir() or any(root.iterdir())):
         raise SimulatorFault(f"{root} exists and is not an empty directory")
-    root.mkdir(mode=0o755, parents=True, exist_ok=True)
+    try:
+        root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _build(root, gpus, latency_ms or {}, driver)
+    except OSError as problem:
+        _clear(root, existed=existed)
+        raise SimulatorFault(f"make {problem.filename or root}: {problem.strerror}") from problem
+    return Machine(root)
+
+
+def _clear(root: Path, *, existed: bool) -> None:
+    """Take half a machine away, so that the next try finds an empty directory."""
+    left = list(root.iterdir()) if existed and root.is_dir() else [root]
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _build(
+    root: Path, gpus: Sequence[GpuSpec], latency_ms: Mapping[str, float], driver: str
+) -> None:
     boards = [_board_facts(spec) for spec in gpus for _ in range(spec.count)]
     for index, facts in enumerate(boards):
         facts["minor"] = index
@@ -97,9 +117,8 @@ def create(
         _replace(root / f"gpu{index}.json", _board(facts).to_dict())
     _replace(
         root / "machine.json",
-        {"format": FORMAT, "driver": driver, "latency_ms": dict(latency_ms or {}), "gpus": boards},
+        {"format": FORMAT, "driver": driver, "latency_ms": dict(latency_ms), "gpus": boards},
     )
-    return Machine(root)
 
 
 def _board_facts(spec: GpuSpec) -> dict[str, Any]:
@@ -167,8 +186,8 @@ class Machine:
     def __init__(self, root: Path) -> None:
         self.root = root
         try:
-            facts = json.loads((root / "machine.json").read_text("ascii"))
-        except (OSError, ValueError) as problem:
+            facts = dict(json.loads((root / "machine.json").read_text("ascii")))
+        except (OSError, ValueError, TypeError) as problem:
             raise SimulatorFault(
                 f"no simulated machine in {root}: {problem}",
                 remedy=f"make one with `slurm-mig simulator create {root} --gpu NAME:COUNT`",
@@ -178,12 +197,13 @@ class Machine:
                 f"simulated machine in {root} has format {facts.get('format')!r}, "
                 f"this release reads {FORMAT}"
             )
-        self.driver: str = facts["driver"]
-        self.latency_ms: dict[str, float] = facts["latency_ms"]
-        self.gpus: list[dict[str, Any]] = facts["gpus"]
         self.tree = Tree(root)
         self.faults = Faults(root / "faults.json")
-        self._geometries = [_board(facts) for facts in self.gpus]
+        with _intact(root / "machine.json"):
+            self.driver: str = facts["driver"]
+            self.latency_ms: dict[str, float] = facts["latency_ms"]
+            self.gpus: list[dict[str, Any]] = facts["gpus"]
+            self._geometries = [_board(facts) for facts in self.gpus]
         self._read: dict[int, tuple[tuple[int, int], dict[str, Any]]] = {}
 
     @property
@@ -196,8 +216,16 @@ class Machine:
         facts = self.gpus[index]
         fixed = self._geometries[index]
         board = Board(fixed.geometry, facts["uuid"], fixed.mirrored, fixed.resetless)
-        board.load(self._state(index))
+        with _intact(self.root / f"gpu{index}.json"):
+            board.load(self._state(index))
         return board
+
+    def check(self) -> None:
+        """Read every file once: SimulatorFault for a damaged one."""
+        for index in range(len(self.gpus)):
+            self.board(index)
+        with _intact(self.root / "faults.json"):
+            self.faults.rules()
 
     def _state(self, index: int) -> dict[str, Any]:
         """A GPU's state file, read again only when it was replaced."""
@@ -211,7 +239,7 @@ class Machine:
     @contextmanager
     def change(self, index: int) -> Iterator[Board]:
         """One GPU's state for writing; kept only when the block ends well."""
-        with (self.root / f"gpu{index}.lock").open("a") as lock:
+        with _opened(self.root / f"gpu{index}.lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             board = self.board(index)
             yield board
@@ -266,6 +294,26 @@ class Machine:
         """Let a GPU fall off the bus until the next reboot."""
         with self.change(index) as board:
             board.lost = True
+
+
+@contextmanager
+def _intact(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as problem:
+        raise SimulatorFault(f"read {path}: {problem.strerror}") from problem
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise SimulatorFault(
+            f"{path} is damaged: {type(problem).__name__} {problem}",
+            remedy="make the machine anew with `slurm-mig simulator create`",
+        ) from problem
+
+
+def _opened(path: Path) -> TextIO:
+    try:
+        return path.open("a")
+    except PermissionError as problem:
+        raise NotPermitted(f"open {path}: {problem.strerror}", remedy="run as root") from problem
 
 
 def _start_time(pid: int) -> str:

@@ -1,0 +1,58 @@
+"""The command line's own mistakes, in one line each that names what is allowed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+
+class Group(click.Group):
+    """A group that lists its commands when it is given another word."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, but an unknown command names those there are."""
+        if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            known = ", ".join(self.list_commands(ctx))
+            raise click.UsageError(f"no command {args[0]!r}; commands: {known}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+class OnePath(click.Path):
+    """A path of one printable line; an empty one would mean the working directory."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | PathLike[str]:  # the base class's own answer
+        """Refuse what is no name of a file, then as click does."""
+        text = str(value)
+        if not text or not text.isprintable():
+            self.fail(f"{text!r} is no path; write one line of printable characters", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def one_line(problem: click.ClickException) -> str:
+    """Click's message on one line: which command, what is wrong, what it takes."""
+    text = " ".join(problem.format_message().split())
+    context = getattr(problem, "ctx", None)
+    if context is None:
+        return text
+    if isinstance(problem, click.NoSuchOption):
+        text += f" Allowed: {', '.join(_options(context))}"
+    if isinstance(problem, click.BadParameter) and isinstance(
+        kind := getattr(problem.param, "type", None), click.IntRange
+    ):
+        text += f" Allowed: whole numbers from {kind.min}"
+        text += "" if kind.max is None else f" to {kind.max}"
+    usage = " ".join(context.get_usage().removeprefix("Usage:").split())
+    return f"{text.rstrip('.')}; usage: {usage}"
+
+
+def _options(context: click.Context) -> list[str]:
+    params = context.command.get_params(context)
+    return [name for item in params if isinstance(item, click.Option) for name in item.opts]
