@@ -131,10 +131,12 @@ def test_job_ids_used_again(build: Callable[..., Site], uid: int) -> None:
     lost = site.sbatch("--gres=mig:7g.80gb:1", script="sleep 300")
     site.until(site.made, "the slice")
     _lose_state(site)
-    again = site.sbatch("--gres=mig:1g.10gb:1", script="echo $SLURM_MIG_PROFILES", uid=uid)
+    # A file of its own: the lost job's belongs to its user.
+    asked = ("--gres=mig:1g.10gb:1", "-o", "again.out")
+    again = site.sbatch(*asked, script="echo $SLURM_MIG_PROFILES", uid=uid)
     assert again == lost
     site.wait(again, "COMPLETED", "FAILED")
-    told = site.output(again)
+    told = site.output("again")
     assert "1g.10gb" in told or "without its Prolog" in told
     assert "7g" not in told
     site.check_clean()
