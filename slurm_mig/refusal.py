@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from slurm_mig.errors import JobFault, NoRoom, SlurmFault
+from slurm_mig.errors import JobFault, NoRoom, SlurmFault, Unknown
 from slurm_mig.request import without_stamp
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ MARGIN_NEW: Final = 3
 #: How long the detached child waits for the job to leave COMPLETING, and how often it looks.
 PATIENCE: Final = 300.0
 LOOK_EVERY: Final = 1.0
+
+#: States of a job whose Prolog runs and that is not about to end.
+STARTING: Final = ("RUNNING", "CONFIGURING", "SUSPENDED")
 
 _OUR_COMMENT: Final = re.compile(r"\s*\[slurm-mig: [^\]]*\]")
 
@@ -63,6 +66,9 @@ def refuse(refusal: Refusal, fault: JobFault, slurm: Slurm, config: Config) -> O
         facts = slurm.job(refusal.job_id)
         if facts is None:
             return Outcome("unknown to Slurm")
+        if facts.state not in STARTING:
+            # Cancelled while its Prolog ran: a requeue would bring it back to life.
+            return Outcome(f"left alone, it is {facts.state}")
         reference = str(refusal.het_leader or facts.reference)
         _explain(refusal, fault, reference, slurm)
         if not facts.batch:
@@ -104,8 +110,8 @@ def _put_back(
     if not facts.requeue and config.no_requeue == "cancel":
         slurm.cancel(reference)
         return Outcome("cancelled")
-    # Only lack of room passes by itself; and what bounces for ever helps nobody.
-    hold = not isinstance(fault, NoRoom) or refusal.restarts >= config.max_requeues
+    # Lack of room and of an answer pass by themselves; and what bounces for ever helps nobody.
+    hold = not isinstance(fault, (NoRoom, Unknown)) or refusal.restarts >= config.max_requeues
     if not facts.requeue:
         slurm.allow_requeue(reference, allow=True)
     (slurm.requeue_hold if hold else slurm.requeue)(reference)

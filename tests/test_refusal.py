@@ -11,7 +11,7 @@ import pytest
 
 from slurm_mig import refusal
 from slurm_mig.config import Config
-from slurm_mig.errors import BadRequest, JobFault, NoRoom, SlurmFault
+from slurm_mig.errors import BadRequest, JobFault, NoRoom, SlurmFault, Unknown
 from slurm_mig.files import detach
 from slurm_mig.refusal import Refusal, comment_with, postpone, refuse, retry_delay
 from slurm_mig.request import from_stamp
@@ -68,6 +68,20 @@ def test_a_batch_job_is_requeued() -> None:
     assert ("comment", "7", "mine [slurm-mig: job 7: no placement for 3g.40gb:1]") in desk.asked
 
 
+@pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED", "TIMEOUT", "PENDING"])
+@pytest.mark.parametrize("interactive", [False, True])
+def test_a_job_that_is_ending_already(state: str, *, interactive: bool) -> None:
+    """Its user cancelled it while the Prolog ran: it must not come back."""
+    desk = Desk(JobFacts(7, "7", not interactive, True, state, ""))
+    assert run(desk) == refusal.Outcome(f"left alone, it is {state}")
+    assert desk.asked == []
+
+
+def test_no_answer_passes_by_itself() -> None:
+    """Requeued like lack of room, not held."""
+    assert run(Desk(batch()), Unknown("Slurm does not say")).text == "requeued"
+
+
 def test_one_task_of_an_array_not_the_array() -> None:
     """Its own id would hit every running task."""
     desk = Desk(batch(reference="4_2"))
@@ -122,7 +136,7 @@ def test_a_job_that_bounces_is_held() -> None:
     "desk",
     [
         Desk(batch(), requeue=SlurmFault("Unable to contact slurm controller")),
-        Desk(JobFacts(7, "7", False, False, "", ""), cancel=SlurmFault("timed out")),
+        Desk(JobFacts(7, "7", False, False, "RUNNING", ""), cancel=SlurmFault("timed out")),
     ],
 )
 def test_a_silent_slurmctld_is_an_outcome(desk: Desk) -> None:

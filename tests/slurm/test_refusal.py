@@ -130,3 +130,21 @@ def test_refused_while_slurmctld_is_silent(build: Callable[..., Site]) -> None:
     assert "no placement for 3g.40gb:1" in site.output(job)
     assert "ran" not in site.output(job).split()
     assert site.in_service()
+
+
+def test_a_cancel_before_the_refusal(site: Site) -> None:
+    """The user's cancel holds: a refused job that is ending is not put back into the queue."""
+    site.block(0)
+    site.block(1)
+    hook = site.cluster.root / "hooks/prolog"
+    original = hook.read_text()
+    hook.write_text(original.replace('exec "$python', 'sleep 2; exec "$python'))
+    try:
+        job = site.sbatch("--gres=mig:3g.40gb:1", script="echo ran")
+        site.wait(job, "RUNNING")
+        site.run("scancel", str(job), uid=ALICE)
+        site.until(lambda: refused(site, job), "the refusal")
+        site.wait(job, "CANCELLED")
+    finally:
+        hook.write_text(original)
+    assert site.output(job) == ""
