@@ -35,7 +35,9 @@ def runs_with_what_is_paid(site: Site, job: int) -> None:
             "gres:mig:1g.10gb:1,gres:shard:h100:4"
         )
         if restart == 0:
-            site.run("scontrol", "requeue", str(job), uid=ALICE)
+            # Slurm refuses it while the Prolog still runs.
+            again = ("scontrol", "requeue", str(job))
+            site.until(lambda: not site.cluster.try_run(*again, uid=ALICE).returncode, "requeue")
             site.wait(job, "PENDING")
             # Past the credential's life: 22.05 restarts sooner ones without a Prolog.
             site.run("scontrol", "update", f"jobid={job}", "starttime=now+10", uid=ALICE)

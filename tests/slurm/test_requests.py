@@ -439,7 +439,7 @@ def test_a_cpu_job_from_inside_a_gpu_job(site: Site) -> None:
         assert out.read_text() == "inner ran\n"
 
 
-INSIDE = "unset SLURM_GPUS; sbatch --parsable --wait -o inner.out {options} {script}"
+INSIDE = "unset SLURM_GPUS; sbatch --parsable --wait -o inner.%j.out {options} {script}"
 
 
 @pytest.mark.parametrize(
@@ -452,8 +452,8 @@ INSIDE = "unset SLURM_GPUS; sbatch --parsable --wait -o inner.out {options} {scr
 )
 def test_jobs_that_submit_jobs(site: Site, outer: str, inner: str, sees: str) -> None:
     """From a step, or from a restarted job: the successor is a batch script's first run."""
-    out = site.cluster.work / "inner.out"
-    out.unlink(missing_ok=True)
+    for old in site.cluster.work.glob("inner.*"):
+        old.unlink()
     show = site.cluster.work / "show"
     show.write_text(f"#!/bin/sh\n{SHOW}\n")
     show.chmod(0o755)
@@ -463,7 +463,8 @@ def test_jobs_that_submit_jobs(site: Site, outer: str, inner: str, sees: str) ->
     chain.chmod(0o755)
     job = site.sbatch("-n2", "--gres=mig:1g.10gb:1", script=outer)
     site.wait(job, "COMPLETED")
-    assert [line[2] for line in seen(out.read_text())] == [sees]
+    texts = {path.name: path.read_text() for path in site.cluster.work.glob("inner.*")}
+    assert [line[2] for text in texts.values() for line in seen(text)] == [sees], texts
 
 
 # -- what users bring ------------------------------------------------------------------------
