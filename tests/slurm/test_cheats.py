@@ -25,6 +25,12 @@ def attempt(site: Site, *command: str, environ: dict[str, str] | None = None) ->
     return done.stdout + done.stderr
 
 
+def requeued(site: Site, job: int) -> bool:
+    """Whether Slurm took the user's requeue."""
+    done = site.cluster.try_run("scontrol", "requeue", str(job), uid=ALICE)
+    return done.returncode == 0
+
+
 def runs_with_what_is_paid(site: Site, job: int) -> None:
     """A job of one 1g runs, twice, with one 1g and its four shards."""
     site.run("scontrol", "release", str(job))
@@ -36,8 +42,7 @@ def runs_with_what_is_paid(site: Site, job: int) -> None:
         )
         if restart == 0:
             # Slurm refuses it while the Prolog still runs.
-            again = ("scontrol", "requeue", str(job))
-            site.until(lambda: not site.cluster.try_run(*again, uid=ALICE).returncode, "requeue")
+            site.until(lambda: requeued(site, job), "the requeue")
             site.wait(job, "PENDING")
             # Past the credential's life: 22.05 restarts sooner ones without a Prolog.
             site.run("scontrol", "update", f"jobid={job}", "starttime=now+10", uid=ALICE)

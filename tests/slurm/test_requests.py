@@ -459,7 +459,7 @@ def test_jobs_that_submit_jobs(site: Site, outer: str, inner: str, sees: str) ->
     show.chmod(0o755)
     chain = site.cluster.work / "chain"
     asked = INSIDE.format(options=inner, script="./show")
-    chain.write_text(f"#!/bin/sh\n[ ${{SLURM_PROCID:-0}} -gt 0 ] || {asked}\n")
+    chain.write_text(f"#!/bin/sh\n[ ${{SLURM_PROCID:-0}} -gt 0 ] || {{ {asked}; }}\n")
     chain.chmod(0o755)
     job = site.sbatch("-n2", "--gres=mig:1g.10gb:1", script=outer)
     site.wait(job, "COMPLETED")
