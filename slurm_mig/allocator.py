@@ -305,19 +305,12 @@ class Allocator:
 
     def _leave_mig_mode(self, gpu: Gpu) -> None:
         """Switch MIG mode off; NoRoom while something (a monitor, say) keeps the GPU open."""
-        until, pause = self._monotonic() + self._destroy_timeout, FIRST_PAUSE
-        while True:
-            try:
-                now = self._driver.set_mig_mode(gpu, on=False)
-            except InstanceBusy as busy:
-                if self._monotonic() >= until:
-                    raise NoRoom(f"{busy.cause}, used by {self._users(gpu, None)}") from busy
-                self._sleep(pause)
-                pause = min(2 * pause, LAST_PAUSE)
-            else:
-                break
+        until = self._monotonic() + self._destroy_timeout
+        busy = self._retry(lambda: self._driver.set_mig_mode(gpu, on=False), until)
+        if busy is not None:
+            raise NoRoom(f"{busy.cause}, used by {self._users(gpu, None)}") from busy
         # On Ampere the wish alone is success to NVML: without its reset the mode stays.
-        if now.mig_mode:
+        if self._driver.gpu(gpu.uuid).mig_mode:
             raise NoRoom("MIG mode stays on: something keeps the GPU from being reset")
 
     def publish_whole(
@@ -402,18 +395,29 @@ class Allocator:
 
     def _destroy(self, item: Instance, gpu: Gpu, until: float) -> str | None:
         """Destroy one instance, retrying while it is in use; returns why it could not."""
-        pause = FIRST_PAUSE
-        while True:
+
+        def destroy() -> None:
             found = find(item, self._driver.instances(gpu))
-            if found is None:
-                return None
-            try:
+            if found is not None:
                 for compute in found.compute:
                     self._driver.destroy_compute_instance(gpu, found.gi_id, compute.ci_id)
                 self._driver.destroy_gpu_instance(gpu, found.gi_id)
+
+        busy = self._retry(destroy, until)
+        if busy is None:
+            return None
+        found = find(item, self._driver.instances(gpu))
+        return f"{busy.cause}, used by {self._users(gpu, found)}" if found else None
+
+    def _retry(self, work: Callable[[], object], until: float) -> InstanceBusy | None:
+        """Do what may be in use, again and again until it works or the time has come."""
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                work()
             except InstanceBusy as busy:
                 if self._monotonic() >= until:
-                    return f"{busy.cause}, used by {self._users(gpu, found)}"
+                    return busy
                 self._sleep(pause)
                 pause = min(2 * pause, LAST_PAUSE)
             else:
