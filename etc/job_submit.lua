@@ -203,6 +203,9 @@ end
 
 -- Rules ------------------------------------------------------------------------
 
+-- Everywhere a request for GPUs or slices can stand.
+local TRES_FIELDS = { "tres_per_node", "tres_per_job", "tres_per_task", "tres_per_socket" }
+
 -- Places where a count is for the whole job, a task or a socket. Only the controller could say
 -- what that means per node, and some releases accept it and allocate nothing.
 local ELSEWHERE = {
@@ -227,7 +230,7 @@ end
 
 -- A whole GPU of a type that the site keeps for slices, or nil.
 local function kept_for_slices(job)
-  for _, field in ipairs({ "tres_per_node", "tres_per_job", "tres_per_task", "tres_per_socket" }) do
+  for _, field in ipairs(TRES_FIELDS) do
     for token in string.gmatch(job[field] or "", "[^,]+") do
       local kind = string.match(token, "^gres[:/]gpu:([^:=]+)") or string.match(token, "^gpu:([^:=]+)")
       if kind and SLICES_ONLY[kind] then return kind end
@@ -300,7 +303,7 @@ end
 
 -- Whether a job asks for GPUs in any form, or for slices.
 local function wants_gpu(job)
-  for _, field in ipairs({ "tres_per_node", "tres_per_job", "tres_per_task", "tres_per_socket" }) do
+  for _, field in ipairs(TRES_FIELDS) do
     local text = job[field]
     if text and (mentions(text) or string.find(text, "gpu", 1, true)) then return true end
   end
@@ -321,7 +324,7 @@ end
 local function modify(job, record, partitions)
   local held = record.tres_per_node
   local ours = held ~= nil and mentions(held)
-  for _, field in ipairs({ "tres_per_node", "tres_per_job", "tres_per_task", "tres_per_socket" }) do
+  for _, field in ipairs(TRES_FIELDS) do
     local text = job[field]
     if text and text ~= record[field] and (ours or mentions(text)) then
       return refuse("the gres of a MIG job cannot be changed; cancel it and submit again")
@@ -345,19 +348,16 @@ end
 
 -- Entry points -------------------------------------------------------------------
 
-local FIELDS = {
-  "tres_per_node", "tres_per_job", "tres_per_task", "tres_per_socket", "comment", "extra",
-}
-
 -- Whether an error may be passed over: only for jobs that have nothing to do with us.
 local function unconcerned(job)
-  for _, field in ipairs(FIELDS) do
+  local function concerns(field)
     local read, text = pcall(function() return job[field] end)
-    if read and type(text) == "string" and (mentions(text) or string.find(text, STAMP)) then
-      return false
-    end
+    return read and type(text) == "string" and (mentions(text) or string.find(text, STAMP))
   end
-  return true
+  for _, field in ipairs(TRES_FIELDS) do
+    if concerns(field) then return false end
+  end
+  return not concerns("comment") and not concerns("extra")
 end
 
 -- Before 26.05 a Lua error lets the job through unmodified: catch it, and fail closed.
