@@ -10,9 +10,10 @@ import os
 import re
 import shutil
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from tests.conftest import A30, H100, RTX
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from slurm_mig.allocation import Allocation
 
@@ -163,16 +164,23 @@ class Site:
             assert self.in_service(item.name), self.drain_reason(item.name)
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """Two nodes: two H100; an RTX PRO 6000 and an A30."""
-    made = Cluster(scratch(), NODES, aliases={"small": "1g.10gb"}, prefix=PREFIX)
+@contextmanager
+def running(nodes: Sequence[SandboxNode], **options: Any) -> Iterator[Cluster]:
+    """A cluster with MIG mode on; stopped and removed whatever happens."""
+    made = Cluster(scratch(), nodes, prefix=PREFIX, **options)
     try:
         with made:
             enable_mig(made)
             yield made
     finally:
         made.remove()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Two nodes: two H100; an RTX PRO 6000 and an A30."""
+    with running(NODES, aliases={"small": "1g.10gb"}) as made:
+        yield made
 
 
 @pytest.fixture

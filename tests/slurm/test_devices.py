@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import ALICE, NODES, Site, launch
+from .conftest import ALICE, NODES, Site, launch, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,24 +42,12 @@ rm -f err.$$
 @pytest.fixture(scope="module")
 def constrained() -> Iterator[Site]:
     """A cluster that constrains devices."""
-    from slurm_mig.sandbox import Cluster, scratch
-
-    from .conftest import PREFIX, enable_mig
-
-    settings = "ProctrackType=proctrack/cgroup\nTaskPlugin=task/cgroup\n"
-    cluster = Cluster(
-        scratch(),
+    with running(
         NODES[:1],
-        slurm_conf=settings,
+        slurm_conf="ProctrackType=proctrack/cgroup\nTaskPlugin=task/cgroup\n",
         cgroup_conf="CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\nConstrainDevices=yes\n",
-        prefix=PREFIX,
-    )
-    try:
-        with cluster:
-            enable_mig(cluster)
-            yield Site(cluster)
-    finally:
-        cluster.remove()
+    ) as cluster:
+        yield Site(cluster)
 
 
 @pytest.fixture

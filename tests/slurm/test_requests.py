@@ -11,7 +11,7 @@ from slurm_mig import allocation as phases
 from slurm_mig.sandbox import SandboxNode
 from tests.conftest import A100, A100_40, H100
 
-from .conftest import ALICE, BOB, Site, launch
+from .conftest import ALICE, BOB, Site, launch, running
 from .test_main_path import SHOW, seen, uuids
 
 if TYPE_CHECKING:
@@ -292,22 +292,13 @@ def test_several_nodes(build: Callable[..., Site]) -> None:
 @pytest.fixture(scope="module")
 def mixed() -> Iterator[Site]:
     """A100-40GB, where 1g.10gb is the double-memory profile, beside A100-80GB."""
-    from slurm_mig.sandbox import Cluster, scratch
-
-    from .conftest import PREFIX, enable_mig
-
     nodes = (
         SandboxNode("n1", ((A100_40, 1), (A100, 1))),
         SandboxNode("n2", ((A100_40, 1),)),
         SandboxNode("n3", ((A100, 1),)),
     )
-    cluster = Cluster(scratch(), nodes, prefix=PREFIX)
-    try:
-        with cluster:
-            enable_mig(cluster)
-            yield Site(cluster)
-    finally:
-        cluster.remove()
+    with running(nodes) as cluster:
+        yield Site(cluster)
 
 
 @pytest.mark.parametrize(
