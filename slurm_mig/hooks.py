@@ -83,6 +83,10 @@ class Job:
                 remedy="this program is for slurmd to call",
             ) from problem
 
+    def stamped(self) -> Request | None:
+        """The request that job_submit.lua stamped on the job; BadRequest if it cannot be read."""
+        return requests.from_stamp(self.extra) or requests.from_stamp(self.comment)
+
 
 @dataclass(slots=True)
 class Line:
@@ -192,7 +196,7 @@ def _collected(node: Node, gpus: Sequence[Gpu], allocator: Allocator, line: Line
 
 def _request(node: Node, job: Job, gpus: Sequence[Gpu], line: Line) -> Request | None:
     """The stamp's request; without a stamp on a managed GPU, what slurmctld says."""
-    request = requests.from_stamp(job.extra) or requests.from_stamp(job.comment)
+    request = job.stamped()
     if request is not None or not any(node.managed(gpu) for gpu in gpus):
         return request
     line.add(stamp="none")
@@ -284,7 +288,7 @@ def _whole_gpus(
 
 def _unmanaged(node: Node, job: Job, line: Line) -> None:
     """Nothing to do, but where GPUs were managed once, TaskProlog still looks for a file."""
-    if requests.from_stamp(job.extra) or requests.from_stamp(job.comment):
+    if job.stamped() is not None:
         raise NodeFault(
             "Slurm offers slices of this node, of which no GPU is managed here",
             remedy="compare `managed` in the [gpus] table of the config with gres.conf",
