@@ -137,13 +137,14 @@ def _clean(value: object) -> str:
 
 def prolog(node: Node, job: Job, line: Line) -> None:
     """Carve what the job asks for, or refuse the job. NodeFault means drain."""
-    if node.config.managed == ():
-        return _unmanaged(node, job, line)
-    allocator = node.allocator()
-    # Read before anything can be refused: a refusal names the GPU, too.
-    gpus = node.gpus_at(job.gpus)
+    gpus: Sequence[Gpu] = ()
     wanted = "whole GPU"
     try:
+        if node.config.managed == ():
+            return _unmanaged(node, job, line)
+        allocator = node.allocator()
+        # Read before anything can be refused: a refusal names the GPU, too.
+        gpus = node.gpus_at(job.gpus)
         request = _request(node, job, gpus, line)
         if request is not None:
             wanted = str(request)

@@ -430,6 +430,16 @@ def test_slices_of_a_node_that_manages_none(site: Site) -> None:
     assert "compare `managed`" in done.stderr
 
 
+def test_a_bad_stamp_on_a_node_that_manages_none(site: Site) -> None:
+    """The job's fault here, too: held with the reason, no drain."""
+    log = slurm_commands(site, squeue=squeue(7))
+    config = site.root / "config.toml"
+    config.write_text(config.read_text() + '[gpus]\nmanaged = "none"\n')
+    done = site.prolog(7, "slurm-mig=1,banana")
+    assert (done.returncode, "outcome=held" in done.stderr) == (0, True)
+    assert "state=drain" not in log.read_text()
+
+
 def test_gpus_that_are_no_longer_managed(site: Site) -> None:
     """TaskProlog looks for a file of every GPU job once there was one; so there is one."""
     assert site.prolog(7, STAMP).returncode == 0
