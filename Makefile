@@ -45,8 +45,8 @@ bench: packages $(VENV)/.developer
 
 # The samples under etc/ are written by the generator; a test compares them.
 generated: $(VENV)/.installed
-	@$(BIN)/slurm-mig generate --out etc \
-	    --node 'gpu[01-04]=NVIDIA H100 80GB HBM3:8' --node 'a30-[01-02]=NVIDIA A30:2'
+	@$(BIN)/python -c 'from slurm_mig.fleetfile import SAMPLE; print(SAMPLE, end="")' >etc/fleet.toml
+	@$(BIN)/slurm-mig generate etc/fleet.toml --out etc
 	@$(BIN)/python -c 'from slurm_mig.config import sample; print(sample(), end="")' >etc/config.toml
 
 packages:

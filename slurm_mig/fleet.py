@@ -10,8 +10,10 @@ is called `<gpu type>_<profile>` on all of them.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import UsageFault
@@ -39,21 +41,38 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class NodeGroup:
-    """Nodes with the same GPUs: a Slurm host list, and the models by device minor.
+    """Nodes with the same GPUs: a Slurm host list, and the models that are carved.
 
-    `devices` is the directory of nvidia<minor> on those nodes.
+    `devices` is the directory of nvidia<minor> on those nodes. `whole` are GPUs that
+    Slurm gives out as they are, as (device minor, GPU type); `gpus` have the other
+    minors, in order.
     """
 
     hosts: str
     gpus: tuple[Model, ...]
     devices: str = "/dev"
+    whole: tuple[tuple[int, str], ...] = ()
 
     def types(self) -> dict[str, list[int]]:
-        """GPU type -> indexes of its GPUs, in order of first appearance."""
+        """Type of carved GPUs -> their places in `gpus`, in order of first appearance."""
         found: dict[str, list[int]] = {}
         for index, model in enumerate(self.gpus):
             found.setdefault(model.type_name, []).append(index)
         return found
+
+    def by_minor(self) -> dict[int, tuple[str, Model | None]]:
+        """Device minor -> GPU type, and the model where the GPU is carved."""
+        found: dict[int, tuple[str, Model | None]] = {minor: (n, None) for minor, n in self.whole}
+        free = (minor for minor in count() if minor not in found)
+        carved = [(next(free), (model.type_name, model)) for model in self.gpus]
+        return dict(sorted((found | dict(carved)).items()))
+
+    def managed(self) -> str:
+        """What stands for `managed` in config.toml of these nodes, as TOML."""
+        if not self.whole:
+            return '"all"'
+        minors = [minor for minor, (_, model) in self.by_minor().items() if model is not None]
+        return str(minors) if minors else '"none"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +115,8 @@ class Fleet:
         Raises UsageFault for an alias that means nothing or looks like a profile, and
         for a GPU type that is not in the fleet.
         """
-        if not groups:
-            raise UsageFault("a fleet needs at least one node group")
+        if not any(group.gpus for group in groups):
+            raise UsageFault("a fleet needs at least one node with a GPU that is carved")
         self.groups = groups
         self.aliases = dict(aliases or {})
         self.slices_only = tuple(slices_only)
@@ -210,11 +229,12 @@ class Fleet:
 
     def gres(self, group: NodeGroup) -> str:
         """The value of `Gres=` in slurm.conf for a node of that group."""
+        every = Counter(name for name, _ in group.by_minor().values())
+        words = [f"gpu:{name}:{number}" for name, number in every.items()]
         types = {name: len(where) for name, where in group.types().items()}
-        words = [f"gpu:{name}:{count}" for name, count in types.items()]
-        for name, count in types.items():
-            words.append(f"shard:{name}:{count * self.models[name].weights.capacity}")
-        words += [f"mig:{name}:{count}" for name, count in self.counts(group).items()]
+        for name, number in types.items():
+            words.append(f"shard:{name}:{number * self.models[name].weights.capacity}")
+        words += [f"mig:{name}:{number}" for name, number in self.counts(group).items()]
         return ",".join(words)
 
 

@@ -25,10 +25,15 @@ FILES: Final = (
 )
 
 
-def generate(fleet: Fleet, *, hooks: str) -> Mapping[str, str]:
-    """All files by name; `hooks` is the directory of the installed hooks."""
+def generate(
+    fleet: Fleet, *, hooks: str, billing: Mapping[str, float] | None = None
+) -> Mapping[str, str]:
+    """All files by name.
+
+    `hooks` is the directory of the installed hooks, `billing` TRES and what one costs.
+    """
     return {
-        "slurm.conf.mig": slurm_conf(fleet, hooks),
+        "slurm.conf.mig": slurm_conf(fleet, hooks, billing),
         "gres.conf.mig": gres_conf(fleet),
         "cgroup.conf.mig": cgroup_conf(),
         "job_submit.lua": lua(fleet, "job_submit.lua"),
@@ -40,7 +45,7 @@ def _head(comment: str, what: str) -> str:
     return f"{comment} {what}, written by `slurm-mig generate` {__version__}. Do not edit.\n"
 
 
-def slurm_conf(fleet: Fleet, hooks: str) -> str:
+def slurm_conf(fleet: Fleet, hooks: str, billing: Mapping[str, float] | None = None) -> str:
     """Lines for slurm.conf. `Gres=` values are comments: they belong on the site's own lines."""
     lines = [
         "# Take these lines into slurm.conf, and each Gres= value onto that node's NodeName line.",
@@ -55,16 +60,28 @@ def slurm_conf(fleet: Fleet, hooks: str) -> str:
         "JobAcctGatherParams=DisableGPUAcct",
         "# Where slurmdbd runs, this makes sacct and limits speak of profiles:",
         f"#AccountingStorageTRES={','.join(accounting_tres(fleet))}",
+        *_billing_lines(billing or {}),
         "",
     ]
     for group in fleet.groups:
         lines += [f"# NodeName={group.hosts} Gres={fleet.gres(group)}"]
+        if group.whole:
+            lines.append(f"#   there, in config.toml: [gpus] managed = {group.managed()}")
     return _head("#", "Fragment for slurm.conf") + "\n".join(lines) + "\n"
+
+
+def _billing_lines(billing: Mapping[str, float]) -> list[str]:
+    if not billing:
+        return []
+    # sacct and limits keep many digits; four are more than any price has.
+    words = ",".join(f"{name}={weight:.4g}" for name, weight in billing.items())
+    return ["# Onto the lines of the partitions with these nodes:", f"#TRESBillingWeights={words}"]
 
 
 def accounting_tres(fleet: Fleet) -> list[str]:
     """Values for AccountingStorageTRES: totals, then one per profile and GPU type."""
-    types = [f"gres/gpu:{name}" for name in fleet.models]
+    every = (name for group in fleet.groups for name, _ in group.by_minor().values())
+    types = [f"gres/gpu:{name}" for name in dict.fromkeys(every)]
     return ["gres/gpu", *types, "gres/shard", "gres/mig", *(f"gres/mig:{n}" for n in fleet.names)]
 
 
@@ -76,12 +93,12 @@ def gres_conf(fleet: Fleet) -> str:
 
 def _gres_lines(group: NodeGroup) -> Iterator[str]:
     """One gpu and one shard line per GPU: with one line for several, Slurm miscounts."""
-    for minor, model in enumerate(group.gpus):
+    for minor, (name, model) in group.by_minor().items():
         head = f"NodeName={group.hosts} AutoDetect=off"
         file = f"File={group.devices}/nvidia{minor}"
-        yield f"{head} Name=gpu Type={model.type_name} {file}"
-        count = model.weights.capacity
-        yield f"{head} Name=shard Type={model.type_name} Count={count} {file}"
+        yield f"{head} Name=gpu Type={name} {file}"
+        if model is not None:
+            yield f"{head} Name=shard Type={name} Count={model.weights.capacity} {file}"
 
 
 def cgroup_conf() -> str:

@@ -172,7 +172,7 @@ ONE = [*FOR, f"n1={H100}:1"]
         ([*FOR, f"n[1-3]={H100}:1", "--node", f"n2={A30}:1"], 2, "in 'n[1-3]' and 'n2'"),
         ([*ONE, "--gpu-type", f"{H100}=bad type"], 2, "'bad type' is no type name; write"),
         ([*ONE, "--gpu-type", f"{H100}=a:b"], 2, "'a:b' is no type name"),
-        ([*ONE, "--gpu-type", f"{A30}=x"], 2, "no --node has it; they have h100-80gb-sxm"),
+        ([*ONE, "--gpu-type", f"{A30}=x"], 2, "no node has it; they have h100-80gb-sxm"),
         ([*ONE, "--gpu-type", f"{H100}=x", "--gpu-type", "h100-80gb-sxm=y"], 2, "twice"),
         ([*ONE, "--alias", "a=1g.10gb", "--alias", "a=2g.20gb"], 2, "names 'a' twice"),
         ([*ONE, "--hooks", "rel"], 2, "--hooks 'rel': write an absolute path"),
@@ -493,6 +493,56 @@ def test_generate(site: Site, tmp_path: Path) -> None:
     assert {n: (tmp_path / "out" / n).read_text() for n in data} == data
     assert "gpu:h100sxm:2,gpu:a30:1,shard:h100sxm:62,shard:a30:4," in data["slurm.conf.mig"]
     assert data["gres.conf.mig"] in site.cli("generate", *node).stdout
+
+
+FLEET = f"""
+[billing]
+gpu = {{ h100 = 8, l40s = 3 }}
+[[nodes]]
+hosts = "n[1-4]"
+gpus = ["{H100}:2", "l40s"]
+whole = [2]
+"""
+
+
+def test_generate_from_a_file(site: Site, tmp_path: Path) -> None:
+    """The same twice; --check tells what differs and writes nothing."""
+    (tmp_path / "fleet.toml").write_text(FLEET)
+    words = ["generate", str(tmp_path / "fleet.toml"), "--out", str(tmp_path / "out")]
+    refused(site.cli(*words, "--check"), 24, "slurm.conf.mig, gres.conf.mig")
+    assert not (tmp_path / "out").exists()
+    assert site.cli(*words).returncode == 0
+    assert "up to date" in site.cli(*words, "--check").stdout
+    first = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert site.cli(*words).returncode == 0
+    assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == first
+    assert "GRES/gpu:l40s=3,GRES/mig:1g.10gb=1.143," in first["slurm.conf.mig"]
+    (tmp_path / "fleet.toml").write_text(FLEET.replace("h100 = 8", "h100 = 7"))
+    differs = site.cli(*words, "--check")
+    assert "+#TRESBillingWeights=GRES/gpu:h100=7" in differs.stdout
+    assert differs.returncode == 24
+    assert differs.stderr.count("\n") == 1
+    assert list(parsed(site.cli(*words, "--check", "--json"), 24)["differ"]) == ["slurm.conf.mig"]
+
+
+@pytest.mark.parametrize(
+    ("fleet", "options", "says"),
+    [
+        (FLEET, ["--node", f"n1={H100}"], "the fleet stands in a file"),
+        (FLEET, ["--check"], "--check compares with the files of a directory"),
+        ("", [], "no nodes: name a fleet file"),
+        (FLEET.replace("[2]", "[3]"), [], "whole names GPU 3; device minors are 0 to 2"),
+        (FLEET.replace("[2]", "[1]"), [], "GPU 'l40s' is not in the catalogue"),
+        (FLEET.replace('"l40s"', '"l4:x:1"'), [], "'l4:x' is no type name"),
+        (FLEET.replace("l40s = 3", "x = 3"), [], "no GPU type 'x'"),
+    ],
+)
+def test_fleets_that_cannot_be(
+    site: Site, tmp_path: Path, fleet: str, options: list[str], says: str
+) -> None:
+    """One line each."""
+    (tmp_path / "fleet.toml").write_text(fleet)
+    refused(site.cli("generate", str(tmp_path / "fleet.toml"), *options), 2, says)
 
 
 def test_generate_writes_all_or_nothing(site: Site, tmp_path: Path) -> None:

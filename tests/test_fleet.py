@@ -112,6 +112,23 @@ def test_what_one_gpu_holds_can_be_asked_for_beside_any_other_model(pair: tuple[
                 assert job["tres_per_node"].endswith(f":{cost}")
 
 
+def test_whole_gpus_beside_carved_ones() -> None:
+    """They count as GPUs and have no shards; the others keep their minors."""
+    one = NodeGroup("n1", (model_of(H100), model_of(H100)), whole=((0, "h100"), (2, "l40s")))
+    fleet = Fleet((one,))
+
+    assert fleet.gres(one).startswith("gpu:h100:3,gpu:l40s:1,shard:h100:62,mig:1g.10gb:14,")
+    assert list(one.by_minor()) == [0, 1, 2, 3]
+    assert [minor for minor, (_, model) in one.by_minor().items() if model] == [1, 3]
+    assert one.managed() == "[1, 3]"
+
+
+def test_a_fleet_without_a_carved_gpu() -> None:
+    """Slurm can do that alone."""
+    with pytest.raises(UsageFault, match="a GPU that is carved"):
+        Fleet((NodeGroup("n1", (), whole=((0, "l40s"),)),))
+
+
 def test_no_nodes() -> None:
     """A fleet of nothing generates nothing; that is a mistake."""
     with pytest.raises(UsageFault):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from slurm_mig import generator
 from slurm_mig import request as requests
-from slurm_mig.fleet import Fleet
+from slurm_mig.fleet import Fleet, NodeGroup
 
 from . import lua_host
 from .conftest import A30, A100, A100_40, H100, RTX
@@ -48,6 +48,21 @@ def test_gres_conf_has_one_line_per_gpu_and_no_mig() -> None:
     assert lines[1] == (
         "NodeName=n0 AutoDetect=off Name=shard Type=h100 Count=31 File=/dev/nvidia0"
     )
+
+
+def test_whole_gpus_have_no_shards() -> None:
+    """Their line stands at their minor; what the node's config must say stands beside Gres=."""
+    group = NodeGroup("n1", FLEET.groups[0].gpus[:1], whole=((0, "l40s"),))
+    texts = generator.generate(Fleet((group,)), hooks="/h", billing={"GRES/gpu:l40s": 1 / 3})
+    lines = texts["gres.conf.mig"].splitlines()[1:]
+    assert [line.split()[2:5] for line in lines] == [
+        ["Name=gpu", "Type=l40s", "File=/dev/nvidia0"],
+        ["Name=gpu", "Type=h100", "File=/dev/nvidia1"],
+        ["Name=shard", "Type=h100", "Count=31"],
+    ]
+    assert "[gpus] managed = [1]" in texts["slurm.conf.mig"]
+    assert "#TRESBillingWeights=GRES/gpu:l40s=0.3333\n" in texts["slurm.conf.mig"]
+    assert "gres/gpu:l40s,gres/gpu:h100," in texts["slurm.conf.mig"]
 
 
 def test_shard_sums_agree_on_both_sides() -> None:

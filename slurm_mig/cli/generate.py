@@ -3,40 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import os
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
-from slurm_mig import catalog, hostlist
+from slurm_mig import fleetfile
+from slurm_mig.billing import billing, gpu_types
 from slurm_mig.cli._common import json_option, print_json
 from slurm_mig.cli._usage import OnePath
-from slurm_mig.errors import NodeFault, UsageFault
-from slurm_mig.fleet import Fleet, NodeGroup
+from slurm_mig.errors import NodeFault, Unresolved, UsageFault
+from slurm_mig.fleet import Fleet
+from slurm_mig.fleetfile import FleetText, NodeText
 from slurm_mig.generator import generate
-from slurm_mig.models import fleet_model
+from slurm_mig.models import node_groups
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from slurm_mig.catalog import Product
-    from slurm_mig.fleet import Model
 
 #: Where `slurm-mig install` puts the hooks unless told otherwise.
 DEFAULT_HOOKS = "/etc/slurm-mig/hooks"
 
-_TYPE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-
 
 @click.command()
+@click.argument("description", type=OnePath(path_type=Path, dir_okay=False), required=False)
 @click.option(
     "--node",
     "nodes",
     multiple=True,
-    required=True,
     metavar="HOSTS=GPU:COUNT[,GPU:COUNT]",
     help='Nodes and their GPUs by device minor, such as "n[1-4]=NVIDIA H100 80GB HBM3:8".',
 )
@@ -61,27 +59,45 @@ _TYPE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
     metavar="TYPE",
     help="Refuse whole GPUs of this type (* for all) when they are asked for.",
 )
-@click.option("--hooks", default=DEFAULT_HOOKS, show_default=True, help="Directory of the hooks.")
+@click.option("--hooks", help=f"Directory of the hooks; {DEFAULT_HOOKS} if not given.")
 @click.option("--out", type=OnePath(path_type=Path, file_okay=False), help="Write files there.")
+@click.option(
+    "--check", is_flag=True, help="Write nothing; tell whether the files in --out are up to date."
+)
 @json_option
 def command(
+    description: Path | None,
     nodes: tuple[str, ...],
     types: tuple[str, ...],
     aliases: tuple[str, ...],
     slices_only: tuple[str, ...],
-    hooks: str,
+    hooks: str | None,
     out: Path | None,
+    check: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
 ) -> None:
-    """Write the fragments for slurm.conf, gres.conf and cgroup.conf and both Lua plugins."""
-    _check_hooks(hooks)
-    models = Models(_types(types))
-    words = _pairs(aliases, "--alias WORD=PROFILE")
-    groups = tuple(models.group(text) for text in nodes)
-    models.check_used()
-    _check_hosts(groups)
-    files = generate(Fleet(groups, words, slices_only), hooks=hooks)
-    if as_json:
+    """Write the fragments for slurm.conf, gres.conf and cgroup.conf and both Lua plugins.
+
+    The nodes stand in the TOML file DESCRIPTION (etc/fleet.toml is a sample), or in
+    --node options.
+    """
+    if description is None:
+        fleet = FleetText(
+            nodes=tuple(_node_option(node) for node in nodes),
+            types=_pairs(types, "--gpu-type GPU=TYPE"),
+            aliases=_pairs(aliases, "--alias WORD=PROFILE"),
+            slices_only=slices_only,
+        )
+    elif nodes or types or aliases or slices_only:
+        raise UsageFault("the fleet stands in a file: put nodes, types and aliases there, too")
+    else:
+        fleet = fleetfile.read(description)
+    if check and out is None:
+        raise UsageFault("--check compares with the files of a directory: name it with --out")
+    files = _files(fleet, hooks)
+    if check and out is not None:
+        _compare(out, files, as_json=as_json)
+    elif as_json:
         print_json(files)
     elif out is None:
         for name, text in files.items():
@@ -90,6 +106,53 @@ def command(
         write_all(out, files)
         for name in files:
             click.echo(str(out / name))
+
+
+def _files(text: FleetText, hooks: str | None) -> Mapping[str, str]:
+    directory = next(name for name in (hooks, text.hooks, DEFAULT_HOOKS) if name is not None)
+    _check_hooks(directory)
+    if not text.nodes:
+        raise UsageFault("no nodes: name a fleet file, or write --node HOSTS=GPU:COUNT")
+    fleet = Fleet(node_groups(text), text.aliases, text.slices_only)
+    return generate(fleet, hooks=directory, billing=_billing(fleet, text))
+
+
+def _billing(fleet: Fleet, text: FleetText) -> dict[str, float]:
+    if text.prices is None:
+        return {}
+    prices = text.prices
+    if isinstance(prices, float):
+        prices = dict.fromkeys(gpu_types(fleet), prices)
+    return billing(fleet, prices, text.by)
+
+
+def _compare(out: Path, files: Mapping[str, str], *, as_json: bool) -> None:
+    """Show how the files differ from what would be written; Unresolved when they do."""
+    differ = {}
+    for name, text in files.items():
+        try:
+            there = (out / name).read_text("utf-8")
+        except FileNotFoundError:
+            there = ""
+        except (OSError, UnicodeDecodeError) as problem:
+            raise NodeFault(f"read {out / name}: {problem}") from problem
+        if there != text:
+            lines = (there.splitlines(), text.splitlines())
+            differ[name] = list(
+                difflib.unified_diff(*lines, str(out / name), "generated", lineterm="")
+            )
+    if as_json:
+        print_json({"differ": differ})
+    else:
+        for diff in differ.values():
+            click.echo("\n".join(diff))
+    if differ:
+        raise Unresolved(
+            f"{', '.join(differ)} in {out}: not what this fleet needs",
+            remedy="run `slurm-mig generate` without --check",
+        )
+    if not as_json:
+        click.echo(f"{out} is up to date")
 
 
 def write_all(out: Path, files: Mapping[str, str]) -> None:
@@ -119,78 +182,10 @@ def _check_hooks(hooks: str) -> None:
         raise UsageFault(f"--hooks {hooks!r}: write an absolute path without white space")
 
 
-def _types(texts: tuple[str, ...]) -> dict[str, str]:
-    """Catalogue key -> type name; UsageFault for one that Slurm could not read."""
-    named: dict[str, str] = {}
-    for gpu, name in _pairs(texts, "--gpu-type GPU=TYPE").items():
-        product = catalog.find(gpu)
-        if product.key in named:
-            raise UsageFault(f"--gpu-type names {product.title} twice; once is allowed")
-        if not _TYPE.fullmatch(name):
-            raise UsageFault(
-                f"--gpu-type {gpu}={name}: {name!r} is no type name; write a letter or digit, "
-                "then letters, digits, _ or -"
-            )
-        named[product.key] = name
-    return named
-
-
-def _check_hosts(groups: tuple[NodeGroup, ...]) -> None:
-    """UsageFault for a host that is named twice: Slurm takes only one line for it."""
-    seen: dict[str, str] = {}
-    for group in groups:
-        for host in hostlist.expand(group.hosts):
-            if host in seen:
-                raise UsageFault(
-                    f"host {host!r} is named twice, in {seen[host]!r} and {group.hosts!r}; "
-                    "a host belongs to one --node, once"
-                )
-            seen[host] = group.hosts
-
-
-class Models:
-    """GPU models by catalogue name, each derived once."""
-
-    def __init__(self, types: dict[str, str]) -> None:
-        self._types = types
-        self._made: dict[str, Model] = {}
-
-    def check_used(self) -> None:
-        """UsageFault for a type name of a GPU model that no group has."""
-        for key in self._types:
-            if key not in self._made:
-                raise UsageFault(
-                    f"--gpu-type {key}: no --node has it; they have {', '.join(self._made)}"
-                )
-
-    def group(self, text: str) -> NodeGroup:
-        """The node group of `HOSTS=GPU:COUNT[,GPU:COUNT]`."""
-        hosts, gpus = _split(text, "--node HOSTS=GPU:COUNT")
-        hostlist.expand(hosts)
-        return NodeGroup(
-            hosts, tuple(model for part in gpus.split(",") for model in self.gpus(part))
-        )
-
-    def gpus(self, text: str) -> list[Model]:
-        """`GPU:COUNT` as that many models; the count may be left out for one."""
-        name, count = parse_gpu(text)
-        return [self.model(catalog.find(name))] * count
-
-    def model(self, product: Product) -> Model:
-        """A product with geometry, weights and Slurm type name."""
-        if product.key not in self._made:
-            self._made[product.key] = fleet_model(product, self._types.get(product.key))
-        return self._made[product.key]
-
-
-def parse_gpu(text: str) -> tuple[str, int]:
-    """`NAME:COUNT`, or `NAME` for one; UsageFault for a count that is none."""
-    name, colon, count = text.strip().rpartition(":")
-    if not colon:
-        return text.strip(), 1
-    if not (count.isascii() and count.isdigit() and len(count) < 3 and 1 <= int(count) <= 32):
-        raise UsageFault(f"GPU {text!r}: write NAME:COUNT with a count from 1 to 32")
-    return name, int(count)
+def _node_option(text: str) -> NodeText:
+    """`HOSTS=GPU:COUNT[,GPU:COUNT]` of an option."""
+    hosts, gpus = _split(text, "--node HOSTS=GPU:COUNT")
+    return NodeText(hosts, tuple(gpus.split(",")))
 
 
 def _pairs(texts: tuple[str, ...], form: str) -> dict[str, str]:

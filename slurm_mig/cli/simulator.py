@@ -13,9 +13,8 @@ import click
 from slurm_mig import catalog
 from slurm_mig.cli._common import json_option, print_json, table
 from slurm_mig.cli._usage import Group, OnePath
-from slurm_mig.cli.generate import parse_gpu
 from slurm_mig.errors import UsageFault
-from slurm_mig.models import gpu_spec
+from slurm_mig.models import gpu_spec, parse_gpu
 from slurm_mig.node import require_root
 from slurm_mig.simulator import Machine, create
 from slurm_mig.simulator.client import devices, open_devices

@@ -15,15 +15,18 @@ from typing import TYPE_CHECKING, Final
 from slurm_mig import catalog, generator
 from slurm_mig.config import load
 from slurm_mig.errors import SandboxFault
-from slurm_mig.fleet import Fleet, NodeGroup
+from slurm_mig.fleet import Fleet
+from slurm_mig.fleetfile import FleetText, NodeText
 from slurm_mig.install import install_hooks
-from slurm_mig.models import fleet_model, gpu_spec
+from slurm_mig.models import gpu_spec, node_groups
 from slurm_mig.node import Node
 from slurm_mig.sandbox.processes import free_ports, kill_all_in, start_daemon, stop
 from slurm_mig.simulator import create
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from slurm_mig.fleet import NodeGroup
 
 #: Seconds a munge credential lives; short, so that a refused job's retry comes soon.
 CREDENTIAL_LIFETIME: Final = 5
@@ -41,11 +44,15 @@ USERS: Final = {"alice": 64001, "bob": 64002, "carol": 64003}
 
 @dataclass(frozen=True, slots=True)
 class SandboxNode:
-    """A node and its simulated GPUs: (NVML name or catalogue key, count)."""
+    """A node and its simulated GPUs: (NVML name or catalogue key, count).
+
+    `whole` are device minors that slurm-mig does not manage.
+    """
 
     name: str
     gpus: tuple[tuple[str, int], ...]
     latency_ms: Mapping[str, float] = field(default_factory=dict)
+    whole: tuple[int, ...] = ()
 
 
 class Cluster:
@@ -111,17 +118,18 @@ class Cluster:
         products = [(name, catalog.find(name), count) for name, count in node.gpus]
         specs = [gpu_spec(product, name, count) for name, product, count in products]
         machine = create(home / "sim", specs, latency_ms=node.latency_ms)
-        (home / "config.toml").write_text(self._config(home), "utf-8")
+        names = tuple(f"{name}:{count}" for name, count in node.gpus)
+        text = NodeText(node.name, names, node.whole, str(machine.tree.dev))
+        (group,) = node_groups(FleetText((text,)))
+        (home / "config.toml").write_text(self._config(home, group), "utf-8")
         (home / "config.toml").chmod(0o600)
-        models = [
-            model for _, product, count in products for model in [fleet_model(product)] * count
-        ]
-        return NodeGroup(node.name, tuple(models), str(machine.tree.dev))
+        return group
 
-    def _config(self, home: Path) -> str:
+    def _config(self, home: Path, group: NodeGroup) -> str:
         directory = self._find("scontrol").parent
         return (
             f'[driver]\nlibrary = "simulator:{home}/sim"\n'
+            f"[gpus]\nmanaged = {group.managed()}\n"
             f'[paths]\nstate = "{home}/state"\nrun = "{home}/run"\n'
             f'[slurm]\nbin = "{directory}"\n'
             # Longer than the credential lives: 22.05 restarts sooner ones without a Prolog.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurm_mig import generator
+from slurm_mig.billing import billing, gpu_types
 from slurm_mig.errors import SlurmFault
 from slurm_mig.sandbox import Cluster, scratch
 from slurm_mig.sandbox.processes import free_ports, start_daemon, stop
@@ -34,6 +35,7 @@ class Accounted(Cluster):
     def _slurm_conf(self, fleet: Fleet, hooks: object) -> str:
         (self._port,) = free_ports(1)
         text = super()._slurm_conf(fleet, hooks)  # type: ignore[arg-type]
+        text = text.replace("PartitionName=all ", f"PartitionName=all {_weights(fleet)} ")
         return (
             f"{text}AccountingStorageType=accounting_storage/slurmdbd\n"
             f"AccountingStorageHost=localhost\nAccountingStoragePort={self._port}\n"
@@ -83,6 +85,14 @@ class Accounted(Cluster):
         self.run("sacctmgr", "-i", "add", "user", "alice", "account=physics")
 
 
+def _weights(fleet: Fleet) -> str:
+    """The line that the generator writes for partitions."""
+    prices = billing(fleet, dict.fromkeys(gpu_types(fleet), 700.0), "compute")
+    text = generator.slurm_conf(fleet, "/x", prices)
+    (line,) = (line for line in text.splitlines() if "TRESBillingWeights=" in line)
+    return line.removeprefix("#")
+
+
 @pytest.fixture(scope="module")
 def accounted() -> Iterator[Site]:
     """A cluster with a database."""
@@ -124,6 +134,23 @@ def test_a_run_and_what_it_held(accounted: Site, client: CommandClient) -> None:
     mig = {name: count for name, count in first.gres.items() if name.startswith("mig")}
     assert mig == {"mig": 3, "mig:1g.10gb+me": 1, "mig:1g.10gb": 2}
     assert rows[1].start is None or rows[1].gres == {}
+
+
+def test_slices_are_billed_by_their_share(accounted: Site) -> None:
+    """Slurm reads the weights that the generator writes, dots and plus signs included."""
+    found = {}
+    for gres in ("mig:1g.10gb:2", "mig:3g.40gb:1", "mig:1g.10gb+me:1", "gpu:1"):
+        job = accounted.sbatch(f"--gres={gres}")
+        accounted.wait(job, "RUNNING")
+        words = accounted.show(job, "(?:Alloc|)TRES").split(",")
+        found[gres] = next(word for word in words if word.startswith("billing="))
+    accounted.settle()
+    assert found == {
+        "mig:1g.10gb:2": "billing=200",
+        "mig:3g.40gb:1": "billing=300",
+        "mig:1g.10gb+me:1": "billing=100",
+        "gpu:1": "billing=700",
+    }
 
 
 def test_a_time_in_which_nothing_ran(client: CommandClient) -> None:

@@ -1,0 +1,70 @@
+"""What a slice costs, as a share of its GPU: values for TRESBillingWeights. Pure.
+
+A job with slices has `gres/mig:<profile>` in its TRES and no `gres/gpu`, a job with a
+whole GPU the reverse (slurm-facts.md 8), so the two kinds of weight never add up.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from slurm_mig.errors import UsageFault
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from slurm_mig.fleet import Fleet, GresName
+    from slurm_mig.geometry import Geometry, GpuProfile
+
+#: Which share of the GPU a slice pays for.
+SHARES: Final = ("largest", "compute", "memory")
+
+
+def billing(fleet: Fleet, prices: Mapping[str, float], by: str) -> dict[str, float]:
+    """TRES -> billing units for one of it.
+
+    `prices` are units for a whole GPU by GPU type, `by` one of SHARES. Part of an
+    instance pays its part. Raises UsageFault for a type without a price, and where one
+    profile name would have two prices.
+    """
+    for name in prices:
+        if name not in gpu_types(fleet):
+            raise UsageFault(f"billing: no GPU type {name!r}; types: {', '.join(gpu_types(fleet))}")
+    missing = [name for name in gpu_types(fleet) if name not in prices]
+    if missing:
+        raise UsageFault(f"billing: no price for GPU type {', '.join(missing)}")
+    found = {f"GRES/gpu:{name}": prices[name] for name in gpu_types(fleet)}
+    for gres in fleet.names.values():
+        found[f"GRES/mig:{gres.name}"] = _price(fleet, gres, prices, by)
+    return found
+
+
+def gpu_types(fleet: Fleet) -> list[str]:
+    """All GPU types of the fleet, carved or whole, in order of appearance."""
+    every = (name for group in fleet.groups for name, _ in group.by_minor().values())
+    return list(dict.fromkeys(every))
+
+
+def _price(fleet: Fleet, gres: GresName, prices: Mapping[str, float], by: str) -> float:
+    found = {}
+    for name in gres.types:
+        geometry = fleet.models[name].geometry
+        found[name] = prices[name] * share(geometry, geometry.by_id(gres.profile_id), by) / gres.per
+    if len(set(found.values())) > 1:
+        each = ", ".join(f"{value:.4g} on {name}" for name, value in found.items())
+        raise UsageFault(
+            f"billing: mig:{gres.name} would cost {each}",
+            remedy="Slurm has one price for a name: give these GPU types the same",
+        )
+    return next(iter(found.values()))
+
+
+def share(geometry: Geometry, row: GpuProfile, by: str) -> float:
+    """The part of a GPU that an instance takes, 0 to 1: of its slices, its memory, or the larger.
+
+    The larger is what nobody else can use meanwhile: 3g of an A100 has 3 of 7 compute
+    slices and half of the memory.
+    """
+    compute = row.slices / max(other.slices for other in geometry.profiles)
+    memory = row.size / geometry.units
+    return {"compute": compute, "memory": memory, "largest": max(compute, memory)}[by]

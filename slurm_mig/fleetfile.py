@@ -1,0 +1,215 @@
+"""A fleet described in one TOML file, for `slurm-mig generate`.
+
+    hooks = "/etc/slurm-mig/hooks"
+    slices_only = ["a30"]
+
+    [types]
+    "NVIDIA H100 80GB HBM3" = "h100sxm"
+
+    [aliases]
+    small = "1g.10gb"
+
+    [billing]
+    by = "largest"
+    gpu = { h100sxm = 8, a30 = 2, l40s = 3 }
+
+    [[nodes]]
+    hosts = "gpu[01-04]"
+    gpus = ["NVIDIA H100 80GB HBM3:6", "l40s:2"]
+    whole = [6, 7]
+
+GPUs are listed by device minor; those in `whole` are given out as they are, and one
+that is not in the catalogue then stands under Slurm's name for its type.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from slurm_mig.billing import SHARES
+from slurm_mig.errors import UsageFault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class NodeText:
+    """One `[[nodes]]` table: `whole` are device minors, None for all of them."""
+
+    hosts: str
+    gpus: tuple[str, ...]
+    whole: tuple[int, ...] | None = ()
+    devices: str = "/dev"
+
+
+@dataclass(frozen=True, slots=True)
+class FleetText:
+    """The file's content, its words not yet looked up."""
+
+    nodes: tuple[NodeText, ...] = ()
+    types: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    slices_only: tuple[str, ...] = ()
+    hooks: str | None = None
+    prices: Mapping[str, float] | float | None = None
+    by: str = SHARES[0]
+
+
+def read(path: Path) -> FleetText:
+    """Read the file; UsageFault names the key and what is allowed."""
+    try:
+        with path.open("rb") as file:
+            data = tomllib.load(file)
+    except OSError as problem:
+        raise UsageFault(f"fleet {path}: {problem.strerror}") from problem
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise UsageFault(f"fleet {path} is not TOML: {problem}") from problem
+    try:
+        return _fleet(data)
+    except _Bad as bad:
+        raise UsageFault(f"fleet {path}: {bad}") from None
+
+
+class _Bad(Exception):
+    """What is wrong with a key."""
+
+
+def _fleet(data: dict[str, Any]) -> FleetText:
+    _known(data, "", ("hooks", "slices_only", "types", "aliases", "billing", "nodes"))
+    billing = _get(data, "billing", _table, {})
+    _known(billing, "[billing] ", ("by", "gpu"))
+    return FleetText(
+        nodes=tuple(_node(table) for table in _get(data, "nodes", _tables, [])),
+        types=_get(data, "types", _words, {}),
+        aliases=_get(data, "aliases", _words, {}),
+        slices_only=_get(data, "slices_only", _texts, ()),
+        hooks=_get(data, "hooks", _text, None),
+        prices=_get(billing, "gpu", _prices, None),
+        by=_get(billing, "by", _share, SHARES[0]),
+    )
+
+
+def _node(table: dict[str, Any]) -> NodeText:
+    _known(table, "[[nodes]] ", ("hosts", "gpus", "whole", "devices"))
+    for key in ("hosts", "gpus"):
+        if key not in table:
+            raise _Bad(f"[[nodes]] without {key}")
+    return NodeText(
+        hosts=_get(table, "hosts", _text, ""),
+        gpus=_get(table, "gpus", _texts, ()),
+        whole=_get(table, "whole", _minors, ()),
+        devices=_get(table, "devices", _text, "/dev"),
+    )
+
+
+def _known(table: dict[str, Any], where: str, keys: Iterable[str]) -> None:
+    for key in table:
+        if key not in keys:
+            close = difflib.get_close_matches(key, keys, 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise _Bad(f"unknown key {where}{key}; {hint}allowed: {', '.join(keys)}")
+
+
+def _get(table: dict[str, Any], key: str, reader: Callable[[Any], Any], default: Any) -> Any:
+    if key not in table:
+        return default
+    try:
+        return reader(table[key])
+    except ValueError as allowed:
+        raise _Bad(f"{key} = {table[key]!r}: allowed is {allowed}") from None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise ValueError("a text without control characters")
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(isinstance(item, str) and item for item in values):
+        raise ValueError("a text or a list of texts")
+    return tuple(values)
+
+
+def _table(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("a table")  # noqa: TRY004  # as all readers
+    return value
+
+
+def _tables(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise ValueError("one [[nodes]] table for each kind of node")
+    return value
+
+
+def _words(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        raise ValueError('a table such as { small = "1g.10gb" }')
+    return value
+
+
+def _price(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e9:
+        raise ValueError
+    return float(value)
+
+
+def _prices(value: Any) -> dict[str, float] | float:
+    try:
+        if isinstance(value, dict):
+            return {name: _price(item) for name, item in value.items()}
+        return _price(value)
+    except ValueError:
+        raise ValueError(
+            "units for a whole GPU, from 0 on, or a table of GPU types with them"
+        ) from None
+
+
+def _share(value: Any) -> str:
+    if value not in SHARES:
+        raise ValueError(" or ".join(f'"{name}"' for name in SHARES))
+    return str(value)
+
+
+def _minors(value: Any) -> tuple[int, ...] | None:
+    if value == "all":
+        return None
+    if not isinstance(value, list) or not all(type(v) is int and 0 <= v < 256 for v in value):
+        raise ValueError('"all" or a list of device minors')
+    if len(set(value)) != len(value):
+        raise ValueError('"all" or a list of device minors, each once')
+    return tuple(sorted(value))
+
+
+#: A sample that `slurm-mig generate` reads, shipped as etc/fleet.toml.
+SAMPLE: Final = """\
+# The nodes of a cluster, for `slurm-mig generate fleet.toml --out DIR`.
+
+[[nodes]]
+hosts = "gpu[01-04]"
+# By device minor, /dev/nvidia0 first; names as `slurm-mig gpus --supported` lists them.
+gpus = ["NVIDIA H100 80GB HBM3:8"]
+
+[[nodes]]
+hosts = "a30-[01-02]"
+gpus = ["NVIDIA A30:2"]
+# GPUs that are not carved: whole = [1], or whole = "all".
+
+# Your own words for profiles, and Slurm's type name where yours is another:
+#[aliases]
+#small = "1g.10gb"
+#[types]
+#"NVIDIA H100 80GB HBM3" = "h100sxm"
+
+# What a slice costs: its share of a GPU's price ("largest", "compute" or "memory" share).
+#[billing]
+#gpu = { h100 = 8, a30 = 2 }
+#by = "largest"
+"""
