@@ -49,12 +49,34 @@ class JobFacts:
 
 @dataclass(frozen=True, slots=True)
 class NodeFacts:
-    """What slurmctld says of one node: state words (`IDLE`, `DRAIN`), drain reason, gres."""
+    """What slurmctld says of one node: state words (`IDLE`, `DRAIN`), drain reason, gres.
+
+    `shards` are (used, all) of each GPU by Slurm's index, None where this Slurm does not
+    tell them by GPU (22.05).
+    """
 
     name: str
     state: frozenset[str]
     reason: str
     gres: Mapping[str, int]
+    shards: tuple[tuple[int, int], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one job that runs has on one node.
+
+    `since` in seconds since the epoch; `gpus` are Slurm's indexes, None where this Slurm
+    does not tell (22.05).
+    """
+
+    job_id: int
+    restarts: int
+    user: str
+    node: str
+    since: float | None
+    gres: Mapping[str, int]
+    gpus: tuple[int, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +114,12 @@ class Slurm(Protocol):
 
     def node(self, name: str) -> NodeFacts:
         """Facts of a node."""
+
+    def nodes(self) -> list[NodeFacts]:
+        """Facts of every node."""
+
+    def shares(self) -> list[Share]:
+        """What every job that runs has, a row for each of its nodes."""
 
     def accounting(self, since: float, until: float) -> list[AccountingRow]:
         """Runs of all users that existed in that time, as slurmdbd has them.

@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from slurm_mig import hostlist
 from slurm_mig.errors import SlurmFault
 from slurm_mig.files import SEARCH, find_program
-from slurm_mig.slurm import LIVE_STATES, AccountingRow, JobFacts, NodeFacts
+from slurm_mig.slurm import LIVE_STATES, AccountingRow, JobFacts, NodeFacts, Share
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 
@@ -105,17 +106,36 @@ class CommandClient:
 
     def node(self, name: str) -> NodeFacts:
         """Facts of a node; nothing in this line is a user's to write."""
-        line = self._run("scontrol", "show", "node", "-o", name).strip()
-        # The first of each: the reason comes last, and may quote anything.
-        state = re.search(r" State=(\S+)", line)
-        gres = re.search(r" Gres=(\S+)", line)
-        reason = re.search(r" Reason=(.*) \[[^\[\]]*@[^\[\]]*\]", line)
-        return NodeFacts(
-            name,
-            frozenset(re.findall("[A-Z_]+", state[1] if state else "")),
-            reason[1] if reason else "",
-            _configured(gres[1] if gres else ""),
-        )
+        return _node_facts(name, self._run("scontrol", "show", "node", "-d", "-o", name).strip())
+
+    def nodes(self) -> list[NodeFacts]:
+        """Facts of every node."""
+        lines = self._run("scontrol", "show", "node", "-d", "-o").splitlines()
+        named = [(re.match(r"NodeName=(\S+)", line), line) for line in lines]
+        return [_node_facts(name[1], line) for name, line in named if name]
+
+    def shares(self) -> list[Share]:
+        """What every job that runs has, a row for each of its nodes."""
+        states = ",".join(LIVE_STATES)
+        try:
+            return _shares(self._run("squeue", "--json", "-a", "-t", states))
+        except SlurmFault as fault:
+            # Without the JSON plugin, or 22.05, whose JSON has no gres.
+            if not fault.cause.startswith("squeue --json"):
+                raise
+        widths = (20, 8, 12, 40, 400, 24, 1000)
+        names = [
+            "jobid",
+            "restartcnt",
+            "userid",
+            "username",
+            "tres-per-node",
+            "starttime",
+            "nodelist",
+        ]
+        layout = ",".join(f"{name}:{width}" for name, width in zip(names, widths, strict=True))
+        output = self._run("squeue", "-h", "-a", "-t", states, "-O", layout)
+        return [item for line in output.splitlines() for item in _listed(_cut(line, widths))]
 
     def accounting(self, since: float, until: float) -> list[AccountingRow]:
         """Runs of all users that existed in that time, as slurmdbd has them."""
@@ -235,6 +255,111 @@ def _cut(line: str, widths: Sequence[int]) -> list[str]:
         parts.append(line[at : at + width].strip())
         at += width
     return parts
+
+
+def _node_facts(name: str, line: str) -> NodeFacts:
+    """A line of `scontrol show node -d -o`; nothing in it is a user's to write."""
+    # The first of each: the reason comes last, and may quote anything.
+    state = re.search(r" State=(\S+)", line)
+    gres = re.search(r" Gres=(\S+)", line)
+    used = re.search(r" GresUsed=(\S+)", line)
+    reason = re.search(r" Reason=(.*) \[[^\[\]]*@[^\[\]]*\]", line)
+    counts = _configured(gres[1] if gres else "")
+    return NodeFacts(
+        name,
+        frozenset(re.findall("[A-Z_]+", state[1] if state else "")),
+        reason[1] if reason else "",
+        counts,
+        _by_gpu(counts, _details(used[1] if used else "")),
+    )
+
+
+def _details(text: str) -> list[tuple[str, str]]:
+    """`mig:1g.10gb(CNT:2),shard:h100:8(8/31,0/0)` as words with what stands in their brackets."""
+    return re.findall(r"([^,()]+)\(([^)]*)\)", text)
+
+
+def _by_gpu(
+    counts: Mapping[str, int], details: Sequence[tuple[str, str]]
+) -> tuple[tuple[int, int], ...] | None:
+    """(used, all) shards of each GPU; Slurm counts the places within each type of GPU."""
+    places = {
+        word.rpartition(":")[0].removeprefix("shard:"): re.findall(r"(\d+)/(\d+)", inside)
+        for word, inside in details
+        if word.startswith("shard:")
+    }
+    if not any(places.values()):
+        return None
+    found: list[tuple[int, int]] = []
+    for name, count in counts.items():
+        if name.startswith("gpu:"):
+            pairs = places.get(name.removeprefix("gpu:"), [])
+            found += [(int(used), int(full)) for used, full in pairs] or [(0, 0)] * count
+    return tuple(found)
+
+
+def _shares(output: str) -> list[Share]:
+    """What `squeue --json` says; SlurmFault, named after it, where it does not say enough."""
+    import json
+
+    try:
+        jobs = json.loads(output)["jobs"]
+        return [item for job in jobs for item in _share(job)]
+    except (ValueError, KeyError, TypeError) as problem:
+        raise SlurmFault(f"squeue --json: {type(problem).__name__}: {problem}") from problem
+
+
+def _share(job: dict[str, Any]) -> Iterator[Share]:
+    if not job["nodes"]:
+        return
+    nodes = [item["name"] for item in job["job_resources"]["nodes"]["allocation"]]
+    start = job["start_time"]
+    # A job without gres has an empty list.
+    for node, detail in zip(nodes, job["gres_detail"] or [""] * len(nodes), strict=True):
+        gres, gpus = _held(detail)
+        yield Share(
+            job["job_id"],
+            job["restart_cnt"],
+            # A login node may not know every user.
+            job["user_name"] or str(job["user_id"]),
+            node,
+            float(start["number"]) if start["set"] else None,
+            gres,
+            gpus,
+        )
+
+
+def _held(detail: str) -> tuple[dict[str, int], tuple[int, ...]]:
+    """Counts by name, and the indexes of the GPUs that they are on.
+
+    Unlike a node's, a job's shards are told for every GPU of the node, in their order.
+    """
+    gres: dict[str, int] = {}
+    gpus: set[int] = set(_gpu_indexes(detail))
+    for word, inside in _details(detail):
+        if inside.startswith("CNT:"):
+            gres[word] = int(inside.removeprefix("CNT:"))
+        else:
+            name, _, count = word.rpartition(":")
+            gres[name] = int(count)
+            used = enumerate(re.findall(r"(\d+)/\d+", inside))
+            gpus |= {place for place, number in used if int(number)}
+    return gres, tuple(sorted(gpus))
+
+
+def _listed(cells: Sequence[str]) -> Iterator[Share]:
+    """A line of squeue, which does not tell GPUs."""
+    job, restarts, uid, user, tres, start, nodes = cells
+    gres = {
+        name: int(count)
+        for item in tres.split(",")
+        for name, _, count in [item.removeprefix("gres:").removeprefix("gres/").rpartition(":")]
+        if name and count.isdigit()
+    }
+    for node in hostlist.expand(nodes) if nodes else ():
+        since = float(start) if start.isdigit() else None
+        name = uid if user == "nobody" else user
+        yield Share(int(job), int(restarts), name, node, since, gres, None)
 
 
 def _configured(text: str) -> dict[str, int]:

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.errors import SlurmFault
-from slurm_mig.slurm import AccountingRow, JobFacts, NodeFacts
+from slurm_mig.slurm import AccountingRow, JobFacts, NodeFacts, Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,6 +160,14 @@ class LibraryClient:
         node = self._ask(lambda: self._library.Node.load(name))
         state = frozenset(word.rstrip("*$#~%-@^!") for word in node.state.split("+"))
         return NodeFacts(name, state, node.reason or "", dict(node.configured_gres))
+
+    def nodes(self) -> list[NodeFacts]:
+        """Facts of every node, by Slurm's commands: pyslurm has no shards by GPU."""
+        return self._commands.nodes()
+
+    def shares(self) -> list[Share]:
+        """What every job that runs has, by Slurm's commands: pyslurm fails on counted gres."""
+        return self._commands.shares()
 
     def accounting(self, since: float, until: float) -> list[AccountingRow]:
         """Runs of all users that existed in that time, as slurmdbd has them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from contextlib import closing
@@ -493,6 +494,31 @@ def test_generate(site: Site, tmp_path: Path) -> None:
     assert {n: (tmp_path / "out" / n).read_text() for n in data} == data
     assert "gpu:h100sxm:2,gpu:a30:1,shard:h100sxm:62,shard:a30:4," in data["slurm.conf.mig"]
     assert data["gres.conf.mig"] in site.cli("generate", *node).stdout
+
+
+def test_watch(site: Site) -> None:
+    """One picture after the other, a fault among them; Ctrl-C ends it."""
+    command = [sys.executable, "-m", "slurm_mig", "status", "--watch", "0.1"]
+    environ = {"SLURM_MIG_CONFIG": str(site.config), "PATH": "/usr/bin:/bin"}
+    watching = subprocess.Popen(
+        command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert watching.stdout
+    for _ in range(2):
+        while not watching.stdout.readline().startswith("GPU 1"):
+            pass
+    site.machine.lose(1)
+    while watching.stdout.readline().startswith("GPU 1"):
+        pass
+    site.machine.reboot()
+    while not watching.stdout.readline().startswith("GPU 1"):
+        pass
+    watching.send_signal(signal.SIGINT)
+    _, said = watching.communicate(timeout=30)
+    assert watching.returncode == 130
+    assert said.endswith("slurm-mig: interrupted\n")
+    refused(site.cli("status", "--watch", "0"), 2, "0.1<=x<=86400")
+    refused(site.cli("status", "--cluster", "--slurm"), 2, "leave --slurm out")
 
 
 FLEET = f"""

@@ -176,10 +176,19 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 
 def _cell(value: object) -> str:
-    if value is None:
-        return "?"
-    # A job or user name must not move the cursor or forge a row.
-    return "".join(char if char.isprintable() else "?" for char in str(value))
+    return "?" if value is None else clean(str(value))
+
+
+def clean(text: str) -> str:
+    """A user's text on one line: it must not move the cursor or forge a row."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def age(seconds: float) -> str:
+    """A duration for people: `26:03:09`, in hours."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
 def when(seconds: float | None) -> str:

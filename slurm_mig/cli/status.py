@@ -9,19 +9,23 @@ import click
 
 from slurm_mig.allocation import ACTIVE
 from slurm_mig.cli._common import (
+    age,
     json_option,
     open_node,
     print_json,
     root_to_read,
     slurm_of,
     survey,
+    when,
 )
 from slurm_mig.cli.destroy import owner_of
 from slurm_mig.cli.gpus import mode_text
-from slurm_mig.errors import SlurmFault
+from slurm_mig.errors import SlurmFault, SlurmMigError, UsageFault
 from slurm_mig.planner import Slot, fitting
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from slurm_mig.allocation import Allocation
     from slurm_mig.driver import Gpu, GpuInstance
     from slurm_mig.node import Node
@@ -32,9 +36,47 @@ WIDTH = 72
 
 @click.command()
 @click.option("--slurm", "ask", is_flag=True, help="Ask Slurm, too, for the node and the jobs.")
+@click.option("--cluster", is_flag=True, help="All nodes, as slurmctld counts them; for everybody.")
+@click.option(
+    "--watch",
+    type=click.FloatRange(0.1, 86400),
+    metavar="SECONDS",
+    help="Show it again and again, until interrupted.",
+)
 @json_option
-def command(ask: bool, as_json: bool) -> None:  # noqa: FBT001
+def command(
+    ask: bool,  # noqa: FBT001
+    cluster: bool,  # noqa: FBT001
+    watch: float | None,
+    as_json: bool,  # noqa: FBT001
+) -> None:
     """Show who holds what, with a picture of every GPU's slots."""
+    if cluster and ask:
+        raise UsageFault("--cluster asks Slurm already; leave --slurm out")
+    if cluster:
+        from slurm_mig.cli import _cluster
+
+        _again(lambda: _cluster.show(as_json=as_json), watch)
+    else:
+        _again(lambda: _show(ask=ask, as_json=as_json), watch)
+
+
+def _again(show: Callable[[], None], watch: float | None) -> None:
+    """Show once, or every so many seconds; a fault is shown, too, and does not end the watch."""
+    if watch is None:
+        return show()
+    while True:
+        # Does nothing where the output is no terminal: there one picture follows the other.
+        click.clear()
+        click.echo(when(time.time()))
+        try:
+            show()
+        except SlurmMigError as fault:
+            click.echo(f"slurm-mig: {fault}", err=True)
+        time.sleep(watch)
+
+
+def _show(*, ask: bool, as_json: bool) -> None:
     with open_node() as node:
         root_to_read(node)
         gpus, faults = survey(node)
@@ -164,11 +206,5 @@ def _who(item: dict[str, Any]) -> str:
         who = f"job {item['job_id']}{state} of {item['user'] or item['uid']}"
     else:
         who = "in no record" if item["phase"] == "foreign" else f"administrator {item['user']}"
-    age = "" if item["since"] is None else f" for {_age(time.time() - item['since'])}"
-    return f"{item['phase']}, {who}{age}"
-
-
-def _age(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
+    since = "" if item["since"] is None else f" for {age(time.time() - item['since'])}"
+    return f"{item['phase']}, {who}{since}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +14,7 @@ from slurm_mig import slurm_library
 from slurm_mig.errors import SlurmFault
 from slurm_mig.slurm_commands import CommandClient
 
-from .conftest import Site, launch
+from .conftest import ALICE, BOB, Site, launch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -279,3 +280,55 @@ def test_our_own_commands_ask_by_it(site: Site, client: Slurm, tmp_path: Path) -
     assert (holder["job_id"], holder["job_state"]) == (job, "RUNNING")
     assert ours("reconcile") == {"done": [], "left": [], "foreign": []}
     assert site.made("n1") == ["3g.40gb@4"]
+
+
+def test_what_every_job_has_on_every_node(site: Site, client: Slurm) -> None:
+    """With the GPU where this Slurm tells it; the same from all sides."""
+    one = site.sbatch("--gres=mig:3g.40gb:1", "-w", "n1", "-J", "a\nn2 9 (gpu:9)")
+    two = site.sbatch("--gres=gpu:1", "-w", "n1")
+    three = site.sbatch("--gres=mig:1g.6gb:2", "-w", "n2", uid=BOB)
+    for job in (one, two, three):
+        site.wait(job, "RUNNING")
+    found = {item.job_id: item for item in client.shares()}
+    assert set(found) == {one, two, three}
+    assert [found[job].node for job in (one, two, three)] == ["n1", "n1", "n2"]
+    # This process is not among the users of the cluster, so that numbers stand for them.
+    assert (found[one].user, found[three].user) == (str(ALICE), str(BOB))
+    assert found[one].restarts == 0
+    assert abs((found[one].since or 0) - time.time()) < 60
+    assert found[one].gres["mig:3g.40gb"] == 1
+    assert found[three].gres["mig:1g.6gb"] == 2
+    nodes = {node.name: node for node in client.nodes()}
+    assert nodes["n1"].gres["shard:h100"] == 62
+    assert nodes["n1"].name == "n1"
+    if client.version() < (23, 11):
+        assert {item.gpus for item in found.values()} == {None}
+        assert nodes["n1"].shards is None
+    else:
+        assert [found[job].gpus for job in (one, two, three)] == [(0,), (1,), (1,)]
+        assert nodes["n1"].shards == ((14, 31), (0, 31))
+        assert nodes["n2"].shards == ((0, 4), (2, 4))
+
+
+def test_the_cluster_at_a_glance(site: Site) -> None:
+    """For everybody, not only for root; in eighty columns."""
+    job = site.sbatch("--gres=mig:3g.40gb:1", "-w", "n1")
+    site.wait(job, "RUNNING")
+    command = [sys.executable, "-m", "slurm_mig", "status", "--cluster"]
+    environ = site.cluster.environ() | {"SLURM_MIG_CONFIG": f"{site.cluster.root}/empty.toml"}
+    bin_dir = site.cluster._find("scontrol").parent
+    (site.cluster.root / "empty.toml").write_text(f'[slurm]\nbin = "{bin_dir}"\n')
+
+    def shown(*more: str) -> str:
+        done = subprocess.run(
+            [*command, *more], env=environ, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    text = shown()
+    assert f"job {job} of {ALICE}: 3g.40gb for 0:0" in text
+    assert all(len(line) <= 80 for line in text.splitlines() if "room" not in line)
+    data = json.loads(shown("--json"))
+    assert [node["node"] for node in data["nodes"]] == ["n1", "n2"]
+    assert data["nodes"][1]["room"]["4g.24gb"] in (1, None)
