@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from slurm_mig.allocation import OPEN, Allocation, Instance, Owner
 from slurm_mig.errors import LedgerFault, LedgerTooNew
 from slurm_mig.files import private_directory
+from slurm_mig.tally import Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -146,8 +147,11 @@ class Ledger:
 
     # -- writing -------------------------------------------------------------
 
-    def add(self, allocation: Allocation, kind: str) -> Allocation:
-        """Record a new allocation with its first event; returns it with its number."""
+    def add(self, allocation: Allocation, kind: str, **facts: Any) -> Allocation:
+        """Record a new allocation with its first event; returns it with its number.
+
+        `facts` are JSON values that only the event keeps.
+        """
         now = allocation.created or self._clock()
         added = replace(allocation, created=now, ended=None if allocation.open else now)
         with self._guarded("write"), _transaction(self._db):
@@ -158,7 +162,7 @@ class Ledger:
             )
             added = replace(added, number=cursor.lastrowid or 0)
             self._write_instances(added)
-            self._append(kind, added, added.to_dict())
+            self._append(kind, added, added.to_dict() | facts)
         return added
 
     def save(self, allocation: Allocation, kind: str) -> Allocation:
@@ -192,8 +196,8 @@ class Ledger:
         )
 
     def _append(self, kind: str, allocation: Allocation, facts: dict[str, Any]) -> None:
-        row = self._db.execute("SELECT seq, digest FROM event ORDER BY seq DESC LIMIT 1").fetchone()
-        seq, before = (row["seq"] + 1, row["digest"]) if row else (1, "")
+        seq, before = self.last_event()
+        seq += 1
         detail = json.dumps(facts, sort_keys=True, separators=(",", ":"))
         at = round(self._clock(), 6)
         content = (seq, at, kind, allocation.number, allocation.owner.job_id, detail)
@@ -253,6 +257,25 @@ class Ledger:
         given = [(clause, value) for clause, value in wanted if value is not None]
         where = " AND ".join(clause for clause, _ in given) or "1"
         return self._select(where, tuple(value for _, value in given))
+
+    def events_after(self, seq: int) -> Iterator[Event]:
+        """Events behind number `seq`, oldest first."""
+        with self._guarded("read"):
+            rows = self._db.execute(
+                "SELECT seq, at, kind, allocation, detail FROM event WHERE seq > ? ORDER BY seq",
+                (seq,),
+            )
+            for row in rows:
+                detail = json.loads(row["detail"])
+                yield Event(row["seq"], row["at"], row["kind"], row["allocation"], detail)
+
+    def last_event(self) -> tuple[int, str]:
+        """Number and digest of the newest event: the head of the hash chain; 0 and "" before."""
+        with self._guarded("read"):
+            row = self._db.execute(
+                "SELECT seq, digest FROM event ORDER BY seq DESC LIMIT 1"
+            ).fetchone()
+        return (row["seq"], row["digest"]) if row else (0, "")
 
     def broken_event(self) -> int | None:
         """Number of the first event whose hash does not follow; None when all do."""

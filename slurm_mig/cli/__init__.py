@@ -28,6 +28,7 @@ VERBS: Final[dict[str, str]] = {
     "generate": "generate",
     "gpus": "gpus",
     "install": "install",
+    "metrics": "metrics",
     "profiles": "profiles",
     "reconcile": "reconcile",
     "reset": "reset",
