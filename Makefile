@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Two: the private clusters of the tests wait more than they work.
 WORKERS ?= 2
 
-.PHONY: demo test lint unit test-slurm test-slurm-versions test-pythons bench generated clean packages
+.PHONY: manual demo test lint unit test-slurm test-slurm-versions test-pythons bench generated clean packages
 
 demo: packages $(VENV)/.installed
 	@$(BIN)/slurm-mig demo
@@ -43,11 +43,16 @@ bench: packages $(VENV)/.developer
 	@$(BIN)/python bench/prolog_cost.py
 	@$(BIN)/python bench/throughput.py
 
-# The samples under etc/ are written by the generator; a test compares them.
+# The manual as a site, in site/.
+manual: $(VENV)/.developer
+	@$(BIN)/mkdocs build --quiet --strict --config-file .ci/mkdocs.yml --site-dir ../site
+
+# The samples under etc/ and the reference pages of the manual come from the code; tests compare.
 generated: $(VENV)/.installed
 	@$(BIN)/python -c 'from slurm_mig.fleetfile import SAMPLE; print(SAMPLE, end="")' >etc/fleet.toml
 	@$(BIN)/slurm-mig generate etc/fleet.toml --out etc
 	@$(BIN)/python -c 'from slurm_mig.config import sample; print(sample(), end="")' >etc/config.toml
+	@$(BIN)/python .ci/reference.py docs
 
 packages:
 	@PYTHON=$(PYTHON) .ci/packages
@@ -63,4 +68,4 @@ $(VENV)/.developer: pyproject.toml | packages
 	@touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -393,11 +393,15 @@ def _unknown(path: Path, name: str, allowed: list[str]) -> ConfigFault:
     return ConfigFault(f"config {path}: unknown key {name}; {hint}allowed: {', '.join(options)}")
 
 
+def shown_default(setting: Setting) -> str:
+    """The default of a key, as TOML; what the sample shows where it is "not set"."""
+    (item,) = (item for item in fields(Config) if item.name == setting.field)
+    unset = item.default is MISSING or item.default is None
+    return setting.unset if unset else _toml(item.default)
+
+
 def sample() -> str:
     """A commented configuration file with every key at its default."""
-    defaults = {
-        item.name: None if item.default is MISSING else item.default for item in fields(Config)
-    }
     lines = ["# slurm-mig configuration. Every key is shown with its default.", ""]
     table = ""
     for item in SETTINGS:
@@ -405,8 +409,7 @@ def sample() -> str:
             table = item.table
             lines += ["", f"[{table}]"] if len(lines) > 2 else [f"[{table}]"]
         lines += [f"# {item.text}", f"# Allowed: {item.allowed}."]
-        default = defaults[item.field]
-        lines.append(f"#{item.key} = {item.unset if default is None else _toml(default)}")
+        lines.append(f"#{item.key} = {shown_default(item)}")
     return "\n".join(lines) + "\n"
 
 
