@@ -155,17 +155,22 @@ class NvmlDriver:
 
     def gpu(self, uuid: str) -> Gpu:
         """One GPU, whatever the others do; GpuLost when it is not there."""
+        return self._describe(self._by_uuid(uuid, uuid), uuid)
+
+    def _by_uuid(self, uuid: str, where: str) -> object:
         try:
-            device = self._ask("open GPU", pynvml.nvmlDeviceGetHandleByUUID, uuid, gpu=uuid)
-        except (pynvml.NVMLError_NotFound, pynvml.NVMLError_InvalidArgument):
+            device: object = self._ask(
+                "open GPU", pynvml.nvmlDeviceGetHandleByUUID, uuid, gpu=where
+            )
+        except (pynvml.NVMLError_NotFound, pynvml.NVMLError_InvalidArgument) as problem:
             raise GpuLost(
-                "the driver knows no GPU of that UUID",
+                f"open GPU: the driver knows no GPU of that UUID (NVML error {problem.value})",
                 remedy="it fell off the bus (see dmesg) or was replaced",
-                gpu=uuid,
+                gpu=where,
             ) from None
         except pynvml.NVMLError as problem:
-            raise _fault(problem, "open GPU", uuid) from problem
-        return self._describe(device, uuid)
+            raise _fault(problem, "open GPU", where) from problem
+        return device
 
     def _describe(self, device: object, where: str) -> Gpu:
         uuid = str(self._call("read UUID", pynvml.nvmlDeviceGetUUID, device, gpu=where))
@@ -224,10 +229,7 @@ class NvmlDriver:
         ]
 
     def _device(self, gpu: Gpu) -> object:
-        handle: object = self._call(
-            "open GPU", pynvml.nvmlDeviceGetHandleByUUID, gpu.uuid, gpu=str(gpu)
-        )
-        return handle
+        return self._by_uuid(gpu.uuid, str(gpu))
 
     # -- profile table -------------------------------------------------------
 

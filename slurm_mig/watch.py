@@ -73,8 +73,8 @@ class Note:
 def watched(work: Callable[[Callable[[str], None]], int], deadline: float) -> Ended:
     """Do `work` in a child for at most `deadline` seconds; it is handed a way to say what it does.
 
-    Signals that end a process are held back until then, and have their default effect
-    afterwards: who goes on to exit with 0 cannot have overlooked one.
+    Signals that end a process are held back until then. When the work came to its end they
+    have their default effect again: who goes on to exit with 0 cannot have overlooked one.
     """
     until = time.monotonic() + deadline
     for number in _OURS:
@@ -84,10 +84,10 @@ def watched(work: Callable[[Callable[[str], None]], int], deadline: float) -> En
     child = os.fork()
     if child == 0:
         _work(work, note, output, parent)
-    try:
-        return _watch(child, until, note, output)
-    finally:
+    ended = _watch(child, until, note, output)
+    if ended.code is not None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
+    return ended
 
 
 def _watch(child: int, until: float, note: Note, output: int) -> Ended:
@@ -114,15 +114,16 @@ def _wait(child: int, until: float) -> tuple[int | None, signal.Signals | None]:
     """The child's wait status once it ends, and the signal that came for us."""
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
-        came = [number for number in ENDINGS if number in signal.sigpending()]
+        came = signal.sigtimedwait(ENDINGS, 0)
         if pid or came:
-            return (status if pid else None), (came[0] if came else None)
+            by = signal.Signals(came.si_signo) if came else None
+            return (status if pid else None), by
         left = until - time.monotonic()
         if left <= 0:
             return None, None
-        got = signal.sigtimedwait(_OURS, left)
-        if got is not None and got.si_signo in ENDINGS:
-            return None, signal.Signals(got.si_signo)
+        came = signal.sigtimedwait(_OURS, left)
+        if came and came.si_signo in ENDINGS:
+            return None, signal.Signals(came.si_signo)
 
 
 def _kill(child: int) -> None:
