@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from slurm_mig.capabilities import Capabilities
-    from slurm_mig.driver import Driver, Gpu, GpuInstance
+    from slurm_mig.driver import ComputeInstance, Driver, Gpu, GpuInstance
     from slurm_mig.geometry import Placement
     from slurm_mig.ledger import Ledger
     from slurm_mig.locks import Locks
@@ -49,6 +49,10 @@ LAST_PAUSE: Final = 0.5
 
 #: Seconds a hook spends on what another one left: its own job must not wait long for it.
 SWEEP_PATIENCE: Final = 1.0
+
+#: Seconds to retry a creation that the driver answers with "In use": clients of the GPU as a
+#: whole that are just ending are in the way of its first instance (mig-facts.md b).
+CREATE_PATIENCE: Final = 2.0
 
 
 _SLICES_ONLY: Final = "this GPU is given out in slices only"
@@ -118,10 +122,11 @@ class Allocator:
                 return held
             self._refuse_whole(gpu, owner)
             gpu = self._with_mig_mode(gpu)
-            chosen = self._plan(request, gpu, start)
+            there = self._driver.instances(gpu)
+            chosen = self._plan(request, gpu, start, there)
             with ExitStack() as undo:
                 record = self._intend(owner, request, gpu, chosen, undo)
-                record = self._carve(record, gpu)
+                record = self._carve(record, gpu, {item.gi_id for item in there})
                 self._close_nodes(record)
                 record = self._ledger.save(record.moved(phases.ACTIVE), phases.ACTIVE)
                 self._publish(record, request)
@@ -161,7 +166,7 @@ class Allocator:
 
     def _with_mig_mode(self, gpu: Gpu) -> Gpu:
         """Have MIG mode on; switched on here only where that costs no GPU reset."""
-        gpu = self._driver.gpu(gpu.uuid)
+        gpu = self._fresh(gpu.uuid)
         if gpu.mig_mode:
             return gpu
         if not gpu.resetless:
@@ -169,20 +174,36 @@ class Allocator:
                 "MIG mode is off, and switching it on resets this GPU",
                 remedy=f"run `slurm-mig enable --gpu {gpu.minor}` while it is idle",
             )
-        return self._driver.set_mig_mode(gpu, on=True)
+        gpu = self._driver.set_mig_mode(gpu, on=True)
+        if not gpu.mig_mode:
+            raise DriverFault(
+                "MIG mode is off, and still is after the driver switched it on",
+                remedy=f"run `slurm-mig enable --gpu {gpu.minor}`, or reset the GPU",
+            )
+        return gpu
 
-    def _plan(self, request: Request, gpu: Gpu, start: int | None) -> Plan:
-        geometry, present = self._driver.geometry(gpu), self._present(gpu)
+    def _fresh(self, uuid: str) -> Gpu:
+        """A managed GPU as it is now: it had MIG when it was chosen, so it has still."""
+        gpu = self._driver.gpu(uuid)
+        if not gpu.mig_capable:
+            raise DriverFault(
+                "read MIG mode: the driver says that this GPU has none",
+                remedy="it had before: see dmesg, and reset the GPU or reboot the node",
+                gpu=str(gpu),
+            )
+        return gpu
+
+    def _plan(
+        self, request: Request, gpu: Gpu, start: int | None, there: Sequence[GpuInstance]
+    ) -> Plan:
+        geometry, present = self._driver.geometry(gpu), self._slots(gpu, there)
         if start is None:
             return plan(request, geometry, present)
         return plan_at(request, start, geometry, present)
 
-    def _present(self, gpu: Gpu) -> list[Slot]:
+    def _slots(self, gpu: Gpu, there: Sequence[GpuInstance]) -> list[Slot]:
         geometry = self._driver.geometry(gpu)
-        return [
-            Slot(geometry.by_id(item.profile_id), item.placement)
-            for item in self._driver.instances(gpu)
-        ]
+        return [Slot(geometry.by_id(item.profile_id), item.placement) for item in there]
 
     def _intend(
         self, owner: Owner, request: Request, gpu: Gpu, chosen: Plan, undo: ExitStack
@@ -199,17 +220,58 @@ class Allocator:
         undo.callback(self._roll_back, record.number, gpu)
         return record
 
-    def _carve(self, record: Allocation, gpu: Gpu) -> Allocation:
+    def _carve(self, record: Allocation, gpu: Gpu, before: set[int]) -> Allocation:
         made: GpuInstance | None = None
         for place, wanted in enumerate(record.instances):
             # Compute instances that share a GPU instance follow one another.
             if made is None or made.placement != wanted.placement:
-                made = self._driver.create_gpu_instance(gpu, wanted.profile_id, wanted.placement)
-            compute = self._driver.create_compute_instance(gpu, made.gi_id, wanted.compute_slices)
+                made = self._create(gpu, wanted, before)
+            compute = self._create_compute(gpu, made.gi_id, wanted.compute_slices)
             ids = replace(wanted, gi_id=made.gi_id, ci_id=compute.ci_id, uuid=compute.uuid)
             record = record.with_instance(place, ids)
         self._look_again(record, gpu)
         return record
+
+    def _create(self, gpu: Gpu, wanted: Instance, before: set[int]) -> GpuInstance:
+        """Make one GPU instance; NoRoom while something keeps the GPU from being partitioned.
+
+        What was made elsewhere than asked goes again at once: by its placement no record
+        would find it. Its id must be new, or it could be somebody else's.
+        """
+        made: list[GpuInstance] = []
+
+        def create() -> None:
+            made.append(self._driver.create_gpu_instance(gpu, wanted.profile_id, wanted.placement))
+
+        busy = self._retry(create, self._monotonic() + CREATE_PATIENCE)
+        if busy is not None:
+            # Whoever has the GPU open may be a user: that must not drain the node.
+            raise NoRoom(
+                f"{busy.cause}, used by {self._users(gpu, None)}", remedy=busy.remedy
+            ) from busy
+        (found,) = made
+        if (found.profile_id, found.placement) != (wanted.profile_id, wanted.placement):
+            if found.gi_id not in before:
+                self._driver.destroy_gpu_instance(gpu, found.gi_id)
+            raise DriverFault(
+                f"{wanted} was asked for, the driver made GPU instance {found.gi_id} of profile "
+                f"id {found.profile_id} at {found.placement}",
+                remedy="see `slurm-mig status` for what is there",
+            )
+        before.add(found.gi_id)
+        return found
+
+    def _create_compute(self, gpu: Gpu, gi_id: int, slices: int | None) -> ComputeInstance:
+        """Make one compute instance in a GPU instance of ours, where nobody can be in the way."""
+        made: list[ComputeInstance] = []
+
+        def create() -> None:
+            made.append(self._driver.create_compute_instance(gpu, gi_id, slices))
+
+        busy = self._retry(create, self._monotonic() + CREATE_PATIENCE)
+        if busy is not None:
+            raise busy
+        return made[0]
 
     def _look_again(self, record: Allocation, gpu: Gpu) -> None:
         """Believe what is seen, not what creation returned (go-nvml#146)."""
@@ -220,7 +282,8 @@ class Allocator:
             if found is None or found.placement != wanted.placement or wanted.uuid not in uuids:
                 raise DriverFault(
                     f"driver reported {wanted} as made (GPU instance {wanted.gi_id}), "
-                    f"but lists {found}"
+                    f"but lists {found}",
+                    remedy="if it comes again, reset the GPU or reboot the node",
                 )
 
     def _close_nodes(self, record: Allocation) -> None:
@@ -274,7 +337,7 @@ class Allocator:
             if held is not None:
                 return held
             self._refuse_whole(gpu, owner, stuck=False)
-            gpu = self._driver.gpu(gpu.uuid)
+            gpu = self._fresh(gpu.uuid)
             if policy == "reject":
                 raise BadRequest(_SLICES_ONLY, remedy=_ASK_LARGEST)
             # MIG mode is off after a reboot of Hopper and later: the policy holds all the same.
@@ -310,7 +373,7 @@ class Allocator:
         if busy is not None:
             raise NoRoom(f"{busy.cause}, used by {self._users(gpu, None)}") from busy
         # On Ampere the wish alone is success to NVML: without its reset the mode stays.
-        if self._driver.gpu(gpu.uuid).mig_mode:
+        if self._fresh(gpu.uuid).mig_mode:
             raise NoRoom("MIG mode stays on: something keeps the GPU from being reset")
 
     def publish_whole(
@@ -332,7 +395,7 @@ class Allocator:
         with about(job=record.owner.job_id, gpu=record.gpu_uuid):
             if record.boot_id != self._boot_id and record.request != phases.WHOLE_MIG_OFF:
                 return self._ledger.finish(record, phases.LOST, "the node was rebooted")
-            gpu = self._driver.gpu(record.gpu_uuid)
+            gpu = self._fresh(record.gpu_uuid)
             with self._locks.hold([record.gpu_uuid], f"release {record.owner}"):
                 self._sweep(gpu, None)
                 # Another hook, or the sweep, may have finished it by now.
@@ -347,10 +410,7 @@ class Allocator:
         record = self._with_ids(record, gpu)
         if record.phase != phases.RELEASING:
             record = self._ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
-        until = self._monotonic() + patience
-        busy = [why for item in record.instances if (why := self._destroy(item, gpu, until))]
-        seen = self._driver.instances(gpu)
-        survivors = [item for item in record.instances if find(item, seen)]
+        survivors, busy = self._destroy_all(record, gpu, self._monotonic() + patience)
         if survivors:
             names = ", ".join(str(item) for item in survivors)
             why = "; ".join(busy) or "the driver said they were destroyed"
@@ -363,10 +423,39 @@ class Allocator:
             return self._ledger.save(record.moved(phases.QUARANTINED, why), phases.QUARANTINED)
         return self._ledger.finish(record, phases.RELEASED, reason)
 
+    def _destroy_all(
+        self, record: Allocation, gpu: Gpu, until: float
+    ) -> tuple[list[Instance], list[str]]:
+        """Destroy what a record names, then look; what is still there, and why as far as known.
+
+        An instance that a successful call left is destroyed again (go-nvml#146).
+        """
+        pause = FIRST_PAUSE
+        while True:
+            busy = [why for item in record.instances if (why := self._destroy(item, gpu, until))]
+            survivors = self._survivors(record.instances, gpu)
+            if not survivors or busy or self._monotonic() >= until:
+                return survivors, busy
+            self._sleep(pause)
+            pause = min(2 * pause, LAST_PAUSE)
+
+    def _survivors(self, items: Sequence[Instance], gpu: Gpu) -> list[Instance]:
+        """Those that exist: gone is only what neither the list nor its own id shows."""
+        seen = self._driver.instances(gpu)
+        return [item for item in items if find(item, seen) or self._known(item, gpu)]
+
+    def _known(self, item: Instance, gpu: Gpu) -> bool:
+        if item.gi_id is None:
+            return False
+        found = self._driver.instance(gpu, item.gi_id)
+        return found is not None and find(item, [found]) is not None
+
     def _restore_mig_mode(self, gpu: Gpu) -> str:
         """MIG mode on again; says why it is not, for a later hook to try again."""
         try:
-            now = self._driver.set_mig_mode(self._driver.gpu(gpu.uuid), on=True)
+            now = self._fresh(gpu.uuid)
+            if not (now.mig_mode and now.mig_pending):
+                now = self._driver.set_mig_mode(now, on=True)
         except GpuLost:
             raise
         except DriverFault as fault:
@@ -425,7 +514,11 @@ class Allocator:
 
     def _users(self, gpu: Gpu, found: GpuInstance | None) -> str:
         wanted = None if found is None else found.gi_id
-        pids = [pid for pid, gi_id in self._driver.processes(gpu) if gi_id == wanted]
+        try:
+            pids = [pid for pid, gi_id in self._driver.processes(gpu) if gi_id == wanted]
+        except DriverFault as fault:
+            # Who it is only explains; that something is in use is already known.
+            return f"processes that the driver does not tell ({fault.cause})"
         return ", ".join(f"pid {pid}" for pid in pids) or "no process that the driver names"
 
     # -- sweep and reconcile -------------------------------------------------
@@ -466,8 +559,8 @@ class Allocator:
                 self._ledger.save(stuck, phases.QUARANTINED)
 
     def _missing(self, record: Allocation, gpu: Gpu) -> list[Instance]:
-        seen = self._driver.instances(gpu)
-        return [item for item in record.instances if not find(item, seen)]
+        survivors = self._survivors(record.instances, gpu)
+        return [item for item in record.instances if item not in survivors]
 
     def _close_lost(self, record: Allocation, gpu: Gpu, missing: list[Instance]) -> None:
         """Instances of an active record are gone: somebody destroyed them, or a reset did."""
@@ -490,11 +583,15 @@ class Allocator:
         self._close_earlier_boots(report)
         gpus, faults = self._driver.survey()
         report.left += [str(fault) for fault in faults]
+        gpus = [gpu for gpu in gpus if gpu.mig_capable]
         report.left += self._records_without_gpu({gpu.uuid for gpu in gpus})
         for gpu in gpus:
-            if gpu.mig_capable:
+            try:
                 with about(gpu=str(gpu)), self._locks.hold([gpu.uuid], "reconcile"):
                     self._reconcile_gpu(gpu, live_jobs, report)
+            except DriverFault as fault:
+                # One GPU whose driver fails stops no work on the others.
+                report.left.append(str(fault))
         self._remove_stale_files(live_jobs, report)
         return report
 
@@ -507,7 +604,7 @@ class Allocator:
 
     def _records_without_gpu(self, present: set[str]) -> list[str]:
         return [
-            f"{_name(record)}: its GPU {record.gpu_uuid} does not answer"
+            f"{_name(record)}: its GPU {record.gpu_uuid} does not answer, or not as a GPU with MIG"
             for record in self._ledger.all_open()
             if record.gpu_uuid not in present
         ]
@@ -589,7 +686,7 @@ class Allocator:
             whole = [item for item in self._ledger.open_on(gpu.uuid) if item.whole]
             if whole and on:
                 raise Held(f"{whole[0].owner} has the whole GPU, without MIG")
-            present = [str(slot) for slot in self._present(gpu)]
+            present = [str(slot) for slot in self._slots(gpu, self._driver.instances(gpu))]
             if present and not on:
                 raise Held(
                     f"MIG mode stays on: {', '.join(present)} exist",

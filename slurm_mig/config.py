@@ -38,6 +38,7 @@ class Config:
     run: Path = Path("/run/slurm-mig")
     lock_timeout: float = 30.0
     destroy_timeout: float = 10.0
+    deadline: float = 300.0
     slurm_bin: Path | None = None
     slurm_timeout: float = 20.0
     slurm_client: str = "auto"
@@ -57,6 +58,14 @@ class Config:
     def ledger(self) -> Path:
         """The ledger's file."""
         return self.state / "ledger.db"
+
+    @property
+    def longest_hook(self) -> float:
+        """Seconds after which a hook has ended, whatever hangs: PrologEpilogTimeout is above it.
+
+        The deadline, then a moment to kill what hangs and at most one Slurm command: the drain.
+        """
+        return self.deadline + self.slurm_timeout + 2
 
     def whole_policy_of(self, model: str) -> str:
         """What a job with a whole GPU gets on a GPU of that NVML name."""
@@ -199,6 +208,15 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         _seconds,
         _A_TIME,
         "Longest time to retry the destruction of an instance that is in use.",
+    ),
+    Setting(
+        "hooks",
+        "deadline",
+        "deadline",
+        _seconds,
+        f"{_A_TIME}, and more than lock_timeout + destroy_timeout + [slurm] timeout",
+        "A hook that is not done by then, whatever it hangs in, is ended and drains the node. "
+        "PrologEpilogTimeout has to be above this + [slurm] timeout + 2 s.",
     ),
     Setting(
         "slurm",
@@ -364,7 +382,18 @@ def load(option: Path | None = None, environ: Mapping[str, str] | None = None) -
             f"config {path}: [refusal] retry_delay = {config.retry_delay:g}: allowed is at most "
             f"retry_delay_max, which is {config.retry_delay_max:g}"
         )
+    _check_deadline(config)
     return config
+
+
+def _check_deadline(config: Config) -> None:
+    # A hook that would be ended while it still may wait drains a node that is fine.
+    least = config.lock_timeout + config.destroy_timeout + config.slurm_timeout
+    if config.deadline <= least:
+        raise ConfigFault(
+            f"config {config.source}: [hooks] deadline = {config.deadline:g}: allowed is more than "
+            f"lock_timeout + destroy_timeout + [slurm] timeout, which is {least:g}"
+        )
 
 
 def _read(data: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -83,6 +83,9 @@ class Driver(Protocol):
     def instances(self, gpu: Gpu) -> Sequence[GpuInstance]:
         """Every GPU instance, listed per profile, so that one without CI shows too."""
 
+    def instance(self, gpu: Gpu, gi_id: int) -> GpuInstance | None:
+        """A GPU instance by its id, None when there is none: the second opinion on a list."""
+
     def remaining(self, gpu: Gpu, profile_id: int) -> int | None:
         """How many more of a profile the driver says fit; None while MIG mode is off."""
 

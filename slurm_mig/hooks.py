@@ -2,7 +2,9 @@
 
 Exit 0: the job may go on, or was refused and dealt with. Non-zero: the node is
 at fault, and Slurm drains it with a reason that starts `slurm-mig:`. Everything
-is imported when it is needed: each import is paid on every GPU job.
+is imported when it is needed: each import is paid on every GPU job. The work is
+done by a child that a deadline ends (`watch.py`); its parent reads the configuration,
+waits, and takes over only when the child does not come to its end.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from slurm_mig import request as requests
 from slurm_mig.allocation import LOST, QUARANTINED, Owner
 from slurm_mig.errors import (
     BadRequest,
+    HookDeadline,
     JobFault,
     NodeFault,
     NoRoom,
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from slurm_mig.driver import Gpu
     from slurm_mig.node import Node
     from slurm_mig.request import Request
+    from slurm_mig.watch import Ended
 
 #: Exit code of a hook that met something it has no name for.
 INTERNAL_ERROR: Final = 1
@@ -357,38 +361,107 @@ def _postpone(node: Node, reference: str, restarts: str) -> None:
 HOOKS: Final[dict[str, Callable[[Node, Job, Line], None]]] = {"prolog": prolog, "epilog": epilog}
 
 
-def run(hook: str, environ: Mapping[str, str]) -> int:
-    """Run a hook and return its exit code; every fault is logged, none escapes."""
+def run(hook: str, environ: Mapping[str, str], *, watched: bool = False) -> int:
+    """Run a hook and return its exit code; every fault is logged, none escapes.
+
+    `watched`: its work is done by a child, for at most the configured deadline.
+    """
     from slurm_mig.config import Config, load
     from slurm_mig.node import Node
 
     line = Line(hook)
     # Until the configuration is read, the defaults have to do for setting a drain reason.
-    node, code = Node(Config(), environ), 0
+    node = Node(Config(), environ)
     try:
         node = Node(load(environ=environ), environ)
         job = Job.from_environ(environ)
         line.add(job=job.job_id, restart=job.owner.restart, user=job.owner.user or job.owner.uid)
         line.add(node=node.name)
-        HOOKS[hook](node, job, line)
-    except SlurmMigError as fault:
-        code = _fail(node, line, str(fault), fault.exit_code)
     except Exception as problem:  # noqa: BLE001  # an unknown state must drain, with its cause
-        text = f"internal error: {type(problem).__name__}: {problem}"
-        code = _fail(node, line, text, INTERNAL_ERROR)
+        return _finish(node, line, problem)
+    return (_watched if watched else _work)(node, job, line)
+
+
+def _work(node: Node, job: Job, line: Line) -> int:
+    fault = None
+    try:
+        HOOKS[line.hook](node, job, line)
+    except Exception as problem:  # noqa: BLE001  # an unknown state must drain, with its cause
+        fault = problem
+    return _finish(node, line, fault)
+
+
+def _finish(node: Node, line: Line, fault: Exception | None) -> int:
+    code = 0
+    if isinstance(fault, SlurmMigError):
+        code = fault.exit_code
+        _fail(node, line, str(fault))
+    elif fault is not None:
+        code = INTERNAL_ERROR
+        _fail(node, line, f"internal error: {type(fault).__name__}: {fault}")
     _close(node, line)
     line.write()
     return code
 
 
-def _fail(node: Node, line: Line, text: str, code: int) -> int:
+def _fail(node: Node, line: Line, text: str) -> None:
     """Drain with the fault: by itself Slurm would only say "Prolog error"."""
     line.say("ERR", text)
     try:
         node.slurm.drain(node.name, _clean(f"slurm-mig: {text}")[:250])
     except SlurmFault as fault:
         line.say("ERR", f"the drain reason could not be set: {fault.cause}")
-    return code
+
+
+def _watched(node: Node, job: Job, line: Line) -> int:
+    """The work in a child; what it wrote is written here, and its exit code is ours."""
+    from slurm_mig import watch
+
+    def work(tell: Callable[[str], None]) -> int:
+        node.tell = tell
+        return _work(node, job, line)
+
+    ended = watch.watched(work, node.config.deadline)
+    sys.stderr.write(ended.output)
+    if ended.code is not None:
+        return ended.code
+    fault = _given_up(node, job, line, ended)
+    if ended.by is not None:
+        _leave_at_once(node, line, fault)
+    else:
+        _fail(node, line, str(fault))
+        line.write()
+    if ended.killed is not None:
+        # As if the hook had not been two processes: Slurm sees what ended it.
+        os.kill(os.getpid(), ended.killed)
+    return fault.exit_code
+
+
+def _given_up(node: Node, job: Job, line: Line, ended: Ended) -> HookDeadline:
+    import signal
+
+    doing = ended.doing or "its start"
+    remedy = "see dmesg for NVRM and Xid lines"
+    if ended.by is not None:
+        cause = f"ended by {ended.by.name} in {doing}"
+        remedy = f"PrologEpilogTimeout has to be above {node.config.longest_hook:g} s"
+    elif ended.killed is not None:
+        cause = f"killed by {signal.Signals(ended.killed).name} in {doing}"
+    else:
+        cause = f"not done within {node.config.deadline:g} s, in {doing}"
+    if ended.stuck is not None:
+        cause += f"; pid {ended.stuck} cannot be killed and keeps the GPU's lock"
+        remedy += "; the node needs a reboot"
+    return HookDeadline(f"{line.hook} {cause}", remedy=remedy, job=job.job_id)
+
+
+def _leave_at_once(node: Node, line: Line, fault: HookDeadline) -> None:
+    """Say it first: Slurm kills this process next. The drain is left to one that it does not."""
+    from slurm_mig.files import detach
+
+    line.say("ERR", str(fault))
+    line.write()
+    detach(lambda: node.slurm.drain(node.name, _clean(f"slurm-mig: {fault}")[:250]))
 
 
 def _close(node: Node, line: Line) -> None:
@@ -402,4 +475,4 @@ def _close(node: Node, line: Line) -> None:
 def main() -> None:
     """Entry point of the shims, which name the hook."""
     os.umask(0o022)
-    sys.exit(run(sys.argv[1], os.environ))
+    sys.exit(run(sys.argv[1], os.environ, watched=True))

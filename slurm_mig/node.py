@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from slurm_mig.errors import DriverMissing, GpuLost, NotPermitted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from slurm_mig.allocator import Allocator
     from slurm_mig.capabilities import Capabilities
@@ -35,6 +35,8 @@ class Node:
     def __init__(self, config: Config, environ: Mapping[str, str] | None = None) -> None:
         self.config = config
         self._environ = os.environ if environ is None else environ
+        #: Where adapters say what they are about to do, for who finds this process hanging.
+        self.tell: Callable[[str], None] | None = None
 
     @property
     def name(self) -> str:
@@ -59,7 +61,7 @@ class Node:
         library = self._library()
         from slurm_mig.nvml import NvmlDriver
 
-        return NvmlDriver(library)
+        return NvmlDriver(library, self.tell)
 
     def _library(self) -> Any:  # ctypes library or its stand-in
         text = self.config.library
@@ -116,7 +118,7 @@ class Node:
         """Slurm's commands."""
         from slurm_mig.slurm_commands import CommandClient
 
-        return CommandClient(self.config.slurm_bin, self.config.slurm_timeout)
+        return CommandClient(self.config.slurm_bin, self.config.slurm_timeout, self.tell)
 
     def allocator(self) -> Allocator:
         """The transaction over these adapters."""

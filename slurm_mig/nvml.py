@@ -27,7 +27,7 @@ from slurm_mig.geometry import Engines, Geometry, GpuProfile, Placement
 from slurm_mig.profile import ATTRIBUTES, Profile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 #: nvml.h: a GPU holds at most this many GPU instances, each at most this many CIs.
 MAX_INSTANCES: Final = 15
@@ -64,30 +64,72 @@ _ADVICE: Final[dict[int, tuple[type[SlurmMigError], str]]] = {
     pynvml.NVML_ERROR_NO_PERMISSION: (NotPermitted, "run as root"),
     pynvml.NVML_ERROR_GPU_IS_LOST: (GpuLost, "see dmesg for Xid errors; the node needs a reboot"),
     pynvml.NVML_ERROR_RESET_REQUIRED: (DriverFault, "reset the GPU (nvidia-smi --gpu-reset)"),
+    pynvml.NVML_ERROR_GPU_NOT_FOUND: (GpuLost, "see dmesg for Xid errors; the node needs a reboot"),
     pynvml.NVML_ERROR_IN_USE: (InstanceBusy, "see what holds it with `slurm-mig status`"),
-    pynvml.NVML_ERROR_INSUFFICIENT_RESOURCES: (NoRoom, ""),
+    pynvml.NVML_ERROR_NOT_SUPPORTED: (DriverFault, "look at its MIG mode with `slurm-mig gpus`"),
 }
+
+#: What holds for every other code, also for those that the binding has no name for.
+_OTHERWISE: Final = (
+    DriverFault,
+    "see dmesg for NVRM and Xid lines; if it comes again, reset the GPU or reboot the node",
+)
+
+#: What NVML says of an instance that another process has destroyed (mig-facts.md d, h).
+_DEAD: Final = (
+    pynvml.NVMLError_InvalidArgument,
+    pynvml.NVMLError_NotFound,
+    pynvml.NVMLError_NotSupported,
+)
+
+#: How often instances are listed anew when one of them went while it was read.
+LOOKS: Final = 3
 
 
 class NvmlDriver:
-    """One NVML session. `library` replaces what pynvml would load, when given."""
+    """One NVML session. `library` replaces what pynvml would load, when given.
 
-    def __init__(self, library: object | None = None) -> None:
+    `tell` hears what is asked of the driver before it is asked, so that somebody else can
+    say what this process hangs in.
+    """
+
+    def __init__(
+        self, library: object | None = None, tell: Callable[[str], None] | None = None
+    ) -> None:
         if pynvml._nvmlLib_refcount > 0:  # noqa: SLF001  # pynvml has no public question for it
             raise DriverFault("this process has an NVML session already; close it first")
         # pynvml keeps one library a process, and remembers function pointers of the last one.
         pynvml.nvmlLib = library
         pynvml._nvmlGetFunctionPointer_cache.clear()  # noqa: SLF001
         self._tables: dict[str, Geometry] = {}
-        _call("start NVML", pynvml.nvmlInit)
+        self._tell = tell
+        self._call("start NVML", pynvml.nvmlInit)
 
     def close(self) -> None:
         """End the NVML session."""
-        _call("end NVML", pynvml.nvmlShutdown)
+        self._call("end NVML", pynvml.nvmlShutdown)
 
     def driver_version(self) -> str:
         """Version of the kernel driver, as NVML prints it."""
-        return str(_call("read driver version", pynvml.nvmlSystemGetDriverVersion))
+        return str(self._call("read driver version", pynvml.nvmlSystemGetDriverVersion))
+
+    def _call(self, action: str, function: Any, *arguments: object, gpu: str | None = None) -> Any:
+        """Ask NVML; what it refuses is a fault that says which call of which GPU."""
+        try:
+            return self._ask(action, function, *arguments, gpu=gpu)
+        except pynvml.NVMLError as problem:
+            raise _fault(problem, action, gpu) from problem
+
+    def _ask(self, action: str, function: Any, *arguments: object, gpu: str | None = None) -> Any:
+        """The same for callers who know what a refusal means."""
+        if self._tell is None:
+            return function(*arguments)
+        about = f"{gpu or 'NVML'}: {action} ({function.__name__})"
+        self._tell(about)
+        try:
+            return function(*arguments)
+        finally:
+            self._tell(f"what follows {about}")
 
     # -- GPUs ----------------------------------------------------------------
 
@@ -102,10 +144,10 @@ class NvmlDriver:
         """GPUs that answer, by device minor, and a fault for each that does not."""
         found: list[Gpu] = []
         faults: list[SlurmMigError] = []
-        for index in range(_call("count GPUs", pynvml.nvmlDeviceGetCount)):
+        for index in range(self._call("count GPUs", pynvml.nvmlDeviceGetCount)):
             where = f"GPU with NVML index {index}"
             try:
-                device = _call("open GPU", pynvml.nvmlDeviceGetHandleByIndex, index, gpu=where)
+                device = self._call("open GPU", pynvml.nvmlDeviceGetHandleByIndex, index, gpu=where)
                 found.append(self._describe(device, where))
             except SlurmMigError as fault:
                 faults.append(fault)
@@ -113,42 +155,52 @@ class NvmlDriver:
 
     def gpu(self, uuid: str) -> Gpu:
         """One GPU, whatever the others do; GpuLost when it is not there."""
+        return self._describe(self._by_uuid(uuid, uuid), uuid)
+
+    def _by_uuid(self, uuid: str, where: str) -> object:
         try:
-            device = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-        except (pynvml.NVMLError_NotFound, pynvml.NVMLError_InvalidArgument):
+            device: object = self._ask(
+                "open GPU", pynvml.nvmlDeviceGetHandleByUUID, uuid, gpu=where
+            )
+        except (pynvml.NVMLError_NotFound, pynvml.NVMLError_InvalidArgument) as problem:
             raise GpuLost(
-                "the driver knows no GPU of that UUID",
+                f"open GPU: the driver knows no GPU of that UUID (NVML error {problem.value})",
                 remedy="it fell off the bus (see dmesg) or was replaced",
-                gpu=uuid,
+                gpu=where,
             ) from None
         except pynvml.NVMLError as problem:
-            raise _fault(problem, "open GPU", uuid) from problem
-        return self._describe(device, uuid)
+            raise _fault(problem, "open GPU", where) from problem
+        return device
 
     def _describe(self, device: object, where: str) -> Gpu:
-        uuid = str(_call("read UUID", pynvml.nvmlDeviceGetUUID, device, gpu=where))
-        architecture = _call(
+        uuid = str(self._call("read UUID", pynvml.nvmlDeviceGetUUID, device, gpu=where))
+        architecture = self._call(
             "read architecture", pynvml.nvmlDeviceGetArchitecture, device, gpu=uuid
         )
         mode = self._mig_mode(device, uuid)
         return Gpu(
             uuid=uuid,
-            index=_call("read index", pynvml.nvmlDeviceGetIndex, device, gpu=uuid),
-            minor=_call("read minor", pynvml.nvmlDeviceGetMinorNumber, device, gpu=uuid),
-            name=str(_call("read name", pynvml.nvmlDeviceGetName, device, gpu=uuid)),
+            index=self._call("read index", pynvml.nvmlDeviceGetIndex, device, gpu=uuid),
+            minor=self._call("read minor", pynvml.nvmlDeviceGetMinorNumber, device, gpu=uuid),
+            name=str(self._call("read name", pynvml.nvmlDeviceGetName, device, gpu=uuid)),
             resetless=architecture >= pynvml.NVML_DEVICE_ARCH_HOPPER,
             mig_mode=None if mode is None else bool(mode[0]),
             mig_pending=None if mode is None else bool(mode[1]),
         )
 
     def _mig_mode(self, device: object, uuid: str) -> tuple[int, int] | None:
-        try:
-            current, pending = pynvml.nvmlDeviceGetMigMode(device)
-        except pynvml.NVMLError_NotSupported:
-            return None
-        except pynvml.NVMLError as problem:
-            raise _fault(problem, "read MIG mode", uuid) from problem
-        return current, pending
+        # Asked again before it is believed: a GPU that seems to have no MIG is left alone, also
+        # with instances on it.
+        for _ in range(2):
+            try:
+                function = pynvml.nvmlDeviceGetMigMode
+                current, pending = self._ask("read MIG mode", function, device, gpu=uuid)
+            except pynvml.NVMLError_NotSupported:
+                continue
+            except pynvml.NVMLError as problem:
+                raise _fault(problem, "read MIG mode", uuid) from problem
+            return current, pending
+        return None
 
     def set_mig_mode(self, gpu: Gpu, *, on: bool) -> Gpu:
         """Ask for MIG mode and read it back; the call's own success proves nothing.
@@ -158,7 +210,7 @@ class NvmlDriver:
         """
         action = f"switch MIG mode {'on' if on else 'off'}"
         device = self._device(gpu)
-        status = _call(action, pynvml.nvmlDeviceSetMigMode, device, int(on), gpu=str(gpu))
+        status = self._call(action, pynvml.nvmlDeviceSetMigMode, device, int(on), gpu=str(gpu))
         now = self._describe(device, str(gpu))
         if status != pynvml.NVML_SUCCESS and now.mig_mode != on:
             raise _fault(pynvml.NVMLError(status), action, str(gpu))
@@ -167,7 +219,7 @@ class NvmlDriver:
     def processes(self, gpu: Gpu) -> list[tuple[int, int | None]]:
         """Compute processes as (pid, GPU instance id or None for the whole GPU)."""
         function = pynvml.nvmlDeviceGetComputeRunningProcesses
-        found = _call("list processes", function, self._device(gpu), gpu=str(gpu))
+        found = self._call("list processes", function, self._device(gpu), gpu=str(gpu))
         return [
             (
                 entry.pid,
@@ -177,8 +229,7 @@ class NvmlDriver:
         ]
 
     def _device(self, gpu: Gpu) -> object:
-        handle: object = _call("open GPU", pynvml.nvmlDeviceGetHandleByUUID, gpu.uuid, gpu=str(gpu))
-        return handle
+        return self._by_uuid(gpu.uuid, str(gpu))
 
     # -- profile table -------------------------------------------------------
 
@@ -207,39 +258,49 @@ class NvmlDriver:
             if places:
                 yield _row(info, self._name(device, info, enum, gpu), places)
 
-    @staticmethod
-    def _profile_info(device: object, enum: int, gpu: Gpu) -> Any:  # ctypes struct
+    def _profile_info(self, device: object, enum: int, gpu: Gpu) -> Any:  # ctypes struct
+        """The row, None where this GPU has no such profile; InvalidArgument past the last one.
+
+        A "no" is asked for twice: a profile that is missing would hide its instances.
+        """
+        try:
+            return self._profile_row(device, enum, gpu)
+        except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_InvalidArgument):
+            pass
+        try:
+            return self._profile_row(device, enum, gpu)
+        except pynvml.NVMLError_NotSupported:
+            return None
+
+    def _profile_row(self, device: object, enum: int, gpu: Gpu) -> Any:  # ctypes struct
         """Version 2 of the call carries the name; drivers before it only know version 1."""
+        function, action = pynvml.nvmlDeviceGetGpuInstanceProfileInfo, "read MIG profiles"
         for version in (2, 1):
             try:
-                return pynvml.nvmlDeviceGetGpuInstanceProfileInfo(device, enum, version)
+                return self._ask(action, function, device, enum, version, gpu=str(gpu))
             except pynvml.NVMLError_FunctionNotFound:
                 continue
-            except pynvml.NVMLError_NotSupported:
-                return None
-            except pynvml.NVMLError_InvalidArgument:
+            except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_InvalidArgument):
                 raise
             except pynvml.NVMLError as problem:
-                raise _fault(problem, "read MIG profiles", str(gpu)) from problem
+                raise _fault(problem, action, str(gpu)) from problem
         raise DriverFault("this driver has no MIG profile calls", gpu=str(gpu))
 
-    @staticmethod
-    def _placements(device: object, profile_id: int, gpu: Gpu) -> tuple[Placement, ...]:
+    def _placements(self, device: object, profile_id: int, gpu: Gpu) -> tuple[Placement, ...]:
         function = pynvml.nvmlDeviceGetGpuInstancePossiblePlacements
         count = c_uint(0)
         action = f"read placements of profile id {profile_id}"
-        _call(action, function, device, profile_id, None, byref(count), gpu=str(gpu))
+        self._call(action, function, device, profile_id, None, byref(count), gpu=str(gpu))
         array = (pynvml.c_nvmlGpuInstancePlacement_t * max(count.value, 1))()
-        _call(action, function, device, profile_id, array, byref(count), gpu=str(gpu))
+        self._call(action, function, device, profile_id, array, byref(count), gpu=str(gpu))
         return tuple(Placement(item.start, item.size) for item in array[: count.value])
 
-    @staticmethod
-    def _name(device: object, info: Any, enum: int, gpu: Gpu) -> Profile:
+    def _name(self, device: object, info: Any, enum: int, gpu: Gpu) -> Profile:
         text = getattr(info, "name", b"")
         text = text.decode() if isinstance(text, bytes) else text
         if text:
             return Profile.parse(text.removeprefix("MIG "))
-        total = _call(
+        total = self._call(
             "read memory size", pynvml.nvmlDeviceGetMemoryInfo, device, gpu=str(gpu)
         ).total
         return Profile(
@@ -253,7 +314,9 @@ class NvmlDriver:
         if not gpu.mig_mode:
             return None
         function = pynvml.nvmlDeviceGetGpuInstanceRemainingCapacity
-        return int(_call("read capacity", function, self._device(gpu), profile_id, gpu=str(gpu)))
+        return int(
+            self._call("read capacity", function, self._device(gpu), profile_id, gpu=str(gpu))
+        )
 
     # -- instances -----------------------------------------------------------
 
@@ -261,29 +324,52 @@ class NvmlDriver:
         """Every GPU instance by placement, listed per profile; none while MIG mode is off.
 
         A GPU instance without a compute instance has no MIG device, so walking
-        MIG devices would miss it (mig-facts.md h).
+        MIG devices would miss it (mig-facts.md h). An instance that another process
+        destroys while it is read leaves a dead handle: then the list is read again.
         """
         if not gpu.mig_mode:
             return []
-        device = self._device(gpu)
-        found = [
-            self._read_instance(handle, gpu)
-            for row in self.geometry(gpu).profiles
-            for handle in self._handles(device, row.profile_id, gpu)
-        ]
-        return sorted(found, key=lambda item: item.placement)
+        for looks_left in reversed(range(LOOKS)):
+            try:
+                return sorted(self._listed(gpu), key=lambda item: item.placement)
+            except DriverFault as fault:
+                if not looks_left or not isinstance(fault.__cause__, _DEAD):
+                    raise
+        raise AssertionError  # the last look returns or raises
 
-    @staticmethod
-    def _handles(device: object, profile_id: int, gpu: Gpu) -> list[Any]:
+    def _listed(self, gpu: Gpu) -> list[GpuInstance]:
+        device = self._device(gpu)
+        rows = self.geometry(gpu).profiles
+        try:
+            handles = [one for row in rows for one in self._handles(device, row.profile_id, gpu)]
+        except DriverFault as fault:
+            # Switched off since the mode was read, and with it all instances went.
+            off = isinstance(fault.__cause__, pynvml.NVMLError_NotSupported)
+            if off and not (self._mig_mode(device, gpu.uuid) or (0, 0))[0]:
+                return []
+            raise
+        return [self._read_instance(handle, gpu) for handle in handles]
+
+    def instance(self, gpu: Gpu, gi_id: int) -> GpuInstance | None:
+        """A GPU instance by its id, None when the driver knows none of that id.
+
+        The second opinion on what a list does not show.
+        """
+        handle = self._open(gpu, gi_id)
+        return None if handle is None else self._read_instance(handle, gpu)
+
+    def _handles(self, device: object, profile_id: int, gpu: Gpu) -> list[Any]:
         # Sized by the hardware's limit: A30 reports a wrong instanceCount (mig-facts.md h).
         array = (pynvml.c_nvmlGpuInstance_t * MAX_INSTANCES)()
         count = c_uint(MAX_INSTANCES)
         function = pynvml.nvmlDeviceGetGpuInstances
-        _call("list instances", function, device, profile_id, array, byref(count), gpu=str(gpu))
+        self._call(
+            "list instances", function, device, profile_id, array, byref(count), gpu=str(gpu)
+        )
         return list(array[: count.value])
 
     def _read_instance(self, handle: Any, gpu: Gpu) -> GpuInstance:
-        info = _call("read instance", pynvml.nvmlGpuInstanceGetInfo, handle, gpu=str(gpu))
+        info = self._call("read instance", pynvml.nvmlGpuInstanceGetInfo, handle, gpu=str(gpu))
         return GpuInstance(
             gi_id=info.id,
             profile_id=info.profileId,
@@ -296,7 +382,7 @@ class NvmlDriver:
         for profile in self._ci_profiles(handle, gpu):
             array = (pynvml.c_nvmlComputeInstance_t * MAX_INSTANCES)()
             count = c_uint(MAX_INSTANCES)
-            _call(
+            self._call(
                 "list compute instances",
                 function,
                 handle,
@@ -308,40 +394,45 @@ class NvmlDriver:
             for item in array[: count.value]:
                 yield self._read_compute(item, gpu)
 
-    @staticmethod
-    def _read_compute(handle: Any, gpu: Gpu) -> ComputeInstance:
-        info = _call(
+    def _read_compute(self, handle: Any, gpu: Gpu) -> ComputeInstance:
+        info = self._call(
             "read compute instance", pynvml.nvmlComputeInstanceGetInfo, handle, gpu=str(gpu)
         )
         # The info carries the MIG device's handle: no walk over all MIG devices.
-        uuid = _call("read MIG UUID", pynvml.nvmlDeviceGetUUID, info.device, gpu=str(gpu))
+        uuid = self._call("read MIG UUID", pynvml.nvmlDeviceGetUUID, info.device, gpu=str(gpu))
         return ComputeInstance(info.id, info.profileId, str(uuid))
 
-    @staticmethod
-    def _ci_profiles(handle: Any, gpu: Gpu) -> Iterator[Any]:
+    def _ci_profiles(self, handle: Any, gpu: Gpu) -> Iterator[Any]:
         function = pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo
-        shared = pynvml.NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED
+        shared, action = pynvml.NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED, "read compute profiles"
         for enum in range(LAST_ENUM):
             try:
-                yield function(handle, enum, shared, 1)
+                yield self._ask(action, function, handle, enum, shared, 1, gpu=str(gpu))
             except pynvml.NVMLError_NotSupported:
                 continue
             except pynvml.NVMLError_InvalidArgument:
                 return
             except pynvml.NVMLError as problem:
-                raise _fault(problem, "read compute profiles", str(gpu)) from problem
+                raise _fault(problem, action, str(gpu)) from problem
 
     def create_gpu_instance(self, gpu: Gpu, profile_id: int, placement: Placement) -> GpuInstance:
         """Make a GPU instance exactly there; NoRoom when the driver has none."""
         place = pynvml.c_nvmlGpuInstancePlacement_t(placement.start, placement.size)
-        handle = _call(
-            f"create instance of profile id {profile_id} at {placement}",
-            pynvml.nvmlDeviceCreateGpuInstanceWithPlacement,
-            self._device(gpu),
-            profile_id,
-            byref(place),
-            gpu=str(gpu),
-        )
+        function = pynvml.nvmlDeviceCreateGpuInstanceWithPlacement
+        action = f"create instance of profile id {profile_id} at {placement}"
+        try:
+            handle = self._ask(
+                action, function, self._device(gpu), profile_id, byref(place), gpu=str(gpu)
+            )
+        except pynvml.NVMLError_InsufficientResources as problem:
+            # Here alone it means what it says: the place is taken, or the engines are.
+            raise NoRoom(
+                f"{action}: {_told(problem)}",
+                remedy="if nothing is listed there, an instance is stuck: reset the GPU when idle",
+                gpu=str(gpu),
+            ) from problem
+        except pynvml.NVMLError as problem:
+            raise _fault(problem, action, str(gpu)) from problem
         return self._read_instance(handle, gpu)
 
     def create_compute_instance(
@@ -351,7 +442,8 @@ class NvmlDriver:
 
         That one is the profile with most slices and, among those, most SMs: the
         whole of a double-memory 1g is a profile of its own (mig-facts.md a).
-        Raises ProfileNotOffered when the driver has none with that many slices.
+        Raises ProfileNotOffered when the driver has none with that many slices,
+        DriverFault when it has none that fills the GPU instance.
         """
         owner = self._open(gpu, gi_id)
         if owner is None:
@@ -360,16 +452,18 @@ class NvmlDriver:
             )
         offered = list(self._ci_profiles(owner, gpu))
         fitting = [info for info in offered if slices in (None, info.sliceCount)]
-        if not fitting:
-            sizes = ", ".join(f"{info.sliceCount}c" for info in offered)
+        sizes = ", ".join(f"{info.sliceCount}c" for info in offered) or "none"
+        if not fitting and slices is not None:
             raise ProfileNotOffered(
                 f"no compute instance of {slices} slices here; offered: {sizes}", gpu=str(gpu)
             )
+        if slices is None:
+            self._check_filled(offered, owner, gpu, sizes)
         chosen = max(
             fitting,
             key=lambda info: (info.sliceCount, _known(info.multiprocessorCount) or 0, info.id),
         )
-        handle = _call(
+        handle = self._call(
             f"create compute instance in GPU instance {gi_id}",
             pynvml.nvmlGpuInstanceCreateComputeInstance,
             owner,
@@ -378,35 +472,63 @@ class NvmlDriver:
         )
         return self._read_compute(handle, gpu)
 
+    def _check_filled(self, offered: list[Any], owner: Any, gpu: Gpu, sizes: str) -> None:
+        """A job must not get less than it pays for because the driver hides a profile."""
+        info = self._call("read instance", pynvml.nvmlGpuInstanceGetInfo, owner, gpu=str(gpu))
+        slices = self.geometry(gpu).by_id(info.profileId).slices
+        if slices not in [profile.sliceCount for profile in offered]:
+            raise DriverFault(
+                f"no compute instance fills GPU instance {info.id} of {slices} slices; "
+                f"offered: {sizes}",
+                remedy=_OTHERWISE[1],
+                gpu=str(gpu),
+            )
+
     def destroy_compute_instance(self, gpu: Gpu, gi_id: int, ci_id: int) -> None:
         """Destroy it; no error when it is gone already."""
-        owner = self._open(gpu, gi_id)
-        if owner is None:
-            return
+
+        def find() -> Any:  # ctypes pointer
+            owner = self._open(gpu, gi_id)
+            return None if owner is None else self._open_compute(owner, ci_id, gpu)
+
         action = f"destroy compute instance {ci_id} of GPU instance {gi_id}"
-        try:
-            handle = pynvml.nvmlGpuInstanceGetComputeInstanceById(owner, ci_id)
-        except pynvml.NVMLError_NotFound:
-            return
-        except pynvml.NVMLError as problem:
-            raise _fault(problem, action, str(gpu)) from problem
-        _call(action, pynvml.nvmlComputeInstanceDestroy, handle, gpu=str(gpu))
+        self._destroy(action, pynvml.nvmlComputeInstanceDestroy, find, gpu)
 
     def destroy_gpu_instance(self, gpu: Gpu, gi_id: int) -> None:
         """Destroy it; no error when it is gone already."""
-        handle = self._open(gpu, gi_id)
-        if handle is not None:
-            action = f"destroy GPU instance {gi_id}"
-            _call(action, pynvml.nvmlGpuInstanceDestroy, handle, gpu=str(gpu))
+        action = f"destroy GPU instance {gi_id}"
+        self._destroy(action, pynvml.nvmlGpuInstanceDestroy, lambda: self._open(gpu, gi_id), gpu)
+
+    def _destroy(self, action: str, function: Any, find: Callable[[], Any], gpu: Gpu) -> None:
+        handle = find()
+        if handle is None:
+            return
+        try:
+            self._ask(action, function, handle, gpu=str(gpu))
+        except pynvml.NVMLError as problem:
+            # Another process was faster: nothing has that id any more.
+            if not (isinstance(problem, _DEAD) and find() is None):
+                raise _fault(problem, action, str(gpu)) from problem
 
     def _open(self, gpu: Gpu, gi_id: int) -> Any:  # ctypes pointer
         """A fresh handle, or None: NOT_FOUND is gone, NOT_SUPPORTED is MIG mode off."""
+        action, function = f"open GPU instance {gi_id}", pynvml.nvmlDeviceGetGpuInstanceById
         try:
-            return pynvml.nvmlDeviceGetGpuInstanceById(self._device(gpu), gi_id)
+            return self._ask(action, function, self._device(gpu), gi_id, gpu=str(gpu))
         except (pynvml.NVMLError_NotFound, pynvml.NVMLError_NotSupported):
             return None
         except pynvml.NVMLError as problem:
-            raise _fault(problem, f"open GPU instance {gi_id}", str(gpu)) from problem
+            raise _fault(problem, action, str(gpu)) from problem
+
+    def _open_compute(self, owner: Any, ci_id: int, gpu: Gpu) -> Any:  # ctypes pointer
+        action = f"open compute instance {ci_id}"
+        function = pynvml.nvmlGpuInstanceGetComputeInstanceById
+        try:
+            return self._ask(action, function, owner, ci_id, gpu=str(gpu))
+        except pynvml.NVMLError_NotFound:
+            return None
+        except pynvml.NVMLError as problem:
+            raise _fault(problem, action, str(gpu)) from problem
 
 
 def nominal_gb(memory_mib: int, total_bytes: int) -> int:
@@ -451,13 +573,10 @@ def _known(value: int) -> int | None:
     return None if value in _NOT_AVAILABLE else value
 
 
-def _call(action: str, function: Any, *arguments: object, gpu: str | None = None) -> Any:
-    try:
-        return function(*arguments)
-    except pynvml.NVMLError as problem:
-        raise _fault(problem, action, gpu) from problem
-
-
 def _fault(problem: Any, action: str, gpu: str | None) -> SlurmMigError:
-    kind, advice = _ADVICE.get(problem.value, (DriverFault, ""))
-    return kind(f"{action}: {problem} (NVML error {problem.value})", remedy=advice, gpu=gpu)
+    kind, advice = _ADVICE.get(problem.value, _OTHERWISE)
+    return kind(f"{action}: {_told(problem)}", remedy=advice, gpu=gpu)
+
+
+def _told(problem: Any) -> str:  # an NVMLError
+    return f"{problem} (NVML error {problem.value})"

@@ -17,16 +17,23 @@ from slurm_mig.files import SEARCH, find_program
 from slurm_mig.slurm import LIVE_STATES, AccountingRow, JobFacts, NodeFacts, Share
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 
 class CommandClient:
     """Slurm through scontrol, squeue and scancel, in the form that cannot be forged."""
 
-    def __init__(self, directory: Path | None, timeout: float) -> None:
+    def __init__(
+        self,
+        directory: Path | None,
+        timeout: float,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        """`tell` hears of each command before it is run."""
         self._directory = directory
         self._timeout = timeout
+        self._tell = tell
 
     # -- questions -----------------------------------------------------------
 
@@ -207,6 +214,8 @@ class CommandClient:
     def _run(self, name: str, *arguments: str) -> str:
         command = [str(self._find(name)), *arguments]
         shown = " ".join(command)[:200]
+        if self._tell is not None:
+            self._tell(shown)
         # Only what Slurm needs: nothing that came with the job reaches a root command.
         environment = {"PATH": ":".join(SEARCH), "LC_ALL": "C", "SLURM_TIME_FORMAT": "%s"}
         if "SLURM_CONF" in os.environ:

@@ -34,6 +34,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         [hooks]
         lock_timeout = 1
         destroy_timeout = 2.5
+        deadline = 7
         [slurm]
         bin = "/b"
         timeout = 3
@@ -54,7 +55,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         """,
     )
     assert load(file, {}) == Config(
-        "simulator:/sim", (0, 2), (2, 0), Path("/s"), Path("/r"), 1.0, 2.5, Path("/b"), 3.0,
+        "simulator:/sim", (0, 2), (2, 0), Path("/s"), Path("/r"), 1.0, 2.5, 7.0, Path("/b"), 3.0,
         "commands", "cancel", 0, 4.0, 5.0, "reject", {"NVIDIA A30": "full-profile"}, True,
         "none", True, Path("/l"), file,
     )  # fmt: skip
@@ -102,6 +103,8 @@ def test_the_sample_is_the_shipped_one_and_means_the_defaults(tmp_path: Path) ->
         ("[gpus]\norder = 'none'", "order = 'none'"),
         ("[paths]\nrun = 'run'", "allowed is an absolute path"),
         ("[hooks]\nlock_timeout = 0", "lock_timeout = 0: allowed is seconds"),
+        ("[hooks]\ndeadline = 60", "deadline = 60: allowed is more than .*, which is 60"),
+        ("[hooks]\nlock_timeout = 280", "deadline = 300: allowed is more than .* is 310"),
         ("[hooks]\nlock_timeout = true", "lock_timeout = True"),
         ("[hooks]\nlock_timeout = '5'", "lock_timeout = '5'"),
         ("[refusal]\nno_requeue = 'ask'", "no_requeue = 'ask'"),

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 EFFECTS: Final = (
-    "error:<NVML CODE NAME>",
+    "error:<NVML CODE NAME OR NUMBER>",
     "lie",
     "kill-before",
     "kill-after",
     "hang:<SECONDS>",
-    "activation:<NVML CODE NAME>",
+    "activation:<NVML CODE NAME OR NUMBER>",
+    "lose:<NVML INDEX>",
 )
 
 
@@ -43,8 +44,9 @@ class Rule:
     def __post_init__(self) -> None:
         kind, _, argument = self.effect.partition(":")
         good = {
-            "error": argument in BY_NAME,
-            "activation": argument in BY_NAME,
+            "error": argument in BY_NAME or _is_number(argument),
+            "activation": argument in BY_NAME or _is_number(argument),
+            "lose": _is_number(argument),
             "hang": argument.isascii() and argument.replace(".", "", 1).isdigit(),
             "lie": not argument,
             "kill-before": not argument,
@@ -66,6 +68,10 @@ class Rule:
         return number > 0 and (self.times == 0 or number <= self.times)
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
 class Faults:
     """The rule file of one machine."""
 
@@ -76,6 +82,8 @@ class Faults:
         """Replace all rules; an empty list clears them."""
         if rules:
             self._path.write_text(json.dumps([asdict(rule) for rule in rules]), "ascii")
+            # Whatever the umask: faults strike users' commands, too.
+            self._path.chmod(0o644)
         else:
             self._path.unlink(missing_ok=True)
 
@@ -90,16 +98,20 @@ class Faults:
         return [Rule(**row) for row in json.loads(self._path.read_text("ascii"))]
 
     def effects(self, call: str) -> list[str]:
-        """Count a call and return what is to happen to it."""
+        """Count a call and return what is to happen to it.
+
+        A user's call is struck if it is its turn, but not counted: the file is root's.
+        """
         if not self._path.exists():
             return []
-        with self._path.open("r+", encoding="ascii") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        counted = os.access(self._path, os.W_OK, effective_ids=True)
+        with self._path.open("r+" if counted else "r", encoding="ascii") as file:
+            fcntl.flock(file, fcntl.LOCK_EX if counted else fcntl.LOCK_SH)
             rules = [Rule(**row) for row in json.loads(file.read())]
             hit = [rule for rule in rules if rule.matches(call)]
             for rule in hit:
                 rule.seen += 1
-            if hit:
+            if hit and counted:
                 file.seek(0)
                 file.truncate()
                 file.write(json.dumps([asdict(rule) for rule in rules]))
@@ -127,5 +139,10 @@ def code_of(effects: list[str], kind: str) -> int | None:
     for effect in effects:
         name, _, argument = effect.partition(":")
         if name == kind:
-            return BY_NAME[argument]
+            return BY_NAME[argument] if argument in BY_NAME else int(argument)
     return None
+
+
+def lost(effects: list[str]) -> list[int]:
+    """NVML indexes of GPUs that fall off the bus now."""
+    return [int(effect.removeprefix("lose:")) for effect in effects if effect.startswith("lose:")]

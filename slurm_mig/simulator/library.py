@@ -158,6 +158,8 @@ class Library:
         def call(*arguments: Any) -> int:
             effects = self._machine.faults.effects(name)
             faults.act_before(effects)
+            for index in faults.lost(effects):
+                self._machine.lose(index)
             if delay := self._machine.latency_ms.get(_LATENCY_OF.get(name, "")):
                 time.sleep(delay / 1000)
             try:
