@@ -20,7 +20,7 @@ from slurm_mig.geometry import Placement
 from slurm_mig.profile import Profile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from slurm_mig.planner import Slot
 
@@ -49,6 +49,11 @@ TRANSITIONS: Final[dict[str, tuple[str, ...]]] = {
     REFUSED: (),
     LOST: (),
 }
+
+
+#: GPU instance id of one that is gone while others of its record are stuck. Its ids and UUID
+#: can be those of the next instance in its place: nothing must take that one for it.
+GONE: Final = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,8 @@ class Instance:
     `ci_id` and MIG UUID. `start` and `size` are the GPU instance's, in units.
 
     The ids and the MIG UUID are read back from the driver after creation, never
-    computed (mig-facts.md a); None until then.
+    computed (mig-facts.md a); None until then. `gi_id` is GONE once it is gone and
+    others of its record are stuck.
     """
 
     profile: str
@@ -153,6 +159,16 @@ class Allocation:
     def whole(self) -> bool:
         """Whether a job has the GPU itself, without instances of ours."""
         return self.request in (WHOLE, WHOLE_MIG_OFF)
+
+    @property
+    def present(self) -> tuple[Instance, ...]:
+        """Instances that may exist: without those known to be gone."""
+        return tuple(item for item in self.instances if item.gi_id != GONE)
+
+    def without(self, gone: Collection[Instance]) -> Allocation:
+        """The same allocation, these instances marked as gone; their UUIDs stay on record."""
+        marked = (replace(item, gi_id=GONE) if item in gone else item for item in self.instances)
+        return replace(self, instances=tuple(marked))
 
     @property
     def uuids(self) -> tuple[str, ...]:

@@ -30,9 +30,10 @@ from slurm_mig.errors import (
 )
 from slurm_mig.planner import Slot, plan, plan_at
 from slurm_mig.request import Item, Request
+from slurm_mig.stuck import Permit, Stuck
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from slurm_mig.capabilities import Capabilities
     from slurm_mig.driver import ComputeInstance, Driver, Gpu, GpuInstance
@@ -59,6 +60,14 @@ _SLICES_ONLY: Final = "this GPU is given out in slices only"
 _ASK_LARGEST: Final = "ask for its largest profile with --gres=mig:<profile>:1"
 
 
+@dataclass(frozen=True, slots=True)
+class StillThere:
+    """Something of a record that could not be taken down, and why; None for the GPU's MIG mode."""
+
+    found: GpuInstance | None
+    cause: str
+
+
 @dataclass(slots=True)
 class Report:
     """What a reconcile did and found, as one line each."""
@@ -83,6 +92,7 @@ class Allocator:
         boot_id: str,
         destroy_timeout: float,
         tasks: TaskSettings | None = None,
+        stuck: Stuck | None = None,
         sleep: Callable[[float], None] = time.sleep,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -95,6 +105,7 @@ class Allocator:
         self._boot_id = boot_id
         self._destroy_timeout = destroy_timeout
         self._tasks = tasks or TaskSettings()
+        self._stuck = stuck or Stuck(driver, capabilities)
         self._sleep = sleep
         self._monotonic = monotonic
 
@@ -145,7 +156,8 @@ class Allocator:
             if not record.whole or record.owner.same_run(owner):
                 continue
             if record.phase == phases.QUARANTINED and stuck:
-                raise NoRoom(record.reason)
+                # Its own reason names processes of others: not for this job's user.
+                raise NoRoom("MIG mode is still off since an earlier job: the GPU is in use")
             if record.phase != phases.QUARANTINED:
                 raise NoRoom(f"{record.owner} has the whole GPU")
 
@@ -197,9 +209,35 @@ class Allocator:
         self, request: Request, gpu: Gpu, start: int | None, there: Sequence[GpuInstance]
     ) -> Plan:
         geometry, present = self._driver.geometry(gpu), self._slots(gpu, there)
-        if start is None:
-            return plan(request, geometry, present)
-        return plan_at(request, start, geometry, present)
+
+        def chosen(taken: Sequence[Slot]) -> Plan:
+            if start is None:
+                return plan(request, geometry, taken)
+            return plan_at(request, start, geometry, taken)
+
+        try:
+            return chosen(present)
+        except NoRoom as full:
+            # Who waits for room should know that nobody's job has it.
+            stuck = self._quarantined(gpu)
+            if not stuck:
+                raise
+            try:
+                chosen([slot for slot in present if slot not in stuck])
+            except NoRoom:
+                raise full from None
+            raise NoRoom(f"{full.cause}; {_stuck_words(stuck)}", remedy=full.remedy) from None
+
+    def _quarantined(self, gpu: Gpu) -> list[Slot]:
+        """Slots of slices on a GPU that could not be taken down."""
+        geometry = self._driver.geometry(gpu)
+        slots = {
+            Slot(geometry.by_id(item.profile_id), item.placement): None
+            for record in self._ledger.open_on(gpu.uuid)
+            if record.phase == phases.QUARANTINED
+            for item in record.present
+        }
+        return list(slots)
 
     def _slots(self, gpu: Gpu, there: Sequence[GpuInstance]) -> list[Slot]:
         geometry = self._driver.geometry(gpu)
@@ -349,7 +387,9 @@ class Allocator:
 
     def _switched_off(self, owner: Owner, gpu: Gpu, *, reset: bool) -> Allocation:
         if self._driver.instances(gpu):
-            raise NoRoom("a whole GPU was asked for, but MIG instances exist on it")
+            stuck = self._quarantined(gpu)
+            words = f"; {_stuck_words(stuck)}" if stuck else ""
+            raise NoRoom(f"a whole GPU was asked for, but MIG instances exist on it{words}")
         if not (gpu.resetless or reset):
             raise BadRequest(_SLICES_ONLY, remedy=_ASK_LARGEST)
         return self._without_mig(owner, gpu, phases.WHOLE_MIG_OFF)
@@ -371,7 +411,8 @@ class Allocator:
         until = self._monotonic() + self._destroy_timeout
         busy = self._retry(lambda: self._driver.set_mig_mode(gpu, on=False), until)
         if busy is not None:
-            raise NoRoom(f"{busy.cause}, used by {self._users(gpu, None)}") from busy
+            users = self._stuck.holders(gpu, None).text(public=True)
+            raise NoRoom(f"{busy.cause}, used by {users}") from busy
         # On Ampere the wish alone is success to NVML: without its reset the mode stays.
         if self._fresh(gpu.uuid).mig_mode:
             raise NoRoom("MIG mode stays on: something keeps the GPU from being reset")
@@ -385,8 +426,11 @@ class Allocator:
 
     # -- release -------------------------------------------------------------
 
-    def release(self, record: Allocation, reason: str) -> Allocation:
+    def release(self, record: Allocation, reason: str, *, over: bool = False) -> Allocation:
         """Destroy exactly what a record names, then look, then close the record.
+
+        `over`: its job has ended on this node for certain, so what is left of its
+        processes may be killed if the site wants that.
 
         Returns the record as `released`, `lost`, or `quarantined` when something
         of it is still in use after the deadline: the slice is set aside, not the
@@ -400,55 +444,128 @@ class Allocator:
                 self._sweep(gpu, None)
                 # Another hook, or the sweep, may have finished it by now.
                 record = self._ledger.find(record.number)
-                return self._tear_down(record, gpu, reason, self._destroy_timeout)
+                permit = self._permit(record, over=over)
+                return self._tear_down(record, gpu, reason, self._destroy_timeout, permit)
 
     def _tear_down(
-        self, record: Allocation, gpu: Gpu, reason: str, patience: float = SWEEP_PATIENCE
+        self,
+        record: Allocation,
+        gpu: Gpu,
+        reason: str,
+        patience: float = SWEEP_PATIENCE,
+        permit: Permit | None = None,
     ) -> Allocation:
+        """With a `permit` the site's remedies are used on what stays in use."""
         if not record.open:
             return record
         record = self._with_ids(record, gpu)
         if record.phase != phases.RELEASING:
             record = self._ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
-        survivors, busy = self._destroy_all(record, gpu, self._monotonic() + patience)
-        if survivors:
-            names = ", ".join(str(item) for item in survivors)
-            why = "; ".join(busy) or "the driver said they were destroyed"
-            quarantined = record.moved(phases.QUARANTINED, f"{names} still there: {why}")
-            return self._ledger.save(quarantined, phases.QUARANTINED)
-        for item in record.instances:
-            if item.gi_id is not None and item.ci_id is not None:
-                self._capabilities.remove(record.gpu_minor, item.gi_id, item.ci_id)
-        if record.request == phases.WHOLE_MIG_OFF and (why := self._restore_mig_mode(gpu)):
-            return self._ledger.save(record.moved(phases.QUARANTINED, why), phases.QUARANTINED)
-        return self._ledger.finish(record, phases.RELEASED, reason)
+        held = self._free(record, gpu, self._monotonic() + patience)
+        done: list[str] = []
+        if held and permit is not None:
+            done, held = self._relieve(record, gpu, held, permit)
+        if held:
+            return self._set_aside(record, gpu, held, done)
+        self._remove_nodes(record, record.present)
+        return self._ledger.finish(record, phases.RELEASED, "; ".join([reason, *done]))
 
-    def _destroy_all(
-        self, record: Allocation, gpu: Gpu, until: float
-    ) -> tuple[list[Instance], list[str]]:
-        """Destroy what a record names, then look; what is still there, and why as far as known.
+    def _free(self, record: Allocation, gpu: Gpu, until: float) -> list[StillThere]:
+        """Take down what a record names; what of it is there afterwards, and why.
 
         An instance that a successful call left is destroyed again (go-nvml#146).
         """
         pause = FIRST_PAUSE
         while True:
-            busy = [why for item in record.instances if (why := self._destroy(item, gpu, until))]
-            survivors = self._survivors(record.instances, gpu)
-            if not survivors or busy or self._monotonic() >= until:
-                return survivors, busy
+            causes = {item: self._destroy(item, gpu, until) for item in record.present}
+            held = self._still_there(causes, gpu)
+            if not held or any(causes.values()) or self._monotonic() >= until:
+                break
             self._sleep(pause)
             pause = min(2 * pause, LAST_PAUSE)
+        if not held and record.request == phases.WHOLE_MIG_OFF:
+            why = self._restore_mig_mode(gpu)
+            return [StillThere(None, why)] if why else []
+        return held
 
-    def _survivors(self, items: Sequence[Instance], gpu: Gpu) -> list[Instance]:
-        """Those that exist: gone is only what neither the list nor its own id shows."""
+    def _still_there(self, causes: Mapping[Instance, str | None], gpu: Gpu) -> list[StillThere]:
+        """What exists still, by the list or by its own id."""
         seen = self._driver.instances(gpu)
-        return [item for item in items if find(item, seen) or self._known(item, gpu)]
+        held: dict[int, StillThere] = {}
+        for item, cause in causes.items():
+            found = find(item, seen) or self._known(item, gpu)
+            if found is not None:
+                why = cause or "the driver said it was destroyed"
+                held.setdefault(found.gi_id, StillThere(found, why))
+        return list(held.values())
 
-    def _known(self, item: Instance, gpu: Gpu) -> bool:
+    def _relieve(
+        self, record: Allocation, gpu: Gpu, held: list[StillThere], permit: Permit
+    ) -> tuple[list[str], list[StillThere]]:
+        """Use the remedies one after the other; what was done, and what is still there."""
+        # The last look for holders has to be in time, too.
+        until = self._monotonic() + self._stuck.timeout - self._stuck.look
+        done: list[str] = []
+        for remedy in self._stuck.remedies:
+            did = [
+                text
+                for item in held
+                for text in self._stuck.apply(remedy, gpu, item.found, permit, until)
+                if text not in done
+            ]
+            if did:
+                done += did
+                held = self._free(record, gpu, until)
+            if not held or self._monotonic() >= until:
+                break
+        return done, held
+
+    def _permit(self, record: Allocation, *, over: bool) -> Permit:
+        """Whose processes a remedy may kill: in doubt nobody's."""
+        owner = record.owner
+        if not over or owner.job_id is None:
+            return Permit()
+        others = [
+            item.owner
+            for item in self._ledger.all_open()
+            if item.phase in (phases.PLANNED, phases.ACTIVE) and not item.owner.same_run(owner)
+        ]
+        if any(other.job_id == owner.job_id for other in others):
+            # Another run of this job lives, and its processes look the same.
+            return Permit()
+        return Permit(owner, by_environment=all(other.uid != owner.uid for other in others))
+
+    def _set_aside(
+        self, record: Allocation, gpu: Gpu, held: list[StillThere], done: list[str]
+    ) -> Allocation:
+        """Quarantine what stays: by itself, with what holds it."""
+        seen = [item.found for item in held if item.found is not None]
+        gone = [item for item in record.present if not find(item, seen)]
+        self._remove_nodes(record, gone)
+        record = record.without(gone)
+        texts = []
+        for item in held:
+            found = [] if item.found is None else [item.found]
+            names = ", ".join(str(each) for each in record.present if find(each, found))
+            what = f"{names} still there" if names else "MIG mode is still off"
+            # Who it is comes first: reasons are cut off at their end.
+            texts.append(f"{what}, used by {self._users(gpu, item.found)}: {item.cause}")
+        reason = "; ".join([*texts, *done])
+        return self._ledger.save(record.moved(phases.QUARANTINED, reason), phases.QUARANTINED)
+
+    def _users(self, gpu: Gpu, found: GpuInstance | None) -> str:
+        return self._stuck.holders(gpu, found).text()
+
+    def _remove_nodes(self, record: Allocation, items: Sequence[Instance]) -> None:
+        for item in items:
+            if item.gi_id is not None and item.ci_id is not None:
+                self._capabilities.remove(record.gpu_minor, item.gi_id, item.ci_id)
+
+    def _known(self, item: Instance, gpu: Gpu) -> GpuInstance | None:
         if item.gi_id is None:
-            return False
+            return None
         found = self._driver.instance(gpu, item.gi_id)
-        return found is not None and find(item, [found]) is not None
+        return found if found is not None and find(item, [found]) else None
 
     def _restore_mig_mode(self, gpu: Gpu) -> str:
         """MIG mode on again; says why it is not, for a later hook to try again."""
@@ -459,8 +576,8 @@ class Allocator:
         except GpuLost:
             raise
         except DriverFault as fault:
-            return f"MIG mode is still off: {fault.cause}, used by {self._users(gpu, None)}"
-        return "" if now.mig_mode else "MIG mode is still off: the GPU could not be reset"
+            return fault.cause
+        return "" if now.mig_mode else "the GPU could not be reset"
 
     def _with_ids(self, record: Allocation, gpu: Gpu) -> Allocation:
         """Add what the hardware knows and a hook that died could not write down."""
@@ -482,7 +599,7 @@ class Allocator:
             before.append(item.placement)
         return record
 
-    def _destroy(self, item: Instance, gpu: Gpu, until: float) -> str | None:
+    def _destroy(self, item: Instance, gpu: Gpu, until: float) -> str:
         """Destroy one instance, retrying while it is in use; returns why it could not."""
 
         def destroy() -> None:
@@ -493,10 +610,7 @@ class Allocator:
                 self._driver.destroy_gpu_instance(gpu, found.gi_id)
 
         busy = self._retry(destroy, until)
-        if busy is None:
-            return None
-        found = find(item, self._driver.instances(gpu))
-        return f"{busy.cause}, used by {self._users(gpu, found)}" if found else None
+        return "" if busy is None else busy.cause
 
     def _retry(self, work: Callable[[], object], until: float) -> InstanceBusy | None:
         """Do what may be in use, again and again until it works or the time has come."""
@@ -511,15 +625,6 @@ class Allocator:
                 pause = min(2 * pause, LAST_PAUSE)
             else:
                 return None
-
-    def _users(self, gpu: Gpu, found: GpuInstance | None) -> str:
-        wanted = None if found is None else found.gi_id
-        try:
-            pids = [pid for pid, gi_id in self._driver.processes(gpu) if gi_id == wanted]
-        except DriverFault as fault:
-            # Who it is only explains; that something is in use is already known.
-            return f"processes that the driver does not tell ({fault.cause})"
-        return ", ".join(f"pid {pid}" for pid in pids) or "no process that the driver names"
 
     # -- sweep and reconcile -------------------------------------------------
 
@@ -536,7 +641,7 @@ class Allocator:
                     self._restore_mig_mode(gpu)
                 self._ledger.finish(record, phases.LOST, "the node was rebooted")
             elif record.phase == phases.QUARANTINED:
-                self._try_tear_down(record, gpu, "no longer in use", patience=0)
+                self._try_again(record, gpu)
             elif record.phase != phases.ACTIVE:
                 self._try_tear_down(record, gpu, "finished for a hook that died")
             elif missing := self._missing(record, gpu):
@@ -544,12 +649,32 @@ class Allocator:
             elif owner and _superseded(record.owner, owner):
                 self._try_tear_down(record, gpu, "left by an earlier run of the job")
 
+    def _try_again(self, record: Allocation, gpu: Gpu) -> None:
+        """Retry at once what is set aside; on record only when something of it has gone.
+
+        Every hook comes by here: with each of them on record the ledger would grow, and
+        each would look for the holders again.
+        """
+        try:
+            held = self._free(record, gpu, self._monotonic())
+        except GpuLost:
+            raise
+        except DriverFault:
+            return
+        if not held or len(held) < len({item.placement for item in record.present}):
+            self._try_tear_down(record, gpu, "no longer in use", patience=0)
+
     def _try_tear_down(
-        self, record: Allocation, gpu: Gpu, reason: str, patience: float = SWEEP_PATIENCE
+        self,
+        record: Allocation,
+        gpu: Gpu,
+        reason: str,
+        patience: float = SWEEP_PATIENCE,
+        permit: Permit | None = None,
     ) -> None:
         """Clear another's left-overs; what resists is set aside and does not stop this hook."""
         try:
-            self._tear_down(record, gpu, reason, patience)
+            self._tear_down(record, gpu, reason, patience, permit)
         except GpuLost:
             raise
         except DriverFault as fault:
@@ -559,8 +684,11 @@ class Allocator:
                 self._ledger.save(stuck, phases.QUARANTINED)
 
     def _missing(self, record: Allocation, gpu: Gpu) -> list[Instance]:
-        survivors = self._survivors(record.instances, gpu)
-        return [item for item in record.instances if item not in survivors]
+        """Those that do not exist: gone is only what neither the list nor its own id shows."""
+        seen = self._driver.instances(gpu)
+        return [
+            item for item in record.instances if not (find(item, seen) or self._known(item, gpu))
+        ]
 
     def _close_lost(self, record: Allocation, gpu: Gpu, missing: list[Instance]) -> None:
         """Instances of an active record are gone: somebody destroyed them, or a reset did."""
@@ -614,8 +742,10 @@ class Allocator:
     ) -> None:
         before = {record.number: record for record in self._ledger.open_on(gpu.uuid)}
         self._sweep(gpu, None)
-        if live is not None:
-            self._collect(gpu, live())
+        jobs = None if live is None else live()
+        if jobs is not None:
+            self._collect(gpu, jobs)
+        self._relieve_all(gpu, jobs)
         for number in before:
             now = self._ledger.find(number)
             if now.phase == phases.QUARANTINED:
@@ -623,6 +753,14 @@ class Allocator:
             elif not now.open:
                 report.done.append(f"{_name(now)}: {now.phase}, {now.reason}")
         report.foreign += [f"{gpu}: {text}" for text in self._foreign(gpu)]
+
+    def _relieve_all(self, gpu: Gpu, live: frozenset[int] | None) -> None:
+        """Use the remedies on what is quarantined, for an administrator who asks for it."""
+        for record in self._ledger.open_on(gpu.uuid):
+            if record.phase == phases.QUARANTINED:
+                over = live is not None and record.owner.job_id not in live
+                permit = self._permit(record, over=over)
+                self._try_tear_down(record, gpu, "no longer in use", permit=permit)
 
     def collect(self, gpu: Gpu, live_jobs: Callable[[], frozenset[int]]) -> list[Allocation]:
         """Take down on one GPU what belongs to jobs that Slurm no longer has here.
@@ -640,7 +778,8 @@ class Allocator:
             if record.phase == phases.ACTIVE and record.owner.job_id not in (None, *live)
         ]
         for record in gone:
-            self._try_tear_down(record, gpu, "its job is no longer on this node")
+            permit = self._permit(record, over=True)
+            self._try_tear_down(record, gpu, "its job is no longer on this node", permit=permit)
             if record.owner.job_id is not None:
                 self._files.withdraw(record.owner.job_id)
         return [self._ledger.find(record.number) for record in gone]
@@ -656,7 +795,7 @@ class Allocator:
         known = {
             (item.profile_id, item.placement)
             for record in self._ledger.open_on(gpu.uuid)
-            for item in record.instances
+            for item in record.present
         }
         return [
             found
@@ -747,6 +886,12 @@ def find(item: Instance, seen: Sequence[GpuInstance]) -> GpuInstance | None:
             # A foreign instance in the same place has another compute instance.
             return found if item.uuid is None or not uuids or item.uuid in uuids else None
     return None
+
+
+def _stuck_words(stuck: Sequence[Slot]) -> str:
+    """For the user who is refused: whose the processes are is no business of his."""
+    names = ", ".join(map(str, stuck))
+    return f"{names} of jobs that have ended cannot be taken down yet"
 
 
 def _superseded(old: Owner, new: Owner) -> bool:

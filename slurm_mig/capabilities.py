@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from slurm_mig.errors import DeviceNodeFault
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 #: Mode of a closed node: its owner may open it for reading, nobody else.
@@ -55,6 +56,16 @@ class Capabilities:
                 node.unlink(missing_ok=True)
             except OSError as problem:
                 raise DeviceNodeFault(f"remove {node}: {problem.strerror}") from problem
+
+    def numbers(self, gpu_minor: int) -> frozenset[int]:
+        """Device number of a GPU's node; empty when there is none."""
+        return _numbers([self._nodes.parent / f"nvidia{gpu_minor}"])
+
+    def instance_numbers(self, gpu_minor: int, gi_id: int, ci_ids: Iterable[int]) -> frozenset[int]:
+        """Device numbers of an instance's nodes, those that exist: nobody opened another."""
+        minors = {capability_minors(gpu_minor, gi_id, 0)[0]}
+        minors |= {capability_minors(gpu_minor, gi_id, ci_id)[1] for ci_id in ci_ids}
+        return _numbers(self._nodes / f"nvidia-cap{minor}" for minor in minors)
 
     def node(self, access: Access) -> Path:
         """The device node of a capability."""
@@ -109,6 +120,18 @@ class Capabilities:
             node.chmod(CLOSED)
         except OSError as problem:
             raise DeviceNodeFault(f"make {node}: {problem.strerror}") from problem
+
+
+def _numbers(nodes: Iterable[Path]) -> frozenset[int]:
+    found = set()
+    for node in nodes:
+        try:
+            status = node.lstat()
+        except OSError:
+            continue
+        if stat.S_ISCHR(status.st_mode):
+            found.add(status.st_rdev)
+    return frozenset(found)
 
 
 def read_access(path: Path) -> Access:

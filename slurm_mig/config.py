@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -52,6 +53,10 @@ class Config:
     bind: str = "task"
     containers: bool = False
     leases: Path = Path("/dev/shm/slurm-mig")  # noqa: S108  # a user's own name is put behind it
+    stuck_remedies: tuple[str, ...] = ("kill-job",)
+    stuck_timeout: float = 10.0
+    drain_slices: int = 0
+    drain_after: float = 300.0
     source: Path | None = None
 
     @property
@@ -66,6 +71,11 @@ class Config:
         The deadline, then a moment to kill what hangs and at most one Slurm command: the drain.
         """
         return self.deadline + self.slurm_timeout + 2
+
+    @property
+    def drain_mark(self) -> Path:
+        """The reason with which the node was drained for stuck slices; there while it is."""
+        return self.state / "drained"
 
     def whole_policy_of(self, model: str) -> str:
         """What a job with a whole GPU gets on a GPU of that NVML name."""
@@ -150,6 +160,18 @@ def _whole_models(value: Any) -> dict[str, str]:
     return dict(value)
 
 
+def _remedies(value: Any) -> tuple[str, ...]:
+    """The list without `ignore`, which stands alone and means nothing is done."""
+    if value == ["ignore"]:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError
+    good = all(item == "kill-job" or _RESTART.fullmatch(item) for item in value)
+    if not good or len(set(value)) != len(value):
+        raise ValueError
+    return tuple(value)
+
+
 def _yes(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError  # noqa: TRY004  # every reader says so by ValueError
@@ -159,6 +181,10 @@ def _yes(value: Any) -> bool:
 def _words(allowed: Sequence[str]) -> str:
     return " or ".join(f'"{name}"' for name in allowed)
 
+
+#: A service by the characters that systemd allows in its name (systemd.unit(5)). Not slurmd: a
+#: hook is a child of it, and would end itself half-way.
+_RESTART: Final = re.compile(r"restart:(?!slurmd(?:@|\.))[A-Za-z0-9_][A-Za-z0-9:_.\\@-]*\.service")
 
 _A_PATH: Final = "an absolute path without control characters"
 _A_TIME: Final = "seconds, more than 0, at most 86400"
@@ -305,6 +331,42 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "Whether mig-off may reset a GPU that cannot switch without (Ampere).",
     ),
     Setting(
+        "stuck",
+        "remedies",
+        "stuck_remedies",
+        _remedies,
+        'a list of "kill-job" and "restart:NAME.service" (not slurmd\'s own), each once, or '
+        '["ignore"]',
+        "What is tried, in this order, when a slice is still in use after destroy_timeout. "
+        "kill-job: SIGKILL to processes of the job that has ended, and to no others. restart: that "
+        "service is restarted if it holds the slice.",
+    ),
+    Setting(
+        "stuck",
+        "timeout",
+        "stuck_timeout",
+        _seconds,
+        _A_TIME,
+        "Longest time for looking who holds a slice and for all remedies together.",
+    ),
+    Setting(
+        "stuck",
+        "drain_slices",
+        "drain_slices",
+        _count,
+        "a whole number from 0 to 1000",
+        "The node is drained while at least so many slices are stuck; 0: never. A user who leaves "
+        "processes behind can cause it, so think about it before you set it.",
+    ),
+    Setting(
+        "stuck",
+        "drain_after",
+        "drain_after",
+        _seconds,
+        _A_TIME,
+        "How long a slice must have been stuck to count for drain_slices.",
+    ),
+    Setting(
         "tasks",
         "bind",
         "bind",
@@ -388,11 +450,14 @@ def load(option: Path | None = None, environ: Mapping[str, str] | None = None) -
 
 def _check_deadline(config: Config) -> None:
     # A hook that would be ended while it still may wait drains a node that is fine.
-    least = config.lock_timeout + config.destroy_timeout + config.slurm_timeout
+    least = (
+        config.lock_timeout + config.destroy_timeout + config.stuck_timeout + config.slurm_timeout
+    )
     if config.deadline <= least:
         raise ConfigFault(
             f"config {config.source}: [hooks] deadline = {config.deadline:g}: allowed is more than "
-            f"lock_timeout + destroy_timeout + [slurm] timeout, which is {least:g}"
+            "lock_timeout + destroy_timeout + [stuck] timeout + [slurm] timeout, which is "
+            f"{least:g}"
         )
 
 
@@ -447,4 +512,6 @@ def _toml(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, (int, float)):
         return f"{value:g}"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
     return f'"{value}"'

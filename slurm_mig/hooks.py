@@ -21,6 +21,7 @@ from slurm_mig.errors import (
     BadRequest,
     HookDeadline,
     JobFault,
+    LockTimeout,
     NodeFault,
     NoRoom,
     SlurmFault,
@@ -331,12 +332,18 @@ def _refuse(
 def epilog(node: Node, job: Job, line: Line) -> None:
     """Tear down what the ledger says this job has, whatever the environment says."""
     records = node.ledger.open_of_job(job.job_id)
-    released = [node.allocator().release(record, "the job ended") for record in records]
+    reason = "the job ended"
+    released = [node.allocator().release(record, reason, over=True) for record in records]
     retries = node.files.retries(job.job_id)
     node.files.withdraw(job.job_id)
     for retry in retries:
         _postpone(node, *retry.split())
-    odd = [f"{item.phase}: {item.reason}" for item in released if item.phase in (QUARANTINED, LOST)]
+    odd = [
+        f"{item.phase}: {item.reason}"
+        for item in released
+        # What was killed or restarted on the way is worth a line, too.
+        if item.phase in (QUARANTINED, LOST) or item.reason.startswith(f"{reason};")
+    ]
     line.add(slices=",".join(str(item) for record in released for item in record.instances) or "-")
     calm = "released" if released else "nothing to release"
     line.say("WARNING" if odd else "INFO", "; ".join(odd) or calm)
@@ -386,6 +393,7 @@ def _work(node: Node, job: Job, line: Line) -> int:
     fault = None
     try:
         HOOKS[line.hook](node, job, line)
+        _fence(node, line)
     except Exception as problem:  # noqa: BLE001  # an unknown state must drain, with its cause
         fault = problem
     return _finish(node, line, fault)
@@ -402,6 +410,19 @@ def _finish(node: Node, line: Line, fault: Exception | None) -> int:
     _close(node, line)
     line.write()
     return code
+
+
+def _fence(node: Node, line: Line) -> None:
+    """Drain for stuck slices, or take that back. Slurm's silence is no fault of the node's."""
+    config = node.config
+    if not config.drain_slices and not config.drain_mark.exists():
+        return
+    try:
+        done = node.fence().settle()
+    except (SlurmFault, LockTimeout) as fault:
+        done = f"stuck slices: {fault.cause}"
+    if done:
+        line.say("WARNING", done)
 
 
 def _fail(node: Node, line: Line, text: str) -> None:

@@ -232,6 +232,18 @@ class Ledger:
         """Everything recorded for a job id, oldest first."""
         return self._select("job_id = ?", (job_id,))
 
+    def first(self, allocation: Allocation, kind: str) -> float:
+        """When an allocation had its first event of a kind (seconds since the epoch).
+
+        Without such an event: when it was created.
+        """
+        with self._guarded("read"):
+            row = self._db.execute(
+                "SELECT min(at) AS at FROM event WHERE allocation = ? AND kind = ?",
+                (allocation.number, kind),
+            ).fetchone()
+        return float(allocation.created if row["at"] is None else row["at"])
+
     def history(
         self,
         *,

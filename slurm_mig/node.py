@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from slurm_mig.environment import TaskSettings
     from slurm_mig.ledger import Ledger
     from slurm_mig.locks import Locks
+    from slurm_mig.quarantine import Fence
     from slurm_mig.runfiles import RunFiles
     from slurm_mig.slurm import Slurm
+    from slurm_mig.stuck import Stuck
 
 SIMULATOR = "simulator:"
 
@@ -134,6 +136,33 @@ class Node:
             boot_id=self.boot_id,
             destroy_timeout=self.config.destroy_timeout,
             tasks=self.tasks,
+            stuck=self.stuck,
+        )
+
+    @cached_property
+    def stuck(self) -> Stuck:
+        """What the site wants done about slices that stay in use."""
+        from slurm_mig.stuck import Stuck
+
+        return Stuck(
+            self.driver,
+            self.capabilities,
+            remedies=self.config.stuck_remedies,
+            timeout=self.config.stuck_timeout,
+        )
+
+    def fence(self) -> Fence:
+        """The drain for stuck slices."""
+        from slurm_mig.quarantine import Fence
+
+        return Fence(
+            self.ledger,
+            self.slurm,
+            self.locks,
+            node=self.name,
+            mark=self.config.drain_mark,
+            slices=self.config.drain_slices,
+            after=self.config.drain_after,
         )
 
     @property

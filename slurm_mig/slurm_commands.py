@@ -201,6 +201,10 @@ class CommandClient:
         """Drain a node; a reason that is there already stays."""
         self._run("scontrol", "update", f"nodename={node}", "state=drain", f"reason={reason}")
 
+    def undrain(self, node: str) -> None:
+        """Take a node's drain and its reason back; one that is down stays down."""
+        self._run("scontrol", "update", f"nodename={node}", "state=undrain")
+
     def _update(self, reference: str, assignment: str) -> None:
         self._run("scontrol", "update", f"jobid={reference}", assignment)
 

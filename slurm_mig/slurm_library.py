@@ -226,6 +226,10 @@ class LibraryClient:
         """Drain a node; a reason that is there already stays."""
         self._commands.drain(node, reason)
 
+    def undrain(self, node: str) -> None:
+        """Take a node's drain and its reason back; one that is down stays down."""
+        self._commands.undrain(node)
+
     # -- pyslurm -------------------------------------------------------------
 
     def _ask(self, call: Callable[[], Any]) -> Any:

@@ -48,6 +48,11 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         policy = "reject"
         models = { "NVIDIA A30" = "full-profile" }
         reset = true
+        [stuck]
+        remedies = ["restart:nvidia-dcgm.service", "kill-job"]
+        timeout = 6
+        drain_slices = 7
+        drain_after = 8
         [tasks]
         bind = "none"
         containers = true
@@ -57,7 +62,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
     assert load(file, {}) == Config(
         "simulator:/sim", (0, 2), (2, 0), Path("/s"), Path("/r"), 1.0, 2.5, 7.0, Path("/b"), 3.0,
         "commands", "cancel", 0, 4.0, 5.0, "reject", {"NVIDIA A30": "full-profile"}, True,
-        "none", True, Path("/l"), file,
+        "none", True, Path("/l"), ("restart:nvidia-dcgm.service", "kill-job"), 6.0, 7, 8.0, file,
     )  # fmt: skip
 
 
@@ -109,6 +114,28 @@ def test_the_sample_is_the_shipped_one_and_means_the_defaults(tmp_path: Path) ->
         ("[hooks]\nlock_timeout = '5'", "lock_timeout = '5'"),
         ("[refusal]\nno_requeue = 'ask'", "no_requeue = 'ask'"),
         ("[refusal]\nmax_requeues = 1.5", "max_requeues = 1.5"),
+        *(
+            (f"[stuck]\nremedies = {value}", "remedies = .*: allowed is a list of")
+            for value in (
+                '"kill-job"',
+                '["kill"]',
+                '["kill-job", "kill-job"]',
+                '["ignore", "kill-job"]',
+                '["restart:"]',
+                '["restart:x"]',
+                '["restart:../x.service"]',
+                "[7]",
+                '["restart:-f.service"]',
+                '["restart:a b.service"]',
+                '["restart:a\\n.service"]',
+                '["restart:slurmd.service"]',
+                '["restart:slurmd@n1.service"]',
+                '["restart:x.service\\n"]',
+                '["restart:x.service; reboot"]',
+            )
+        ),
+        ("[stuck]\ntimeout = 0", "timeout = 0: allowed is seconds"),
+        ("[stuck]\ndrain_slices = -1", "drain_slices = -1: allowed is a whole number"),
         ("[driver", "is not TOML"),
     ],
 )
@@ -161,3 +188,9 @@ def test_a_node_name_that_cannot_be_in_a_path(name: str) -> None:
     """%n without a name would lead hooks of two nodes to one place."""
     with pytest.raises(ConfigFault, match="SLURMD_NODENAME"):
         expand(Path("/x/%n"), {"SLURMD_NODENAME": name})
+
+
+@pytest.mark.parametrize("text", ["[]", '["ignore"]'])
+def test_no_remedy_at_all(tmp_path: Path, text: str) -> None:
+    """Said by the word, or by an empty list."""
+    assert load(write(tmp_path, f"[stuck]\nremedies = {text}"), {}).stuck_remedies == ()

@@ -501,7 +501,7 @@ def test_a_stuck_slice_does_not_drain_the_node(make_site: Callable[..., Site]) -
     site.machine.hold(os.getpid(), records(site)[0].uuids[0])
     done = site.epilog(7)
     assert done.returncode == 0
-    assert "quarantined: 3g.40gb@4 still there: destroy compute instance 0" in done.stderr
+    assert "quarantined: 3g.40gb@4 still there, used by pid" in done.stderr
     assert f"pid {os.getpid()}" in done.stderr
     site.machine.let_go(os.getpid())
     site.prolog(8, STAMP)

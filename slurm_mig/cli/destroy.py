@@ -51,7 +51,7 @@ def owner_of(node: Node, gpu: Gpu, found: GpuInstance) -> Allocation | None:
     for record in node.ledger.open_on(gpu.uuid):
         if any(
             (item.profile_id, item.placement) == (found.profile_id, found.placement)
-            for item in record.instances
+            for item in record.present
         ):
             return record
     return None

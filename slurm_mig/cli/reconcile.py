@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from slurm_mig.cli._common import json_option, open_node, print_json, slurm_of
-from slurm_mig.errors import SlurmFault, Unresolved
+from slurm_mig.errors import LockTimeout, SlurmFault, Unresolved
 from slurm_mig.node import require_root
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ def command(no_slurm: bool, as_json: bool) -> None:  # noqa: FBT001
     with open_node() as node:
         live, silence = (None, "") if no_slurm else _asker(node)
         found = node.allocator().reconcile(live)
+        fenced = "" if no_slurm else _fence(node)
+    if fenced:
+        found.done.append(fenced)
     left = [*found.left, *([silence] if silence else [])]
     if as_json:
         print_json({"done": found.done, "left": left, "foreign": found.foreign})
@@ -38,6 +41,14 @@ def command(no_slurm: bool, as_json: bool) -> None:  # noqa: FBT001
             click.echo("ledger and hardware agree")
     if left:
         raise Unresolved(f"{len(left)} left, see the output")
+
+
+def _fence(node: Node) -> str:
+    """Drain for stuck slices, or take that back; a silent Slurm is told of by `_asker`."""
+    try:
+        return node.fence().settle()
+    except (SlurmFault, LockTimeout) as fault:
+        return f"neither drained nor resumed for stuck slices: {fault.cause}"
 
 
 def _asker(node: Node) -> tuple[Callable[[], frozenset[int]] | None, str]:

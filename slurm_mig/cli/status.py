@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slurm_mig.allocation import ACTIVE
+from slurm_mig.allocation import ACTIVE, QUARANTINED
 from slurm_mig.cli._common import (
     age,
     json_option,
@@ -22,6 +22,7 @@ from slurm_mig.cli.destroy import owner_of
 from slurm_mig.cli.gpus import mode_text
 from slurm_mig.errors import SlurmFault, SlurmMigError, UsageFault
 from slurm_mig.planner import Slot, fitting
+from slurm_mig.quarantine import numbers, set_aside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +86,12 @@ def _show(*, ask: bool, as_json: bool) -> None:
         if ask:
             answer, silence = _ask_slurm(node, seen)
             faults = [*faults, *silence]
-        data = {"node": node.name, "gpus": seen, "faults": [str(fault) for fault in faults]}
+        data: dict[str, Any] = {
+            "node": node.name,
+            "gpus": seen,
+            "stuck": numbers(set_aside(node.ledger), time.time()),
+            "faults": [str(fault) for fault in faults],
+        }
     if as_json:
         print_json(data | ({"slurm": answer} if ask else {}))
     else:
@@ -93,6 +99,10 @@ def _show(*, ask: bool, as_json: bool) -> None:
             click.echo(f"Node {data['node']}  {answer['state']}  {answer['reason']}".rstrip())
         for gpu in seen:
             click.echo(picture(gpu))
+        for row in data["stuck"]:
+            click.echo(
+                f"stuck: {row['slices']} on GPU {row['gpu']}, the oldest for {age(row['oldest'])}"
+            )
     for fault in faults:
         raise fault
 
@@ -127,15 +137,20 @@ def describe(node: Node, gpu: Gpu) -> dict[str, Any]:
         "managed": node.managed(gpu),
         "units": geometry.units,
         "instances": [
-            _instance(str(slot.row.name), item, owner_of(node, gpu, item))
+            _instance(str(slot.row.name), item)
+            | _of_record(node, gpu, owner_of(node, gpu, item), item)
             for slot, item in zip(present, found, strict=True)
         ],
-        "whole": [_of_record(record) for record in node.ledger.open_on(gpu.uuid) if record.whole],
+        "whole": [
+            _of_record(node, gpu, record)
+            for record in node.ledger.open_on(gpu.uuid)
+            if record.whole
+        ],
         "free": fitting(geometry, present),
     }
 
 
-def _instance(profile: str, item: GpuInstance, record: Allocation | None) -> dict[str, Any]:
+def _instance(profile: str, item: GpuInstance) -> dict[str, Any]:
     return {
         "profile": profile,
         "start": item.placement.start,
@@ -143,12 +158,13 @@ def _instance(profile: str, item: GpuInstance, record: Allocation | None) -> dic
         "gi_id": item.gi_id,
         "uuid": item.compute[0].uuid if item.compute else None,
         "uuids": [compute.uuid for compute in item.compute],
-        **_of_record(record),
     }
 
 
-def _of_record(record: Allocation | None) -> dict[str, Any]:
-    return {
+def _of_record(
+    node: Node, gpu: Gpu, record: Allocation | None, item: GpuInstance | None = None
+) -> dict[str, Any]:
+    facts: dict[str, Any] = {
         "phase": record.phase if record else "foreign",
         "job_id": record.owner.job_id if record else None,
         "restart": record.owner.restart if record else None,
@@ -157,13 +173,20 @@ def _of_record(record: Allocation | None) -> dict[str, Any]:
         "since": record.created if record else None,
         "reason": record.reason if record and record.phase != ACTIVE else "",
     }
+    if record and record.phase == QUARANTINED:
+        # The reason is of the last teardown; who holds it may be somebody else by now.
+        holders = node.stuck.holders(gpu, item)
+        facts["stuck_since"] = node.ledger.first(record, QUARANTINED)
+        facts["held_now"] = holders.text()
+        facts["holders"] = [holder.to_dict() for holder in holders.nearest]
+    return facts
 
 
 def picture(gpu: dict[str, Any]) -> str:
     """A GPU's slots as text: one cell per placement unit, one box per instance."""
     mode = mode_text(gpu["mig_mode"], gpu["mig_pending"])
     lines = [f"GPU {gpu['gpu']}  {gpu['name']}  MIG {mode}  {gpu['uuid']}"]
-    lines += [f"  whole GPU        {_who(item)}" for item in gpu["whole"]]
+    lines += [f"  whole GPU        {_who(item)}{_why(item)}" for item in gpu["whole"]]
     if gpu["mig_mode"]:
         lines += _boxes(gpu)
         lines += [_holder(item) for item in gpu["instances"]]
@@ -196,8 +219,15 @@ def _label(item: dict[str, Any]) -> str:
 def _holder(item: dict[str, Any]) -> str:
     place = f"{item['profile']}@{item['start']}"
     devices = f"\n  {'':<16} ".join(item["uuids"]) or "no compute instance"
-    text = f"  {place:<16} {_who(item)}  {devices}"
-    return text + (f"\n    {item['reason']}" if item["reason"] else "")
+    return f"  {place:<16} {_who(item)}  {devices}{_why(item)}"
+
+
+def _why(item: dict[str, Any]) -> str:
+    lines = [item["reason"]] if item["reason"] else []
+    if "stuck_since" in item:
+        age = age(time.time() - item["stuck_since"])
+        lines.append(f"stuck for {age}, held now by {item['held_now']}")
+    return "".join(f"\n    {line}" for line in lines)
 
 
 def _who(item: dict[str, Any]) -> str:

@@ -1,0 +1,153 @@
+"""What is set aside: listed, counted, and past a threshold the reason to drain the node.
+
+The drain is our own, so that its reason names who holds the slices; and only what
+it set is cleared: the reason is kept word for word, and one that reads otherwise
+by now is somebody else's.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from slurm_mig.allocation import QUARANTINED
+from slurm_mig.files import replace_file
+from slurm_mig.holder import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from slurm_mig.allocation import Allocation
+    from slurm_mig.ledger import Ledger
+    from slurm_mig.locks import Locks
+    from slurm_mig.slurm import Slurm
+
+#: How the reason of such a drain begins; no fault's text does.
+REASON: Final = "slurm-mig: stuck slices: "
+
+#: Longest reason that is set, in characters.
+LONGEST: Final = 250
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """A quarantined record, `since` when (seconds since the epoch)."""
+
+    record: Allocation
+    since: float
+
+    @property
+    def slices(self) -> int:
+        """GPU instances of it that are stuck; 1 for a GPU whose MIG mode stays off."""
+        return len({item.placement for item in self.record.present}) or 1
+
+
+def set_aside(ledger: Ledger) -> list[SetAside]:
+    """Everything that is quarantined on this node, oldest record first."""
+    return [
+        SetAside(record, ledger.first(record, QUARANTINED))
+        for record in ledger.all_open()
+        if record.phase == QUARANTINED
+    ]
+
+
+def numbers(found: Iterable[SetAside], now: float) -> list[dict[str, Any]]:
+    """Stuck slices of each GPU that has some: how many, and the oldest's age in seconds."""
+    gpus: dict[str, dict[str, Any]] = {}
+    for item in found:
+        record = item.record
+        fresh = {"gpu": record.gpu_minor, "uuid": record.gpu_uuid, "slices": 0, "oldest": 0.0}
+        row = gpus.setdefault(record.gpu_uuid, fresh)
+        row["slices"] += item.slices
+        row["oldest"] = max(row["oldest"], now - item.since)
+    return sorted(gpus.values(), key=lambda row: row["gpu"])
+
+
+class Fence:
+    """Drains the node while `slices` or more are stuck for `after` seconds (0: never)."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        slurm: Slurm,
+        locks: Locks,
+        *,
+        node: str,
+        mark: Path,
+        slices: int,
+        after: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._ledger = ledger
+        self._slurm = slurm
+        self._locks = locks
+        self._node = node
+        self._mark = mark
+        self._slices = slices
+        self._after = after
+        self._clock = clock
+
+    @property
+    def idle(self) -> bool:
+        """Whether there can be nothing to do: no threshold, and no drain of ours."""
+        return not self._slices and not self._mark.exists()
+
+    def settle(self) -> str:
+        """Drain, or take our drain back, as the ledger has it; says what was done, if anything.
+
+        Raises SlurmFault when Slurm does not answer, and LockTimeout; then nothing is
+        marked as done, and the next hook or reconcile tries again.
+        """
+        if self.idle or bool(self._past()) == self._mark.exists():
+            return ""
+        # Two hooks with different views must not have the last word in turn.
+        with self._locks.hold(["drain"], "drain or resume the node"):
+            past = self._past()
+            if bool(past) == self._mark.exists():
+                return ""
+            return self._drain(past) if past else self._resume()
+
+    def _past(self) -> list[SetAside]:
+        """What is stuck for long enough, when that is enough to drain."""
+        oldest = self._clock() - self._after
+        found = [item for item in set_aside(self._ledger) if item.since <= oldest]
+        enough = 0 < self._slices <= sum(item.slices for item in found)
+        return found if enough else []
+
+    def _drain(self, past: Sequence[SetAside]) -> str:
+        facts = self._slurm.node(self._node)
+        state = "+".join(sorted(facts.state))
+        if facts.reason.startswith(REASON) and "DRAIN" in facts.state:
+            # A hook died between the drain and the mark.
+            self._remember(facts.reason)
+            return ""
+        if facts.reason or "DRAIN" in facts.state:
+            return f"not drained for stuck slices: it is {state} already, {facts.reason!r}"
+        reason = drain_reason(past)
+        self._slurm.drain(self._node, reason)
+        # As Slurm has it: it may have changed the text.
+        self._remember(self._slurm.node(self._node).reason or reason)
+        return f"drained: {reason}"
+
+    def _resume(self) -> str:
+        ours = self._mark.read_text("utf-8")
+        facts = self._slurm.node(self._node)
+        done = f"no longer drained by slurm-mig, but by {facts.reason!r}"
+        if "DRAIN" not in facts.state:
+            done = ""
+        elif facts.reason == ours:
+            self._slurm.undrain(self._node)
+            done = "resumed: its slices are no longer stuck"
+        self._mark.unlink(missing_ok=True)
+        return done
+
+    def _remember(self, reason: str) -> None:
+        replace_file(self._mark, reason, mode=0o600)
+
+
+def drain_reason(past: Sequence[SetAside]) -> str:
+    """One printable line; scontrol(1) takes quotation marks at the end for its own."""
+    told = "; ".join(f"GPU {item.record.gpu_minor} {item.record.reason}" for item in past)
+    return printable(REASON + told).replace('"', "'")[:LONGEST].rstrip()
