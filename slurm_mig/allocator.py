@@ -347,6 +347,7 @@ class Allocator:
         record = self._with_ids(record, gpu)
         if record.phase != phases.RELEASING:
             record = self._ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
+        self._take_from_user(record, gpu)
         until = self._monotonic() + patience
         busy = [why for item in record.instances if (why := self._destroy(item, gpu, until))]
         seen = self._driver.instances(gpu)
@@ -356,12 +357,35 @@ class Allocator:
             why = "; ".join(busy) or "the driver said they were destroyed"
             quarantined = record.moved(phases.QUARANTINED, f"{names} still there: {why}")
             return self._ledger.save(quarantined, phases.QUARANTINED)
-        for item in record.instances:
-            if item.gi_id is not None and item.ci_id is not None:
-                self._capabilities.remove(record.gpu_minor, item.gi_id, item.ci_id)
+        self._remove_nodes(record, seen)
         if record.request == phases.WHOLE_MIG_OFF and (why := self._restore_mig_mode(gpu)):
             return self._ledger.save(record.moved(phases.QUARANTINED, why), phases.QUARANTINED)
         return self._ledger.finish(record, phases.RELEASED, reason)
+
+    def _take_from_user(self, record: Allocation, gpu: Gpu) -> None:
+        """Close an ended job's instances to its user: nothing new starts on what resists."""
+        if record.owner.job_id is None:
+            return
+        seen = self._driver.instances(gpu)
+        for item in record.instances:
+            if item.gi_id is not None and item.ci_id is not None and find(item, seen):
+                self._capabilities.revoke(record.gpu_minor, item.gi_id, item.ci_id)
+
+    def _remove_nodes(self, record: Allocation, seen: Sequence[GpuInstance]) -> None:
+        """Take away the nodes of instances that are gone.
+
+        The ids may be another instance's by now, made by hand: of its nodes only those
+        that still are the job's user's go.
+        """
+        taken = {found.gi_id for found in seen}
+        for item in record.instances:
+            if item.gi_id is None or item.ci_id is None:
+                continue
+            ids = record.gpu_minor, item.gi_id, item.ci_id
+            if item.gi_id not in taken:
+                self._capabilities.remove(*ids)
+            elif record.owner.uid:
+                self._capabilities.remove(*ids, owned_by=record.owner.uid)
 
     def _restore_mig_mode(self, gpu: Gpu) -> str:
         """MIG mode on again; says why it is not, for a later hook to try again."""
@@ -474,6 +498,7 @@ class Allocator:
         names = ", ".join(str(item) for item in missing)
         reason = f"{names} taken away from outside, or the GPU was reset"
         if len(missing) == len(record.instances):
+            self._remove_nodes(record, self._driver.instances(gpu))
             self._ledger.finish(record, phases.LOST, reason)
         else:
             self._try_tear_down(record, gpu, reason)

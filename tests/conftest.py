@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -145,6 +147,39 @@ def cli_as(uid: int, *arguments: str, **environ: str) -> subprocess.CompletedPro
         out.seek(0)
         err.seek(0)
         return subprocess.CompletedProcess(arguments, code, out.read(), err.read())
+
+
+def as_user(uid: int, work: Callable[[], object]) -> object:
+    """What `work` returns, or the OSError that it raises, in a fork with a user's rights."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.chdir("/")
+            os.setgroups([])
+            os.setgid(uid)
+            os.setuid(uid)
+            try:
+                told: object = work()
+            except OSError as problem:
+                told = OSError(problem.errno, problem.strerror)
+            os.write(writing, pickle.dumps(told))
+        except BaseException as problem:  # noqa: BLE001  # a child must not return into pytest
+            os.write(writing, pickle.dumps(AssertionError(repr(problem))))
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        told = pickle.load(pipe)
+    os.waitpid(pid, 0)
+    if isinstance(told, AssertionError):
+        raise told
+    return told
+
+
+def opened_by(uid: int, path: Path, flags: int = os.O_RDONLY) -> bool:
+    """Whether a user may open it; a device without a driver says ENXIO only once he may."""
+    found = as_user(uid, lambda: os.close(os.open(path, flags | os.O_NONBLOCK)))
+    return found is None or (isinstance(found, OSError) and found.errno == errno.ENXIO)
 
 
 def job_environ(job: int, stamp: str, gpus: str = "0") -> dict[str, str]:
