@@ -191,18 +191,9 @@ def read_own(path: Path) -> str:
 
 
 def check_own(descriptor: int, path: Path) -> None:
-    """NodeFault unless it is a regular file of the caller's, with one name, that he alone writes.
-
-    With a second name somewhere else it could be read or written there.
-    """
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
+    """NodeFault unless it is a regular file of the caller's that he alone can write."""
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         raise NodeFault(f"{path} is not a regular file", remedy="remove what was put in its place")
-    if status.st_nlink != 1:
-        raise NodeFault(
-            f"{path} has {status.st_nlink} names (hard links)",
-            remedy="copy it and put the copy in its place, so that it has one",
-        )
     _check_owner(descriptor, path)
 
 

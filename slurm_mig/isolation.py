@@ -258,10 +258,17 @@ class Isolation:
         for record in self._records:
             if not _is_a_jobs(record) or record.owner.uid == subject.uid:
                 continue
-            path = self._node.files.leases(record.owner)
+            path = self._lease_of(record)
             if path:
                 yield Try(f"leases of {record.owner}", LIST, Path(path), record=record.number)
                 yield Try(f"leases of {record.owner}", MAKE, Path(path), record=record.number)
+
+    def _lease_of(self, record: Allocation) -> str:
+        try:
+            return self._node.files.leases(record.owner)
+        except NodeFault:
+            # The run directory is not root's alone: its own tries and its way say so.
+            return ""
 
     def _programs(self) -> Iterator[Try]:
         """What runs as root: the hooks, their Python, this package, the driver's library."""
@@ -284,6 +291,7 @@ class Isolation:
         places = {
             "state directory": config.state,
             "run directory": config.run,
+            "directory of leases": config.leases.parent,
             "directory of capability nodes": self._node.capabilities.node(0).parent,
             **({"configuration": config.source} if config.source else {}),
             **self._code(),

@@ -361,7 +361,14 @@ def _check_private(path: Path) -> None:
     descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         check_own(descriptor, path)
-        if os.fstat(descriptor).st_mode & 0o077:
+        status = os.fstat(descriptor)
+        if status.st_nlink != 1:
+            # Under another name it could be opened past this directory.
+            raise NodeFault(
+                f"{path} has {status.st_nlink} names (hard links)",
+                remedy="copy it and put the copy in its place, so that it has one",
+            )
+        if status.st_mode & 0o077:
             # Its directory lets nobody but root put another file in this place.
             path.chmod(0o600)
     finally:

@@ -37,9 +37,9 @@ class RunFiles:
         self._jobs = root / "jobs"
 
     def prepare(self) -> None:
-        """Make the directories; 0755 because every job's TaskProlog looks into them."""
-        for path in (self._root, self._env, self._jobs):
-            private_directory(path, 0o755)
+        """Make the directories; every job's TaskProlog looks into two of them."""
+        for path, mode in ((self._root, 0o755), (self._env, 0o755), (self._jobs, 0o700)):
+            private_directory(path, mode)
 
     def in_use(self) -> bool:
         """Whether jobs' environments are kept here: then every GPU job needs one."""

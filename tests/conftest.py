@@ -210,6 +210,26 @@ def public_tmp() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
+def build_site(
+    root: Path, *gpus: str, config: str = "", mig: bool = True, **options: object
+) -> Site:
+    """A node in a new directory `root`."""
+    root.mkdir(mode=0o755)
+    machine = build_machine(root / "sim", *gpus, **options)
+    file = root / "config.toml"
+    file.write_text(
+        f'[driver]\nlibrary = "simulator:{root}/sim"\n'
+        f'[paths]\nstate = "{root}/state"\nrun = "{root}/run"\n'
+        f'[slurm]\nbin = "{root}/bin"\ntimeout = 5\n{config}'
+    )
+    install_hooks(root / "hooks", Path(sys.executable), file, root / "run")
+    if mig:
+        for index in range(len(gpus)):
+            with machine.change(index) as board:
+                board.set_mode(True, busy=False)
+    return Site(root, machine, file)
+
+
 @pytest.fixture
 def make_site(public_tmp: Path) -> Callable[..., Site]:
     """Build nodes: `make_site(H100, A30, config="...", latency_ms={...}, mig=True)`."""
@@ -217,21 +237,8 @@ def make_site(public_tmp: Path) -> Callable[..., Site]:
 
     def build(*gpus: str, config: str = "", mig: bool = True, **options: object) -> Site:
         root = public_tmp / f"node{len(made)}"
-        root.mkdir(mode=0o755)
         made.append(root)
-        machine = build_machine(root / "sim", *gpus, **options)
-        file = root / "config.toml"
-        file.write_text(
-            f'[driver]\nlibrary = "simulator:{root}/sim"\n'
-            f'[paths]\nstate = "{root}/state"\nrun = "{root}/run"\n'
-            f'[slurm]\nbin = "{root}/bin"\ntimeout = 5\n{config}'
-        )
-        install_hooks(root / "hooks", Path(sys.executable), file, root / "run")
-        if mig:
-            for index in range(len(gpus)):
-                with machine.change(index) as board:
-                    board.set_mode(True, busy=False)
-        return Site(root, machine, file)
+        return build_site(root, *gpus, config=config, mig=mig, **options)
 
     return build
 
