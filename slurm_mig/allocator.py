@@ -461,13 +461,14 @@ class Allocator:
         record = self._with_ids(record, gpu)
         if record.phase != phases.RELEASING:
             record = self._ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
+        self._take_from_user(record, gpu)
         held = self._free(record, gpu, self._monotonic() + patience)
         done: list[str] = []
         if held and permit is not None:
             done, held = self._relieve(record, gpu, held, permit)
         if held:
             return self._set_aside(record, gpu, held, done)
-        self._remove_nodes(record, record.present)
+        self._remove_nodes(record, record.present, gpu)
         return self._ledger.finish(record, phases.RELEASED, "; ".join([reason, *done]))
 
     def _free(self, record: Allocation, gpu: Gpu, until: float) -> list[StillThere]:
@@ -541,7 +542,7 @@ class Allocator:
         """Quarantine what stays: by itself, with what holds it."""
         seen = [item.found for item in held if item.found is not None]
         gone = [item for item in record.present if not find(item, seen)]
-        self._remove_nodes(record, gone)
+        self._remove_nodes(record, gone, gpu)
         record = record.without(gone)
         texts = []
         for item in held:
@@ -556,16 +557,36 @@ class Allocator:
     def _users(self, gpu: Gpu, found: GpuInstance | None) -> str:
         return self._stuck.holders(gpu, found).text()
 
-    def _remove_nodes(self, record: Allocation, items: Sequence[Instance]) -> None:
-        for item in items:
-            if item.gi_id is not None and item.ci_id is not None:
-                self._capabilities.remove(record.gpu_minor, item.gi_id, item.ci_id)
-
     def _known(self, item: Instance, gpu: Gpu) -> GpuInstance | None:
         if item.gi_id is None:
             return None
         found = self._driver.instance(gpu, item.gi_id)
         return found if found is not None and find(item, [found]) else None
+
+    def _take_from_user(self, record: Allocation, gpu: Gpu) -> None:
+        """Close an ended job's instances to its user: nothing new starts on what resists."""
+        if record.owner.job_id is None:
+            return
+        seen = self._driver.instances(gpu)
+        for item in record.instances:
+            if item.gi_id is not None and item.ci_id is not None and find(item, seen):
+                self._capabilities.revoke(record.gpu_minor, item.gi_id, item.ci_id)
+
+    def _remove_nodes(self, record: Allocation, items: Sequence[Instance], gpu: Gpu) -> None:
+        """Take away the nodes of instances that are gone.
+
+        The ids may be another instance's by now, made by hand: of its nodes only those
+        that still are the job's user's go.
+        """
+        taken = {found.gi_id for found in self._driver.instances(gpu)}
+        for item in items:
+            if item.gi_id is None or item.ci_id is None:
+                continue
+            ids = record.gpu_minor, item.gi_id, item.ci_id
+            if item.gi_id not in taken:
+                self._capabilities.remove(*ids)
+            elif record.owner.uid:
+                self._capabilities.remove(*ids, owned_by=record.owner.uid)
 
     def _restore_mig_mode(self, gpu: Gpu) -> str:
         """MIG mode on again; says why it is not, for a later hook to try again."""
@@ -695,6 +716,7 @@ class Allocator:
         names = ", ".join(str(item) for item in missing)
         reason = f"{names} taken away from outside, or the GPU was reset"
         if len(missing) == len(record.instances):
+            self._remove_nodes(record, record.instances, gpu)
             self._ledger.finish(record, phases.LOST, reason)
         else:
             self._try_tear_down(record, gpu, reason)

@@ -4,20 +4,25 @@ A process that computes on an instance opens the GPU instance's and the compute
 instance's node in /dev/nvidia-caps. The kernel makes no nodes; the setuid
 `nvidia-modprobe` makes them for whoever asks, open to all, as long as the
 access file says `DeviceFileModify: 1`. So: write 0 there first, then give the
-node to the job's user. The flag dies with the instance (mig-facts.md c).
+node to the job's user. The flag dies with the instance, and so must the node: it is
+taken from the user before his instance is destroyed, and removed afterwards
+(mig-facts.md c). That is how a booted machine looks; whoever needs a node again has
+nvidia-modprobe make it.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from slurm_mig.errors import DeviceNodeFault
+from slurm_mig.errors import DeviceNodeFault, NodeFault
+from slurm_mig.files import private_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 #: Mode of a closed node: its owner may open it for reading, nobody else.
@@ -44,18 +49,36 @@ class Capabilities:
     def close(self, gpu_minor: int, gi_id: int, ci_id: int, uid: int, gid: int) -> None:
         """Let only `uid` open this instance; raises DeviceNodeFault when that fails."""
         major = self._major()
-        for path in self._access_files(gpu_minor, gi_id, ci_id):
+        for path in self.access_files(gpu_minor, gi_id, ci_id):
             self._forbid_changes(path)
-            self._give(self.node(read_access(path)), major, read_access(path).minor, uid, gid)
+            self._give(read_access(path), major, uid, gid)
 
-    def remove(self, gpu_minor: int, gi_id: int, ci_id: int) -> None:
-        """Take the nodes away again; made anew for the next owner of these ids."""
-        for minor in capability_minors(gpu_minor, gi_id, ci_id):
-            node = self._nodes / f"nvidia-cap{minor}"
-            try:
-                node.unlink(missing_ok=True)
-            except OSError as problem:
-                raise DeviceNodeFault(f"remove {node}: {problem.strerror}") from problem
+    def revoke(self, gpu_minor: int, gi_id: int, ci_id: int) -> None:
+        """Take the nodes from whoever has them, whatever names they have; root keeps them.
+
+        An ended job's user cannot start anything on an instance that resists its end.
+        """
+        if not self._nodes.exists():
+            return
+        with self._directory() as nodes:
+            for minor in capability_minors(gpu_minor, gi_id, ci_id):
+                self._take(nodes, f"nvidia-cap{minor}")
+
+    def remove(
+        self, gpu_minor: int, gi_id: int, ci_id: int, *, owned_by: int | None = None
+    ) -> None:
+        """Take the nodes away again; made anew for the next owner of these ids.
+
+        `owned_by`: only nodes of that user, for the ids are another instance's by now.
+        """
+        if not self._nodes.exists():
+            return
+        with self._directory() as nodes:
+            for minor in capability_minors(gpu_minor, gi_id, ci_id):
+                name = f"nvidia-cap{minor}"
+                if owned_by is None or self._owner(nodes, name) == owned_by:
+                    self._take(nodes, name)
+                    self._unlink(nodes, name)
 
     def numbers(self, gpu_minor: int) -> frozenset[int]:
         """Device number of a GPU's node; empty when there is none."""
@@ -67,11 +90,16 @@ class Capabilities:
         minors |= {capability_minors(gpu_minor, gi_id, ci_id)[1] for ci_id in ci_ids}
         return _numbers(self._nodes / f"nvidia-cap{minor}" for minor in minors)
 
-    def node(self, access: Access) -> Path:
+    def node(self, minor: int) -> Path:
         """The device node of a capability."""
-        return self._nodes / f"nvidia-cap{access.minor}"
+        return self._nodes / f"nvidia-cap{minor}"
 
-    def _access_files(self, gpu_minor: int, gi_id: int, ci_id: int) -> tuple[Path, Path]:
+    def management(self) -> Path:
+        """Access file of mig/config: who may open its node can carve instances himself."""
+        return self._proc / "driver/nvidia/capabilities/mig/config"
+
+    def access_files(self, gpu_minor: int, gi_id: int, ci_id: int) -> tuple[Path, Path]:
+        """What the driver shows of the GPU instance and the compute instance while they exist."""
         base = self._proc / f"driver/nvidia/capabilities/gpu{gpu_minor}/mig/gi{gi_id}"
         return base / "access", base / f"ci{ci_id}" / "access"
 
@@ -107,19 +135,61 @@ class Capabilities:
                 remedy="any user could open the instance; see docs/security.md",
             )
 
-    def _give(self, node: Path, major: int, minor: int, uid: int, gid: int) -> None:
-        try:
-            if not self._nodes.is_dir():
-                self._nodes.mkdir()
-                # Whatever the umask: every job's user has to get through.
-                self._nodes.chmod(0o755)
+    def _give(self, access: Access, major: int, uid: int, gid: int) -> None:
+        name = f"nvidia-cap{access.minor}"
+        with self._directory() as nodes:
             # Always a fresh node: one that nvidia-modprobe made is open to all.
-            node.unlink(missing_ok=True)
-            os.mknod(node, stat.S_IFCHR, os.makedev(major, minor))
-            os.chown(node, uid, gid)
-            node.chmod(CLOSED)
+            self._take(nodes, name)
+            self._unlink(nodes, name)
+            with self._saying(f"make {self._nodes / name}"):
+                device = os.makedev(major, access.minor)
+                os.mknod(name, stat.S_IFCHR, device, dir_fd=nodes)
+                os.chown(name, uid, gid, dir_fd=nodes, follow_symlinks=False)
+                os.chmod(name, CLOSED, dir_fd=nodes)  # relative to a descriptor
+
+    @contextmanager
+    def _directory(self) -> Iterator[int]:
+        """The nodes' directory, which nobody but root may change; made where there is none.
+
+        0755 whatever the umask: every job's user has to get through.
+        """
+        try:
+            private_directory(self._nodes, 0o755)
+            descriptor = os.open(self._nodes, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except NodeFault as fault:
+            raise DeviceNodeFault(fault.cause, remedy=fault.remedy) from fault
         except OSError as problem:
-            raise DeviceNodeFault(f"make {node}: {problem.strerror}") from problem
+            raise DeviceNodeFault(f"open {self._nodes}: {problem.strerror}") from problem
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _take(self, nodes: int, name: str) -> None:
+        """Root's and closed. A second name that its user gave it elsewhere is so, too."""
+        with self._saying(f"take {self._nodes / name} from its user"), suppress(FileNotFoundError):
+            os.chown(name, 0, 0, dir_fd=nodes, follow_symlinks=False)
+            if not stat.S_ISLNK(os.lstat(name, dir_fd=nodes).st_mode):
+                os.chmod(name, 0, dir_fd=nodes)  # relative to a descriptor
+
+    def _unlink(self, nodes: int, name: str) -> None:
+        with self._saying(f"remove {self._nodes / name}"), suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=nodes)  # relative to a descriptor
+
+    @staticmethod
+    def _owner(nodes: int, name: str) -> int | None:
+        try:
+            return os.lstat(name, dir_fd=nodes).st_uid
+        except FileNotFoundError:
+            return None
+
+    @staticmethod
+    @contextmanager
+    def _saying(action: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as problem:
+            raise DeviceNodeFault(f"{action}: {problem.strerror}") from problem
 
 
 def _numbers(nodes: Iterable[Path]) -> frozenset[int]:

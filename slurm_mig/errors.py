@@ -194,6 +194,12 @@ class HookDeadline(NodeFault):
     exit_code = 26
 
 
+class Exposed(SlurmMigError):
+    """An unprivileged user reaches what is not his."""
+
+    exit_code = 27
+
+
 #: exit code, class, meaning; docs/exit-codes.md is checked against this table.
 EXIT_CODES: Final[tuple[tuple[int, type[SlurmMigError], str], ...]] = (
     (2, UsageFault, "command line not understood, or a named thing does not exist"),
@@ -218,4 +224,5 @@ EXIT_CODES: Final[tuple[tuple[int, type[SlurmMigError], str], ...]] = (
     (24, Unresolved, "done, but something is left over (see the output)"),
     (25, SandboxFault, "the private Slurm of the demo does not work"),
     (26, HookDeadline, "a hook passed its deadline, or Slurm ended it before"),
+    (27, Exposed, "an unprivileged user reaches what is not his (see the output)"),
 )

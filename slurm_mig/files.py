@@ -1,35 +1,146 @@
 """Directories and files that root relies on: who owns them, who may write there.
 
-Hooks run as root on paths that a user may try to get at. A path is trusted when
-root owns it and nobody else may write to it; files are replaced, never edited.
+Hooks run as root on paths that a user may try to get at. A path is trusted when root
+owns every directory on the way to it and nobody else may write there, or only make
+names of his own (a sticky directory such as /tmp). It is walked from / by descriptors,
+so that what was checked is what is used; files are replaced, never edited.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from pathlib import Path
+import struct
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import NodeFault, NotPermitted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+#: Symbolic links on the way to one path, as the kernel allows (path_resolution(7)).
+MAX_LINKS: Final = 40
+
+#: More than any file of ours has, in bytes: reading never fills the memory.
+LONGEST: Final = 1 << 20
+
+_LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+
+#: setfacl(1)'s attribute and its layout (linux/posix_acl_xattr.h): version, then tag, rights, id.
+_ACL: Final = "system.posix_acl_access"
+_ACL_VERSION: Final = struct.pack("<I", 2)
+_OWNER, _USER, _GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x10, 0x20
 
 #: Where sites put Slurm's commands.
 SEARCH: Final = ("/usr/bin", "/usr/local/bin", "/opt/slurm/bin", "/usr/local/slurm/bin")
 
 
+@contextmanager
+def trusted(path: Path, *, make: bool = False) -> Iterator[int]:
+    """What stands at `path`, as a descriptor (O_PATH), with every step from / on checked.
+
+    Each directory and file must be owned by root (or the caller) and not be writable by
+    others, unless it is a sticky directory of root's; links must be root's, and lead
+    along such steps. `make`: directories that are missing are made, 0755. Raises
+    NodeFault naming the first step that is not so, OSError for one that is not there.
+    """
+    descriptor = _walk(path, make=make)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _walk(path: Path, *, make: bool) -> int:
+    names, links = [*reversed(path.absolute().parts)], 0
+    here = os.open("/", _LOOK)
+    try:
+        while names:
+            step = _step(here, names.pop(), make=make)
+            status = os.fstat(step)
+            if stat.S_ISLNK(status.st_mode):
+                links += 1
+                names += _target(step, status, path, links)
+                continue
+            os.close(here)
+            here = step
+            _check_step(here, status, path)
+    except BaseException:
+        os.close(here)
+        raise
+    return here
+
+
+def _step(here: int, name: str, *, make: bool) -> int:
+    try:
+        return _look(here, name)
+    except FileNotFoundError:
+        if not make:
+            raise
+    # Another hook may make it at this very moment.
+    with suppress(FileExistsError):
+        os.mkdir(name, 0o755, dir_fd=here)
+        # Whatever the umask: users have to get through to what is theirs.
+        os.chmod(name, 0o755, dir_fd=here)  # noqa: S103  # it holds nothing secret
+    return _look(here, name)
+
+
+def _look(here: int, name: str) -> int:
+    try:
+        # As a directory: an automounter does not mount for a mere look (open(2), O_PATH).
+        return os.open(name, _LOOK | os.O_DIRECTORY, dir_fd=here)
+    except NotADirectoryError:
+        return os.open(name, _LOOK, dir_fd=here)
+
+
+def _target(link: int, status: os.stat_result, path: Path, links: int) -> list[str]:
+    """Steps that a link stands for, the first one last; closes it."""
+    try:
+        if status.st_uid not in (0, os.geteuid()):
+            raise _untrusted(link, status, path, "that link must be owned by root")
+        if links > MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        return [*reversed(PurePosixPath(os.readlink("", dir_fd=link)).parts)]
+    finally:
+        os.close(link)
+
+
+def _check_step(here: int, status: os.stat_result, path: Path) -> None:
+    """Sticky: others may make names of their own there, but not move or remove root's."""
+    if status.st_uid not in (0, os.geteuid()):
+        raise _untrusted(here, status, path, "it must be owned by root")
+    sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX and not status.st_uid
+    if status.st_mode & _OTHERS_WRITE and not sticky:
+        raise _untrusted(here, status, path, "it must not be writable by group or others")
+
+
+def _untrusted(here: int, status: os.stat_result, path: Path, wanted: str) -> NodeFault:
+    where = _name_of(here)
+    mode = stat.S_IMODE(status.st_mode)
+    on_the_way = "" if where == str(path) else f" on the way to {path}"
+    return NodeFault(
+        f"{where}{on_the_way} is owned by uid {status.st_uid} with mode {mode:04o}",
+        remedy=f"{wanted}: else a user could put something of his own in its place",
+    )
+
+
 def private_directory(path: Path, mode: int) -> Path:
     """Make a directory with exactly `mode`, or accept the one there if it is safe.
 
-    Safe: a real directory, owned by the caller, not writable by group or others.
-    Raises NotPermitted when it cannot be made, NodeFault when it is not safe.
+    Safe: a real directory, owned by the caller, not writable by group or others, and
+    nobody else can put another one in its place (see `trusted`). Raises NotPermitted
+    when it cannot be made, NodeFault when it is not safe.
     """
     try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        path.mkdir(mode=mode, exist_ok=True)
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        with trusted(path.parent, make=True) as parent:
+            with suppress(FileExistsError):
+                os.mkdir(path.name, mode, dir_fd=parent)
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+            descriptor = os.open(path.name, flags, dir_fd=parent)
     except PermissionError as problem:
         raise NotPermitted(
             f"directory {path}: {problem.strerror}", remedy="run as root"
@@ -43,6 +154,51 @@ def private_directory(path: Path, mode: int) -> Path:
     finally:
         os.close(descriptor)
     return path
+
+
+def read_trusted(path: Path) -> bytes:
+    """A file that only root can have written, wherever links of root's lead to.
+
+    Raises NodeFault where somebody else could have, OSError where it cannot be read.
+    """
+    with trusted(path) as found:
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            raise NodeFault(f"{path} is not a regular file")
+        # By the descriptor: the name could mean another file by now.
+        with open(f"/proc/self/fd/{found}", "rb") as file:  # noqa: PTH123
+            return file.read()
+
+
+def read_own(path: Path) -> str:
+    """A small file of the caller's own: no link, no FIFO, not endless; empty if it has gone.
+
+    Raises NodeFault for anything else. Its directory has been checked (`trusted`).
+    """
+    # O_NONBLOCK: a FIFO would keep a hook waiting for a writer for ever.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        return ""
+    except OSError as problem:
+        raise NodeFault(f"read {path}: {problem.strerror}") from problem
+    try:
+        check_own(descriptor, path)
+        with open(descriptor, "rb", closefd=False) as file:  # not a name
+            return file.read(LONGEST).decode("utf-8", "replace")
+    finally:
+        os.close(descriptor)
+
+
+def check_own(descriptor: int, path: Path) -> None:
+    """NodeFault unless it is a regular file of the caller's that he alone can write."""
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise NodeFault(f"{path} is not a regular file", remedy="remove what was put in its place")
+    _check_owner(descriptor, path)
+
+
+def _name_of(descriptor: int) -> str:
+    return str(Path(f"/proc/self/fd/{descriptor}").readlink())
 
 
 def remove_as_owner(path: Path) -> None:
@@ -109,33 +265,53 @@ def find_program(name: str, directory: Path | None) -> Path | None:
 
 def _check_owner(descriptor: int, path: Path) -> None:
     status = os.fstat(descriptor)
-    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if status.st_uid != os.geteuid() or status.st_mode & _OTHERS_WRITE:
         raise NodeFault(
             f"{path} is owned by uid {status.st_uid} with mode {stat.S_IMODE(status.st_mode):04o}",
             remedy=f"it must be owned by uid {os.geteuid()} and not writable by others",
         )
 
 
-def replace_file(path: Path, text: str, *, mode: int, uid: int = 0, gid: int = 0) -> None:
+def replace_file(
+    path: Path, text: str, *, mode: int, reader: tuple[int, int] | None = None
+) -> None:
     """Write a file under its final name in one step, with its owner and mode.
 
     The name never shows a half-written file, and never one with the wrong owner.
+    `reader`: a user (uid, gid) who may read it, too; he does not become its owner.
     """
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     fresh.unlink(missing_ok=True)
     try:
         descriptor = os.open(fresh, flags, 0o600)
-        try:
-            os.write(descriptor, text.encode("utf-8", "replace"))
-            if os.geteuid() == 0:
-                os.fchown(descriptor, uid, gid)
+        with open(descriptor, "wb") as file:  # noqa: PTH123  # a descriptor, not a name
+            file.write(text.encode("utf-8", "replace"))
+            file.flush()
             os.fchmod(descriptor, mode)
-        finally:
-            os.close(descriptor)
+            if reader is not None and os.geteuid() == 0:
+                _let_read(descriptor, *reader)
         fresh.replace(path)
     except OSError as problem:
         raise NodeFault(f"write {path}: {problem.strerror}") from problem
+
+
+def _let_read(descriptor: int, uid: int, gid: int) -> None:
+    """Let a user read a file of root's.
+
+    As its owner he could also fill the file system with it, and so the node's hooks would
+    fail. Where there are no access lists he owns it all the same.
+    """
+    entries = ((_OWNER, 4, -1), (_USER, 4, uid), (_GROUP, 0, -1), (_MASK, 4, -1), (_OTHER, 0, -1))
+    packed = b"".join(
+        struct.pack("<HHI", tag, right, number & 0xFFFFFFFF) for tag, right, number in entries
+    )
+    try:
+        os.setxattr(descriptor, _ACL, _ACL_VERSION + packed)
+    except OSError as problem:
+        if problem.errno != errno.ENOTSUP:
+            raise
+        os.fchown(descriptor, uid, gid)
 
 
 def boot_id(path: Path) -> str:

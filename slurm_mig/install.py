@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import NodeFault
-from slurm_mig.files import replace_file
+from slurm_mig.files import replace_file, trusted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,7 +36,9 @@ def install_hooks(directory: Path, python: Path, config: Path, run: Path) -> Map
     Raises NodeFault, with nothing written, where they cannot stand.
     """
     try:
-        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        # Slurm runs as root whatever lies there.
+        with trusted(directory, make=True):
+            pass
     except OSError as problem:
         raise NodeFault(f"make {directory}: {problem.strerror}") from problem
     for script in HOOKS.values():

@@ -13,13 +13,13 @@ import json
 import os
 import sqlite3
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.allocation import OPEN, Allocation, Instance, Owner
-from slurm_mig.errors import LedgerFault, LedgerTooNew
-from slurm_mig.files import private_directory
+from slurm_mig.errors import LedgerFault, LedgerTooNew, NodeFault
+from slurm_mig.files import check_own, private_directory
 from slurm_mig.tally import Event
 
 if TYPE_CHECKING:
@@ -115,7 +115,10 @@ class Ledger:
         self._clock = clock
         private_directory(path.parent, 0o700)
         with self._guarded("open"):
-            _create_private(path)
+            try:
+                _create_private(path)
+            except NodeFault as fault:
+                raise LedgerFault(f"ledger: {fault.cause}", remedy=fault.remedy) from fault
             self._db = self._open()
 
     def _open(self) -> sqlite3.Connection:
@@ -381,8 +384,30 @@ def digest(before: str, content: Sequence[object]) -> str:
 
 def _create_private(path: Path) -> None:
     # Before SQLite does: it would use the umask, and its -wal and -shm files copy the mode.
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    os.close(descriptor)
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    for suffix in ("", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            _check_private(path.with_name(path.name + suffix))
+
+
+def _check_private(path: Path) -> None:
+    # O_PATH: closing any other descriptor would drop the locks of this process (fcntl(2)).
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        check_own(descriptor, path)
+        status = os.fstat(descriptor)
+        if status.st_nlink != 1:
+            # Under another name it could be opened past this directory.
+            raise NodeFault(
+                f"{path} has {status.st_nlink} names (hard links)",
+                remedy="copy it and put the copy in its place, so that it has one",
+            )
+        if status.st_mode & 0o077:
+            # Its directory lets nobody but root put another file in this place.
+            path.chmod(0o600)
+    finally:
+        os.close(descriptor)
 
 
 def _statements(script: str) -> Iterator[str]:

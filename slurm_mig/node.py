@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slurm_mig.errors import DriverMissing, GpuLost, NotPermitted
+from slurm_mig.errors import DriverMissing, GpuLost, NodeFault, NotPermitted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -76,6 +76,7 @@ class Node:
         import ctypes
 
         try:
+            _check_library(Path(text))
             return ctypes.CDLL(text)
         except OSError as problem:
             raise DriverMissing(f"load {text}: {problem}") from problem
@@ -224,6 +225,19 @@ class Node:
             adapter = self.__dict__.pop(name, None)
             if adapter is not None:
                 adapter.close()
+
+
+def _check_library(path: Path) -> None:
+    """What root loads runs as root; DriverMissing where somebody else could have written it."""
+    from slurm_mig.files import trusted
+
+    if os.geteuid() != 0:
+        return
+    try:
+        with trusted(path):
+            pass
+    except NodeFault as fault:
+        raise DriverMissing(f"load {path}: {fault.cause}", remedy=fault.remedy) from fault
 
 
 def require_root() -> None:

@@ -1,6 +1,6 @@
 """Files under the run directory by which Prolog, TaskProlog and Epilog meet.
 
-    env/<job>.<restart>                lines for the TaskProlog, readable by the job's user only
+    env/<job>.<restart>                lines for the TaskProlog, root's, readable by the job's user
     env/<leader>.<restart>.het<job>    the same for steps of a heterogeneous job, which carry
                                        their leader's id on every node
     env/... .refused                   why the job was refused, for the TaskProlog
@@ -16,7 +16,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slurm_mig.files import private_directory, remove_as_owner, replace_file
+from slurm_mig.files import (
+    private_directory,
+    read_own,
+    remove_as_owner,
+    replace_file,
+    trusted,
+)
 
 if TYPE_CHECKING:
     from slurm_mig.allocation import Owner
@@ -31,9 +37,9 @@ class RunFiles:
         self._jobs = root / "jobs"
 
     def prepare(self) -> None:
-        """Make the directories; 0755 because every job's TaskProlog looks into them."""
-        for path in (self._root, self._env, self._jobs):
-            private_directory(path, 0o755)
+        """Make the directories; every job's TaskProlog looks into two of them."""
+        for path, mode in ((self._root, 0o755), (self._env, 0o755), (self._jobs, 0o700)):
+            private_directory(path, mode)
 
     def in_use(self) -> bool:
         """Whether jobs' environments are kept here: then every GPU job needs one."""
@@ -58,7 +64,8 @@ class RunFiles:
         return self._notes(f"{job_id}.*", "retry")
 
     def _notes(self, names: str, kind: str) -> list[str]:
-        texts = [path.read_text("utf-8") for path in sorted(self._jobs.glob(names))]
+        """What marks say; NodeFault for a mark that somebody else could have made."""
+        texts = [read_own(path) for path in _inside(self._jobs, names)]
         lines = [line.partition(" ") for text in texts for line in text.splitlines()]
         return [value for word, _, value in lines if word == kind]
 
@@ -76,13 +83,13 @@ class RunFiles:
 
     @staticmethod
     def _give(path: Path, lines: str, owner: Owner) -> None:
-        replace_file(path, lines, mode=0o400, uid=owner.uid, gid=owner.gid)
+        replace_file(path, lines, mode=0o400, reader=(owner.uid, owner.gid))
 
     def withdraw(self, job_id: int) -> None:
         """Remove everything of a job, whichever run left it."""
         leases = self._notes(f"{job_id}.*", "leases")
         for path in self._all():
-            if _job_of(path) == job_id:
+            if job_of(path) == job_id:
                 path.unlink(missing_ok=True)
         for directory in leases:
             remove_as_owner(Path(directory))
@@ -94,10 +101,19 @@ class RunFiles:
 
     def jobs(self) -> set[int]:
         """Ids of all jobs that have a file here."""
-        return {_job_of(path) for path in self._all()}
+        return {job_of(path) for path in self._all()}
 
     def _all(self) -> list[Path]:
-        return [*self._env.glob("[0-9]*"), *self._jobs.glob("[0-9]*")]
+        return [*_inside(self._env, "[0-9]*"), *_inside(self._jobs, "[0-9]*")]
+
+
+def _inside(directory: Path, names: str) -> list[Path]:
+    """Files of a directory that root alone changes; none where it does not exist."""
+    try:
+        with trusted(directory):
+            return sorted(directory.glob(names))
+    except FileNotFoundError:
+        return []
 
 
 def _stems(owner: Owner) -> list[str]:
@@ -107,7 +123,7 @@ def _stems(owner: Owner) -> list[str]:
     return stems
 
 
-def _job_of(path: Path) -> int:
+def job_of(path: Path) -> int:
     """The job a file belongs to: a component's alias is not its leader's."""
     name = path.name.removesuffix(".refused")
     return int(name.partition(".het")[2] or name.partition(".")[0])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -147,6 +149,39 @@ def cli_as(uid: int, *arguments: str, **environ: str) -> subprocess.CompletedPro
         return subprocess.CompletedProcess(arguments, code, out.read(), err.read())
 
 
+def as_user(uid: int, work: Callable[[], object]) -> object:
+    """What `work` returns, or the OSError that it raises, in a fork with a user's rights."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.chdir("/")
+            os.setgroups([])
+            os.setgid(uid)
+            os.setuid(uid)
+            try:
+                told: object = work()
+            except OSError as problem:
+                told = OSError(problem.errno, problem.strerror)
+            os.write(writing, pickle.dumps(told))
+        except BaseException as problem:  # noqa: BLE001  # a child must not return into pytest
+            os.write(writing, pickle.dumps(AssertionError(repr(problem))))
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        told = pickle.load(pipe)
+    os.waitpid(pid, 0)
+    if isinstance(told, AssertionError):
+        raise told
+    return told
+
+
+def opened_by(uid: int, path: Path, flags: int = os.O_RDONLY) -> bool:
+    """Whether a user may open it; a device without a driver says ENXIO only once he may."""
+    found = as_user(uid, lambda: os.close(os.open(path, flags | os.O_NONBLOCK)))
+    return found is None or (isinstance(found, OSError) and found.errno == errno.ENXIO)
+
+
 def job_environ(job: int, stamp: str, gpus: str = "0") -> dict[str, str]:
     """What slurmd 22.05 gives a Prolog (slurm-facts.md 1)."""
     environ = {
@@ -175,6 +210,26 @@ def public_tmp() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
+def build_site(
+    root: Path, *gpus: str, config: str = "", mig: bool = True, **options: object
+) -> Site:
+    """A node in a new directory `root`."""
+    root.mkdir(mode=0o755)
+    machine = build_machine(root / "sim", *gpus, **options)
+    file = root / "config.toml"
+    file.write_text(
+        f'[driver]\nlibrary = "simulator:{root}/sim"\n'
+        f'[paths]\nstate = "{root}/state"\nrun = "{root}/run"\n'
+        f'[slurm]\nbin = "{root}/bin"\ntimeout = 5\n{config}'
+    )
+    install_hooks(root / "hooks", Path(sys.executable), file, root / "run")
+    if mig:
+        for index in range(len(gpus)):
+            with machine.change(index) as board:
+                board.set_mode(True, busy=False)
+    return Site(root, machine, file)
+
+
 @pytest.fixture
 def make_site(public_tmp: Path) -> Callable[..., Site]:
     """Build nodes: `make_site(H100, A30, config="...", latency_ms={...}, mig=True)`."""
@@ -182,21 +237,8 @@ def make_site(public_tmp: Path) -> Callable[..., Site]:
 
     def build(*gpus: str, config: str = "", mig: bool = True, **options: object) -> Site:
         root = public_tmp / f"node{len(made)}"
-        root.mkdir(mode=0o755)
         made.append(root)
-        machine = build_machine(root / "sim", *gpus, **options)
-        file = root / "config.toml"
-        file.write_text(
-            f'[driver]\nlibrary = "simulator:{root}/sim"\n'
-            f'[paths]\nstate = "{root}/state"\nrun = "{root}/run"\n'
-            f'[slurm]\nbin = "{root}/bin"\ntimeout = 5\n{config}'
-        )
-        install_hooks(root / "hooks", Path(sys.executable), file, root / "run")
-        if mig:
-            for index in range(len(gpus)):
-                with machine.change(index) as board:
-                    board.set_mode(True, busy=False)
-        return Site(root, machine, file)
+        return build_site(root, *gpus, config=config, mig=mig, **options)
 
     return build
 

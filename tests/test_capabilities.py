@@ -14,7 +14,7 @@ from slurm_mig.geometry import Placement
 from slurm_mig.simulator.client import open_devices
 from slurm_mig.simulator.tree import ci_minor, gi_minor
 
-from .conftest import H100, build_machine
+from .conftest import H100, as_user, build_machine, opened_by
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,6 +110,90 @@ def test_removed_and_closed_for_the_next(machine: Machine, capabilities: Capabil
     assert list((machine.tree.dev / "nvidia-caps").iterdir()) == []
     capabilities.close(0, 2, 0, 64002, 64002)
     assert not opens(machine, 64001)
+
+
+def test_taken_from_its_user(machine: Machine, capabilities: Capabilities) -> None:
+    """Root's and closed; taking again, or what is not there, is nothing."""
+    capabilities.revoke(0, 2, 0)
+    assert not (machine.tree.dev / "nvidia-caps").exists()
+    capabilities.close(0, 2, 0, 64001, 64001)
+    for _ in range(2):
+        capabilities.revoke(0, 2, 0)
+        assert not opens(machine, 64001)
+    nodes = list((machine.tree.dev / "nvidia-caps").iterdir())
+    assert {(node.stat().st_uid, stat.S_IMODE(node.stat().st_mode)) for node in nodes} == {(0, 0)}
+    for name in ("gi2/access", "gi2/ci0/access"):
+        machine.tree.modprobe(machine.tree.capabilities / "gpu0/mig" / name)
+    assert not opens(machine, 64001)
+
+
+@pytest.mark.parametrize("end", ["revoke", "remove", "close"])
+def test_a_second_name_is_worth_nothing(
+    machine: Machine, capabilities: Capabilities, public_tmp: Path, end: str
+) -> None:
+    """A user may link what he owns to anywhere on that file system, and keeps the name."""
+    capabilities.close(0, 2, 0, 64001, 64001)
+    mine = public_tmp / "mine"
+    mine.mkdir()
+    os.chown(mine, 64001, 64001)
+    node = machine.tree.dev / "nvidia-caps/nvidia-cap21"
+    assert as_user(64001, lambda: os.link(node, mine / "cap")) is None
+    assert opened_by(64001, mine / "cap")
+    if end == "close":
+        capabilities.close(0, 2, 0, 64002, 64002)
+    else:
+        getattr(capabilities, end)(0, 2, 0)
+    assert not opened_by(64001, mine / "cap")
+    assert as_user(64001, lambda: (mine / "cap").chmod(0o444)) is not None
+
+
+def test_only_a_users_own_are_removed(machine: Machine, capabilities: Capabilities) -> None:
+    """The ids may be another instance's by now."""
+    capabilities.close(0, 2, 0, 64001, 64001)
+    node = machine.tree.dev / "nvidia-caps/nvidia-cap22"
+    os.chown(node, 0, 0)
+    capabilities.remove(0, 2, 0, owned_by=64001)
+    assert [path.name for path in node.parent.iterdir()] == ["nvidia-cap22"]
+    capabilities.remove(0, 2, 0, owned_by=64001)
+
+
+def test_a_directory_that_users_can_write_to(machine: Machine, capabilities: Capabilities) -> None:
+    """They could put nodes of their own there: a fault with its mode, and nothing is made."""
+    nodes = machine.tree.dev / "nvidia-caps"
+    nodes.mkdir()
+    nodes.chmod(0o777)
+    with pytest.raises(DeviceNodeFault, match="with mode 0777; it must"):
+        capabilities.close(0, 2, 0, 64001, 64001)
+    assert list(nodes.iterdir()) == []
+    nodes.rmdir()
+    nodes.symlink_to("/tmp")
+    with pytest.raises(DeviceNodeFault, match="nvidia-caps"):
+        capabilities.close(0, 2, 0, 64001, 64001)
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "directory", "fifo"])
+def test_something_else_in_a_nodes_place(
+    machine: Machine, capabilities: Capabilities, tmp_path: Path, kind: str
+) -> None:
+    """Replaced, what a link points to untouched; a directory is a fault with its name."""
+    victim = tmp_path / "victim"
+    victim.write_text("v")
+    nodes = machine.tree.dev / "nvidia-caps"
+    nodes.mkdir()
+    place = nodes / "nvidia-cap21"
+    {
+        "file": place.touch,
+        "link": lambda: place.symlink_to(victim),
+        "directory": place.mkdir,
+        "fifo": lambda: os.mkfifo(place),
+    }[kind]()
+    if kind == "directory":
+        with pytest.raises(DeviceNodeFault, match=f"remove {place}: Is a directory"):
+            capabilities.close(0, 2, 0, 64001, 64001)
+        return
+    capabilities.close(0, 2, 0, 64001, 64001)
+    assert stat.S_ISCHR(place.lstat().st_mode)
+    assert (victim.stat().st_uid, stat.S_IMODE(victim.stat().st_mode)) == (0, 0o644)
 
 
 def test_minors_are_those_of_the_kernel() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 from slurm_mig.config import SETTINGS, Config, expand, load, locate, sample
 from slurm_mig.errors import ConfigFault
+
+from .conftest import as_user
 
 
 def write(path: Path, text: str) -> Path:
@@ -171,7 +174,7 @@ def test_a_named_file_must_exist() -> None:
 
 def test_an_unreadable_file(tmp_path: Path) -> None:
     """A directory in its place, for one."""
-    with pytest.raises(ConfigFault, match="Is a directory"):
+    with pytest.raises(ConfigFault, match="not a regular file|Is a directory"):
         load(tmp_path, {})
 
 
@@ -194,3 +197,46 @@ def test_a_node_name_that_cannot_be_in_a_path(name: str) -> None:
 def test_no_remedy_at_all(tmp_path: Path, text: str) -> None:
     """Said by the word, or by an empty list."""
     assert load(write(tmp_path, f"[stuck]\nremedies = {text}"), {}).stuck_remedies == ()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("how", ["file", "owner", "directory", "above", "link"])
+def test_root_obeys_only_what_root_wrote(tmp_path: Path, how: str) -> None:
+    """`library` names code: a file that a user can write or replace is refused with its step."""
+    (tmp_path / "a/b").mkdir(parents=True)
+    file = tmp_path / "a/b/config.toml"
+    file.write_text("[gpus]\nmanaged = [1]\n")
+    assert load(file, {}).managed == (1,)
+    bad = {"directory": file.parent, "above": file.parent.parent}.get(how, file)
+    if how == "owner":
+        os.chown(file, 64001, 64001)
+    elif how == "link":
+        file.rename(tmp_path / "real.toml")
+        file.symlink_to(tmp_path / "real.toml")
+        bad = tmp_path / "real.toml"
+        bad.chmod(0o666)
+    else:
+        bad.chmod(0o777)
+    with pytest.raises(ConfigFault) as caught:
+        load(file, {})
+    assert f"config: {bad} " in str(caught.value)
+    assert "is owned by uid" in str(caught.value)
+    assert "it must" in str(caught.value)
+
+
+@pytest.mark.root
+def test_a_link_of_roots(tmp_path: Path) -> None:
+    """Configuration management makes them."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real/c.toml").write_text("[gpus]\nmanaged = [1]\n")
+    (tmp_path / "c.toml").symlink_to("real/c.toml")
+    assert load(tmp_path / "c.toml", {}).managed == (1,)
+
+
+@pytest.mark.root
+def test_a_users_own_configuration_is_his_business(public_tmp: Path) -> None:
+    """`generate` and `simulator` work for everybody."""
+    (public_tmp / "c.toml").write_text("[gpus]\nmanaged = [1]\n")
+    (public_tmp / "c.toml").chmod(0o666)
+    os.chown(public_tmp / "c.toml", 64001, 64001)
+    assert as_user(64001, lambda: load(public_tmp / "c.toml", {}).managed) == (1,)

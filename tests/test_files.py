@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -79,11 +80,11 @@ def test_without_rights(public_tmp: Path) -> None:
 def test_a_replaced_file_is_complete_and_owned(tmp_path: Path) -> None:
     """Mode and owner are right from the first moment its name exists; no rest is left."""
     path = tmp_path / "f"
-    files.replace_file(path, "one", mode=0o400, uid=64001, gid=64001)
-    files.replace_file(path, "two", mode=0o400, uid=64001, gid=64001)
+    files.replace_file(path, "one", mode=0o400)
+    files.replace_file(path, "two", mode=0o640)
     status = path.stat()
     assert path.read_text() == "two"
-    assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o400, 64001, 64001)
+    assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o640, 0, 0)
     assert [item.name for item in tmp_path.iterdir()] == ["f"]
 
 
@@ -108,6 +109,143 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     """Named with the reason."""
     with pytest.raises(NodeFault, match="write .*/none/f: No such file"):
         files.replace_file(tmp_path / "none/f", "x", mode=0o600)
+
+
+# -- every step of a path ---------------------------------------------------------
+
+
+def foul(path: Path, how: str) -> None:
+    """Let a user put something in the place of what lies below."""
+    if how == "owner":
+        os.chown(path, 64001, 0)
+    else:
+        path.chmod(int(how, 8))
+
+
+@pytest.mark.parametrize("how", ["owner", "0775", "0757", "0777"])
+@pytest.mark.parametrize("bad", ["a", "a/b", "a/b/c"])
+def test_any_step_that_a_user_controls_is_named(tmp_path: Path, how: str, bad: str) -> None:
+    """With its owner, its mode and what is wanted; and nothing is made below it."""
+    (tmp_path / "a/b/c").mkdir(parents=True)
+    foul(tmp_path / bad, how)
+    with pytest.raises(NodeFault) as caught, files.trusted(tmp_path / "a/b/c"):
+        pass
+    mode = "0755" if how == "owner" else how
+    owner = 64001 if how == "owner" else 0
+    assert f"{tmp_path / bad} " in f"{caught.value.cause} "
+    assert f"is owned by uid {owner} with mode {mode}" in caught.value.cause
+    assert "must" in caught.value.remedy
+    with pytest.raises(NodeFault, match=str(tmp_path / bad)):
+        files.private_directory(tmp_path / "a/b/c/d/e", 0o700)
+    assert not (tmp_path / "a/b/c/d").exists()
+
+
+def test_a_sticky_directory_of_roots_is_a_fine_step(tmp_path: Path) -> None:
+    """As /tmp: others cannot move root's entries there. But it is no place of our own."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a").chmod(0o1777)
+    files.private_directory(tmp_path / "a/b", 0o700)
+    with pytest.raises(NodeFault, match="not writable by others"):
+        files.private_directory(tmp_path / "a", 0o700)
+    os.chown(tmp_path / "a", 64001, 64001)
+    with pytest.raises(NodeFault, match="owned by uid 64001"):
+        files.private_directory(tmp_path / "a/b", 0o700)
+
+
+def test_links_of_roots_are_followed_and_their_way_is_checked(tmp_path: Path) -> None:
+    """/var/run is one on many systems; relative and absolute, one through another."""
+    (tmp_path / "real/x").mkdir(parents=True)
+    (tmp_path / "one").symlink_to("real")
+    (tmp_path / "two").symlink_to(tmp_path / "one")
+    with files.trusted(tmp_path / "two/x/../x") as found:
+        assert os.fstat(found).st_ino == (tmp_path / "real/x").stat().st_ino
+    (tmp_path / "real").chmod(0o777)
+    with pytest.raises(NodeFault, match=f"{tmp_path}/real on the way to {tmp_path}/two/x"):
+        files.private_directory(tmp_path / "two/x/y", 0o700)
+
+
+def test_a_users_link_is_not_followed(tmp_path: Path) -> None:
+    """He could let it lead elsewhere between two looks."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    os.chown(tmp_path / "link", 64001, 64001, follow_symlinks=False)
+    with pytest.raises(NodeFault, match="link must be owned by root"):
+        files.private_directory(tmp_path / "link/x", 0o700)
+
+
+def test_links_that_lead_in_circles(tmp_path: Path) -> None:
+    """End as they do in the kernel."""
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(NodeFault, match="Too many levels of symbolic links"):
+        files.private_directory(tmp_path / "a/x", 0o700)
+
+
+def test_parents_are_made_closed_whatever_the_umask(tmp_path: Path) -> None:
+    """0755: with a umask of 0 they would be everybody's, with 077 nobody's."""
+    for umask in (0, 0o077):
+        old = os.umask(umask)
+        try:
+            files.private_directory(tmp_path / f"{umask}/b/c", 0o700)
+        finally:
+            os.umask(old)
+        for name in (f"{umask}", f"{umask}/b"):
+            assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o755
+
+
+def test_descriptors_are_not_leaked(tmp_path: Path) -> None:
+    """Whichever way the walk ends."""
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad").chmod(0o777)
+    (tmp_path / "link").symlink_to("bad")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for path in ("fine/x", "bad/x", "link/x", "link"):
+        with suppress(NodeFault):
+            files.private_directory(tmp_path / path, 0o700)
+    with pytest.raises(FileNotFoundError), files.trusted(tmp_path / "none/x"):
+        pass
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+# -- files ------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["fifo", "link", "directory", "owner", "0666", "big"])
+def test_only_a_file_of_ones_own_is_read(tmp_path: Path, kind: str) -> None:
+    """No waiting for a FIFO's writer, no following, no filling of the memory."""
+    path = tmp_path / "f"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        (tmp_path / "real").write_text("x")
+        path.symlink_to("real") if kind == "link" else path.write_text("x")
+    if kind == "owner":
+        os.chown(path, 64001, 64001)
+    elif kind == "0666":
+        path.chmod(0o666)
+    elif kind == "big":
+        os.truncate(path, 1 << 40)
+        assert len(files.read_own(path)) == files.LONGEST
+        return
+    with pytest.raises(NodeFault, match=str(path)):
+        files.read_own(path)
+
+
+def test_own_files(tmp_path: Path) -> None:
+    """Any bytes; one that another hook has just removed is empty."""
+    (tmp_path / "f").write_bytes(b"a\xffb")
+    assert files.read_own(tmp_path / "f") == "a\ufffdb"
+    assert files.read_own(tmp_path / "gone") == ""
+
+
+def test_a_second_name_is_no_fault(tmp_path: Path) -> None:
+    """Where fs.protected_hardlinks is 0 a user can make one: he must not drain the node by it."""
+    (tmp_path / "f").write_text("x")
+    os.link(tmp_path / "f", tmp_path / "second")
+    assert files.read_own(tmp_path / "f") == "x"
 
 
 def test_boot_ids(tmp_path: Path) -> None:

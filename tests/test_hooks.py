@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import subprocess
 import syslog
 import time
@@ -19,7 +18,7 @@ from slurm_mig.geometry import Placement
 from slurm_mig.hooks import Job, Line
 from slurm_mig.simulator.faults import Rule
 
-from .conftest import A30, A100, H100, Site, job_environ
+from .conftest import A30, A100, H100, Site, job_environ, opened_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -647,9 +646,11 @@ def test_a_batch_script_never_loses_it(site: Site, step: str) -> None:
 
 
 def test_other_users_cannot_read_the_file(site: Site) -> None:
-    """0400 and theirs alone; without it the task of a forged job id fails closed."""
+    """Root's, and theirs alone to read; without it the task of a forged job id fails closed."""
     site.prolog(7, STAMP)
-    assert stat.S_IMODE((site.run / "env/7.0").stat().st_mode) == 0o400
+    assert (site.run / "env/7.0").stat().st_uid == 0
+    assert opened_by(64001, site.run / "env/7.0")
+    assert not opened_by(64002, site.run / "env/7.0")
     done = task(site, uid=64002, SLURM_SHARDS_ON_NODE="14")
     assert (done.returncode, "MIG-" in done.stdout) == (1, False)
 

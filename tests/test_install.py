@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from slurm_mig import install
+from slurm_mig.errors import NodeFault
 
 pytestmark = pytest.mark.root
 
@@ -66,3 +67,13 @@ def test_the_shipped_scripts_are_plain_sh() -> None:
         subprocess.run(["/bin/sh", "-n", path], check=True)
         assert os.access(path, os.X_OK)
         assert path.read_text().startswith("#!/bin/sh\n")
+
+
+@pytest.mark.parametrize("bad", ["a", "a/hooks"])
+def test_a_directory_that_users_can_write_to(tmp_path: Path, bad: str) -> None:
+    """Slurmd runs as root whatever lies there: refused, nothing written."""
+    (tmp_path / "a/hooks").mkdir(parents=True)
+    (tmp_path / bad).chmod(0o777)
+    with pytest.raises(NodeFault, match=f"{tmp_path / bad}.* with mode 0777"):
+        put(tmp_path / "a/hooks")
+    assert list((tmp_path / "a/hooks").iterdir()) == []

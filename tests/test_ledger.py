@@ -304,3 +304,62 @@ def test_a_power_cut_at_any_write(tmp_path: Path, statement: int) -> None:
     assert len(record.instances) == 1
     assert ledger.broken_event() is None
     ledger.close()
+
+
+@pytest.mark.root
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("which", ["", "-wal", "-shm"])
+@pytest.mark.parametrize("kind", ["link", "hard link", "fifo", "directory", "owner", "0602"])
+def test_only_a_file_of_its_own(tmp_path: Path, which: str, kind: str) -> None:
+    """Neither followed, nor waited for, nor shared: a fault that names it, in whichever file."""
+    state = tmp_path / "state"
+    Ledger(state / "l.db").close()
+    path = state / f"l.db{which}"
+    (tmp_path / "victim").write_text("")
+    if path.exists():
+        path.rename(tmp_path / "real")
+    if kind == "link":
+        path.symlink_to(tmp_path / "victim")
+    elif kind == "fifo":
+        os.mkfifo(path, 0o600)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.touch(mode=0o600)
+    if kind == "hard link":
+        os.link(path, tmp_path / "second")
+    elif kind == "owner":
+        os.chown(path, 64001, 64001)
+    elif kind == "0602":
+        path.chmod(0o602)
+    with pytest.raises(LedgerFault, match=str(path)):
+        Ledger(state / "l.db")
+    assert (tmp_path / "victim").read_text() == ""
+
+
+@pytest.mark.root
+def test_one_that_others_could_read_is_narrowed(tmp_path: Path) -> None:
+    """Restored from a backup, say."""
+    Ledger(tmp_path / "s/l.db").close()
+    (tmp_path / "s/l.db").chmod(0o644)
+    Ledger(tmp_path / "s/l.db").close()
+    assert stat.S_IMODE((tmp_path / "s/l.db").stat().st_mode) == 0o600
+
+
+@pytest.mark.root
+def test_the_check_drops_no_lock(tmp_path: Path) -> None:
+    """A second ledger of one process leaves the first one's transaction its lock (fcntl(2))."""
+    first = Ledger(tmp_path / "s/l.db")
+    first._db.execute("BEGIN IMMEDIATE")
+    Ledger(tmp_path / "s/l.db").close()
+    pid = os.fork()
+    if pid == 0:
+        other = sqlite3.connect(tmp_path / "s/l.db", timeout=0)
+        try:
+            other.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            os._exit(0)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    first._db.execute("ROLLBACK")
+    first.close()

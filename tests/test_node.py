@@ -86,3 +86,17 @@ def test_without_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 64001)
     with pytest.raises(NotPermitted, match="run it as root"):
         require_root()
+
+
+@pytest.mark.parametrize("how", ["file", "directory"])
+def test_a_library_that_a_user_could_have_written(tmp_path: Path, how: str) -> None:
+    """Root would run his code: refused before it is loaded."""
+    library = tmp_path / "lib/libnvidia-ml.so.1"
+    library.parent.mkdir()
+    library.write_bytes(b"")
+    with pytest.raises(DriverMissing, match="file too short"):
+        _ = Node(Config(library=str(library))).driver
+    bad = library if how == "file" else library.parent
+    bad.chmod(0o777)
+    with pytest.raises(DriverMissing, match=f"load {library}: {bad} .*with mode 0777"):
+        _ = Node(Config(library=str(library))).driver

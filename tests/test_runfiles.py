@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -11,7 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurm_mig.allocation import Owner
+from slurm_mig.errors import NodeFault
 from slurm_mig.runfiles import RunFiles
+
+from .conftest import opened_by
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,13 +30,40 @@ def run(tmp_path: Path) -> RunFiles:
     return RunFiles(tmp_path / "run")
 
 
-def test_an_environment_is_its_users_alone(run: RunFiles, tmp_path: Path) -> None:
-    """0400, owned by the job's user, in a directory that only root changes."""
+def test_an_environment_is_its_users_alone(public_tmp: Path) -> None:
+    """Root's, so that he cannot make it grow, and read by him alone."""
+    run = RunFiles(public_tmp / "run")
     run.mark(ALICE)
     run.publish(ALICE, "export A=1\n")
+    status = (public_tmp / "run/env/7.0").stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o440, 0)
+    assert opened_by(64001, public_tmp / "run/env/7.0")
+    assert not opened_by(64001, public_tmp / "run/env/7.0", os.O_WRONLY)
+    assert not opened_by(64002, public_tmp / "run/env/7.0")
+    assert stat.S_IMODE((public_tmp / "run/env").stat().st_mode) == 0o755
+
+
+def test_without_access_lists_he_owns_it(
+    run: RunFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system without them: closed to others all the same. Other errors are no success."""
+
+    def no_lists(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr(os, "setxattr", no_lists)
+    run.mark(ALICE)
+    run.publish(ALICE, "a")
     status = (tmp_path / "run/env/7.0").stat()
     assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o400, 64001)
-    assert stat.S_IMODE((tmp_path / "run/env").stat().st_mode) == 0o755
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "setxattr", full)
+    with pytest.raises(NodeFault, match="No space left"):
+        run.publish(ALICE, "b")
+    assert (tmp_path / "run/env/7.0").read_text() == "a"
 
 
 def test_runs_are_kept_apart(run: RunFiles, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ VERBS: Final[dict[str, str]] = {
     "reset": "reset",
     "simulator": "simulator",
     "status": "status",
+    "verify": "verify",
     "weights": "weights",
 }
 

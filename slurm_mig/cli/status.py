@@ -225,8 +225,8 @@ def _holder(item: dict[str, Any]) -> str:
 def _why(item: dict[str, Any]) -> str:
     lines = [item["reason"]] if item["reason"] else []
     if "stuck_since" in item:
-        age = age(time.time() - item["stuck_since"])
-        lines.append(f"stuck for {age}, held now by {item['held_now']}")
+        since = age(time.time() - item["stuck_since"])
+        lines.append(f"stuck for {since}, held now by {item['held_now']}")
     return "".join(f"\n    {line}" for line in lines)
 
 

@@ -1,0 +1,89 @@
+"""`slurm-mig verify`: try, as users, to reach what is not theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from slurm_mig.cli._common import json_option, open_node, print_json, table
+from slurm_mig.cli._usage import OnePath
+from slurm_mig.cli.generate import DEFAULT_HOOKS
+from slurm_mig.errors import Exposed, UsageFault
+from slurm_mig.isolation import ROOTS, Isolation
+from slurm_mig.node import require_root
+
+if TYPE_CHECKING:
+    from slurm_mig.isolation import Subject, Try
+
+#: nobody, where no job holds a slice (Linux's overflow uid; proc(5), overflowuid).
+NOBODY = 65534
+
+NOTE = (
+    "File modes were tried, the guard that always holds; this process is in no job's cgroup, "
+    "so what ConstrainDevices denies besides does not show."
+)
+
+
+@click.command()
+@click.option("--job", "job_id", type=click.IntRange(1, 2**32 - 1), help="Only as this job's user.")
+@click.option(
+    "--uid",
+    type=click.IntRange(1, 2**32 - 2),
+    help="As this user; as nobody (65534) if no job holds a slice.",
+)
+@click.option(
+    "--hooks",
+    default=DEFAULT_HOOKS,
+    show_default=True,
+    type=OnePath(path_type=Path),
+    help="Directory of the hooks.",
+)
+@json_option
+def command(job_id: int | None, uid: int | None, hooks: Path, as_json: bool) -> None:  # noqa: FBT001
+    """Try, as the user of each job, to open every neighbour's slice and what hooks rely on."""
+    require_root()
+    if job_id is not None and uid is not None:
+        raise UsageFault("--job and --uid both say who tries; give one of them")
+    with open_node() as node:
+        isolation = Isolation(node, hooks.absolute())
+        subjects = isolation.subjects(job_id, uid) or isolation.subjects(None, NOBODY)
+        tried = [item for subject in subjects if subject.uid for item in isolation.by(subject)]
+        tried += isolation.by_root()
+    notes = [NOTE, *_of_root(subjects)]
+    if as_json:
+        print_json({"node": node.name, "tries": [t.to_dict() for t in tried], "notes": notes})
+    else:
+        _print(tried, notes)
+    failed = [item for item in tried if item.verdict == "fail"]
+    if failed:
+        first = failed[0]
+        raise Exposed(
+            f"{len(failed)} of {len(tried)} tries failed, the first: {first.action} {first.path} "
+            f"({first.item}) is {first.found}",
+            remedy="see the output and docs/security.md",
+        )
+
+
+def _of_root(subjects: list[Subject]) -> list[str]:
+    return [
+        f"Job {item.job_id} runs as root: nothing is closed to root."
+        for item in subjects
+        if not item.uid
+    ]
+
+
+def _print(tried: list[Try], notes: list[str]) -> None:
+    table(
+        ("", "AS", "ITEM", "ACTION", "PATH", "FOUND"),
+        [(t.verdict, _who(t), t.item, t.action, t.path, t.found) for t in tried],
+    )
+    for note in notes:
+        click.echo(note)
+
+
+def _who(item: Try) -> str:
+    if item.uid is None:
+        return ROOTS
+    return f"uid {item.uid}" if item.job_id is None else f"job {item.job_id} (uid {item.uid})"
