@@ -37,7 +37,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         [hooks]
         lock_timeout = 1
         destroy_timeout = 2.5
-        deadline = 7
+        deadline = 17
         [slurm]
         bin = "/b"
         timeout = 3
@@ -111,8 +111,8 @@ def test_the_sample_is_the_shipped_one_and_means_the_defaults(tmp_path: Path) ->
         ("[gpus]\norder = 'none'", "order = 'none'"),
         ("[paths]\nrun = 'run'", "allowed is an absolute path"),
         ("[hooks]\nlock_timeout = 0", "lock_timeout = 0: allowed is seconds"),
-        ("[hooks]\ndeadline = 60", "deadline = 60: allowed is more than .*, which is 60"),
-        ("[hooks]\nlock_timeout = 280", "deadline = 300: allowed is more than .* is 310"),
+        ("[hooks]\ndeadline = 70", "deadline = 70: allowed is more than .*, which is 70"),
+        ("[hooks]\nlock_timeout = 280", "deadline = 300: allowed is more than .* is 320"),
         ("[hooks]\nlock_timeout = true", "lock_timeout = True"),
         ("[hooks]\nlock_timeout = '5'", "lock_timeout = '5'"),
         ("[refusal]\nno_requeue = 'ask'", "no_requeue = 'ask'"),
