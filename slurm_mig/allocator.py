@@ -249,10 +249,7 @@ class Allocator:
 
     def _roll_back(self, number: int, gpu: Gpu) -> None:
         """Undo a carve that failed; what cannot be undone stays on record for the next hook."""
-        record = self._ledger.find(number)
-        if record.owner.job_id is not None:
-            self._files.withdraw_environment(record.owner)
-        self._tear_down(record, gpu, "rolled back")
+        self._tear_down(self._ledger.find(number), gpu, "rolled back")
 
     # -- whole GPUs ----------------------------------------------------------
 
@@ -344,6 +341,7 @@ class Allocator:
     ) -> Allocation:
         if not record.open:
             return record
+        self._withdraw_environment(record)
         record = self._with_ids(record, gpu)
         if record.phase != phases.RELEASING:
             record = self._ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
@@ -356,12 +354,31 @@ class Allocator:
             why = "; ".join(busy) or "the driver said they were destroyed"
             quarantined = record.moved(phases.QUARANTINED, f"{names} still there: {why}")
             return self._ledger.save(quarantined, phases.QUARANTINED)
-        for item in record.instances:
-            if item.gi_id is not None and item.ci_id is not None:
-                self._capabilities.remove(record.gpu_minor, item.gi_id, item.ci_id)
+        self._remove_nodes(record)
         if record.request == phases.WHOLE_MIG_OFF and (why := self._restore_mig_mode(gpu)):
             return self._ledger.save(record.moved(phases.QUARANTINED, why), phases.QUARANTINED)
         return self._ledger.finish(record, phases.RELEASED, reason)
+
+    def _withdraw_environment(self, record: Allocation) -> None:
+        """Take a run's environment away before its slices go.
+
+        A hook that dies in between leaves a run that no task can start in, not one
+        whose tasks are sent to a slice that is gone or is another's by now.
+        """
+        owner = record.owner
+        if owner.job_id is None or record.phase != phases.ACTIVE:
+            return
+        # Ids are reused: the file may be that of a later job with this number.
+        for other in self._ledger.open_of_job(owner.job_id):
+            if other.phase == phases.ACTIVE and other.owner.restart == owner.restart:
+                if not other.owner.same_run(owner):
+                    return
+        self._files.withdraw_environment(owner)
+
+    def _remove_nodes(self, record: Allocation) -> None:
+        for item in record.instances:
+            if item.gi_id is not None and item.ci_id is not None:
+                self._capabilities.remove(record.gpu_minor, item.gi_id, item.ci_id)
 
     def _restore_mig_mode(self, gpu: Gpu) -> str:
         """MIG mode on again; says why it is not, for a later hook to try again."""
@@ -474,6 +491,9 @@ class Allocator:
         names = ", ".join(str(item) for item in missing)
         reason = f"{names} taken away from outside, or the GPU was reset"
         if len(missing) == len(record.instances):
+            self._withdraw_environment(record)
+            # The next instance with these ids would be open to the user of the one that went.
+            self._remove_nodes(record)
             self._ledger.finish(record, phases.LOST, reason)
         else:
             self._try_tear_down(record, gpu, reason)

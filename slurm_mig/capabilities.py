@@ -98,10 +98,13 @@ class Capabilities:
 
     def _give(self, node: Path, major: int, minor: int, uid: int, gid: int) -> None:
         try:
-            if not self._nodes.is_dir():
-                self._nodes.mkdir()
-                # Whatever the umask: every job's user has to get through.
-                self._nodes.chmod(0o755)
+            self._nodes.mkdir(exist_ok=True)
+            # Every job's user has to get through, whatever the umask was, and also where the
+            # one who made it died before this line.
+            self._nodes.chmod(0o755)
+            if _is_closed(node, os.makedev(major, minor), uid, gid):
+                # Made anew it would be missing for a moment, and for good if this hook dies in it.
+                return
             # Always a fresh node: one that nvidia-modprobe made is open to all.
             node.unlink(missing_ok=True)
             os.mknod(node, stat.S_IFCHR, os.makedev(major, minor))
@@ -109,6 +112,15 @@ class Capabilities:
             node.chmod(CLOSED)
         except OSError as problem:
             raise DeviceNodeFault(f"make {node}: {problem.strerror}") from problem
+
+
+def _is_closed(node: Path, device: int, uid: int, gid: int) -> bool:
+    try:
+        there = node.lstat()
+    except FileNotFoundError:
+        return False
+    wanted = (stat.S_IFCHR | CLOSED, device, uid, gid)
+    return (there.st_mode, there.st_rdev, there.st_uid, there.st_gid) == wanted
 
 
 def read_access(path: Path) -> Access:
