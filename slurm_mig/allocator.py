@@ -369,11 +369,14 @@ class Allocator:
         if owner.job_id is None or record.phase != phases.ACTIVE:
             return
         # Ids are reused: the file may be that of a later job with this number.
-        for other in self._ledger.open_of_job(owner.job_id):
-            if other.phase == phases.ACTIVE and other.owner.restart == owner.restart:
-                if not other.owner.same_run(owner):
-                    return
-        self._files.withdraw_environment(owner)
+        heirs = (
+            other.phase == phases.ACTIVE
+            and other.owner.restart == owner.restart
+            and not other.owner.same_run(owner)
+            for other in self._ledger.open_of_job(owner.job_id)
+        )
+        if not any(heirs):
+            self._files.withdraw_environment(owner)
 
     def _remove_nodes(self, record: Allocation) -> None:
         for item in record.instances:

@@ -32,6 +32,7 @@ import types
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,7 +40,6 @@ import slurm_mig.simulator
 from slurm_mig import allocation as phases
 from slurm_mig.allocation import TRANSITIONS, Owner
 from slurm_mig.config import Config
-from slurm_mig.errors import JobFault
 from slurm_mig.geometry import Placement
 from slurm_mig.hooks import Job, Line, epilog, prolog
 from slurm_mig.node import Node
@@ -58,12 +58,14 @@ if TYPE_CHECKING:
 #: Owners of builtins that compute and touch nothing outside the process. What is not
 #: named here counts, so that an operation nobody thought of is a crash point, too.
 PURE_MODULES: Final = frozenset(
-    "_abc _asyncio _bisect _codecs _collections _collections_abc _contextvars _csv _ctypes "
-    "_datetime _decimal _functools _hashlib _heapq _imp _json _locale _operator _opcode _random "
-    "_sha1 _sha2 _sha256 _sha512 _sre _stat _string _struct _thread _tokenize _typing _warnings "
-    "_weakref _weakrefset atexit binascii builtins collections datetime errno functools gc "
-    "hashlib itertools json math operator pickle re select struct sys syslog time types typing "
-    "unicodedata weakref zlib".split()
+    """
+    _abc _asyncio _bisect _codecs _collections _collections_abc _contextvars _csv _ctypes _datetime
+    _decimal _functools _hashlib _heapq _imp _json _locale _operator _opcode _random
+    _sha1 _sha2 _sha256 _sha512 _sre _stat _string _struct _thread _tokenize
+    _typing _warnings _weakref _weakrefset atexit binascii builtins collections datetime errno
+    functools gc hashlib itertools json math operator pickle re select
+    struct sys syslog time types typing unicodedata weakref zlib
+    """.split()  # noqa: SIM905  # a table
 )
 #: Of builtins that do touch something: these only compute or ask for the process itself.
 PURE_FUNCTIONS: Final = frozenset(
@@ -147,7 +149,7 @@ class Place:
 
     def reconcile(self, *live: int) -> None:
         with self.node(*live) as node:
-            report = node.allocator().reconcile(lambda: node.live_jobs())
+            report = node.allocator().reconcile(node.live_jobs)
             assert report.left == []
 
     def owner(self, job: int, restart: int = 0) -> Owner:
@@ -252,7 +254,7 @@ class Watch:
     def _label(frame: types.FrameType) -> str:
         code = frame.f_code
         name = str(frame.f_locals["name"]) if code.co_name == "call" else code.co_name
-        return name.removeprefix("_")
+        return name[1:] if name.startswith("_nvml") else name
 
 
 def _in_child(work: Callable[[], None], point: Callable[[str], None]) -> int:
@@ -311,6 +313,7 @@ def watch(place: Place, work: Callable[[Place], None], scratch: Path) -> Seen:
 
     def run() -> None:
         work(place)
+        sys.setprofile(None)
         scratch.write_bytes(pickle.dumps(seen))
 
     assert _in_child(run, point) == 0
@@ -490,7 +493,7 @@ def _check_gpu(place: Place, before: Before, index: int, open_: list[Allocation]
         }
         for item in board.instances
     }
-    strangers = {key for item in before.foreign[index] if (key := item[:3])}
+    strangers = {item[:3] for item in before.foreign[index]}
     assert {key: ids for key, ids in there.items() if key not in strangers} == recorded
     left = [_fingerprint(item) for item in board.instances]
     assert [item for item in left if item[:3] in strangers] == before.foreign[index]
@@ -559,7 +562,7 @@ def _check_trail(place: Place) -> None:
             told = [json.loads(detail)["phase"] for _, detail in rows]
             assert told[0] in (phases.PLANNED, phases.REFUSED)
             assert told[-1] == phase
-            for old, new in zip(told, told[1:], strict=False):
+            for old, new in pairwise(told):
                 assert new in TRANSITIONS[old]
 
 
@@ -919,7 +922,7 @@ def _exhaust(spot: Spot, root: Path, *, every: bool) -> Figures:
         for step in steps if at in firsts else ():
             try:
                 _recover(dead, step, before, spot, last=step is steps[-1])
-            except Exception as problem:
+            except Exception as problem:  # noqa: BLE001  # all are told, at the end
                 problem.add_note(f"killed {seen.labels[at]} (point {at}), then {step.__name__}")
                 failures.append(problem)
             figures.recoveries += 1
