@@ -350,10 +350,7 @@ class Allocator:
 
     def _roll_back(self, number: int, gpu: Gpu) -> None:
         """Undo a carve that failed; what cannot be undone stays on record for the next hook."""
-        record = self._ledger.find(number)
-        if record.owner.job_id is not None:
-            self._files.withdraw_environment(record.owner)
-        self._tear_down(record, gpu, "rolled back")
+        self._tear_down(self._ledger.find(number), gpu, "rolled back")
 
     # -- whole GPUs ----------------------------------------------------------
 
@@ -458,6 +455,7 @@ class Allocator:
         """With a `permit` the site's remedies are used on what stays in use."""
         if not record.open:
             return record
+        self._withdraw_environment(record)
         record = self._with_ids(record, gpu)
         if record.phase != phases.RELEASING:
             record = self._ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
@@ -588,6 +586,25 @@ class Allocator:
             elif record.owner.uid:
                 self._capabilities.remove(*ids, owned_by=record.owner.uid)
 
+    def _withdraw_environment(self, record: Allocation) -> None:
+        """Take a run's environment away before its slices go.
+
+        A hook that dies in between leaves a run that no task can start in, not one
+        whose tasks are sent to a slice that is gone or is another's by now.
+        """
+        owner = record.owner
+        if owner.job_id is None or record.phase != phases.ACTIVE:
+            return
+        # Ids are reused: the file may be that of a later job with this number.
+        heirs = (
+            other.phase == phases.ACTIVE
+            and other.owner.restart == owner.restart
+            and not other.owner.same_run(owner)
+            for other in self._ledger.open_of_job(owner.job_id)
+        )
+        if not any(heirs):
+            self._files.withdraw_environment(owner)
+
     def _restore_mig_mode(self, gpu: Gpu) -> str:
         """MIG mode on again; says why it is not, for a later hook to try again."""
         try:
@@ -716,6 +733,8 @@ class Allocator:
         names = ", ".join(str(item) for item in missing)
         reason = f"{names} taken away from outside, or the GPU was reset"
         if len(missing) == len(record.instances):
+            self._withdraw_environment(record)
+            # The next instance with these ids would be open to the user of the one that went.
             self._remove_nodes(record, record.instances, gpu)
             self._ledger.finish(record, phases.LOST, reason)
         else:

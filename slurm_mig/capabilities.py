@@ -138,6 +138,9 @@ class Capabilities:
     def _give(self, access: Access, major: int, uid: int, gid: int) -> None:
         name = f"nvidia-cap{access.minor}"
         with self._directory() as nodes:
+            if _is_closed(nodes, name, os.makedev(major, access.minor), uid, gid):
+                # Made anew it would be missing for a moment, and for good if this hook dies in it.
+                return
             # Always a fresh node: one that nvidia-modprobe made is open to all.
             self._take(nodes, name)
             self._unlink(nodes, name)
@@ -202,6 +205,15 @@ def _numbers(nodes: Iterable[Path]) -> frozenset[int]:
         if stat.S_ISCHR(status.st_mode):
             found.add(status.st_rdev)
     return frozenset(found)
+
+
+def _is_closed(nodes: int, name: str, device: int, uid: int, gid: int) -> bool:
+    try:
+        there = os.lstat(name, dir_fd=nodes)
+    except FileNotFoundError:
+        return False
+    wanted = (stat.S_IFCHR | CLOSED, device, uid, gid)
+    return (there.st_mode, there.st_rdev, there.st_uid, there.st_gid) == wanted
 
 
 def read_access(path: Path) -> Access:

@@ -316,6 +316,8 @@ def _refuse(
 
     if gpus:
         node.allocator().refuse(job.owner, wanted, gpus[0], fault)
+    # Without it no Epilog comes for the file that follows, should this hook die here.
+    node.files.mark(job.owner)
     # Before Slurm is asked: should that fail, the TaskProlog still has the reason.
     node.files.refuse(job.owner, environment.refusal_lines(str(fault)))
     refusal = Refusal(job.job_id, job.owner.restart, job.comment, job.owner.het_leader)

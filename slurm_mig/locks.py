@@ -61,6 +61,9 @@ class Locks:
                 gpu=gpu,
             ) from None
         try:
+            # Holders that died while they wrote theirs.
+            for half in self._root.glob(f".{note.name}.*"):
+                half.unlink(missing_ok=True)
             replace_file(note, json.dumps(_self_description(action)), mode=0o600)
             yield
         finally:

@@ -72,6 +72,9 @@ class RunFiles:
     def publish(self, owner: Owner, lines: str) -> None:
         """Hand the job's tasks their environment."""
         for stem in _stems(owner):
+            # A refusal comes first for the TaskProlog: one of an earlier job of this number,
+            # whose Epilog never came, would stop this one's tasks.
+            (self._env / f"{stem}.refused").unlink(missing_ok=True)
             self._give(self._env / stem, lines, owner)
 
     def refuse(self, owner: Owner, lines: str) -> None:
@@ -87,24 +90,32 @@ class RunFiles:
 
     def withdraw(self, job_id: int) -> None:
         """Remove everything of a job, whichever run left it."""
-        leases = self._notes(f"{job_id}.*", "leases")
-        for path in self._all():
+        for path in _files_in(self._env):
             if job_of(path) == job_id:
                 path.unlink(missing_ok=True)
-        for directory in leases:
+        for directory in self._notes(f"{job_id}.*", "leases"):
             remove_as_owner(Path(directory))
+        # The marks last: they alone bring an Epilog that died here to do it again.
+        for path in _files_in(self._jobs):
+            if job_of(path) == job_id:
+                path.unlink(missing_ok=True)
 
     def withdraw_environment(self, owner: Owner) -> None:
         """Remove one run's environment: its instances are going."""
         for stem in _stems(owner):
             (self._env / stem).unlink(missing_ok=True)
+            # What a hook was writing when it died; digits only, for others' names begin alike.
+            for half in self._env.glob(f".{stem}.[0-9]*"):
+                half.unlink(missing_ok=True)
 
     def jobs(self) -> set[int]:
         """Ids of all jobs that have a file here."""
-        return {job_of(path) for path in self._all()}
+        return {job_of(path) for path in (*_files_in(self._env), *_files_in(self._jobs))}
 
-    def _all(self) -> list[Path]:
-        return [*_inside(self._env, "[0-9]*"), *_inside(self._jobs, "[0-9]*")]
+
+def _files_in(directory: Path) -> list[Path]:
+    """Files of jobs, with those that a hook was writing when it died."""
+    return [*_inside(directory, "[0-9]*"), *_inside(directory, ".[0-9]*")]
 
 
 def _inside(directory: Path, names: str) -> list[Path]:
@@ -125,8 +136,8 @@ def _stems(owner: Owner) -> list[str]:
 
 def job_of(path: Path) -> int:
     """The job a file belongs to: a component's alias is not its leader's."""
-    name = path.name.removesuffix(".refused")
-    return int(name.partition(".het")[2] or name.partition(".")[0])
+    name = path.name.removeprefix(".")
+    return int((name.partition(".het")[2] or name).partition(".")[0])
 
 
 def _name(owner: Owner) -> str:

@@ -642,6 +642,39 @@ def test_what_was_taken_away_by_hand(world: World) -> None:
     assert world.phases() == [phases.LOST]
 
 
+def test_nobody_is_left_with_the_nodes_of_what_was_taken_away(world: World) -> None:
+    """The next instance with these ids is another's; and the run has no environment any more."""
+    (mine,) = world.allocator.allocate(ALICE, ask("2g.20gb"), world.gpu(), start=2).instances
+    with world.machine.change(0) as board:
+        board.instances.clear()
+    world.strange(start=2, profile_id=15)
+    assert [item.gi_id for item in world.machine.board(0).instances] == [mine.gi_id]
+    world.allocator.reconcile(lambda: frozenset({7}))
+    assert world.phases() == [phases.LOST]
+    assert list((world.machine.tree.dev / "nvidia-caps").iterdir()) == []
+    assert list((world.root / "run/env").iterdir()) == []
+
+
+def test_the_environment_goes_before_the_slices(world: World) -> None:
+    """No task is sent to a slice that is going."""
+    mine = world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    world.killed("nvmlComputeInstanceDestroy", "kill-before", "release")
+    assert world.made() == ["3g.40gb@4"]
+    assert list((world.root / "run/env").iterdir()) == []
+    assert world.allocator.release(mine, "x").phase == phases.RELEASED
+
+
+def test_the_environment_of_a_later_job_of_that_number_stays(world: World) -> None:
+    """What the earlier one left on another GPU is taken down later."""
+    world.allocator.allocate(Owner(7, uid=64009), ask("3g.40gb"), world.gpu(0))
+    world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu(1))
+    with world.machine.change(0) as board:
+        board.instances.clear()
+    world.allocator.reconcile(lambda: frozenset({7}))
+    assert world.phases() == [phases.LOST, phases.ACTIVE]
+    assert (world.root / "run/env/7.0").exists()
+
+
 def test_half_taken_away(world: World) -> None:
     """The rest is of no use to the job, and is cleared."""
     world.allocator.allocate(ALICE, ask("1g.10gb", "3g.40gb"), world.gpu())

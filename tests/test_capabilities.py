@@ -69,6 +69,24 @@ def test_the_user_gets_in_and_nobody_else(machine: Machine, capabilities: Capabi
     assert [os.minor(node.stat().st_rdev) for node in nodes] == [21, 22]
 
 
+def test_a_closed_node_stays_as_it_is(machine: Machine, capabilities: Capabilities) -> None:
+    """A Prolog that runs again must not take it away, not even for a moment."""
+    capabilities.close(0, 2, 0, 64001, 64001)
+    nodes = sorted((machine.tree.dev / "nvidia-caps").iterdir())
+    before = [node.stat().st_ino for node in nodes]
+    capabilities.close(0, 2, 0, 64001, 64001)
+    assert [node.stat().st_ino for node in nodes] == before
+    capabilities.close(0, 2, 0, 64002, 64002)
+    assert [node.stat().st_uid for node in nodes] == [64002, 64002]
+
+
+def test_the_way_to_the_nodes_is_open_to_all(machine: Machine, capabilities: Capabilities) -> None:
+    """Also where one who made the directory died before he could open it."""
+    (machine.tree.dev / "nvidia-caps").mkdir(mode=0o700)
+    capabilities.close(0, 2, 0, 64001, 64001)
+    assert opens(machine, 64001)
+
+
 def test_a_node_that_was_open_to_all_is_closed(
     machine: Machine, capabilities: Capabilities
 ) -> None:

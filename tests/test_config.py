@@ -63,7 +63,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         """,
     )
     assert load(file, {}) == Config(
-        "simulator:/sim", (0, 2), (2, 0), Path("/s"), Path("/r"), 1.0, 2.5, 7.0, Path("/b"), 3.0,
+        "simulator:/sim", (0, 2), (2, 0), Path("/s"), Path("/r"), 1.0, 2.5, 17.0, Path("/b"), 3.0,
         "commands", "cancel", 0, 4.0, 5.0, "reject", {"NVIDIA A30": "full-profile"}, True,
         "none", True, Path("/l"), ("restart:nvidia-dcgm.service", "kill-job"), 6.0, 7, 8.0, file,
     )  # fmt: skip

@@ -97,6 +97,15 @@ def test_a_killed_holder_frees_its_lock(tmp_path: Path, holder: Holder) -> None:
         assert f'"pid": {os.getpid()}' in (tmp_path / "locks/GPU-a.holder").read_text()
 
 
+def test_a_note_half_written_goes(tmp_path: Path) -> None:
+    """Of a holder that died over it; the next one of the same GPU takes it away."""
+    locks = Locks(tmp_path / "locks", 1)
+    with locks.hold(["GPU-a"], "x"):
+        (tmp_path / "locks/.GPU-b.holder.123").touch()
+    with locks.hold(["GPU-b"], "x"):
+        assert not (tmp_path / "locks/.GPU-b.holder.123").exists()
+
+
 def test_released_on_the_way_out_of_an_error(tmp_path: Path) -> None:
     """And the note is gone."""
     locks = Locks(tmp_path / "locks", 1)

@@ -82,11 +82,52 @@ def test_withdrawing_takes_everything_of_a_job_and_nothing_else(
     """Job 7, not job 77 or 7's namesake."""
     for owner in (ALICE, Owner(7, 1), Owner(77, 0), Owner(17, 0)):
         run.mark(owner)
-        run.refuse(owner, "x")
         run.publish(owner, "x")
+    run.refuse(Owner(7, 2), "x")
+    run.refuse(Owner(77, 2), "x")
     run.withdraw(7)
     assert run.jobs() == {77, 17}
-    assert len(list((tmp_path / "run/env").iterdir())) == 4
+    assert len(list((tmp_path / "run/env").iterdir())) == 3
+
+
+def test_what_dead_hooks_were_writing_goes_too(run: RunFiles, tmp_path: Path) -> None:
+    """With its job, or with its run's environment; what others are writing stays."""
+    run.mark(ALICE)
+    run.publish(ALICE, "x")
+    env = tmp_path / "run/env"
+    halves = [".7.0.123", ".7.0.refused.5", ".7.1.9", ".70.0.123", ".7.0.het9.4", ".5.0.het7.4"]
+    for name in halves:
+        (env / name).touch()
+    (tmp_path / "run/jobs/.7.0.123").touch()
+    run.withdraw_environment(ALICE)
+    assert {path.name for path in env.iterdir()} == set(halves) - {".7.0.123"}
+    assert run.jobs() == {7, 70, 9}
+    run.withdraw(7)
+    assert {path.name for path in env.iterdir()} == {".70.0.123", ".7.0.het9.4"}
+    assert list((tmp_path / "run/jobs").iterdir()) == []
+
+
+def test_what_tasks_are_told_replaces_a_refusal(run: RunFiles, tmp_path: Path) -> None:
+    """One of an earlier job of that number, or TaskProlog would stop this one's tasks."""
+    run.refuse(ALICE, "no")
+    run.publish(ALICE, "x")
+    assert [path.name for path in (tmp_path / "run/env").iterdir()] == ["7.0"]
+
+
+def test_the_mark_goes_last(run: RunFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It brings the Epilog back that died before it had removed the rest."""
+    run.mark(ALICE, leases="/nowhere")
+    run.publish(ALICE, "x")
+    there: list[bool] = []
+
+    def look(_: Path) -> None:
+        there.append((tmp_path / "run/jobs/7.0").exists())
+        there.append((tmp_path / "run/env/7.0").exists())
+
+    monkeypatch.setattr("slurm_mig.runfiles.remove_as_owner", look)
+    run.withdraw(7)
+    assert there == [True, False]
+    assert not (tmp_path / "run/jobs/7.0").exists()
 
 
 def test_a_component_leaves_its_files_under_its_leaders_id_too(
@@ -97,11 +138,12 @@ def test_a_component_leaves_its_files_under_its_leaders_id_too(
     for owner in (component, leader):
         run.mark(owner)
         run.refuse(owner, "x")
+    env = tmp_path / "run/env"
+    names = {"9.1", "7.1.het9", "7.1"}
+    assert {path.name for path in env.iterdir()} == {f"{name}.refused" for name in names}
+    for owner in (component, leader):
         run.publish(owner, "x")
-    names = {path.name for path in (tmp_path / "run/env").iterdir()}
-    assert names == {
-        "9.1", "9.1.refused", "7.1.het9", "7.1.het9.refused", "7.1", "7.1.refused",
-    }  # fmt: skip
+    assert {path.name for path in env.iterdir()} == names
     run.withdraw(7)
     assert run.jobs() == {9}
     run.withdraw_environment(component)
