@@ -410,7 +410,8 @@ class Allocator:
         record = self._with_ids(record, gpu)
         if record.phase != phases.RELEASING:
             record = self._ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
-        survivors, busy = self._destroy_all(record, gpu, self._monotonic() + patience)
+        until = self._monotonic() + patience
+        survivors, busy = self._destroy_all(record, gpu, until)
         if survivors:
             names = ", ".join(str(item) for item in survivors)
             why = "; ".join(busy) or "the driver said they were destroyed"
@@ -419,7 +420,7 @@ class Allocator:
         for item in record.instances:
             if item.gi_id is not None and item.ci_id is not None:
                 self._capabilities.remove(record.gpu_minor, item.gi_id, item.ci_id)
-        if record.request == phases.WHOLE_MIG_OFF and (why := self._restore_mig_mode(gpu)):
+        if record.request == phases.WHOLE_MIG_OFF and (why := self._restore_mig_mode(gpu, until)):
             return self._ledger.save(record.moved(phases.QUARANTINED, why), phases.QUARANTINED)
         return self._ledger.finish(record, phases.RELEASED, reason)
 
@@ -450,16 +451,17 @@ class Allocator:
         found = self._driver.instance(gpu, item.gi_id)
         return found is not None and find(item, [found]) is not None
 
-    def _restore_mig_mode(self, gpu: Gpu) -> str:
-        """MIG mode on again; says why it is not, for a later hook to try again."""
-        try:
+    def _restore_mig_mode(self, gpu: Gpu, until: float) -> str:
+        """MIG mode on again; says why it is not, for a later hook to try again.
+
+        What uses the GPU may be a user's: it is no fault of the node, unlike all else.
+        """
+        now = self._fresh(gpu.uuid)
+        if not (now.mig_mode and now.mig_pending):
+            busy = self._retry(lambda: self._driver.set_mig_mode(gpu, on=True), until)
+            if busy is not None:
+                return f"MIG mode is still off: {busy.cause}, used by {self._users(gpu, None)}"
             now = self._fresh(gpu.uuid)
-            if not (now.mig_mode and now.mig_pending):
-                now = self._driver.set_mig_mode(now, on=True)
-        except GpuLost:
-            raise
-        except DriverFault as fault:
-            return f"MIG mode is still off: {fault.cause}, used by {self._users(gpu, None)}"
         return "" if now.mig_mode else "MIG mode is still off: the GPU could not be reset"
 
     def _with_ids(self, record: Allocation, gpu: Gpu) -> Allocation:
@@ -533,7 +535,7 @@ class Allocator:
             if record.boot_id != self._boot_id:
                 if record.request == phases.WHOLE_MIG_OFF:
                     # Ampere keeps the mode over a reboot, also the one that was meant for a job.
-                    self._restore_mig_mode(gpu)
+                    self._restore_mig_mode(gpu, self._monotonic())
                 self._ledger.finish(record, phases.LOST, "the node was rebooted")
             elif record.phase == phases.QUARANTINED:
                 self._try_tear_down(record, gpu, "no longer in use", patience=0)

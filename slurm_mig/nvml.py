@@ -240,7 +240,9 @@ class NvmlDriver:
             device = self._device(gpu)
             rows = tuple(self._rows(device, gpu))
             if not rows:
-                raise DriverFault("the driver lists no MIG profile for it", gpu=str(gpu))
+                raise DriverFault(
+                    "the driver lists no MIG profile for it", remedy=_OTHERWISE[1], gpu=str(gpu)
+                )
             self._tables[gpu.uuid] = Geometry(tuple(sorted(rows, key=_table_order)))
         return self._tables[gpu.uuid]
 
@@ -285,7 +287,11 @@ class NvmlDriver:
                 raise
             except pynvml.NVMLError as problem:
                 raise _fault(problem, action, str(gpu)) from problem
-        raise DriverFault("this driver has no MIG profile calls", gpu=str(gpu))
+        raise DriverFault(
+            "this driver has no MIG profile calls",
+            remedy="install a driver that knows MIG (R450 or later)",
+            gpu=str(gpu),
+        )
 
     def _placements(self, device: object, profile_id: int, gpu: Gpu) -> tuple[Placement, ...]:
         function = pynvml.nvmlDeviceGetGpuInstancePossiblePlacements
@@ -475,7 +481,9 @@ class NvmlDriver:
         owner = self._open(gpu, gi_id)
         if owner is None:
             raise DriverFault(
-                f"create compute instance: GPU instance {gi_id} is gone", gpu=str(gpu)
+                f"create compute instance: GPU instance {gi_id} is gone",
+                remedy="something else destroys instances: see `slurm-mig status`",
+                gpu=str(gpu),
             )
         info = self._call("read instance", pynvml.nvmlGpuInstanceGetInfo, owner, gpu=str(gpu))
         offered = self._ci_profiles(owner, info.profileId, gpu)
@@ -487,6 +495,7 @@ class NvmlDriver:
             sizes = ", ".join(f"{row.sliceCount}c" for row in offered) or "none"
             raise kind(
                 f"no compute instance of {wanted} slices in GPU instance {gi_id}; offered: {sizes}",
+                remedy=_OTHERWISE[1] if slices is None else "",
                 gpu=str(gpu),
             )
         chosen = max(
