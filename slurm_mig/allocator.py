@@ -556,6 +556,9 @@ class Allocator:
             raise
         except DriverFault as fault:
             stuck = self._ledger.find(record.number)
+            if stuck.phase in (phases.PLANNED, phases.ACTIVE):
+                # Not even begun, for what is there could not be read: nothing says so on record.
+                raise
             if stuck.phase == phases.RELEASING:
                 stuck = stuck.moved(phases.QUARANTINED, str(fault))
                 self._ledger.save(stuck, phases.QUARANTINED)
