@@ -449,6 +449,7 @@ def check_words(bench: Bench, name: str, call: str, code: str, what: object) -> 
         assert bench.slurm.drained[0].startswith("slurm-mig: job 7: ")
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_injections(
     name: str, bench: Callable[[str], Bench], capsys: pytest.CaptureFixture[str]
