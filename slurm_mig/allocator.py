@@ -483,7 +483,7 @@ class Allocator:
             self._sleep(pause)
             pause = min(2 * pause, LAST_PAUSE)
         if not held and record.request == phases.WHOLE_MIG_OFF:
-            why = self._restore_mig_mode(gpu)
+            why = self._restore_mig_mode(gpu, until)
             return [StillThere(None, why)] if why else []
         return held
 
@@ -605,16 +605,17 @@ class Allocator:
         if not any(heirs):
             self._files.withdraw_environment(owner)
 
-    def _restore_mig_mode(self, gpu: Gpu) -> str:
-        """MIG mode on again; says why it is not, for a later hook to try again."""
-        try:
+    def _restore_mig_mode(self, gpu: Gpu, until: float) -> str:
+        """MIG mode on again; says why it is not, for a later hook to try again.
+
+        What uses the GPU may be a user's: it is no fault of the node, unlike all else.
+        """
+        now = self._fresh(gpu.uuid)
+        if not (now.mig_mode and now.mig_pending):
+            busy = self._retry(lambda: self._driver.set_mig_mode(gpu, on=True), until)
+            if busy is not None:
+                return busy.cause
             now = self._fresh(gpu.uuid)
-            if not (now.mig_mode and now.mig_pending):
-                now = self._driver.set_mig_mode(now, on=True)
-        except GpuLost:
-            raise
-        except DriverFault as fault:
-            return fault.cause
         return "" if now.mig_mode else "the GPU could not be reset"
 
     def _with_ids(self, record: Allocation, gpu: Gpu) -> Allocation:
@@ -676,7 +677,7 @@ class Allocator:
             if record.boot_id != self._boot_id:
                 if record.request == phases.WHOLE_MIG_OFF:
                     # Ampere keeps the mode over a reboot, also the one that was meant for a job.
-                    self._restore_mig_mode(gpu)
+                    self._restore_mig_mode(gpu, self._monotonic())
                 self._ledger.finish(record, phases.LOST, "the node was rebooted")
             elif record.phase == phases.QUARANTINED:
                 self._try_again(record, gpu)
@@ -717,6 +718,9 @@ class Allocator:
             raise
         except DriverFault as fault:
             stuck = self._ledger.find(record.number)
+            if stuck.phase in (phases.PLANNED, phases.ACTIVE):
+                # Not even begun, for what is there could not be read: nothing says so on record.
+                raise
             if stuck.phase == phases.RELEASING:
                 stuck = stuck.moved(phases.QUARANTINED, str(fault))
                 self._ledger.save(stuck, phases.QUARANTINED)

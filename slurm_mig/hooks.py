@@ -27,6 +27,7 @@ from slurm_mig.errors import (
     SlurmFault,
     SlurmMigError,
     Unknown,
+    about,
 )
 
 if TYPE_CHECKING:
@@ -394,8 +395,9 @@ def run(hook: str, environ: Mapping[str, str], *, watched: bool = False) -> int:
 def _work(node: Node, job: Job, line: Line) -> int:
     fault = None
     try:
-        HOOKS[line.hook](node, job, line)
-        _fence(node, line)
+        with about(job=job.job_id):
+            HOOKS[line.hook](node, job, line)
+            _fence(node, line)
     except Exception as problem:  # noqa: BLE001  # an unknown state must drain, with its cause
         fault = problem
     return _finish(node, line, fault)

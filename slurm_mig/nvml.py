@@ -102,6 +102,7 @@ class NvmlDriver:
         pynvml.nvmlLib = library
         pynvml._nvmlGetFunctionPointer_cache.clear()  # noqa: SLF001
         self._tables: dict[str, Geometry] = {}
+        self._ci_tables: dict[tuple[str, int], tuple[Any, ...]] = {}
         self._tell = tell
         self._call("start NVML", pynvml.nvmlInit)
 
@@ -239,7 +240,9 @@ class NvmlDriver:
             device = self._device(gpu)
             rows = tuple(self._rows(device, gpu))
             if not rows:
-                raise DriverFault("the driver lists no MIG profile for it", gpu=str(gpu))
+                raise DriverFault(
+                    "the driver lists no MIG profile for it", remedy=_OTHERWISE[1], gpu=str(gpu)
+                )
             self._tables[gpu.uuid] = Geometry(tuple(sorted(rows, key=_table_order)))
         return self._tables[gpu.uuid]
 
@@ -284,7 +287,11 @@ class NvmlDriver:
                 raise
             except pynvml.NVMLError as problem:
                 raise _fault(problem, action, str(gpu)) from problem
-        raise DriverFault("this driver has no MIG profile calls", gpu=str(gpu))
+        raise DriverFault(
+            "this driver has no MIG profile calls",
+            remedy="install a driver that knows MIG (R450 or later)",
+            gpu=str(gpu),
+        )
 
     def _placements(self, device: object, profile_id: int, gpu: Gpu) -> tuple[Placement, ...]:
         function = pynvml.nvmlDeviceGetGpuInstancePossiblePlacements
@@ -374,12 +381,14 @@ class NvmlDriver:
             gi_id=info.id,
             profile_id=info.profileId,
             placement=Placement(info.placement.start, info.placement.size),
-            compute=tuple(self._compute_instances(handle, gpu)),
+            compute=tuple(self._compute_instances(handle, info.profileId, gpu)),
         )
 
-    def _compute_instances(self, handle: Any, gpu: Gpu) -> Iterator[ComputeInstance]:
+    def _compute_instances(
+        self, handle: Any, profile_id: int, gpu: Gpu
+    ) -> Iterator[ComputeInstance]:
         function = pynvml.nvmlGpuInstanceGetComputeInstances
-        for profile in self._ci_profiles(handle, gpu):
+        for profile in self._ci_profiles(handle, profile_id, gpu):
             array = (pynvml.c_nvmlComputeInstance_t * MAX_INSTANCES)()
             count = c_uint(MAX_INSTANCES)
             self._call(
@@ -402,18 +411,42 @@ class NvmlDriver:
         uuid = self._call("read MIG UUID", pynvml.nvmlDeviceGetUUID, info.device, gpu=str(gpu))
         return ComputeInstance(info.id, info.profileId, str(uuid))
 
-    def _ci_profiles(self, handle: Any, gpu: Gpu) -> Iterator[Any]:
-        function = pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo
-        shared, action = pynvml.NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED, "read compute profiles"
+    def _ci_profiles(self, handle: Any, profile_id: int, gpu: Gpu) -> tuple[Any, ...]:
+        """Compute-instance profiles of a GPU instance of that profile, read once a session."""
+        key = (gpu.uuid, profile_id)
+        if key in self._ci_tables:
+            return self._ci_tables[key]
+        rows = tuple(self._ci_rows(handle, gpu))
+        # Kept only when whole: that of an instance which went meanwhile ends too early.
+        slices = {row.slices for row in self.geometry(gpu).profiles if row.profile_id == profile_id}
+        if slices & {row.sliceCount for row in rows}:
+            self._ci_tables[key] = rows
+        return rows
+
+    def _ci_rows(self, handle: Any, gpu: Gpu) -> Iterator[Any]:
         for enum in range(LAST_ENUM):
             try:
-                yield self._ask(action, function, handle, enum, shared, 1, gpu=str(gpu))
-            except pynvml.NVMLError_NotSupported:
-                continue
+                info = self._ci_row(handle, enum, gpu)
             except pynvml.NVMLError_InvalidArgument:
                 return
+            if info is not None:
+                yield info
+
+    def _ci_row(self, handle: Any, enum: int, gpu: Gpu) -> Any:  # ctypes struct
+        """As `_profile_info`: a profile that is missing would hide its compute instances."""
+        function = pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo
+        shared, action = pynvml.NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED, "read compute profiles"
+        refused = None
+        for _ in range(2):
+            try:
+                return self._ask(action, function, handle, enum, shared, 1, gpu=str(gpu))
+            except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_InvalidArgument) as problem:
+                refused = problem
             except pynvml.NVMLError as problem:
                 raise _fault(problem, action, str(gpu)) from problem
+        if isinstance(refused, pynvml.NVMLError_InvalidArgument):
+            raise refused
+        return None
 
     def create_gpu_instance(self, gpu: Gpu, profile_id: int, placement: Placement) -> GpuInstance:
         """Make a GPU instance exactly there; NoRoom when the driver has none."""
@@ -440,7 +473,7 @@ class NvmlDriver:
     ) -> ComputeInstance:
         """Make a compute instance of so many slices, or the one that fills the GPU instance.
 
-        That one is the profile with most slices and, among those, most SMs: the
+        That one is the profile with all its slices and, among those, most SMs: the
         whole of a double-memory 1g is a profile of its own (mig-facts.md a).
         Raises ProfileNotOffered when the driver has none with that many slices,
         DriverFault when it has none that fills the GPU instance.
@@ -448,20 +481,26 @@ class NvmlDriver:
         owner = self._open(gpu, gi_id)
         if owner is None:
             raise DriverFault(
-                f"create compute instance: GPU instance {gi_id} is gone", gpu=str(gpu)
+                f"create compute instance: GPU instance {gi_id} is gone",
+                remedy="something else destroys instances: see `slurm-mig status`",
+                gpu=str(gpu),
             )
-        offered = list(self._ci_profiles(owner, gpu))
-        fitting = [info for info in offered if slices in (None, info.sliceCount)]
-        sizes = ", ".join(f"{info.sliceCount}c" for info in offered) or "none"
-        if not fitting and slices is not None:
-            raise ProfileNotOffered(
-                f"no compute instance of {slices} slices here; offered: {sizes}", gpu=str(gpu)
+        info = self._call("read instance", pynvml.nvmlGpuInstanceGetInfo, owner, gpu=str(gpu))
+        offered = self._ci_profiles(owner, info.profileId, gpu)
+        # A job must not get less than it pays for because the driver hides a profile.
+        wanted = slices or self.geometry(gpu).by_id(info.profileId).slices
+        fitting = [row for row in offered if row.sliceCount == wanted]
+        if not fitting:
+            kind = DriverFault if slices is None else ProfileNotOffered
+            sizes = ", ".join(f"{row.sliceCount}c" for row in offered) or "none"
+            raise kind(
+                f"no compute instance of {wanted} slices in GPU instance {gi_id}; offered: {sizes}",
+                remedy=_OTHERWISE[1] if slices is None else "",
+                gpu=str(gpu),
             )
-        if slices is None:
-            self._check_filled(offered, owner, gpu, sizes)
         chosen = max(
             fitting,
-            key=lambda info: (info.sliceCount, _known(info.multiprocessorCount) or 0, info.id),
+            key=lambda row: (_known(row.multiprocessorCount) or 0, row.id),
         )
         handle = self._call(
             f"create compute instance in GPU instance {gi_id}",
@@ -471,18 +510,6 @@ class NvmlDriver:
             gpu=str(gpu),
         )
         return self._read_compute(handle, gpu)
-
-    def _check_filled(self, offered: list[Any], owner: Any, gpu: Gpu, sizes: str) -> None:
-        """A job must not get less than it pays for because the driver hides a profile."""
-        info = self._call("read instance", pynvml.nvmlGpuInstanceGetInfo, owner, gpu=str(gpu))
-        slices = self.geometry(gpu).by_id(info.profileId).slices
-        if slices not in [profile.sliceCount for profile in offered]:
-            raise DriverFault(
-                f"no compute instance fills GPU instance {info.id} of {slices} slices; "
-                f"offered: {sizes}",
-                remedy=_OTHERWISE[1],
-                gpu=str(gpu),
-            )
 
     def destroy_compute_instance(self, gpu: Gpu, gi_id: int, ci_id: int) -> None:
         """Destroy it; no error when it is gone already."""

@@ -18,13 +18,13 @@ from slurm_mig.watch import Ended, Note, watched
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Work = "Callable[[Callable[[str], None]], int]"
-
 
 class Watcher:
     """A process that watches some work: signals are changed there, not in pytest."""
 
-    def __init__(self, path: Path, work: Work, deadline: float = 30.0) -> None:  # type: ignore[valid-type]
+    def __init__(
+        self, path: Path, work: Callable[[Callable[[str], None]], int], deadline: float = 30.0
+    ) -> None:
         self.path = path
         self.ready, ready = os.pipe()
         self.pid = os.fork()
@@ -53,12 +53,13 @@ class Watcher:
             return True
 
 
-def begun(path: Path, tell: Callable[[str], None]) -> None:
+def begun(path: Path, tell: Callable[[str], None]) -> int:
     """Say it, write our pid down, and hang."""
     tell("a call that hangs")
     (path / "fresh").write_text(str(os.getpid()))
     (path / "fresh").rename(path / "pid")
     time.sleep(60)
+    return 0
 
 
 def worker(path: Path) -> int:
@@ -109,7 +110,7 @@ def test_an_exception_is_not_success(tmp_path: Path) -> None:
 
 def test_the_deadline_ends_it(tmp_path: Path) -> None:
     """Killed, gone, and said what it was doing."""
-    watcher = Watcher(tmp_path / "ended", lambda tell: begun(tmp_path, tell) or 0, deadline=0.5)
+    watcher = Watcher(tmp_path / "ended", lambda tell: begun(tmp_path, tell), deadline=0.5)
     started = time.monotonic()
     pid = worker(tmp_path)
     ended = watcher.wait()
@@ -126,7 +127,7 @@ def test_what_cannot_be_killed_is_left_behind(
     monkeypatch.setattr(watch, "_kill", lambda _child: None)
     monkeypatch.setattr(watch, "REAP", 0.1)
     monkeypatch.setattr(watch, "_die_with", lambda _parent: None)
-    watcher = Watcher(tmp_path / "ended", lambda tell: begun(tmp_path, tell) or 0, deadline=0.3)
+    watcher = Watcher(tmp_path / "ended", lambda tell: begun(tmp_path, tell), deadline=0.3)
     pid = worker(tmp_path)
     try:
         assert watcher.wait().stuck == pid
@@ -144,7 +145,7 @@ def gone_now(pid: int) -> bool:
 @pytest.mark.parametrize("number", watch.ENDINGS)
 def test_a_signal_ends_it_at_once(tmp_path: Path, number: signal.Signals) -> None:
     """And the watcher goes on to say so."""
-    watcher = Watcher(tmp_path / "ended", lambda tell: begun(tmp_path, tell) or 0)
+    watcher = Watcher(tmp_path / "ended", lambda tell: begun(tmp_path, tell))
     pid = worker(tmp_path)
     os.kill(watcher.pid, number)
     ended = watcher.wait()
@@ -176,7 +177,7 @@ def test_a_signal_afterwards_is_no_success_either(tmp_path: Path) -> None:
 
 def test_it_dies_with_its_watcher(tmp_path: Path) -> None:
     """Slurm's SIGKILL leaves nobody who goes on carving."""
-    watcher = Watcher(tmp_path / "ended", lambda tell: begun(tmp_path, tell) or 0)
+    watcher = Watcher(tmp_path / "ended", lambda tell: begun(tmp_path, tell))
     pid = worker(tmp_path)
     os.kill(watcher.pid, signal.SIGKILL)
     os.waitpid(watcher.pid, 0)
@@ -195,7 +196,7 @@ def test_a_watcher_that_is_dead_already(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_killed_by_somebody_else(tmp_path: Path) -> None:
     """The kernel out of memory, say."""
-    watcher = Watcher(tmp_path / "ended", lambda tell: begun(tmp_path, tell) or 0)
+    watcher = Watcher(tmp_path / "ended", lambda tell: begun(tmp_path, tell))
     os.kill(worker(tmp_path), signal.SIGKILL)
     ended = watcher.wait()
     assert (ended.code, ended.killed, ended.doing) == (None, 9, "a call that hangs")

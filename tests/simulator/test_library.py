@@ -224,3 +224,37 @@ def test_latency(tmp_path: Path) -> None:
     started = time.monotonic()
     library.nvmlInitWithFlags(0)
     assert time.monotonic() - started >= 0.05
+
+
+def test_faults_strike_users_too(public_tmp: Path) -> None:
+    """Who may not write the rules is struck by them, with a code and not with a traceback."""
+    machine = build_machine(public_tmp / "sim", H100)
+    machine.faults.set([Rule("nvmlDeviceGetCount_v2", "error:UNKNOWN", skip=0, times=1)])
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            library = Library(machine.root)
+            os.seteuid(64001)
+            count = c_uint()
+            library.nvmlInit_v2()
+            # Not counted: the file is root's.
+            codes = [library.nvmlDeviceGetCount_v2(ctypes.addressof(count)) for _ in range(2)]
+            code = 0 if codes == [999, 999] else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert [rule.seen for rule in machine.faults.rules()] == [0]
+
+
+def test_codes_by_number_and_gpus_lost_at_a_call(device: Any, machine: Machine) -> None:
+    """Also a code that nobody has a name for; and a GPU that goes in the middle."""
+    machine.faults.set([Rule("nvmlDeviceGetCount_v2", "error:77")])
+    with pytest.raises(pynvml.NVMLError) as caught:
+        pynvml.nvmlDeviceGetCount()
+    assert caught.value.value == 77
+    machine.faults.set([Rule("nvmlDeviceGetMigMode", "lose:0", skip=1)])
+    assert pynvml.nvmlDeviceGetMigMode(device) == [1, 1]
+    with pytest.raises(pynvml.NVMLError_GpuIsLost):
+        pynvml.nvmlDeviceGetMigMode(device)
+    assert machine.board(0).lost
