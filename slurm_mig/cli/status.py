@@ -9,6 +9,7 @@ import click
 
 from slurm_mig.allocation import ACTIVE
 from slurm_mig.cli._common import (
+    cell,
     json_option,
     open_node,
     print_json,
@@ -155,15 +156,17 @@ def _holder(item: dict[str, Any]) -> str:
     place = f"{item['profile']}@{item['start']}"
     devices = f"\n  {'':<16} ".join(item["uuids"]) or "no compute instance"
     text = f"  {place:<16} {_who(item)}  {devices}"
-    return text + (f"\n    {item['reason']}" if item["reason"] else "")
+    return text + (f"\n    {cell(item['reason'])}" if item["reason"] else "")
 
 
 def _who(item: dict[str, Any]) -> str:
     if item["job_id"] is not None:
         state = f" ({item['job_state']})" if "job_state" in item else ""
-        who = f"job {item['job_id']}{state} of {item['user'] or item['uid']}"
+        who = f"job {item['job_id']}{state} of {cell(item['user'] or item['uid'])}"
     else:
-        who = "in no record" if item["phase"] == "foreign" else f"administrator {item['user']}"
+        who = (
+            "in no record" if item["phase"] == "foreign" else f"administrator {cell(item['user'])}"
+        )
     age = "" if item["since"] is None else f" for {_age(time.time() - item['since'])}"
     return f"{item['phase']}, {who}{age}"
 
