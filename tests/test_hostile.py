@@ -142,7 +142,8 @@ DIRECTORIES = {"state", "run", "environments", "marks", "locks", "hooks", "nodes
 POINTLESS = {("list", name) for name in TARGETS if name not in DIRECTORIES}
 POINTLESS |= {("lock", name) for name in TARGETS if name != "a lock"}
 POINTLESS |= {(action, name) for action in ("read", "list") for name in READABLE}
-POINTLESS |= {(action, name) for action in ("read", "append", "truncate") for name in DIRECTORIES}POINTLESS |= {("truncate", "his GI node"), ("truncate", "his CI node")}
+POINTLESS |= {(action, name) for action in ("read", "append", "truncate") for name in DIRECTORIES}
+POINTLESS |= {("truncate", "his GI node"), ("truncate", "his CI node")}
 
 ATTEMPTS = [
     (action, name) for name in TARGETS for action in ACTIONS if (action, name) not in POINTLESS
