@@ -70,7 +70,7 @@ def submitted(site: Site, *options: str, script: str, **environ: str) -> int:
     """Submit with variables in the client's environment; LD_* reach the client's loader, too."""
     done = site.cluster.try_run(
         "sbatch", "--parsable", "-o", "%j.out", *options,
-        uid=ALICE, stdin=f"#!/bin/sh\n{script}\n", **environ,
+        uid=ALICE, timeout=60, stdin=f"#!/bin/sh\n{script}\n", **environ,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split()[-1])
