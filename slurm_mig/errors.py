@@ -39,8 +39,9 @@ class SlurmMigError(Exception):
         text = ": ".join([*parts, self.cause])
         if self.remedy:
             text += f"; {self.remedy}"
-        # A newline in a log line would let a user's text forge a second line.
-        return " ".join(text.split())
+        # A newline in a log line would let a user's text forge a second line, an escape
+        # sequence rewrite the first.
+        return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
 
 
 @contextmanager

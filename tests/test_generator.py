@@ -365,6 +365,18 @@ def test_what_a_batch_job_inherits_from_a_step(version: str, gres: str) -> None:
 
 
 @versions
+def test_an_environment_that_cannot_be_changed_is_logged(version: str) -> None:
+    """The job is right without it: it goes on, and slurmctld's log has the reason."""
+    code, _, said = HOSTS[version].submit(
+        tres_per_node="gres/mig:1g.10gb:1", script="x", environment=5
+    )
+    assert (code, said) == (0, "")
+    logged = list(HOSTS[version].lua.globals().slurm.logged.values())
+    assert "inherited variables of a job stay: " in logged[-1]
+    assert "environment" in logged[-1]
+
+
+@versions
 @pytest.mark.parametrize(
     "job",
     [

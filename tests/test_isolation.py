@@ -171,6 +171,11 @@ def _lock(site: Site) -> None:
     next((site.run / "locks").glob("*.lock")).chmod(0o644)
 
 
+def _marks(site: Site) -> None:
+    (site.run / "jobs").chmod(0o755)
+    (site.run / "jobs/8.0").chmod(0o644)
+
+
 def _ledger(site: Site) -> None:
     (site.root / "state").chmod(0o711)
     (site.root / "state/ledger.db").chmod(0o644)
@@ -189,7 +194,7 @@ def _ledger(site: Site) -> None:
         ),
         (_chmod("run/env/8.0", 0o444), {"read environment of job 8"}),
         (_chmod("run/env/8.0", 0o666), {"read environment of job 8", "write environment of job 8"}),
-        (_chmod("run/jobs/8.0", 0o644), {"read mark 8.0"}),
+        (_marks, {"read mark 8.0"}),
         (_chmod("run/env", 0o777), {"make a file in run directory, env"}),
         (_chmod("run/jobs", 0o1777), {"make a file in run directory, jobs"}),
         (_chmod("run/locks", 0o755), {"list run directory, locks"}),
@@ -474,7 +479,7 @@ def test_anothers_nodes_under_the_same_id(world: World, end: str) -> None:
     replaced(world)
     for path in (world.machine.tree.capabilities / "gpu0/mig/gi2").rglob("access"):
         world.machine.tree.modprobe(path)
-    theirs = dict.fromkeys(["nvidia-cap21", "nvidia-cap24"], (0, 0o444))
+    theirs = dict.fromkeys(["nvidia-cap21", "nvidia-cap23"], (0, 0o444))
     assert owners(world) == theirs | {"nvidia-cap22": (ALICE, 0o400)}
     if end == "release":
         world.allocator.release(record, "end")

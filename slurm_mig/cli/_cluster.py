@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slurm_mig import catalog
-from slurm_mig.cli._common import age, clean, open_node, print_json, slurm_of
+from slurm_mig.cli._common import age, cell, open_node, print_json, slurm_of
 from slurm_mig.models import fleet_model
 from slurm_mig.overview import overview, total_room
 
@@ -67,7 +67,7 @@ def _job(item: Share) -> dict[str, Any]:
 
 def _lines(view: NodeView) -> list[str]:
     state = "+".join(sorted(view.state)).lower()
-    lines = [f"{view.name}  {state}  {clean(view.reason)}".rstrip()]
+    lines = [f"{view.name}  {state}  {cell(view.reason)}".rstrip()]
     for gpu in view.gpus:
         lines.append(_gpu(gpu))
         lines += [_holder(item) for item in gpu.jobs]
@@ -94,7 +94,7 @@ def _holder(item: Share) -> str:
         if not name.startswith("shard")
     )
     since = "" if item.since is None else f" for {age(time.time() - item.since)}"
-    return f"    job {item.job_id} of {clean(item.user)}: {what}{since}"
+    return f"    job {item.job_id} of {cell(item.user)}: {what}{since}"
 
 
 def _words(room: Any) -> str:

@@ -161,7 +161,7 @@ def print_json(data: object) -> None:
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Columns padded to their widest cell; numbers to the right."""
-    cells = [[_cell(value) for value in row] for row in rows]
+    cells = [[cell(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
     right = [
         bool(cells) and all(row[place].replace(".", "").isdigit() for row in cells)
@@ -175,13 +175,12 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         click.echo("  ".join(padded).rstrip())
 
 
-def _cell(value: object) -> str:
-    return "?" if value is None else clean(str(value))
-
-
-def clean(text: str) -> str:
-    """A user's text on one line: it must not move the cursor or forge a row."""
-    return "".join(char if char.isprintable() else "?" for char in text)
+def cell(value: object) -> str:
+    """A value as one word or phrase of a line; `?` for what is unknown or unprintable."""
+    if value is None:
+        return "?"
+    # A job or user name must not move the cursor or forge a row.
+    return "".join(char if char.isprintable() else "?" for char in str(value))
 
 
 def age(seconds: float) -> str:

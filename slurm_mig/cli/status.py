@@ -10,6 +10,7 @@ import click
 from slurm_mig.allocation import ACTIVE, QUARANTINED
 from slurm_mig.cli._common import (
     age,
+    cell,
     json_option,
     open_node,
     print_json,
@@ -223,7 +224,7 @@ def _holder(item: dict[str, Any]) -> str:
 
 
 def _why(item: dict[str, Any]) -> str:
-    lines = [item["reason"]] if item["reason"] else []
+    lines = [cell(item["reason"])] if item["reason"] else []
     if "stuck_since" in item:
         since = age(time.time() - item["stuck_since"])
         lines.append(f"stuck for {since}, held now by {item['held_now']}")
@@ -233,8 +234,10 @@ def _why(item: dict[str, Any]) -> str:
 def _who(item: dict[str, Any]) -> str:
     if item["job_id"] is not None:
         state = f" ({item['job_state']})" if "job_state" in item else ""
-        who = f"job {item['job_id']}{state} of {item['user'] or item['uid']}"
+        who = f"job {item['job_id']}{state} of {cell(item['user'] or item['uid'])}"
     else:
-        who = "in no record" if item["phase"] == "foreign" else f"administrator {item['user']}"
+        who = (
+            "in no record" if item["phase"] == "foreign" else f"administrator {cell(item['user'])}"
+        )
     since = "" if item["since"] is None else f" for {age(time.time() - item['since'])}"
     return f"{item['phase']}, {who}{since}"

@@ -161,7 +161,13 @@ local function submit(job, partitions)
   local fine, reason = apply(job, partitions)
   if fine == false then return refuse(reason) end
   -- Interactive jobs have neither script nor environment here.
-  if wants_gpu(job) and job.script then pcall(forget_inherited, job) end
+  if wants_gpu(job) and job.script then
+    local worked, problem = pcall(forget_inherited, job)
+    -- The job is right without it; only that it was submitted from inside a step may confuse it.
+    if not worked then
+      slurm.log_error("slurm-mig: inherited variables of a job stay: %s", tostring(problem))
+    end
+  end
   return slurm.SUCCESS
 end
 
