@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurm_mig import allocation as phases
+from slurm_mig.holder import Place
 from slurm_mig.sandbox import SandboxNode
 from tests.conftest import H100
 
@@ -199,7 +200,7 @@ def test_drained_past_the_threshold_and_resumed(
 
 
 def test_an_administrators_reason_is_not_cleared(
-    site: Site, configure: Callable[[str], None]
+    site: Site, configure: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """He drained on top: the slice goes, the drain stays his."""
     configure(IGNORE + "drain_slices = 1\ndrain_after = 0.001\n")
@@ -218,6 +219,7 @@ def test_an_administrators_reason_is_not_cleared(
     site.run("scontrol", "update", "nodename=n1", "state=drain", "reason=fan broken")
     configure(IGNORE + "drain_slices = 1\ndrain_after = 0.001\n")
     assert "not drained for stuck slices" in command(site, "reconcile").stdout
+    monkeypatch.setenv("SLURM_CONF", site.cluster.environ()["SLURM_CONF"])
     node = site.cluster.node("n1")
     node.slurm.drain("n1", "slurm-mig: a node's fault")
     node.close()
@@ -241,3 +243,21 @@ def test_a_silent_slurmctld_is_tried_again(site: Site, configure: Callable[[str]
     assert not site.in_service()
     assert "resumed" in command(site, "reconcile").stdout
     assert site.in_service()
+
+
+@pytest.mark.skipif(
+    not any("freezer" in line for line in Path("/proc/self/cgroup").read_text().splitlines()),
+    reason="no freezer cgroup (v1) on this machine: proctrack/cgroup cannot be tried",
+)
+def test_slurms_own_cgroups_are_understood(build: Callable[..., Site]) -> None:
+    """The paths that a real slurmd makes name job and user, and its own steps name nobody else."""
+    site = build(
+        slurm_conf="ProctrackType=proctrack/cgroup\n",
+        cgroup_conf="CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\n",
+    )
+    job = site.sbatch("--gres=mig:1g.10gb:1", script="echo $$ >shell; sleep 300")
+    note = site.cluster.work / "shell"
+    site.until(lambda: note.exists() and note.read_text().strip(), "the script")
+    place = Place.parse(Path(f"/proc/{note.read_text().strip()}/cgroup").read_text())
+    assert (place.job, place.job_uid, place.doubtful) == (job, ALICE, False)
+    site.settle()
