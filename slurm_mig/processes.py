@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 #: Most that is read of one file of /proc, in bytes: a user decides how long they are.
 MOST: Final = 1 << 20
 
+#: Descriptors of a process that is looked at after all others.
+MANY: Final = 1000
+
 #: Capability minors below this one are no instance's: config, monitor (mig-facts.md c).
 FIRST_INSTANCE_MINOR: Final = 3
 
@@ -147,14 +150,26 @@ class Processes:
 
     def _pids(self) -> Iterator[int]:
         own = (os.getpid(), os.getppid())
+        later = []
         for name in os.listdir(self._proc):  # noqa: PTH208  # names only, and many
-            if name.isdigit() and int(name) not in own:
+            if not name.isdigit() or int(name) in own:
+                continue
+            if self._crowded(name):
+                later.append(int(name))
+            else:
                 yield int(name)
+        yield from later
+
+    def _crowded(self, pid: str) -> bool:
+        """Whether a process has so many descriptors that it could hide others for want of time."""
+        try:
+            return len(os.listdir(f"{self._proc}/{pid}/fd")) > MANY  # noqa: PTH208
+        except OSError:
+            return False
 
     def _seen(self, pid: int, target: Target) -> Holder | None:
         """What the kernel says without touching the process's memory; None for no holder."""
-        wanted = target.instance | target.gpu
-        devices = self._devices(pid, {os.major(device) for device in wanted})
+        devices = self._devices(pid, target)
         has = target.has(pid, devices)
         if not has:
             return None
@@ -179,8 +194,13 @@ class Processes:
             environment_restart=restart,
         )
 
-    def _devices(self, pid: int, majors: set[int]) -> set[int]:
-        """Numbers of the character devices with these majors that a process can really use."""
+    def _devices(self, pid: int, target: Target) -> set[int]:
+        """Numbers of the devices like the target's that a process can really use.
+
+        Up to the first that is the target's own: a user opens a node as often as he likes.
+        """
+        majors = {os.major(device) for device in target.instance | target.gpu}
+        enough = target.instance or target.gpu
         found: set[int] = set()
         directory = f"{self._proc}/{pid}/fd"
         try:
@@ -193,10 +213,13 @@ class Processes:
                 if "nvidia" not in os.readlink(f"{directory}/{name}"):  # noqa: PTH115
                     continue
                 status = os.stat(f"{directory}/{name}")  # noqa: PTH116
-                if not stat.S_ISCHR(status.st_mode) or os.major(status.st_rdev) not in majors:
+                device = status.st_rdev if stat.S_ISCHR(status.st_mode) else 0
+                if os.major(device) not in majors or device in found:
                     continue
                 if self._usable(pid, name):
-                    found.add(status.st_rdev)
+                    found.add(device)
+                    if device in enough:
+                        break
             except OSError:
                 continue
         return found

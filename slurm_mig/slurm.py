@@ -149,7 +149,7 @@ class Slurm(Protocol):
         """Let a pending job start no sooner than in `seconds`."""
 
     def drain(self, node: str, reason: str) -> None:
-        """Drain a node; a reason that is there already stays."""
+        """Drain a node; one that is drained already keeps its reason."""
 
     def undrain(self, node: str) -> None:
         """Take a node's drain and its reason back; one that is down stays down."""

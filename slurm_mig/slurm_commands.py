@@ -198,7 +198,13 @@ class CommandClient:
         self._update(reference, f"starttime=now+{seconds}")
 
     def drain(self, node: str, reason: str) -> None:
-        """Drain a node; a reason that is there already stays."""
+        """Drain a node; one that is drained already keeps its reason.
+
+        Slurm itself would replace it, an administrator's too.
+        """
+        facts = self.node(node)
+        if "DRAIN" in facts.state and facts.reason:
+            return
         self._run("scontrol", "update", f"nodename={node}", "state=drain", f"reason={reason}")
 
     def undrain(self, node: str) -> None:

@@ -223,7 +223,7 @@ class LibraryClient:
         self._commands.start_after(reference, seconds)
 
     def drain(self, node: str, reason: str) -> None:
-        """Drain a node; a reason that is there already stays."""
+        """Drain a node; one that is drained already keeps its reason."""
         self._commands.drain(node, reason)
 
     def undrain(self, node: str) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -313,8 +315,20 @@ def test_a_stuck_instance(make_site: Callable[..., Site]) -> None:
     done = site.cli("reset", "--gpu", "0")
     assert done.returncode == 24
     assert f"pid {os.getpid()}" in done.stderr
-    assert "quarantined" in site.cli("status").stdout
+    shown = site.cli("status").stdout
+    assert "quarantined" in shown
+    assert re.search(rf"stuck for 0:00:0\d, held now by pid {os.getpid()} of root \(", shown)
+    assert re.search(r"^stuck: 1 on GPU 0, the oldest for 0:00:0\d$", shown, re.MULTILINE)
+    data = parsed(site.cli("status", "--json"))
+    (row,) = data["stuck"]
+    assert (row["gpu"], row["slices"], 0 <= row["oldest"] < 60) == (0, 1, True)
+    (item,) = data["gpus"][0]["instances"]
+    assert [holder["pid"] for holder in item["holders"]] == [os.getpid()]
+    assert item["holders"][0]["uids"] == [0, 0, 0, 0]
+    assert item["stuck_since"] <= time.time()
+    assert f"used by pid {os.getpid()}" in item["reason"]
     site.machine.let_go(os.getpid())
+    assert "held now by no process that can be found" in site.cli("status").stdout
     assert site.cli("reconcile", "--no-slurm").returncode == 0
     assert site.machine.board(0).instances == []
 

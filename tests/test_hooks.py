@@ -507,6 +507,81 @@ def test_a_stuck_slice_does_not_drain_the_node(make_site: Callable[..., Site]) -
     assert [item.phase for item in records(site)] == [phases.RELEASED, phases.ACTIVE]
 
 
+def sleeper(site: Site, **environ: str) -> subprocess.Popen[bytes]:
+    """A process of alice's that uses the first slice there is."""
+    process = subprocess.Popen(
+        ["python train.py", "300"], executable="/bin/sleep", env=environ, cwd="/",
+        user=64001, group=64001, extra_groups=[],
+    )  # fmt: skip
+    site.machine.hold(process.pid, records(site)[-1].uuids[0])
+    return process
+
+
+def test_left_overs_of_the_ended_job_are_killed(make_site: Callable[..., Site]) -> None:
+    """By default, and the log says whom."""
+    site = make_site(H100, config="[hooks]\ndestroy_timeout = 0.2\n")
+    site.prolog(7, STAMP)
+    process = sleeper(site, SLURM_JOB_ID="7")
+    done = site.epilog(7)
+    assert (done.returncode, process.wait(5)) == (0, -9)
+    assert f"killed pid {process.pid} of 64001 (python train.py 300)" in done.stderr
+    assert [item.phase for item in records(site)] == [phases.RELEASED]
+
+
+def test_drained_and_resumed_for_stuck_slices(make_site: Callable[..., Site]) -> None:
+    """By the hooks themselves, at exit code 0; a silent slurmctld is tried again."""
+    limits = "[hooks]\ndestroy_timeout = 0.2\n[stuck]\ndrain_slices = 1\ndrain_after = 0.001\n"
+    site = make_site(H100, config=limits)
+    site.prolog(7, STAMP)
+    process = sleeper(site)
+    try:
+        slurm_commands(site, scontrol="echo 'Unable to contact slurm controller' >&2; exit 1")
+        silent = site.epilog(7)
+        assert silent.returncode == 0
+        assert "stuck slices: " in silent.stderr
+        assert "Unable to contact" in silent.stderr
+        # A node that shows whatever it was last given.
+        log = slurm_commands(
+            site,
+            scontrol=f"""
+case $* in
+*state=drain*)
+    echo "NodeName=n1 State=IDLE+DRAIN Reason=${{4#reason=}} [root@1]" >{site.root}/now ;;
+*undrain*) rm {site.root}/now ;;
+*) cat {site.root}/now 2>/dev/null || echo "NodeName=n1 State=IDLE" ;;
+esac""",
+        )
+        done = site.prolog(8, "slurm-mig=1,1g.10gb/19/4:1")
+        assert done.returncode == 0
+        assert "drained: slurm-mig: stuck slices: GPU 0 3g.40gb@4 still there" in done.stderr
+        assert f"pid {process.pid} of 64001" in (site.root / "now").read_text()
+        log.unlink()
+        assert site.prolog(9, "slurm-mig=1,1g.10gb/19/4:1").returncode == 0
+        assert not log.exists()
+    finally:
+        process.kill()
+        process.wait()
+    done = site.epilog(8)
+    assert "resumed: its slices are no longer stuck" in done.stderr
+    assert not (site.root / "now").exists()
+
+
+def test_a_stuck_slice_drains_nothing_by_default(make_site: Callable[..., Site]) -> None:
+    """Nor does Slurm hear of it, however many hooks come by."""
+    site = make_site(H100, config="[hooks]\ndestroy_timeout = 0.2\n")
+    log = slurm_commands(site)
+    site.prolog(7, STAMP)
+    process = sleeper(site)
+    try:
+        assert site.epilog(7).returncode == 0
+        assert site.prolog(8, STAMP).returncode == 0
+        assert site.epilog(8).returncode == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert not log.exists()
+
+
 def test_a_dead_driver_drains_in_the_epilog(site: Site) -> None:
     """Whether the slice is gone cannot be known: never success."""
     log = slurm_commands(site)

@@ -211,6 +211,21 @@ def test_processes_that_come_and_go(crowd: Crowd) -> None:
         assert keep.pid in look()
 
 
+def test_a_process_with_very_many_descriptors(crowd: Crowd) -> None:
+    """It is found all the same, and hides nobody: it is looked at last."""
+    first = os.open(crowd.root / "nvidia-cap21", os.O_RDONLY)
+    many = [first, *(os.dup(first) for _ in range(processes.MANY + 10))]
+    try:
+        crowd_of_one = subprocess.Popen(["/bin/sleep", "300"], pass_fds=many)
+        crowd.started.append(crowd_of_one)
+    finally:
+        for descriptor in many:
+            os.close(descriptor)
+    plain = crowd.start("nvidia-cap21")
+    found = Processes().holding(TARGET, 10).found
+    assert [holder.pid for holder in found] == [plain.pid, crowd_of_one.pid]
+
+
 def test_a_directory_of_processes_that_is_odd(tmp_path: Path) -> None:
     """Nothing in it, files for directories, no right to see: nobody is found, no error."""
     (tmp_path / "1").mkdir()

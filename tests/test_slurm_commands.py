@@ -55,6 +55,23 @@ def test_a_job_slurm_does_not_know(client: Callable[..., CommandClient]) -> None
     assert client(squeue="exit 0").job(4) is None
 
 
+@pytest.mark.parametrize(
+    ("line", "drained"),
+    [
+        ("NodeName=n1 State=IDLE Reason=looked at [root@1]", True),
+        ("NodeName=n1 State=IDLE+DRAIN", True),
+        ("NodeName=n1 State=IDLE+DRAIN Reason=fan broken [root@1]", False),
+    ],
+)
+def test_a_drained_node_keeps_its_reason(
+    client: Callable[..., CommandClient], tmp_path: Path, line: str, drained: bool
+) -> None:
+    """Slurm would put ours in its place."""
+    script = f"case $* in *update*) echo $* >{tmp_path}/asked ;; *) echo '{line}' ;; esac"
+    client(scontrol=script).drain("n1", "slurm-mig: x")
+    assert (tmp_path / "asked").exists() is drained
+
+
 def test_gpus_of_a_job_on_one_of_its_nodes(client: Callable[..., CommandClient]) -> None:
     """As 24.11 and 26.05 print them; another task of the array is in the list, too."""
     jobs = [

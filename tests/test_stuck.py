@@ -1,0 +1,447 @@
+"""A slice that stays in use: holders named, remedies used, that slice alone set aside."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from slurm_mig import allocation as phases
+from slurm_mig.allocation import GONE, Owner
+from slurm_mig.errors import NoRoom
+from slurm_mig.processes import Processes
+from slurm_mig.services import Services
+from slurm_mig.simulator.faults import Rule
+from slurm_mig.stuck import Stuck
+
+from .conftest import A100, H100
+from .test_allocator import ALICE, BOB, World, ask
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from slurm_mig.allocation import Allocation
+
+pytestmark = pytest.mark.root
+
+OF_JOB = {"SLURM_JOB_ID": "7"}
+
+
+class StuckWorld(World):
+    """A node whose slices are used by real processes of job 7's user."""
+
+    remedies: tuple[str, ...] = ("kill-job",)
+
+    def open(self) -> None:
+        super().open()
+        systemctl = self.root / "systemctl"
+        self.allocator._stuck = Stuck(
+            self.driver,
+            self.allocator._capabilities,
+            remedies=self.remedies,
+            timeout=3,
+            services=Services((systemctl,)),
+        )
+        self.users: list[subprocess.Popen[bytes]] = getattr(self, "users", [])
+
+    def process(
+        self, environ: Mapping[str, str] = OF_JOB, uid: int = 64001, fd: int = -1
+    ) -> subprocess.Popen[bytes]:
+        opened = () if fd < 0 else (fd,)
+        process = subprocess.Popen(
+            ["python train.py", "300"], executable="/bin/sleep", env=dict(environ),
+            pass_fds=opened, user=uid, group=uid, extra_groups=[], cwd="/",
+        )  # fmt: skip
+        self.users.append(process)
+        return process
+
+    def hold(
+        self, uuid: str, environ: Mapping[str, str] = OF_JOB, uid: int = 64001
+    ) -> subprocess.Popen[bytes]:
+        process = self.process(environ, uid)
+        self.machine.hold(process.pid, uuid)
+        return process
+
+    def let_go(self, process: subprocess.Popen[bytes]) -> None:
+        process.kill()
+        process.wait()
+
+    def end(self) -> None:
+        for process in self.users:
+            self.let_go(process)
+        self.close()
+
+    def systemctl(self, body: str) -> Path:
+        """A systemctl that does what a script says, and notes what it was asked."""
+        path = self.root / "systemctl"
+        path.write_text(f'#!/bin/sh\necho "$*" >>{self.root}/asked\n{body}\n')
+        path.chmod(0o755)
+        return self.root / "asked"
+
+
+@pytest.fixture
+def world(public_tmp: Path) -> Iterator[StuckWorld]:
+    made = StuckWorld(public_tmp, H100, H100)
+    yield made
+    made.end()
+
+
+def carved(world: World, *names: str, owner: Owner = ALICE) -> Allocation:
+    return world.allocator.allocate(owner, ask(*names or ("3g.40gb",)), world.gpu())
+
+
+# -- holders ------------------------------------------------------------------------
+
+
+def test_who_holds_it_is_told(world: StuckWorld) -> None:
+    """Pid, user and command, before anything else: reasons are cut off at their end."""
+    mine = carved(world)
+    process = world.hold(mine.uuids[0])
+    ended = world.allocator.release(mine, "x")
+    assert ended.phase == phases.QUARANTINED
+    assert ended.reason.startswith(
+        f"3g.40gb@4 still there, used by pid {process.pid} of 64001 (python train.py 300)"
+    )
+    assert "In use by another client" in ended.reason
+
+
+def test_a_monitor_that_nvml_does_not_list(world: StuckWorld) -> None:
+    """It has the GPU's node open, and the driver says no more than "in use" (DCGM#276)."""
+    node = world.machine.tree.dev / "nvidia0"
+    node.unlink()
+    os.mknod(node, stat.S_IFCHR | 0o666, os.makedev(1, 7))
+    descriptor = os.open(node, os.O_RDONLY)
+    process = world.process({}, uid=0, fd=descriptor)
+    os.close(descriptor)
+    mine = carved(world)
+    world.machine.faults.set([Rule("nvmlGpuInstanceDestroy", "error:IN_USE", times=0)])
+    ended = world.allocator.release(mine, "x", over=True)
+    assert f"used by pid {process.pid} of root (python train.py 300), by the GPU" in ended.reason
+    assert process.poll() is None
+
+
+def test_nobody_to_be_found(world: StuckWorld) -> None:
+    """A handle that leaked in the driver."""
+    mine = carved(world)
+    world.machine.faults.set([Rule("nvmlGpuInstanceDestroy", "error:IN_USE", times=0)])
+    assert "no process that can be found" in world.allocator.release(mine, "x").reason
+
+
+def test_a_driver_that_lists_no_processes(world: StuckWorld) -> None:
+    """That it fails at this, too, is no reason to drain the node."""
+    mine = carved(world)
+    world.machine.faults.set(
+        [
+            Rule("nvmlGpuInstanceDestroy", "error:IN_USE", times=0),
+            Rule("nvmlDeviceGetComputeRunningProcesses_v3", "error:UNKNOWN", times=0),
+        ]
+    )
+    assert world.allocator.release(mine, "x").phase == phases.QUARANTINED
+
+
+# -- kill-job -----------------------------------------------------------------------
+
+
+def test_left_overs_of_the_job_are_killed(world: StuckWorld) -> None:
+    """The Epilog's case: freed, and the trail says what was done."""
+    mine = carved(world)
+    processes = [world.hold(mine.uuids[0]) for _ in range(2)]
+    ended = world.allocator.release(mine, "the job ended", over=True)
+    assert ended.phase == phases.RELEASED
+    assert [process.wait() for process in processes] == [-9, -9]
+    assert ended.reason.startswith("the job ended; killed pid ")
+    assert world.made() == []
+
+
+def test_not_before_the_deadline(world: StuckWorld) -> None:
+    """What ends by itself in time is not killed."""
+    mine = carved(world)
+    process = world.hold(mine.uuids[0])
+    world.allocator._sleep = lambda _: world.let_go(process)
+    ended = world.allocator.release(mine, "x", over=True)
+    assert (ended.phase, ended.reason) == (phases.RELEASED, "x")
+
+
+def test_not_when_the_site_does_not_want_it(world: StuckWorld) -> None:
+    """`ignore`."""
+    world.allocator._stuck.remedies = ()
+    mine = carved(world)
+    process = world.hold(mine.uuids[0])
+    assert world.allocator.release(mine, "x", over=True).phase == phases.QUARANTINED
+    assert process.poll() is None
+
+
+def test_not_while_the_job_may_live(world: StuckWorld) -> None:
+    """An administrator takes the slice away by force: the processes are the job's business."""
+    mine = carved(world)
+    process = world.hold(mine.uuids[0])
+    assert world.allocator.release(mine, "by an administrator").phase == phases.QUARANTINED
+    assert process.poll() is None
+
+
+def test_not_while_another_run_of_the_job_lives(world: StuckWorld) -> None:
+    """Requeued and started again on another GPU of the node: its processes look the same."""
+    mine = carved(world)
+    again = replace(ALICE, restart=1)
+    world.allocator.allocate(again, ask("3g.40gb"), world.gpu(1))
+    process = world.hold(mine.uuids[0])
+    assert world.allocator.release(mine, "x", over=True).phase == phases.QUARANTINED
+    assert process.poll() is None
+
+
+def test_not_by_environment_while_the_user_has_another_job(world: StuckWorld) -> None:
+    """In doubt it lives; another user's job makes no doubt."""
+    mine = carved(world)
+    other = world.allocator.allocate(replace(ALICE, job_id=9), ask("3g.40gb"), world.gpu(1))
+    process = world.hold(mine.uuids[0])
+    assert world.allocator.release(mine, "x", over=True).phase == phases.QUARANTINED
+    assert process.poll() is None
+    world.allocator.release(other, "x", over=True)
+    carved(world, owner=BOB)
+    world.allocator.reconcile(lambda: frozenset({8}))
+    assert process.wait(5) == -9
+    assert world.made() == ["3g.40gb@0"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "uid"),
+    [({}, 64001), ({"SLURM_JOB_ID": "8"}, 64001), (OF_JOB, 64002), (OF_JOB, 0)],
+)
+def test_nobody_elses_process(world: StuckWorld, environ: dict[str, str], uid: int) -> None:
+    """Whatever it calls itself: the slice is set aside, and it is named."""
+    mine = carved(world)
+    process = world.hold(mine.uuids[0], environ, uid)
+    ended = world.allocator.release(mine, "x", over=True)
+    assert ended.phase == phases.QUARANTINED
+    assert f"pid {process.pid} of {'root' if uid == 0 else uid} " in ended.reason
+    assert process.poll() is None
+
+
+def test_a_whole_gpu_of_the_finished_job(world: StuckWorld) -> None:
+    """Its left-over keeps MIG mode off; killed, the mode comes on."""
+    record = world.allocator.give_whole(ALICE, world.gpu(), "mig-off", reset=False)
+    process = world.hold(world.gpu().uuid)
+    ended = world.allocator.release(record, "x", over=True)
+    assert (ended.phase, process.wait(5)) == (phases.RELEASED, -9)
+    assert world.machine.board(0).mig_current is True
+
+
+def test_the_sweep_of_another_hook_kills_nobody(world: StuckWorld) -> None:
+    """Its own job must not wait, and whether that one is over it has not asked."""
+    mine = carved(world)
+    process = world.hold(mine.uuids[0])
+    world.ledger.save(mine.moved(phases.RELEASING), phases.RELEASING)
+    carved(world, owner=BOB)
+    assert world.ledger.find(mine.number).phase == phases.QUARANTINED
+    assert process.poll() is None
+
+
+# -- restart ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def restarting(world: StuckWorld, monkeypatch: pytest.MonkeyPatch) -> StuckWorld:
+    """`kill-job`, then the restart of the unit in which every process here seems to be."""
+    world.allocator._stuck.remedies = ("kill-job", "restart:nvidia-dcgm.service")
+    real = Processes._read
+
+    def read(self: Processes, pid: int, name: str) -> str:
+        return (
+            "0::/system.slice/nvidia-dcgm.service\n" if name == "cgroup" else real(self, pid, name)
+        )
+
+    monkeypatch.setattr(Processes, "_read", read)
+    return world
+
+
+def test_the_unit_that_holds_it_is_restarted(restarting: StuckWorld) -> None:
+    """And the slice is destroyed after that."""
+    mine = carved(restarting)
+    process = restarting.hold(mine.uuids[0], {}, uid=0)
+    asked = restarting.systemctl(f"kill -9 {process.pid}")
+    ended = restarting.allocator.release(mine, "x", over=True)
+    assert asked.read_text().splitlines() == [
+        "--no-ask-password --no-pager restart -- nvidia-dcgm.service"
+    ]
+    assert (ended.phase, ended.reason) == (phases.RELEASED, "x; restarted nvidia-dcgm.service")
+
+
+def test_a_restart_that_fails_or_does_not_help(restarting: StuckWorld) -> None:
+    """Both are on record; it is not tried again by every hook."""
+    mine = carved(restarting)
+    restarting.hold(mine.uuids[0], {}, uid=0)
+    asked = restarting.systemctl("echo 'Access denied' >&2; exit 4")
+    ended = restarting.allocator.release(mine, "x", over=True)
+    assert ended.phase == phases.QUARANTINED
+    assert "of unit nvidia-dcgm.service" in ended.reason
+    assert ended.reason.endswith("restarted nvidia-dcgm.service (exit 4: Access denied)")
+    carved(restarting, owner=BOB)
+    assert len(asked.read_text().splitlines()) == 1
+
+
+def test_another_unit_is_left_alone(world: StuckWorld) -> None:
+    """It is not among the holders."""
+    world.allocator._stuck.remedies = ("restart:nvidia-dcgm.service",)
+    mine = carved(world)
+    world.hold(mine.uuids[0], {}, uid=0)
+    asked = world.systemctl("exit 0")
+    assert world.allocator.release(mine, "x", over=True).phase == phases.QUARANTINED
+    assert not asked.exists()
+
+
+# -- quarantine -----------------------------------------------------------------------
+
+
+def test_later_hooks_try_again_and_the_trail_does_not_grow(world: StuckWorld) -> None:
+    """The rest of the GPU goes on; nothing is written until the slice goes."""
+    world.allocator._stuck.remedies = ()
+    mine = carved(world)
+    process = world.hold(mine.uuids[0])
+    stuck = world.allocator.release(mine, "x")
+    for job in range(10, 13):
+        other = carved(world, owner=replace(BOB, job_id=job))
+        world.allocator.release(other, "x")
+    assert world.ledger.find(mine.number) == stuck
+    events = "SELECT count(*) FROM event WHERE allocation = ?"
+    assert world.ledger._db.execute(events, (mine.number,)).fetchone()[0] == 4
+    world.let_go(process)
+    carved(world, owner=BOB)
+    assert world.ledger.find(mine.number).phase == phases.RELEASED
+
+
+def test_a_refused_job_is_told_of_it(world: StuckWorld) -> None:
+    """Not whose it is: that is no business of his."""
+    world.allocator._stuck.remedies = ()
+    mine = carved(world)
+    process = world.hold(mine.uuids[0])
+    world.allocator.release(mine, "x")
+    with pytest.raises(NoRoom) as refused:
+        carved(world, "7g.80gb", owner=BOB)
+    assert "; 3g.40gb@4 of jobs that have ended cannot be taken down yet" in str(refused.value)
+    assert str(process.pid) not in str(refused.value)
+    with pytest.raises(NoRoom, match="3g.40gb@4 of jobs that have ended"):
+        world.allocator.give_whole(BOB, world.gpu(), "mig-off", reset=False)
+
+
+def test_a_refusal_for_other_reasons_does_not_blame_it(world: StuckWorld) -> None:
+    """There would be no room without it either."""
+    world.allocator._stuck.remedies = ()
+    mine = carved(world)
+    world.hold(mine.uuids[0])
+    world.allocator.release(mine, "x")
+    carved(world, owner=BOB)
+    with pytest.raises(NoRoom) as refused:
+        carved(world, "7g.80gb", owner=replace(BOB, job_id=9))
+    assert "ended" not in str(refused.value)
+
+
+def test_why_a_whole_gpu_is_not_to_be_had_names_nobody(public_tmp: Path) -> None:
+    """The record has it all; the job's user reads only the pid."""
+    world = StuckWorld(public_tmp, A100)
+    try:
+        world.allocator._stuck.remedies = ()
+        record = world.allocator.give_whole(ALICE, world.gpu(), "mig-off", reset=True)
+        world.hold(world.gpu().uuid)
+        stuck = world.allocator.release(record, "x")
+        assert "MIG mode is still off, used by pid" in stuck.reason
+        assert "train.py" in stuck.reason
+        with pytest.raises(NoRoom) as refused:
+            carved(world, owner=BOB)
+        assert "train.py" not in str(refused.value)
+    finally:
+        world.end()
+
+
+def test_the_neighbour_of_a_stuck_instance(world: StuckWorld) -> None:
+    """One of two is gone: what the next job gets in its place has the same ids and stays."""
+    world.allocator._stuck.remedies = ()
+    mine = carved(world, "3g.40gb", "1g.10gb")
+    process = world.hold(mine.uuids[0])
+    stuck = world.allocator.release(mine, "x")
+    assert [item.gi_id == GONE for item in stuck.instances] == [False, True]
+    assert stuck.reason.startswith("3g.40gb@4 still there")
+    assert stuck.uuids == mine.uuids
+    bobs = carved(world, "1g.10gb", owner=BOB)
+    assert bobs.uuids[0] == mine.uuids[1]
+    nodes = sorted(path.name for path in (world.machine.tree.dev / "nvidia-caps").iterdir())
+    world.let_go(process)
+    world.allocator.reconcile(lambda: frozenset({8}))
+    assert world.ledger.find(mine.number).phase == phases.RELEASED
+    assert world.made() == [str(bobs.instances[0])]
+    assert len(nodes) == 4
+    assert len(list((world.machine.tree.dev / "nvidia-caps").iterdir())) == 2
+
+
+def test_a_part_that_goes_later(world: StuckWorld) -> None:
+    """Of two stuck instances one is let go: marked, the other stays set aside."""
+    world.allocator._stuck.remedies = ()
+    mine = carved(world, "3g.40gb", "1g.10gb")
+    first, second = (world.hold(uuid) for uuid in mine.uuids)
+    assert len(world.allocator.release(mine, "x").present) == 2
+    world.let_go(first)
+    carved(world, "3g.40gb", owner=BOB)
+    now = world.ledger.find(mine.number)
+    assert (now.phase, [str(item) for item in now.present]) == (phases.QUARANTINED, [
+        str(mine.instances[1])
+    ])  # fmt: skip
+    world.let_go(second)
+    world.allocator.release(now, "x")
+    assert world.made() == ["3g.40gb@4"]
+
+
+def test_parts_of_one_gpu_instance(world: StuckWorld) -> None:
+    """Three compute instances in one stuck GPU instance are one line, not three."""
+    world.allocator._stuck.remedies = ()
+    mine = world.allocator.allocate(
+        ALICE, replace(ask("1c.3g.40gb"), items=(replace(ask("1c.3g.40gb").items[0], count=3),)),
+        world.gpu(),
+    )  # fmt: skip
+    world.hold(mine.uuids[2])
+    stuck = world.allocator.release(mine, "x")
+    assert stuck.phase == phases.QUARANTINED
+    assert stuck.reason.count("still there") == 1
+
+
+def test_reconcile_uses_the_remedies(world: StuckWorld) -> None:
+    """An administrator who has changed the config asks for it; only jobs that Slurm has not."""
+    world.allocator._stuck.remedies = ()
+    mine = carved(world)
+    process = world.hold(mine.uuids[0])
+    world.allocator.release(mine, "x")
+    world.allocator._stuck.remedies = ("kill-job",)
+    assert world.allocator.reconcile(None).left
+    assert world.allocator.reconcile(lambda: frozenset({7})).left
+    assert process.poll() is None
+    report = world.allocator.reconcile(lambda: frozenset({8}))
+    assert "killed pid" in report.done[0]
+    assert process.wait(5) == -9
+
+
+def test_lost_jobs_are_over(world: StuckWorld) -> None:
+    """Slurm no longer has them: their left-overs stand in nobody's way."""
+    mine = carved(world)
+    process = world.hold(mine.uuids[0])
+    (done,) = world.allocator.collect(world.gpu(), frozenset)
+    assert (done.phase, process.wait(5)) == (phases.RELEASED, -9)
+
+
+def test_the_time_is_bounded(world: StuckWorld) -> None:
+    """destroy_timeout, then `timeout` for looking, killing, restarting and trying again."""
+    mine = carved(world)
+    world.hold(mine.uuids[0], {}, uid=0)
+    now = [0.0]
+    world.allocator._monotonic = world.allocator._stuck._monotonic = lambda: now[0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    world.allocator._sleep = sleep
+    world.allocator._stuck.remedies = ("restart:a.service", "kill-job", "restart:b.service")
+    world.allocator._stuck.apply = lambda *_: ["did something"]  # type: ignore[method-assign]
+    assert world.allocator.release(mine, "x", over=True).phase == phases.QUARANTINED
+    assert now[0] <= 0.2 + 3 + 0.5
