@@ -487,13 +487,15 @@ class Allocator:
 
     def _missing(self, record: Allocation, gpu: Gpu) -> list[Instance]:
         seen = self._driver.instances(gpu)
-        return [item for item in record.instances if not find(item, seen)]
+        return [item for item in record.instances if not _usable(item, find(item, seen))]
 
     def _close_lost(self, record: Allocation, gpu: Gpu, missing: list[Instance]) -> None:
         """Instances of an active record are gone: somebody destroyed them, or a reset did."""
         names = ", ".join(str(item) for item in missing)
         reason = f"{names} taken away from outside, or the GPU was reset"
-        if len(missing) == len(record.instances):
+        seen = self._driver.instances(gpu)
+        # One that only lost its compute instance is still there: called lost, it would leak.
+        if not any(find(item, seen) for item in record.instances):
             self._withdraw_environment(record)
             # The next instance with these ids would be open to the user of the one that went.
             self._remove_nodes(record)
@@ -673,6 +675,11 @@ def find(item: Instance, seen: Sequence[GpuInstance]) -> GpuInstance | None:
             # A foreign instance in the same place has another compute instance.
             return found if item.uuid is None or not uuids or item.uuid in uuids else None
     return None
+
+
+def _usable(item: Instance, found: GpuInstance | None) -> bool:
+    """Whether the compute instance that a job was given is still in there."""
+    return found is not None and item.uuid in {None, *(ci.uuid for ci in found.compute)}
 
 
 def _superseded(old: Owner, new: Owner) -> bool:

@@ -26,9 +26,11 @@ from .test_ledger import planned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
-pytestmark = pytest.mark.root
+# Long on a machine that does other things, too.
+pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
 
 #: What a ledger holds: every row of every table.
 Content = list[tuple[object, ...]]
@@ -189,17 +191,15 @@ def test_a_ledger_without_sync_is_found_out(
     space: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tests can fail: with synchronous=NORMAL the last writes may be lost."""
-    monkeypatch.setattr(module, "_transaction", _careless(module._transaction))
-    with pytest.raises(AssertionError, match="after .* calls"):
-        test_nothing_that_was_written_is_lost(space, disk, 1000, None)  # type: ignore[arg-type]
+    real = module._transaction
 
-
-def _careless(real):  # type: ignore[no-untyped-def]
-    def transaction(db: sqlite3.Connection):  # type: ignore[no-untyped-def]
+    def careless(db: sqlite3.Connection) -> AbstractContextManager[None]:
         db.execute("PRAGMA synchronous=NORMAL")
         return real(db)
 
-    return transaction
+    monkeypatch.setattr(module, "_transaction", careless)
+    with pytest.raises(AssertionError, match="after .* calls"):
+        test_nothing_that_was_written_is_lost(space, disk, 1000, None)  # type: ignore[arg-type]
 
 
 def test_images() -> None:
@@ -238,7 +238,7 @@ def test_copies_at_each_statement(space: Path, capsys: pytest.CaptureFixture[str
         return db  # type: ignore[no-any-return]
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(module.sqlite3, "connect", connect)
+    patch.setattr(sqlite3, "connect", connect)
     try:
         session(state / "ledger.db", told.append)
     finally:
@@ -258,8 +258,7 @@ def test_the_wal_cut_anywhere(space: Path, capsys: pytest.CaptureFixture[str]) -
     told: list[Content] = []
     ledger = Ledger(space / "state/ledger.db")
     told.append(content(ledger))
-    for _ in lives(ledger):
-        told.append(content(ledger))
+    told += [content(ledger) for _ in lives(ledger)]
     whole = files(space / "state")
     ledger.close()
     wal = whole["ledger.db-wal"]
@@ -289,9 +288,7 @@ def test_the_wal_cut_anywhere(space: Path, capsys: pytest.CaptureFixture[str]) -
 def test_a_frame_that_rotted(space: Path) -> None:
     """A flipped bit in the WAL ends it there: what follows is not taken for written."""
     ledger = Ledger(space / "state/ledger.db")
-    told = [content(ledger)]
-    for _ in lives(ledger):
-        told.append(content(ledger))
+    told = [content(ledger), *(content(ledger) for _ in lives(ledger))]
     whole = files(space / "state", shm=False)
     ledger.close()
     wal = whole["ledger.db-wal"]
