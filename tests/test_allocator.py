@@ -17,7 +17,6 @@ from slurm_mig.errors import (
     DriverFault,
     Held,
     InstanceBusy,
-    JobFault,
     NodeFault,
     NoRoom,
     ProfileNotOffered,
@@ -680,6 +679,18 @@ def test_half_taken_away(world: World) -> None:
     world.allocator.reconcile(lambda: frozenset({7}))
     assert world.made() == []
     assert world.phases() == [phases.RELEASED]
+
+
+def test_a_compute_instance_taken_away(world: World) -> None:
+    """The job has nothing left to compute on; the GPU instance is still ours, and goes."""
+    world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    with world.machine.change(0) as board:
+        board.instances[0].compute.clear()
+    report = world.allocator.reconcile(lambda: frozenset({7}))
+    assert "taken away from outside" in report.done[0]
+    assert world.phases() == [phases.RELEASED]
+    assert world.made() == []
+    assert list((world.machine.tree.dev / "nvidia-caps").iterdir()) == []
 
 
 def test_a_lost_gpu_is_reported_and_the_others_done(world: World) -> None:
