@@ -729,14 +729,18 @@ class Allocator:
         """Those that do not exist: gone is only what neither the list nor its own id shows."""
         seen = self._driver.instances(gpu)
         return [
-            item for item in record.instances if not (find(item, seen) or self._known(item, gpu))
+            item
+            for item in record.instances
+            if not _usable(item, find(item, seen) or self._known(item, gpu))
         ]
 
     def _close_lost(self, record: Allocation, gpu: Gpu, missing: list[Instance]) -> None:
         """Instances of an active record are gone: somebody destroyed them, or a reset did."""
         names = ", ".join(str(item) for item in missing)
         reason = f"{names} taken away from outside, or the GPU was reset"
-        if len(missing) == len(record.instances):
+        seen = self._driver.instances(gpu)
+        # One that only lost its compute instance is still there: called lost, it would leak.
+        if not any(find(item, seen) or self._known(item, gpu) for item in record.instances):
             self._withdraw_environment(record)
             # The next instance with these ids would be open to the user of the one that went.
             self._remove_nodes(record, record.instances, gpu)
@@ -937,6 +941,11 @@ def _stuck_words(stuck: Sequence[Slot]) -> str:
     """For the user who is refused: whose the processes are is no business of his."""
     names = ", ".join(map(str, stuck))
     return f"{names} of jobs that have ended cannot be taken down yet"
+
+
+def _usable(item: Instance, found: GpuInstance | None) -> bool:
+    """Whether the compute instance that a job was given is still in there."""
+    return found is not None and item.uuid in {None, *(ci.uuid for ci in found.compute)}
 
 
 def _superseded(old: Owner, new: Owner) -> bool:

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from slurm_mig import allocation as phases
 from slurm_mig.allocation import Allocation, Owner
@@ -22,7 +16,6 @@ from slurm_mig.errors import (
     BadRequest,
     DriverFault,
     Held,
-    JobFault,
     NodeFault,
     NoRoom,
     ProfileNotOffered,
@@ -39,10 +32,11 @@ from slurm_mig.runfiles import RunFiles
 from slurm_mig.simulator.faults import Rule
 from slurm_mig.simulator.library import Library
 
-from .conftest import A30, A100, H100, build_machine
+from .conftest import A100, H100, build_machine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from slurm_mig.driver import Gpu
     from slurm_mig.simulator import Machine
@@ -685,6 +679,18 @@ def test_half_taken_away(world: World) -> None:
     assert world.phases() == [phases.RELEASED]
 
 
+def test_a_compute_instance_taken_away(world: World) -> None:
+    """The job has nothing left to compute on; the GPU instance is still ours, and goes."""
+    world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    with world.machine.change(0) as board:
+        board.instances[0].compute.clear()
+    report = world.allocator.reconcile(lambda: frozenset({7}))
+    assert "taken away from outside" in report.done[0]
+    assert world.phases() == [phases.RELEASED]
+    assert world.made() == []
+    assert list((world.machine.tree.dev / "nvidia-caps").iterdir()) == []
+
+
 def test_a_lost_gpu_is_reported_and_the_others_done(world: World) -> None:
     """One dead GPU does not stop the rest."""
     world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu(0))
@@ -693,171 +699,3 @@ def test_a_lost_gpu_is_reported_and_the_others_done(world: World) -> None:
     report = world.allocator.reconcile(frozenset)
     assert any("does not answer" in line for line in report.left)
     assert world.made(1) == []
-
-
-KILLS = [
-    ("allocate", "nvmlDeviceCreateGpuInstanceWithPlacement"),
-    ("allocate", "nvmlGpuInstanceCreateComputeInstance"),
-    ("allocate", "nvmlComputeInstanceGetInfo_v2"),
-    ("release", "nvmlComputeInstanceDestroy"),
-    ("release", "nvmlGpuInstanceDestroy"),
-]
-
-
-@pytest.mark.parametrize(("work", "call"), KILLS)
-@pytest.mark.parametrize("effect", ["kill-before", "kill-after"])
-@pytest.mark.parametrize("next_step", ["prolog", "epilog", "reconcile"])
-def test_killed_anywhere_the_next_step_finishes(
-    world: World, work: str, call: str, effect: str, next_step: str
-) -> None:
-    """Prolog, Epilog or reconcile: nothing leaks, the neighbour stays."""
-    world.allocator.allocate(BOB, ask("1g.10gb"), world.gpu())
-    neighbour = world.made()
-    if work == "release":
-        world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
-    world.killed(call, effect, work)
-
-    carol = Owner(9, uid=64003, gid=64003)
-    if next_step == "prolog":
-        world.allocator.allocate(carol, ask("3g.40gb"), world.gpu())
-        assert len(world.made()) == 2
-        world.allocator.release(world.ledger.open_of_job(9)[0], "x")
-    elif next_step == "epilog":
-        for record in world.ledger.open_of_job(7):
-            world.allocator.release(record, "x")
-    else:
-        world.allocator.reconcile(lambda: frozenset({8}))
-    assert world.made() == neighbour
-    assert [record.owner.job_id for record in world.ledger.all_open()] == [8]
-
-
-# -- everything at once ---------------------------------------------------------------
-
-
-class NodeMachine(RuleBasedStateMachine):
-    """Jobs, crashes, reboots and an administrator with nvidia-smi, in any order."""
-
-    @initialize(gpus=st.sampled_from([(H100,), (A30, H100), (A100,)]))
-    def boot(self, gpus: tuple[str, ...]) -> None:
-        self.root = Path(tempfile.mkdtemp(prefix="smig-"))
-        self.world = World(self.root, *gpus)
-        self.next_job = 1
-        self.running: dict[int, Allocation] = {}
-        self.foreign: dict[int, set[tuple[int, int]]] = {i: set() for i in range(len(gpus))}
-
-    def teardown(self) -> None:
-        if hasattr(self, "world"):
-            self.world.close()
-            shutil.rmtree(self.root)
-
-    @rule(data=st.data())
-    def prolog(self, data: st.DataObject) -> None:
-        gpu = data.draw(st.sampled_from(self.world.driver.gpus()))
-        rows = data.draw(
-            st.lists(
-                st.sampled_from(self.world.driver.geometry(gpu).profiles),
-                min_size=1, max_size=2, unique=True,
-            )
-        )  # fmt: skip
-        owner = Owner(self.next_job, uid=64001)
-        self.next_job += 1
-        request = Request(tuple(Item(row.name, 1, row.profile_id) for row in rows))
-        try:
-            record = self.world.allocator.allocate(owner, request, gpu)
-        except JobFault:
-            return
-        except DriverFault as fault:
-            assert "MIG mode is off" in str(fault)
-            return
-        self.running[owner.job_id or 0] = record
-
-    @precondition(lambda self: self.running)
-    @rule(data=st.data())
-    def epilog(self, data: st.DataObject) -> None:
-        job = data.draw(st.sampled_from(sorted(self.running)))
-        record = self.running.pop(job)
-        ended = self.world.allocator.release(record, "the job ended")
-        assert ended.phase in (phases.RELEASED, phases.LOST)
-
-    @rule(data=st.data())
-    def by_hand(self, data: st.DataObject) -> None:
-        index = data.draw(st.sampled_from(sorted(self.foreign)))
-        with self.world.machine.change(index) as board:
-            row = data.draw(st.sampled_from(board.geometry.profiles))
-            place = data.draw(st.sampled_from(row.placements))
-            rows = [board.row(item.profile_id) for item in board.instances]
-            if not board.mig_current or place.mask & board.occupied():
-                return
-            if not board._engines_allow([*rows, row]):
-                return
-            made = board.create(row.profile_id, place, busy=False)
-            self.foreign[index].add((made.profile_id, made.start))
-
-    @rule()
-    def slurm_forgets(self) -> None:
-        """A lost controller state: no Epilog ever comes; reconcile sees who lives."""
-        for job in list(self.running)[:1]:
-            del self.running[job]
-        report = self.world.allocator.reconcile(lambda: frozenset(self.running))
-        assert report.left == []
-
-    @rule(power=st.booleans())
-    def restart(self, power: bool) -> None:
-        if power:
-            self.world.machine.reboot()
-        else:
-            self.world.machine.reload_driver()
-        for index in self.foreign:
-            self.foreign[index].clear()
-        self.world.reopen()
-        # What ran is gone; its Epilog comes, or never does.
-        self.running.clear()
-        self.world.allocator.reconcile(frozenset)
-        for gpu in self.world.driver.gpus():
-            self.world.allocator.set_mode(gpu, on=True)
-
-    @rule(
-        call=st.sampled_from([call for work, call in KILLS if work == "allocate"]),
-        effect=st.sampled_from(["kill-before", "kill-after"]),
-        data=st.data(),
-    )
-    def killed_prolog(self, call: str, effect: str, data: st.DataObject) -> None:
-        world = self.world
-        index = data.draw(st.sampled_from(sorted(self.foreign)))
-        row = data.draw(st.sampled_from(world.driver.geometry(world.gpu(index)).profiles))
-        world.close()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                world.open()
-                world.machine.faults.set([Rule(call, effect)])
-                request = Request((Item(row.name, 1, row.profile_id),))
-                world.allocator.allocate(Owner(10_000 + self.next_job), request, world.gpu(index))
-            finally:
-                os._exit(0)
-        os.waitpid(pid, 0)
-        world.machine.faults.set([])
-        world.open()
-        world.allocator.reconcile(lambda: frozenset(self.running))
-
-    @invariant()
-    def hardware_is_ledger_and_strangers(self) -> None:
-        if not hasattr(self, "world"):
-            return
-        for index, strange in self.foreign.items():
-            board = self.world.machine.board(index)
-            there = {(item.profile_id, item.start) for item in board.instances}
-            open_ = self.world.ledger.open_on(board.uuid)
-            recorded = {(i.profile_id, i.start) for record in open_ for i in record.instances}
-            assert there == recorded | strange
-            assert not recorded & strange
-            assert {record.owner.job_id for record in open_} <= set(self.running)
-
-    @invariant()
-    def the_chain_holds(self) -> None:
-        if hasattr(self, "world"):
-            assert self.world.ledger.broken_event() is None
-
-
-TestNodeMachine = NodeMachine.TestCase
-TestNodeMachine.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)

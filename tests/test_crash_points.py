@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.root
+# Long on a machine that does other things, too.
+pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
 
 BY_NAME = {spot.name: spot for spot in SPOTS}
 
