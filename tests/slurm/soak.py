@@ -15,6 +15,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -34,7 +35,7 @@ from slurm_mig.slurm_commands import CommandClient
 
 from .accounted import MISSING, Accounted
 from .conftest import PREFIX, enable_mig
-from .soak_checks import Drain, Injected, Run, Seen, Start, Verdict, cause_of, compare
+from .soak_checks import REPEATED, Drain, Injected, Run, Seen, Start, Verdict, causes, compare
 from .soak_plan import NODES, Act, Submit, plan
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Soak:
             root,
             nodes,
             prefix=PREFIX,
-            slurm_conf=f"PrologEpilogTimeout={args.timeout}\nMinJobAge=86400\nMaxJobCount=50000\n"
+            slurm_conf=f"PrologEpilogTimeout={args.timeout}\n"
             f"SlurmdTimeout={args.away - 10}\nUnkillableStepTimeout=120\n",
             config=f"retry_delay_max = 20\n[hooks]\nlock_timeout = {args.timeout / 2}\n"
             f'destroy_timeout = 3\n[tasks]\nleases = "{root}/work/leases"\n',
@@ -103,6 +104,7 @@ class Soak:
         self.queue: list[Queued] = []
         self.away: set[str] = set()
         self.rules: dict[str, tuple[float, Act]] = {}
+        self.sacct = ""
         self.looked = self.looked_nodes = self.reconciled = 0.0
         self.picked = random.Random(args.seed)  # noqa: S311
 
@@ -121,7 +123,9 @@ class Soak:
                 f'read up rest </proc/uptime; echo "start {name} $SLURMD_NODENAME $SLURM_JOB_ID '
                 f'${{SLURM_JOB_RESTART_COUNT:-0}} $up $$" >>{log}'
             )
-            hook.write_text(f"{first}\n{note}\n{rest.replace('</dev/null', f'</dev/null 2>>{log}')}")
+            hook.write_text(
+                f"{first}\n{note}\n{rest.replace('</dev/null', f'</dev/null 2>>{log}')}"
+            )
 
     def machine(self, node: str) -> Machine:
         return Machine(self.root / "nodes" / node / "sim")
@@ -381,7 +385,7 @@ class Soak:
 
     def _tool(self, node: str, *words: str) -> subprocess.CompletedProcess[str]:
         command, variables = self._command(node, *words)
-        return self.cluster.try_run(*command, timeout=120, **variables)
+        return self.cluster.try_run(*command, timeout=120, **variables)  # type: ignore[arg-type]
 
     def reconcile(self) -> None:
         """As from cron; two nodes in turn."""
@@ -451,9 +455,15 @@ class Soak:
         """Let the queue drain; what would wait for ever is cancelled after a while."""
         self.look()
         patience = time.monotonic() + self.args.drain
+        said = time.monotonic()
         while (self.queue or self.later or self.rules) and time.monotonic() < patience:
             self.turn()
             self.finish_held()
+            if time.monotonic() > said + 20:
+                said = time.monotonic()
+                self.look()
+                words = Counter(f"{job.state} {job.reason}" for job in self.queue)
+                print(f"        still there: {dict(words)}", flush=True)
         self.end_rules(all_of_them=True)
         self.counts["cancelled at the end"] += len(self.queue)
         for user in USERS:
@@ -463,7 +473,7 @@ class Soak:
             self.turn()
         for at, client in self.clients:
             self.counts["srun that did not end"] += 1
-            print(f"pid {client.pid} ({time.monotonic() - at:.0f} s): {client.args}")
+            print(f"pid {client.pid} ({time.monotonic() - at:.0f} s): {client.args!r}"[:200])
             client.kill()
         for helper in self.helpers:
             helper.wait(60)
@@ -472,7 +482,7 @@ class Soak:
     def finish_held(self) -> None:
         """Jobs that were held for their own fault wait for nobody here."""
         for job in self.queue:
-            if job.state == "PENDING" and re.search("Held|Dependency", job.reason):
+            if job.state == "PENDING" and re.search("held|dependency", job.reason, re.IGNORECASE):
                 self.cluster.try_run("scancel", job.reference)
                 self.counts["held, cancelled at the end"] += 1
 
@@ -534,28 +544,24 @@ class Soak:
         os.environ["SLURM_CONF"] = self.cluster.environ()["SLURM_CONF"]
         client = CommandClient(self.cluster._find("scontrol").parent, 60)
         found = []
+        before: Counter[tuple[int, str]] = Counter()
         for row in client.accounting(since, time.time() + 60):
+            restart = before[row.job_id, row.user]
+            before[row.job_id, row.user] += 1
             if row.start is None or row.nodes in ("", "None assigned"):
                 continue
+            end = row.end if row.end is not None else time.time()
             nodes = expand(row.nodes)
             mig = {
                 name.removeprefix("mig:"): count // len(nodes)
                 for name, count in row.gres.items()
                 if name.startswith("mig:")
             }
-            for node in nodes:
-                found.append(  # noqa: PERF401
-                    Run(
-                        row.job_id,
-                        node,
-                        row.user,
-                        row.state,
-                        row.start,
-                        row.end if row.end is not None else time.time(),
-                        mig,
-                        row.gres.get("gpu", 0) // len(nodes),
-                    )
-                )
+            gpus = row.gres.get("gpu", 0) // len(nodes)
+            found += [
+                Run(row.job_id, restart, node, row.user, row.state, row.start, end, mig, gpus)
+                for node in nodes
+            ]
         return found
 
     def starts(self) -> list[Start]:
@@ -568,6 +574,12 @@ class Soak:
             for hook, node, job, restart, up in re.findall(pattern, text, re.MULTILINE)
         ]
 
+    def refusals_of(self, node: str) -> set[tuple[int, int]]:
+        """Runs refused by their Prolog, by its own line: some before a GPU was known."""
+        text = (self.root / "log/hooks").read_text(errors="replace")
+        pattern = rf"prolog job=(\d+) restart=(\d+) .*node={node} .*refused: "
+        return {(int(job), int(run)) for job, run in re.findall(pattern, text)}
+
     def seen(self) -> list[Seen]:
         """What scripts wrote, from every output file."""
         found: dict[tuple[int, int, str], Seen] = {}
@@ -577,13 +589,25 @@ class Soak:
             for word, job, restart, node, visible, at in re.findall(pattern, text, re.MULTILINE):
                 key = (int(job), int(restart), node)
                 if word == "begin":
-                    found[key] = Seen(*key, visible.replace("-", "", visible == "-"), float(at), None)
+                    found[key] = Seen(
+                        *key, visible.replace("-", "", visible == "-"), float(at), None
+                    )
                 elif key in found:
                     found[key] = replace(found[key], end=float(at))
         return list(found.values())
 
+    def repeated(self) -> Iterator[Injected]:
+        """When slurmd told slurmctld once more of a Prolog that had failed."""
+        pattern = r"^\[([\dT:-]+)[\d.]*\] _rpc_prolog: Retrying prolog complete RPC"
+        for node in NODES:
+            text = (self.root / "log" / node).read_text(errors="replace")
+            for stamp in re.findall(pattern, text, re.MULTILINE):
+                at = time.mktime(time.strptime(stamp, "%Y-%m-%dT%H:%M:%S"))
+                yield Injected(REPEATED, node, at - 1, at + 5)
+
     def verdict(self, since: float) -> Verdict:
         """All checks."""
+        self.injected += self.repeated()
         left = list(self.left_over())
         records = {node: self.records(node) for node in NODES}
         runs = self.runs(since)
@@ -596,20 +620,34 @@ class Soak:
                 self.starts(),
                 [item for item in self.seen() if item.node == node],
                 self.injected,
+                self.refusals_of(node),
             )
             total.rows += part.rows
             total.violations += part.violations
         total.violations += left
         self.causes: Counter[str] = Counter()
-        for drain in self.drains:
-            cause = cause_of(drain, self.injected)
+        for drain, cause in zip(self.drains, causes(self.drains, self.injected), strict=True):
             self.causes[cause or "unexplained"] += 1
             if cause is None:
                 total.violations.append(f"{drain.node} {drain.state}, unexplained: {drain.reason}")
+        self.sacct = self.cluster.run(
+            "sacct", "-n", "-P", "-X", "-D", "-a", "-S", "now-1days", "-o",
+            "JobIDRaw,JobID,User,NodeList,State,Submit,Start,End,AllocTRES",
+        )  # fmt: skip
         self.jobs = len({run.job for run in runs})
         self.outcomes = Counter(run.state for run in runs)
         self.phases = Counter(record.phase for node in NODES for record in records[node])
         return total
+
+    def keep(self, directory: Path) -> None:
+        """What an investigation needs."""
+        shutil.copytree(self.root / "log", directory / "log", dirs_exist_ok=True)
+        shutil.copytree(self.root / "work", directory / "work", dirs_exist_ok=True)
+        for node in NODES:
+            state = self.root / "nodes" / node / "state"
+            shutil.copytree(state, directory / node, dirs_exist_ok=True)
+        lines = [*map(str, self.injected), *map(str, self.drains), self.sacct]
+        (directory / "noted").write_text("\n".join(lines) + "\n")
 
 
 def _expanded(nodes: str) -> Sequence[str]:
@@ -624,7 +662,9 @@ def summary(soak: Soak, verdict: Verdict) -> str:
     ]
     shapes = {name: n for name, n in sorted(soak.counts.items()) if name.startswith("shape ")}
     acts = {
-        name: n for name, n in sorted(soak.counts.items()) if n and name not in (*shapes, "submitted")
+        name: n
+        for name, n in sorted(soak.counts.items())
+        if n and name not in (*shapes, "submitted")
     }
     for title, counts in (
         ("submissions", {name.removeprefix("shape "): n for name, n in shapes.items()}),
@@ -648,16 +688,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--jobs", type=int, default=2000, help="jobs to submit at least (2000)")
     parser.add_argument("--seed", type=int, default=1, help="of the plan (1)")
-    parser.add_argument("--busy", type=int, default=36, help="jobs in the queue at once (36)")
-    parser.add_argument("--timeout", type=int, default=20, help="PrologEpilogTimeout, s (20)")
+    parser.add_argument("--busy", type=int, default=60, help="jobs in the queue at once (60)")
+    parser.add_argument("--timeout", type=int, default=15, help="PrologEpilogTimeout, s (15)")
     parser.add_argument("--away", type=int, default=40, help="absence of a slurmd, s (40)")
     parser.add_argument("--reconcile", type=float, default=15, help="seconds between two (15)")
-    parser.add_argument("--drain", type=float, default=300, help="longest wait at the end, s (300)")
-    parser.add_argument("--keep", action="store_true", help="leave the cluster's directory")
+    parser.add_argument("--drain", type=float, default=180, help="longest wait at the end, s (180)")
+    parser.add_argument("--under", type=Path, help="make the cluster's directory there (/tmp)")
+    parser.add_argument("--keep", type=Path, help="copy logs, ledgers and outputs to DIR")
     args = parser.parse_args()
     if MISSING:
         parser.error(f"no {', '.join(MISSING)} on this machine")
-    soak = Soak(args, scratch())
+    soak = Soak(args, scratch() if args.under is None else args.under / f"smig-{os.getpid()}")
     since = time.time()
     try:
         with soak.cluster:
@@ -665,8 +706,9 @@ def main() -> int:
             soak.run()
             verdict = soak.verdict(since)
     finally:
-        if not args.keep:
-            soak.cluster.remove()
+        if args.keep:
+            soak.keep(args.keep)
+        soak.cluster.remove()
     print(summary(soak, verdict))
     return 1 if verdict.violations else 0
 

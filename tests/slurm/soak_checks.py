@@ -14,23 +14,36 @@ from typing import TYPE_CHECKING
 from slurm_mig import allocation as phases
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from slurm_mig.allocation import Allocation
 
 #: Slurm cuts its times to whole seconds.
 ROUNDING = 1.5
 
+#: Longest time from a job's allocation to the end of its Prolog on a busy machine, seconds.
+PROLOG = 60.0
+
 #: Seconds of jobs that slurmctld may not have saved when it is killed (SAVE_MAX_WAIT 5,
 #: and the time that the writing takes).
 UNSAVED = 12.0
 
 
+#: Where a job was cancelled while its Prolog ran into a failure, slurmd 22.05 reports that
+#: failure again every 15 s, and slurmctld drains the node each time (seen in its log).
+REPEATED = "slurmd reported a failed Prolog again"
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One run of a job on one node, as slurmdbd has it: what it held there."""
+    """One run of a job on one node, as slurmdbd has it: what it held there.
+
+    `restart` counts the rows of the job before this one. Slurm's start is when the
+    Prolog had ended, or when it began: that depends.
+    """
 
     job: int
+    restart: int
     node: str
     user: str
     state: str
@@ -99,8 +112,27 @@ class Verdict:
 # -- drains --------------------------------------------------------------------
 
 
-def cause_of(drain: Drain, injected: Iterable[Injected]) -> str | None:
-    """Which mischief explains a drain; None: it is nobody's, so a user's or our own fault."""
+def causes(drains: Sequence[Drain], injected: Sequence[Injected]) -> list[str | None]:
+    """Which mischief explains each drain; None: it is nobody's, so a user's or our own fault."""
+    found: list[str | None] = []
+    for number, drain in enumerate(drains):
+        cause = _cause(drain, injected)
+        again = [
+            earlier
+            for earlier, known in zip(drains[:number], found, strict=True)
+            if known and (earlier.node, earlier.reason) == (drain.node, drain.reason)
+        ]
+        killed = any(
+            item.kind == "slurmctld-kill" and item.covers(drain.node, drain.at, drain.at)
+            for item in injected
+        )
+        if cause is None and again and killed:
+            cause = "brought back by a slurmctld that was killed before it saved the resume"
+        found.append(cause)
+    return found
+
+
+def _cause(drain: Drain, injected: Iterable[Injected]) -> str | None:
     kinds = {item.kind for item in injected if item.covers(drain.node, drain.at, drain.at)}
     for pattern, causes in _CAUSES:
         if re.search(pattern, drain.reason, re.IGNORECASE):
@@ -116,6 +148,7 @@ _CAUSES = (
     (r"^slurm-mig: .*ended by signal", ("kill-hook", "kill-at-call", "hang")),
     (r"^slurm-mig: .*: internal error", ()),
     (r"^slurm-mig: ", ("driver-error",)),
+    (r"prolog error", ("hang", "kill-hook", "kill-at-call", REPEATED)),
     (r"(prolog|epilog) (error|hung)", ("hang", "kill-hook", "kill-at-call")),
     (r"duplicate jobid", ("slurmctld-kill",)),
     (r"not responding", ("slurmd-away", "slurmd-kill")),
@@ -133,10 +166,12 @@ def compare(
     starts: Sequence[Start],
     seen: Sequence[Seen],
     injected: Sequence[Injected],
+    refusals: Collection[tuple[int, int]] = (),
 ) -> Verdict:
     """Every run that had slices has exactly its record, and every record its run.
 
-    `active` are the numbers of records that were active once.
+    `active` are the numbers of records that were active once, `refusals` the runs
+    (job, restart) that a Prolog said it refused.
     """
     verdict = Verdict()
     by_place: dict[tuple[int, str], list[Run]] = defaultdict(list)
@@ -146,35 +181,44 @@ def compare(
     for record in records:
         if record.owner.job_id is None:
             continue
-        run = _run_of(record, by_place[record.owner.job_id, record.node])
-        if run is not None:
-            mine[run].append(record)
+        found = _run_of(record, by_place[record.owner.job_id, record.node])
+        if found is not None:
+            mine[found].append(record)
         else:
             _unknown(record, injected, verdict)
     for run, own in mine.items():
         later = [other.start for other in by_place[run.job, run.node] if other.start > run.start]
-        _row(run, min(later, default=run.end + 3600), own, active, starts, seen, injected, verdict)
+        told = (run.job, run.restart) in refusals
+        until = min(later, default=run.end + 3600)
+        _row(run, until, own, active, starts, seen, injected, verdict, told=told)
     verdict.violations += overlaps(records)
     verdict.violations += _wrong_devices(seen, records)
     return verdict
 
 
 def _run_of(record: Allocation, runs: Sequence[Run]) -> Run | None:
-    """The last run that had started when the record was made."""
-    before = [run for run in runs if run.start <= record.created + ROUNDING]
-    return before[-1] if before else None
+    """The run of that restart count; after a kill of slurmctld, which forgets, of that time."""
+    near = [run for run in runs if run.start - PROLOG <= record.created <= run.end + PROLOG]
+    same = [run for run in near if run.restart == record.owner.restart]
+    during = [run for run in near if record.created <= run.end + ROUNDING]
+    return next(iter([*same, *during]), None)
 
 
 def _unknown(record: Allocation, injected: Iterable[Injected], verdict: Verdict) -> None:
     """A record without a run: only what slurmctld forgot when it was killed may have one."""
-    kills = [item for item in injected if item.kind == "slurmctld-kill"]
-    if any(kill.since - UNSAVED <= record.created <= kill.until for kill in kills):
+    if _unsaved(record.created, injected):
         verdict.rows["run forgotten by a killed slurmctld, slices gone"] += 1
         return
     verdict.violations.append(
         f"record {record.number} of {record.owner} run {record.owner.restart} on {record.node}: "
         "Slurm knows no such run"
     )
+
+
+def _unsaved(at: float, injected: Iterable[Injected]) -> bool:
+    """Whether a slurmctld was killed before it had saved what happened then."""
+    kills = [item for item in injected if item.kind == "slurmctld-kill"]
+    return any(kill.since - UNSAVED <= at <= kill.until for kill in kills)
 
 
 def _row(
@@ -186,6 +230,8 @@ def _row(
     seen: Sequence[Seen],
     injected: Sequence[Injected],
     verdict: Verdict,
+    *,
+    told: bool,
 ) -> None:
     name = f"job {run.job} on {run.node} from {run.start:.0f} ({run.state})"
     if not (run.profiles or run.gpus):
@@ -213,7 +259,8 @@ def _row(
         if len(refused) > 1:
             verdict.violations.append(f"{name}: {len(refused)} refusals of one run")
     else:
-        verdict.rows[_without_record(name, run, until, starts, seen, injected, verdict)] += 1
+        row = _without_record(name, run, until, starts, seen, injected, verdict, told=told)
+        verdict.rows[row] += 1
 
 
 #: Why a record was closed although nothing of it was ever a job's.
@@ -240,7 +287,11 @@ def _carved(
     held: Counter[str] = Counter()
     for record in given:
         held.update(item.profile for item in record.instances)
-        early = run.end - ROUNDING - (record.ended or run.end)
+        ended = record.ended or run.end
+        early = run.end - ROUNDING - ended
+        if early > 0 and _unsaved(ended, injected):
+            verdict.rows["ended, brought back by a killed slurmctld, ended again"] += 1
+            return
         if early > 0:
             verdict.violations.append(
                 f"{name}: its slices went {early:.1f} s before its end: {record.reason}"
@@ -258,13 +309,16 @@ def _without_record(
     seen: Sequence[Seen],
     injected: Sequence[Injected],
     verdict: Verdict,
+    *,
+    told: bool,
 ) -> str:
     """Why a run with GPUs has no record: then none of its tasks may have run, either."""
     ran = [
         item
         for item in seen
         if (item.job, item.node) == (run.job, run.node)
-        and run.start - ROUNDING <= item.begin < until
+        and item.restart == run.restart
+        and run.start - PROLOG <= item.begin < until
     ]
     if ran:
         verdict.violations.append(f"{name}: its script ran without a record")
@@ -272,10 +326,13 @@ def _without_record(
         item
         for item in starts
         if (item.hook, item.job, item.node) == ("prolog", run.job, run.node)
-        and run.start - ROUNDING <= item.at < until
+        and item.restart == run.restart
+        and run.start - PROLOG <= item.at < until
     ]
     if not began:
         return "no Prolog was started by Slurm, nothing ran"
+    if told:
+        return "refused, for Slurm had chosen no GPU, nothing ran"
     if any(item.covers(run.node, began[0].at, began[-1].at + 60) for item in injected):
         return "Prolog killed or failed before its first write, nothing ran"
     verdict.violations.append(f"{name}: its Prolog ran and left no record")
