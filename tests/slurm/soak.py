@@ -36,7 +36,7 @@ from slurm_mig.slurm_commands import CommandClient
 from .accounted import MISSING, Accounted
 from .conftest import PREFIX, enable_mig
 from .soak_checks import REPEATED, Drain, Injected, Run, Seen, Start, Verdict, causes, compare
-from .soak_plan import NODES, Act, Submit, plan
+from .soak_plan import MISCHIEF, NODES, Act, Submit, plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from slurm_mig.allocation import Allocation
 
 #: Seconds between two looks at the queue, and two at the nodes.
-LOOK = 0.4
-LOOK_NODES = 1.0
+LOOK = 0.7
+LOOK_NODES = 1.5
 
 #: Tries of a mischief that found nobody to strike, in seconds.
 PATIENCE = 20.0
@@ -77,9 +77,13 @@ class Soak:
 
     def __init__(self, args: argparse.Namespace, root: Path) -> None:
         self.args = args
-        self.steps = plan(args.seed, args.jobs)
+        self.steps = [
+            step
+            for step in plan(args.seed, args.jobs)
+            if isinstance(step, Submit) or step.kind not in args.without
+        ]
         self.root = root
-        latency = {"create-gi": 60.0, "create-ci": 30.0, "destroy-ci": 20.0, "destroy-gi": 60.0}
+        latency = {"create-gi": 20.0, "create-ci": 10.0, "destroy-ci": 10.0, "destroy-gi": 20.0}
         nodes = [
             SandboxNode(name, tuple((gpu, 1) for gpu in gpus), latency)
             for name, gpus in NODES.items()
@@ -88,7 +92,8 @@ class Soak:
             root,
             nodes,
             prefix=PREFIX,
-            slurm_conf=f"PrologEpilogTimeout={args.timeout}\n"
+            # Jobs are forgotten soon, and with them what slurmd reports of them again and again.
+            slurm_conf=f"PrologEpilogTimeout={args.timeout}\nMinJobAge=20\n"
             f"SlurmdTimeout={args.away - 10}\nUnkillableStepTimeout=120\n",
             config=f"retry_delay_max = 20\n[hooks]\nlock_timeout = {args.timeout / 2}\n"
             f'destroy_timeout = 3\n[tasks]\nleases = "{root}/work/leases"\n',
@@ -106,7 +111,7 @@ class Soak:
         self.rules: dict[str, tuple[float, Act]] = {}
         self.sacct = ""
         self.looked = self.looked_nodes = self.reconciled = 0.0
-        self.picked = random.Random(args.seed)  # noqa: S311
+        self.picked = random.Random(args.seed)
 
     # -- set up --------------------------------------------------------------
 
@@ -136,6 +141,9 @@ class Soak:
         """Every step of the plan, then until nothing is left in the queue."""
         started = time.monotonic()
         for number, step in enumerate(self.steps):
+            if self.args.minutes and time.monotonic() - started > 60 * self.args.minutes:
+                self.counts["steps left out for lack of time"] = len(self.steps) - number
+                break
             while len(self.queue) >= self.args.busy:
                 self.turn()
             if isinstance(step, Submit):
@@ -366,7 +374,7 @@ class Soak:
 
     def do_admin_slice(self, act: Act) -> bool:
         """An administrator makes a slice that Slurm knows nothing of: jobs are refused."""
-        made = self._tool(act.node, "create", "--json", "1g.10gb", "--gpu", "0")
+        made = self._tool(act.node, "create", "--json", "1g.10gb", "--gpu", str(int(3 * act.pick)))
         if made.returncode != 0:
             return False
 
@@ -688,11 +696,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--jobs", type=int, default=2000, help="jobs to submit at least (2000)")
     parser.add_argument("--seed", type=int, default=1, help="of the plan (1)")
-    parser.add_argument("--busy", type=int, default=60, help="jobs in the queue at once (60)")
+    parser.add_argument("--busy", type=int, default=80, help="jobs in the queue at once (80)")
     parser.add_argument("--timeout", type=int, default=15, help="PrologEpilogTimeout, s (15)")
     parser.add_argument("--away", type=int, default=40, help="absence of a slurmd, s (40)")
     parser.add_argument("--reconcile", type=float, default=15, help="seconds between two (15)")
     parser.add_argument("--drain", type=float, default=180, help="longest wait at the end, s (180)")
+    parser.add_argument(
+        "--without", action="append", default=[], choices=MISCHIEF, help="leave this mischief out"
+    )
+    parser.add_argument("--minutes", type=float, default=0, help="submit no longer than (no limit)")
     parser.add_argument("--under", type=Path, help="make the cluster's directory there (/tmp)")
     parser.add_argument("--keep", type=Path, help="copy logs, ledgers and outputs to DIR")
     args = parser.parse_args()

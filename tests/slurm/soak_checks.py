@@ -146,7 +146,7 @@ _CAUSES = (
     (r"^slurm-mig: .*lock not free", ("hang",)),
     (r"^slurm-mig: .*(deadline|did not end|hang)", ("hang",)),
     (r"^slurm-mig: .*ended by signal", ("kill-hook", "kill-at-call", "hang")),
-    (r"^slurm-mig: .*: internal error", ()),
+    (r"^slurm-mig: internal error", ()),
     (r"^slurm-mig: ", ("driver-error",)),
     (r"prolog error", ("hang", "kill-hook", "kill-at-call", REPEATED)),
     (r"(prolog|epilog) (error|hung)", ("hang", "kill-hook", "kill-at-call")),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tests.conftest import A30, H100
 
 #: Nodes of the cluster and their GPUs.
-NODES = {"n1": (H100, H100), "n2": (H100, A30)}
+NODES = {"n1": (H100,) * 4, "n2": (H100, H100, H100, A30)}
 SMALL = ("1g.10gb", "1g.10gb", "1g.10gb", "1g.10gb+me", "1g.20gb", "1g.6gb", "1g.6gb+me")
 MIDDLE = ("2g.20gb", "3g.40gb", "3g.40gb", "4g.40gb", "2g.12gb", "2g.12gb+me", "1c.2g.20gb")
 LARGE = ("7g.80gb", "4g.24gb", "2c.4g.40gb", "3c.7g.80gb")
@@ -61,17 +61,17 @@ MISCHIEF = {
     "cancel-prolog": 30,
     "cancel-running": 60,
     "cancel-completing": 20,
-    "requeue": 25,
+    "requeue": 20,
     "hold-slice": 15,
     "admin-slice": 12,
-    "kill-hook": 10,
-    "kill-at-call": 10,
-    "driver-error": 8,
-    "hang": 4,
-    "slurmd-kill": 6,
-    "slurmd-away": 1,
-    "slurmctld-restart": 4,
-    "slurmctld-kill": 4,
+    "kill-hook": 8,
+    "kill-at-call": 8,
+    "driver-error": 6,
+    "hang": 3,
+    "slurmd-kill": 5,
+    "slurmd-away": 0.5,
+    "slurmctld-restart": 3,
+    "slurmctld-kill": 3,
 }
 
 #: Calls at which faults strike; `*` is the n-th of any.
@@ -130,7 +130,7 @@ def plan(seed: int, jobs: int) -> list[Submit | Act]:
 def _submit(draw: random.Random, number: int) -> Submit:
     shape = draw.choices(list(SHAPES), list(SHAPES.values()))[0]
     user = draw.choice(("alice", "bob", "carol"))
-    seconds = round(draw.choice((0, 0.2, 0.5, 1, 2, 4)) * draw.uniform(0.5, 1.5), 2)
+    seconds = round(draw.choice((0, 0.1, 0.2, 0.5, 1, 3)) * draw.uniform(0.5, 1.5), 2)
     options, jobs = _options(draw, shape)
     return Submit(number, shape, user, options, seconds, jobs)
 
