@@ -6,7 +6,10 @@ BIN := $(VENV)/bin
 # Two: the private clusters of the tests wait more than they work.
 WORKERS ?= 2
 
-.PHONY: manual demo test lint unit test-slurm test-slurm-versions test-pythons bench generated clean packages
+JOBS ?= 2000
+SEED ?= 1
+
+.PHONY: manual demo test lint unit soak test-slurm test-slurm-versions test-pythons bench generated clean packages
 
 demo: packages $(VENV)/.installed
 	@$(BIN)/slurm-mig demo
@@ -28,6 +31,10 @@ unit: packages $(VENV)/.developer
 # SLURM_PREFIX=DIR: the Slurm below that directory instead of this machine's.
 test-slurm: packages $(VENV)/.developer
 	@$(BIN)/pytest -q -n $(WORKERS) --dist loadfile tests/slurm
+
+# Jobs of all shapes while everything is cancelled, killed and hung; half an hour for 2 000.
+soak: packages $(VENV)/.developer
+	@$(BIN)/python -m tests.slurm.soak --jobs $(JOBS) --seed $(SEED)
 
 # The same tests against each Slurm that Debian has, in roots that are made once and kept in
 # SLURM_MIG_ROOTS (~/.cache/slurm-mig/roots); SUITES="trixie forky" runs some of them.

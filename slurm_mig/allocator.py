@@ -681,8 +681,10 @@ class Allocator:
                 self._ledger.finish(record, phases.LOST, "the node was rebooted")
             elif record.phase == phases.QUARANTINED:
                 self._try_again(record, gpu)
+                self._withdraw_files(record)
             elif record.phase != phases.ACTIVE:
                 self._try_tear_down(record, gpu, "finished for a hook that died")
+                self._withdraw_files(record)
             elif missing := self._missing(record, gpu):
                 self._close_lost(record, gpu, missing)
             elif owner and _superseded(record.owner, owner):
@@ -724,6 +726,15 @@ class Allocator:
             if stuck.phase == phases.RELEASING:
                 stuck = stuck.moved(phases.QUARANTINED, str(fault))
                 self._ledger.save(stuck, phases.QUARANTINED)
+
+    def _withdraw_files(self, record: Allocation) -> None:
+        """Take away what an Epilog that was killed left: Slurm does not run it again."""
+        owner = record.owner
+        if owner.job_id is None:
+            return
+        still_open = self._ledger.open_of_job(owner.job_id)
+        if not any(item.owner.same_run(owner) for item in still_open):
+            self._files.withdraw_run(owner)
 
     def _missing(self, record: Allocation, gpu: Gpu) -> list[Instance]:
         """Those that do not exist: gone is only what neither the list nor its own id shows."""

@@ -243,7 +243,7 @@ def _with_all_gpus(node: Node, job: Job, gpus: Sequence[Gpu], line: Line) -> Job
 def _slices(
     node: Node, job: Job, gpus: Sequence[Gpu], request: Request, allocator: Allocator, line: Line
 ) -> None:
-    gpu = _only_gpu(job, gpus)
+    gpu = _only_gpu(node, job, gpus)
     if not node.managed(gpu):
         raise NodeFault(
             f"Slurm offers slices of {gpu}, which is not managed here",
@@ -254,13 +254,9 @@ def _slices(
     line.say("INFO", "carved")
 
 
-def _only_gpu(job: Job, gpus: Sequence[Gpu]) -> Gpu:
+def _only_gpu(node: Node, job: Job, gpus: Sequence[Gpu]) -> Gpu:
     if not gpus:
-        raise BadRequest(
-            "the job has MIG slices but no shards, so Slurm chose no GPU for it",
-            remedy="submit it again; job_submit.lua adds the shards",
-            job=job.job_id,
-        )
+        raise _no_gpu(node, job)
     if len(gpus) > 1:
         raise NodeFault(
             f"Slurm spread one job's shards over GPUs {','.join(map(str, job.gpus))}",
@@ -268,6 +264,29 @@ def _only_gpu(job: Job, gpus: Sequence[Gpu]) -> Gpu:
             job=job.job_id,
         )
     return gpus[0]
+
+
+def _no_gpu(node: Node, job: Job) -> JobFault:
+    """Why Slurm names no GPU: the job has no shards, or has them of a node that is not back yet.
+
+    What a restarted slurmctld starts before the node has registered again gets shards
+    of no GPU (slurm-facts.md 9): the job is not to blame, and its next start is good.
+    """
+    try:
+        facts = node.slurm.job(job.job_id)
+    except SlurmFault as fault:
+        return _no_answer(job, "which GPU the job has", fault)
+    if facts is not None and requests.holds_shards(facts.tres_per_node):
+        return Unknown(
+            "Slurm chose no GPU for the job's shards, as happens right after slurmctld was started",
+            remedy="it is started again by itself",
+            job=job.job_id,
+        )
+    return BadRequest(
+        "the job has MIG slices but no shards, so Slurm chose no GPU for it",
+        remedy="submit it again; job_submit.lua adds the shards",
+        job=job.job_id,
+    )
 
 
 def _whole_gpus(

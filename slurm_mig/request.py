@@ -153,5 +153,14 @@ def from_gres(text: str) -> Request | None:
 
 def holds_gpu(text: str) -> bool:
     """Whether a TresPerNode text asks for whole GPUs."""
+    return _holds(text, "gpu")
+
+
+def holds_shards(text: str) -> bool:
+    """Whether a TresPerNode text asks for shards: then Slurm has to choose a GPU."""
+    return _holds(text, "shard")
+
+
+def _holds(text: str, name: str) -> bool:
     matches = (_GRES.fullmatch(token) for token in text.strip().split(","))
-    return any(match is not None and match.group(1) == "gpu" for match in matches)
+    return any(match is not None and match.group(1) == name for match in matches)

@@ -100,6 +100,16 @@ class RunFiles:
             if job_of(path) == job_id:
                 path.unlink(missing_ok=True)
 
+    def withdraw_run(self, owner: Owner) -> None:
+        """Remove everything of one run; a refused one's stays, for its tasks and its Epilog."""
+        if any((self._env / f"{stem}.refused").exists() for stem in _stems(owner)):
+            return
+        leases = self._notes(_name(owner), "leases")
+        self.withdraw_environment(owner)
+        (self._jobs / _name(owner)).unlink(missing_ok=True)
+        for directory in leases:
+            remove_as_owner(Path(directory))
+
     def withdraw_environment(self, owner: Owner) -> None:
         """Remove one run's environment: its instances are going."""
         for stem in _stems(owner):

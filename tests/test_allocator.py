@@ -376,6 +376,26 @@ def test_a_destroy_that_lies_is_found_out(world: World) -> None:
     assert (ended.phase, "3g.40gb@4 still there" in ended.reason) == (phases.QUARANTINED, True)
 
 
+def test_files_of_a_killed_epilog_go_with_its_record(world: World) -> None:
+    """Slurm does not run it again: the next hook on the GPU takes them away, a later run's not."""
+    later = Owner(7, 1, uid=64001, gid=64001)
+    world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    world.killed("nvmlComputeInstanceDestroy", "kill-before", "release")
+    world.allocator.allocate(later, ask("1g.10gb"), world.gpu(1))
+    world.allocator.allocate(BOB, ask("3g.40gb"), world.gpu())
+    names = {path.name for path in (world.root / "run").glob("[ej]*/*")}
+    assert names == {"7.1", "8.0"}
+
+
+def test_files_stay_while_another_gpu_of_the_run_is_open(world: World) -> None:
+    """The job may still live: only half of its Epilog was done."""
+    for index in (0, 1):
+        world.allocator.give_whole(ALICE, world.gpu(index), "full-profile", reset=False)
+    world.killed("nvmlComputeInstanceDestroy", "kill-before", "release")
+    world.allocator.allocate(BOB, ask("3g.40gb"), world.gpu())
+    assert (world.root / "run/jobs/7.0").exists()
+
+
 def test_another_driver_fault_is_the_nodes(world: World) -> None:
     """It stays on record and is not called success."""
     mine = world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())

@@ -264,6 +264,24 @@ def test_slices_without_a_gpu(site: Site) -> None:
     assert "no shards" in done.stderr
 
 
+def test_shards_of_no_gpu(site: Site) -> None:
+    """What slurmctld gives before a node has registered again: the job waits, it is not held."""
+    log = slurm_commands(site, squeue=squeue(7, "gres:mig:3g.40gb:1,gres:shard:h100:14"))
+    done = site.prolog(7, STAMP, gpus="")
+    assert done.returncode == 0
+    assert "Slurm chose no GPU for the job's shards" in done.stderr
+    assert "outcome=requeued" in done.stderr
+    assert "requeuehold" not in log.read_text()
+
+
+def test_no_gpu_and_no_answer(site: Site) -> None:
+    """Whether the job has shards cannot be found out: it waits, too."""
+    slurm_commands(site, squeue="echo 'Unable to contact slurm controller' >&2; exit 1")
+    done = site.prolog(7, STAMP, gpus="")
+    assert done.returncode == 0
+    assert "Slurm does not say which GPU the job has" in done.stderr
+
+
 def test_shards_over_two_gpus(site: Site) -> None:
     """A setting of Slurm's that breaks every job: the node's fault, with the remedy."""
     log = slurm_commands(site)

@@ -119,3 +119,19 @@ def test_an_empty_request() -> None:
     """Nothing asked is not a request."""
     with pytest.raises(BadRequest):
         Request(())
+
+
+@pytest.mark.parametrize(
+    ("text", "gpu", "shards"),
+    [
+        ("gres:mig:3g.40gb:1,gres:shard:h100:14", False, True),
+        ("gres/gpu:h100=1", True, False),
+        ("gres:mig:3g.40gb:1", False, False),
+        ("N/A", False, False),
+        ("", False, False),
+    ],
+)
+def test_what_a_text_holds(text: str, gpu: bool, shards: bool) -> None:
+    """Whole GPUs and shards are told by the gres's own name."""
+    assert requests.holds_gpu(text) is gpu
+    assert requests.holds_shards(text) is shards

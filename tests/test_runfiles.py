@@ -178,6 +178,33 @@ def test_nothing_there(run: RunFiles) -> None:
     assert run.retries(7) == []
 
 
+def test_one_run_is_withdrawn(run: RunFiles, public_tmp: Path, tmp_path: Path) -> None:
+    """With its leases; another run of the job keeps what it has."""
+    leases = public_tmp / "shm/leases"
+    leases.mkdir(parents=True)
+    for path in (leases.parent, leases):
+        os.chown(path, 64001, 64001)
+    again = Owner(7, 1, uid=64001)
+    for owner in (ALICE, again):
+        run.mark(owner, leases=str(leases) if owner is ALICE else "")
+        run.publish(owner, "x")
+    run.withdraw_run(ALICE)
+    assert {path.name for path in (tmp_path / "run").glob("[ej]*/*")} == {"7.1"}
+    until = time.monotonic() + 20
+    while leases.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not leases.exists()
+
+
+def test_a_refused_run_keeps_its_files(run: RunFiles, tmp_path: Path) -> None:
+    """Its tasks still have to be told why, and its Epilog whom to postpone."""
+    run.refuse(ALICE, "print no room\n")
+    run.mark(ALICE, retry="7 0")
+    run.withdraw_run(ALICE)
+    assert run.retries(7) == ["7 0"]
+    assert (tmp_path / "run/env/7.0.refused").exists()
+
+
 @pytest.mark.parametrize("kind", ["directory", "file", "link", "deep", "nothing"])
 def test_leases_go_with_the_job(run: RunFiles, public_tmp: Path, kind: str) -> None:
     """Whatever the user made of the path, with his rights; what a link points to stays."""

@@ -234,6 +234,12 @@ class Cluster:
         """End one daemon: `slurmctld`, `munged`, or a node's name."""
         stop(self._daemons.pop(name))
 
+    def kill_daemon(self, name: str) -> None:
+        """Let one daemon die by SIGKILL, as by a crash of its own; what it started goes on."""
+        daemon = self._daemons.pop(name)
+        daemon.kill()
+        daemon.wait()
+
     def stop(self) -> None:
         """End every daemon and whatever jobs left, by pid."""
         for name in reversed(list(self._daemons)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from typing import TYPE_CHECKING
 
@@ -11,11 +10,12 @@ import pytest
 from slurm_mig import generator
 from slurm_mig.billing import billing, gpu_types
 from slurm_mig.errors import SlurmFault
-from slurm_mig.sandbox import Cluster, scratch
-from slurm_mig.sandbox.processes import free_ports, start_daemon, stop
+from slurm_mig.sandbox import scratch
+from slurm_mig.sandbox.processes import stop
 from slurm_mig.slurm_commands import CommandClient
 
-from .conftest import NODES, PREFIX, Site, _find, enable_mig
+from .accounted import MISSING, Accounted
+from .conftest import NODES, PREFIX, Site, enable_mig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,66 +23,15 @@ if TYPE_CHECKING:
     from slurm_mig.fleet import Fleet
     from slurm_mig.slurm import AccountingRow
 
-PROGRAMS = ("mariadb-install-db", "mariadbd", "slurmdbd", "sacct", "sacctmgr")
-MISSING = [name for name in PROGRAMS if _find(name) is None]
-
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"no {', '.join(MISSING)} here")
 
 
-class Accounted(Cluster):
-    """A cluster that keeps accounts: MariaDB on a socket, slurmdbd on loopback, no service."""
+class Billed(Accounted):
+    """With the prices that the generator writes."""
 
     def _slurm_conf(self, fleet: Fleet, hooks: object) -> str:
-        (self._port,) = free_ports(1)
-        text = super()._slurm_conf(fleet, hooks)  # type: ignore[arg-type]
-        text = text.replace("PartitionName=all ", f"PartitionName=all {_weights(fleet)} ")
-        return (
-            f"{text}AccountingStorageType=accounting_storage/slurmdbd\n"
-            f"AccountingStorageHost=localhost\nAccountingStoragePort={self._port}\n"
-            f"AccountingStoragePass={self.root}/munge/socket\n"
-            f"AccountingStorageTRES={','.join(generator.accounting_tres(fleet))}\n"
-        )
-
-    def start_slurmctld(self, *options: str) -> None:
-        """It does not start without the database's list of TRES."""
-        if "slurmdbd" not in self._daemons:
-            self._start_mariadb()
-            self._start_slurmdbd()
-        super().start_slurmctld(*options)
-
-    def _start_mariadb(self) -> None:
-        data, socket = self.root / "db", self.root / "db.socket"
-        install = str(_find("mariadb-install-db"))
-        options = ["--no-defaults", "--user=root", f"--datadir={data}"]
-        subprocess.run([install, *options, "--skip-test-db"], check=True, capture_output=True)
-        self._daemons["mariadbd"] = start_daemon(
-            [str(_find("mariadbd")), *options, f"--socket={socket}", "--skip-networking"],
-            self.root / "log/mariadbd.out",
-            self.environ(),
-        )
-        self._wait(socket.is_socket, "mariadbd", 60)
-
-    def _start_slurmdbd(self) -> None:
-        conf = self.conf / "slurmdbd.conf"
-        conf.write_text(
-            f"AuthType=auth/munge\nAuthInfo=socket={self.root}/munge/socket\n"
-            f"DbdHost=localhost\nDbdAddr=127.0.0.1\nDbdPort={self._port}\nSlurmUser=root\n"
-            "StorageType=accounting_storage/mysql\nStorageUser=root\nStorageLoc=acct\n"
-            f"LogFile={self.root}/log/slurmdbd\nPidFile={self.root}/spool/slurmdbd.pid\n"
-        )
-        conf.chmod(0o600)
-        environ = self.environ() | {"MYSQL_UNIX_PORT": f"{self.root}/db.socket"}
-        command = [str(self._find("slurmdbd")), "-D"]
-        log = self.root / "log/slurmdbd.out"
-        self._daemons["slurmdbd"] = start_daemon(command, log, environ)
-        self._wait(
-            lambda: self.try_run("sacctmgr", "-n", "list", "cluster").returncode == 0,
-            "slurmdbd",
-            60,
-        )
-        self.run("sacctmgr", "-i", "add", "cluster", "sandbox")
-        self.run("sacctmgr", "-i", "add", "account", "physics")
-        self.run("sacctmgr", "-i", "add", "user", "alice", "account=physics")
+        text = super()._slurm_conf(fleet, hooks)
+        return text.replace("PartitionName=all ", f"PartitionName=all {_weights(fleet)} ")
 
 
 def _weights(fleet: Fleet) -> str:
@@ -96,7 +45,7 @@ def _weights(fleet: Fleet) -> str:
 @pytest.fixture(scope="module")
 def accounted() -> Iterator[Site]:
     """A cluster with a database."""
-    made = Accounted(scratch(), NODES[:1], prefix=PREFIX)
+    made = Billed(scratch(), NODES[:1], prefix=PREFIX)
     try:
         with made:
             enable_mig(made)

@@ -1,0 +1,179 @@
+"""The soak itself: its plan is the seed's, its checks find what is wrong, a small one passes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from slurm_mig import allocation as phases
+from slurm_mig.allocation import Allocation, Instance, Owner
+
+from .accounted import MISSING
+from .soak_checks import REPEATED, Drain, Injected, Run, Seen, Start, Verdict, causes, compare
+from .soak_plan import MISCHIEF, SHAPES, Act, Submit, plan
+
+RUN = Run(7, 0, "n1", "alice", "COMPLETED", 1000.0, 1010.0, {"3g.40gb": 1})
+RECORD = Allocation(
+    owner=Owner(7, 0, uid=64001, user="alice"),
+    node="n1",
+    gpu_uuid="GPU-0",
+    gpu_minor=0,
+    gpu_name="x",
+    boot_id="b",
+    request="3g.40gb:1",
+    phase=phases.RELEASED,
+    instances=(Instance("3g.40gb", 9, 0, 4, 1, 0, "MIG-1"),),
+    reason="the job ended",
+    created=1000.2,
+    ended=1010.4,
+    number=1,
+)
+SEEN = Seen(7, 0, "n1", "MIG-1", 1001.0, 1009.0)
+REFUSED = replace(RECORD, phase=phases.REFUSED, instances=(), number=2)
+CTLD = Injected("slurmctld-kill", "*", 1005.0, 1012.0)
+
+
+def judge(
+    *records: Allocation,
+    runs: tuple[Run, ...] = (RUN,),
+    seen: tuple[Seen, ...] = (),
+    starts: tuple[Start, ...] = (),
+    injected: tuple[Injected, ...] = (),
+) -> Verdict:
+    active = frozenset(item.number for item in records if item.uuids)
+    return compare(runs, records, active, starts, seen, injected)
+
+
+def test_the_same_seed_is_the_same_plan() -> None:
+    """And another one another; each mischief and, in the long run, each shape is in it."""
+    assert plan(7, 300) == plan(7, 300)
+    assert plan(7, 300) != plan(8, 300)
+    steps = plan(7, 300)
+    assert sum(step.jobs for step in steps if isinstance(step, Submit)) >= 300
+    assert {step.kind for step in steps if isinstance(step, Act)} == set(MISCHIEF)
+    assert {step.shape for step in steps if isinstance(step, Submit)} == set(SHAPES)
+
+
+def test_a_row_that_is_equal() -> None:
+    """Profiles, user, time and what the script saw agree."""
+    found = judge(RECORD, seen=(SEEN,))
+    assert (found.rows, found.violations) == (Counter({"slices, equal": 1}), [])
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        (replace(RECORD, ended=1004.0), "slices went"),
+        (replace(RECORD, instances=(Instance("1g.10gb", 19, 0, 1, 7, 0, "MIG-1"),)), "carved"),
+        (replace(RECORD, owner=replace(RECORD.owner, user="bob")), "Slurm says alice"),
+        (replace(RECORD, owner=replace(RECORD.owner, job_id=8)), "Slurm knows no such run"),
+        (replace(RECORD, created=5000.0, ended=5001.0), "Slurm knows no such run"),
+    ],
+)
+def test_a_row_that_is_not(record: Allocation, says: str) -> None:
+    """Each kind of difference is named."""
+    assert any(says in text for text in judge(record).violations)
+
+
+def test_a_slice_used_twice() -> None:
+    """Two records of one GPU with common units at one time; one after the other is fine."""
+    other = replace(RECORD, owner=Owner(8, user="bob"), number=2, created=1005.0, ended=1020.0)
+    runs = (RUN, replace(RUN, job=8, user="bob", end=1019.0))
+    assert any("overlap" in text for text in judge(RECORD, other, runs=runs).violations)
+    beside = replace(other, instances=(replace(other.instances[0], start=4),))
+    assert judge(RECORD, beside, runs=runs).violations == []
+    after = replace(other, created=1011.0)
+    assert judge(RECORD, after, runs=runs).violations == []
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        replace(SEEN, visible="MIG-2"),
+        replace(SEEN, begin=900.0),
+        replace(SEEN, end=1011.0),
+        replace(SEEN, visible="0"),
+    ],
+)
+def test_a_script_that_saw_what_it_had_not(seen: Seen) -> None:
+    """Another's slice, none of that time, one that went too early, a GPU."""
+    assert judge(RECORD, seen=(seen,)).violations != []
+
+
+def test_a_run_without_a_record() -> None:
+    """Fine where no Prolog was started; not where one ran, nor where the script did."""
+    assert judge().violations == []
+    start = Start("prolog", "n1", 7, 0, 1000.1)
+    assert judge(starts=(start,)).violations != []
+    assert judge(seen=(SEEN,)).violations != []
+    killed = Injected("kill-hook", "n1", 1000.0, 1030.0)
+    assert judge(starts=(start,), injected=(killed,)).violations == []
+    elsewhere = replace(killed, node="n2")
+    assert judge(starts=(start,), injected=(elsewhere,)).violations != []
+
+
+def test_refusals() -> None:
+    """One for a run; together with slices it is a contradiction."""
+    assert judge(REFUSED).violations == []
+    assert judge(REFUSED, replace(REFUSED, number=3)).violations != []
+    assert judge(RECORD, REFUSED).violations != []
+
+
+def test_what_a_killed_slurmctld_forgets() -> None:
+    """Only what it cannot have saved is excused."""
+    assert judge(RECORD, runs=(), injected=(CTLD,)).violations == []
+    long_ago = replace(CTLD, since=2000.0, until=2010.0)
+    assert judge(RECORD, runs=(), injected=(long_ago,)).violations != []
+    revived = replace(RUN, end=1300.0)
+    assert judge(RECORD, runs=(revived,), injected=(CTLD,)).violations == []
+    assert judge(RECORD, runs=(revived,)).violations != []
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind", "explained"),
+    [
+        ("Prolog error", "hang", True),
+        ("Prolog error", "kill-at-call", True),
+        ("Prolog error", REPEATED, True),
+        ("Prolog error", "driver-error", False),
+        ("Epilog error", REPEATED, False),
+        ("slurm-mig: job 7: GPU 0: create: Unknown Error", "driver-error", True),
+        ("slurm-mig: job 7: GPU 0: create: Unknown Error", "slurmd-kill", False),
+        ("slurm-mig: internal error: KeyError", "driver-error", False),
+        ("slurm-mig: job 7: GPU-0: lock not free within 7 s", "hang", True),
+        ("Kill task failed", "hang", False),
+    ],
+)
+def test_drains_and_their_causes(reason: str, kind: str, explained: bool) -> None:
+    """A drain is explained by a mischief that can lead to it, there and then."""
+    drain = Drain("n1", "drained", reason, 1010.0)
+    mischief = Injected(kind, "n1", 1000.0, 1030.0)
+    assert (causes([drain], [mischief]) == [kind]) is explained
+    assert causes([drain], [replace(mischief, node="n2")]) == [None]
+    assert causes([drain], [replace(mischief, until=1005.0)]) == [None]
+
+
+def test_a_drain_that_comes_back() -> None:
+    """A killed slurmctld may not have saved that the node was resumed."""
+    drains = [Drain("n1", "drained", "Prolog error", at) for at in (1010.0, 1200.0)]
+    injected = [Injected("hang", "n1", 1000.0, 1020.0)]
+    assert causes(drains, injected)[1] is None
+    assert causes(drains, [*injected, replace(CTLD, since=1195.0, until=1210.0)])[1] is not None
+
+
+@pytest.mark.skipif(bool(MISSING), reason=f"no {', '.join(MISSING)} here")
+def test_a_small_soak() -> None:
+    """A few dozen jobs with all kinds of mischief but long absences; nothing is left."""
+    options = ["--jobs=40", "--seed=5", "--timeout=10", "--drain=40", "--without=slurmd-away"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.slurm.soak", *options],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False, timeout=220,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "violations: 0" in done.stdout
+    assert "nodes drained for a user's fault: 0" in done.stdout
