@@ -47,6 +47,9 @@ class Tree:
         self.dev = root / "dev"
         self.capabilities = self.proc / "driver/nvidia/capabilities"
         self.boot_id_file = self.proc / "sys/kernel/random/boot_id"
+        self.params = self.proc / "driver/nvidia/params"
+        self.modeset = root / "sys/module/nvidia_drm/parameters/modeset"
+        self._no_persistence = root / "no-persistence"
 
     def make(self, gpu_minors: list[int]) -> None:
         """Everything a freshly booted machine has."""
@@ -61,11 +64,29 @@ class Tree:
         self._make_minors(gpu_minors)
         for name, minor, mode in (("config", 1, 256), ("monitor", 2, 292)):
             self._write_access(self.capabilities / "mig" / name, minor, mode)
+        self.params.write_text("ModifyDeviceFiles: 1\n", "ascii")
         self.dev.mkdir()
         for gpu in gpu_minors:
             self._node(self.dev / f"nvidia{gpu}", GPU_MAJOR, gpu)
         self._node(self.dev / "nvidiactl", GPU_MAJOR, CONTROL_MINOR)
         self._node(self.dev / "nvidia-uvm", GPU_MAJOR, UVM_MINOR)
+
+    @property
+    def persistence(self) -> bool:
+        """Whether the driver keeps its state without clients: on, as with nvidia-persistenced."""
+        return not self._no_persistence.exists()
+
+    def set_persistence(self, *, on: bool) -> None:
+        """What nvidia-persistenced does, or `nvidia-smi -pm`, for every GPU."""
+        if on:
+            self._no_persistence.unlink(missing_ok=True)
+        else:
+            self._no_persistence.touch()
+
+    def load_drm(self, *, modeset: bool) -> None:
+        """Load nvidia_drm: its parameter shows in /sys, as Y or N."""
+        self.modeset.parent.mkdir(parents=True, exist_ok=True)
+        self.modeset.write_text("Y\n" if modeset else "N\n", "ascii")
 
     def new_boot_id(self) -> None:
         """What the kernel does at power-on."""
