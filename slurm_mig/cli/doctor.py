@@ -65,7 +65,8 @@ def command(
 ) -> None:
     """Check Slurm's files, the configuration, the hooks and the NVIDIA side; change nothing."""
     if listing:
-        return _list(as_json=as_json)
+        _list(as_json=as_json)
+        return
     sources = Sources(
         live=slurm_conf is None if live is None else live,
         slurm_conf=slurm_conf,

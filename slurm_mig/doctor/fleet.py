@@ -53,9 +53,10 @@ class Reconstruction:
         if name in self._products:
             return self._products[name]
         known = [product for product in catalog.products() if product.known]
-        for product in known:
-            if catalog.type_name(product) == name or self._shown.get(name, "") in product.names:
-                return product
+        meant = [product for product in known if catalog.type_name(product) == name]
+        shown = [product for product in known if self._shown.get(name, "") in product.names]
+        if meant or shown:
+            return (meant or shown)[0]
         offered = {word.removeprefix(f"{name}_") for word in node.count("mig") if "c." not in word}
         for product in known:
             # Products with the same profiles have the same weights: any of them will do.

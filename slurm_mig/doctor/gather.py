@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig import __version__, generator
-from slurm_mig.config import Config
 from slurm_mig.doctor import conf
 from slurm_mig.doctor.facts import (
     SEVERAL_PROLOGS_SINCE,
@@ -41,6 +40,7 @@ from slurm_mig.slurm_commands import CommandClient
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from slurm_mig.config import Config
     from slurm_mig.driver import Gpu
     from slurm_mig.node import Node
 
@@ -63,6 +63,11 @@ UNIT_DIRECTORIES: Final = (
     "usr/lib/systemd/system",
     "lib/systemd/system",
 )
+
+#: What is looked at on the node itself.
+LOCAL: Final = ("driver", "kernel", "processes", "ledger", "units")
+
+LUA: Final = ("job_submit.lua", "cli_filter.lua")
 
 #: Slices that one GPU can have at once, and calls that a refusal makes (docs/admin.md).
 MOST_SLICES: Final = 7
@@ -112,14 +117,15 @@ class _Gatherer:
         self.config = node.config
         self.config_fault = config_fault
         self.gaps: dict[str, str] = {}
-        if config_fault:
-            self.gaps["config"] = "it cannot be read"
+        # Where the driver, the ledger and their machine are stands in the configuration.
+        for area in ("config", *LOCAL) if config_fault else ():
+            self.gaps[area] = "the configuration is wrong (SM501)"
 
     def facts(self) -> Facts:
         """Read in the order in which one part needs another."""
         lines = tuple(conf.gres_lines(self.gres))
         here = self.here
-        local = self._local(lines) if here else {}
+        local = self._local() if here else {}
         groups = self._groups(lines, local.get("gpus", ()))
         version = self.version
         worst = worst_case(self.config)
@@ -134,9 +140,7 @@ class _Gatherer:
             live=self.live,
             job_submit=self._job_submit(),
             cli_filter=self._cli_filter(),
-            lua_code={
-                name: generator.lua_code(name) for name in ("job_submit.lua", "cli_filter.lua")
-            },
+            lua_code={name: generator.lua_code(name) for name in LUA},
             release=__version__,
             gres_lines=lines,
             hooks=tuple(self._hooks(here=here)),
@@ -253,8 +257,8 @@ class _Gatherer:
         """Whether this machine is the node to look at, and may be looked at."""
         reason = self._not_here()
         if reason:
-            for area in ("node", "driver", "kernel", "processes", "ledger", "units"):
-                self.gaps[area] = reason
+            for area in ("node", *LOCAL):
+                self.gaps.setdefault(area, reason)
         return not reason
 
     def _not_here(self) -> str:
@@ -329,12 +333,11 @@ class _Gatherer:
     def _hook_values(self, key: str) -> list[tuple[str, str]]:
         """Values in force: several lines of Prolog and Epilog count since 24.05."""
         if self.live:
-            named = [
+            return [
                 (value, f"slurmctld has {key} = {value}")
                 for name, value in self.live.items()
                 if value and (name == key.lower() or name.startswith(f"{key.lower()}["))
             ]
-            return named
         entries = self.slurm.all(key)
         old = self.version and self.version < SEVERAL_PROLOGS_SINCE
         if key == "TaskProlog" or old:
@@ -350,13 +353,15 @@ class _Gatherer:
 
     # -- this machine -------------------------------------------------------------
 
-    def _local(self, lines: tuple[conf.GresLine, ...]) -> dict[str, Any]:
-        del lines
-        hooks = list(self._hooks(here=True))
-        gpus = tuple(self._gpus())
-        return {
-            "pythons": dict(_pythons(hooks)),
+    def _local(self) -> dict[str, Any]:
+        local: dict[str, Any] = {
+            "pythons": dict(_pythons(list(self._hooks(here=True)))),
             "paths": dict(self._paths()),
+        }
+        if self.config_fault:
+            return local
+        gpus = tuple(self._gpus())
+        return local | {
             "gpus": gpus,
             "driver_faults": tuple(self._driver_faults),
             "driver_version": self._driver_version,
@@ -421,7 +426,7 @@ class _Gatherer:
     def _paths(self) -> Iterator[tuple[str, PathFacts]]:
         if self.config.source is not None:
             yield "configuration", look(self.config.source)
-        elif self.config_fault:
+        if self.config_fault:
             return
         yield "state directory", look(self.config.state)
         yield "ledger", look(self.config.ledger)

@@ -322,7 +322,8 @@ def _list(numbers: list[int]) -> str:
 def absent(facts: Facts) -> Iterator[Problem]:
     """slurmd waits for the file and then does not start, or a job gets a GPU that is not there."""
     here = {gpu.minor for gpu in facts.gpus}
-    for node in facts.managed:
+    # A lost GPU has no minor: it may well be the one that is meant (SM601).
+    for node in facts.managed if not facts.driver_faults else ():
         for line in facts.lines(node.name, "gpu"):
             gone = [file for file in line.files if minor_of(file) not in here]
             for file in gone:
@@ -343,7 +344,9 @@ def unlisted(facts: Facts) -> Iterator[Problem]:
     """Slurm gives it to nobody; after a renumbering it may be the one that is meant."""
     for node in facts.managed:
         lines = facts.lines(node.name, "gpu")
-        listed = set(minors(lines))
+        listed = minors(lines)
+        if len(listed) < sum(max(1, len(line.files)) for line in lines):
+            continue  # a line without minor may be the one (SM209)
         for gpu in facts.gpus:
             if lines and gpu.managed and gpu.minor not in listed:
                 yield Problem(
@@ -383,10 +386,12 @@ def names(facts: Facts) -> Iterator[Problem]:
     """slurm-mig goes by profile id and carves the right one; nvidia-smi shows another name."""
     for gpu, shown, model, line in _typed(facts):
         theirs = {row.profile_id: str(row.name) for row in shown.profiles}
+        if {row.profile_id for row in model.geometry.profiles} != theirs.keys():
+            continue  # another GPU altogether (SM224)
         odd = [
             f"{row.name} is {theirs[row.profile_id]}"
             for row in model.geometry.profiles
-            if theirs.get(row.profile_id, str(row.name)) != str(row.name)
+            if theirs[row.profile_id] != str(row.name)
         ]
         if odd:
             yield Problem(

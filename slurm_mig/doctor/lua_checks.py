@@ -130,7 +130,11 @@ def foreign(facts: Facts) -> Iterator[Problem]:
 )
 def table(facts: Facts) -> Iterator[Problem]:
     """Jobs pay other shards than their slices are worth, or profiles are unknown."""
-    file = ours(facts.job_submit)
+    yield from _table(facts, facts.job_submit)
+
+
+def _table(facts: Facts, lua: LuaFile) -> Iterator[Problem]:
+    file = ours(lua)
     if file is None or facts.fleet is None:
         return
     have, want = rows(file.text), expected_rows(facts.fleet)
@@ -140,7 +144,8 @@ def table(facts: Facts) -> Iterator[Problem]:
         yield Problem(
             f"{file.path}: {len(differ)} of {len(want)} profiles, such as {first}: "
             f"{_row(have.get(first))}; by the GPUs {_row(want.get(first))}",
-            "slurm-mig generate --node ... --out out; cp out/job_submit.lua out/cli_filter.lua",
+            "slurm-mig generate --node ... --out out; cp out/job_submit.lua out/cli_filter.lua "
+            f"{file.path.rpartition('/')[0]}",
         )
 
 
@@ -207,27 +212,31 @@ def cli_missing(facts: Facts) -> Iterator[Problem]:
 @check(
     "SM263",
     WARNING,
-    "cli_filter.lua is not slurm-mig's, not of this release, or counts otherwise",
+    "cli_filter.lua is not slurm-mig's, not of this release, or was edited",
     needs=("cli_filter.lua",),
     page=f"{_PAGE}; slurm-mig generate",
 )
 def cli_stale(facts: Facts) -> Iterator[Problem]:
-    """job_submit.lua refuses shards that do not equal the weight: such requests fail."""
+    """Requests are not completed as job_submit.lua wants them."""
     files = facts.cli_filter.files
-    if not files or any(item.missing for item in files):
-        return
-    file = ours(facts.cli_filter)
-    if file is None:
+    if files and not any(item.missing for item in files) and ours(facts.cli_filter) is None:
         yield Problem(
             f"{files[0].path}: no line of `slurm-mig generate` in it",
             "load slurm-mig's by dofile, as with job_submit.lua",
         )
-        return
-    found = list(_stale(facts, facts.cli_filter, "cli_filter.lua"))
-    submit = ours(facts.job_submit)
-    if not found and submit and rows(submit.text) != rows(file.text):
-        found = [Problem(f"{file.path}: another table than {submit.path}", "generate both anew")]
-    yield from found
+    yield from _stale(facts, facts.cli_filter, "cli_filter.lua")
+
+
+@check(
+    "SM264",
+    WARNING,
+    "cli_filter.lua counts with other numbers than the GPUs have",
+    needs=("cli_filter.lua", "slurm.conf", "fleet"),
+    page=f"{_PAGE}; slurm-mig generate",
+)
+def cli_table(facts: Facts) -> Iterator[Problem]:
+    """job_submit.lua refuses shards that do not equal the weight: such requests fail."""
+    yield from _table(facts, facts.cli_filter)
 
 
 def _stale(facts: Facts, lua: LuaFile, name: str) -> Iterator[Problem]:

@@ -238,7 +238,7 @@ def leases(facts: Facts) -> Iterator[Problem]:
 )
 def minors(facts: Facts) -> Iterator[Problem]:
     """Hooks that need it fail and drain the node."""
-    if facts.config is None:
+    if facts.config is None or facts.driver_faults:
         return
     here = {gpu.minor for gpu in facts.gpus}
     for key, listed in (("managed", facts.config.managed), ("order", facts.config.order)):
