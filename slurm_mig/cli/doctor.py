@@ -95,9 +95,7 @@ def _check(sources: Sources, *, strict: bool, as_json: bool) -> None:
     if as_json:
         print_json(report.data(result, reasons))
     else:
-        for part in (report.gaps(result, reasons), report.text(result)):
-            if part:
-                click.echo(part)
+        click.echo(report.text(result, reasons))
     _leave(result, strict=strict)
 
 

@@ -165,6 +165,7 @@ class Facts:
     hooks: tuple[HookFacts, ...] = ()
     shipped: Mapping[str, str] = field(default_factory=dict)
     pythons: Mapping[str, PathFacts] = field(default_factory=dict)
+    hook_configs: Mapping[str, str] = field(default_factory=dict)
     config: ConfigFacts | None = None
     config_fault: str = ""
     paths: Mapping[str, PathFacts] = field(default_factory=dict)

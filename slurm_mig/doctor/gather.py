@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig import __version__, generator
+from slurm_mig.config import DEFAULT_PATH
 from slurm_mig.doctor import conf
 from slurm_mig.doctor.facts import (
     SEVERAL_PROLOGS_SINCE,
@@ -146,7 +147,7 @@ class _Gatherer:
             hooks=tuple(self._hooks(here=here)),
             shipped={key: (sources() / path).read_text("utf-8") for key, path in HOOKS.items()},
             config=ConfigFacts(
-                path=str(self.config.source or "the default configuration"),
+                path=str(self.config.source or DEFAULT_PATH),
                 managed=self.config.managed,
                 order=self.config.order,
                 prolog_worst=worst[0],
@@ -355,7 +356,10 @@ class _Gatherer:
 
     def _local(self) -> dict[str, Any]:
         local: dict[str, Any] = {
-            "pythons": dict(_pythons(list(self._hooks(here=True)))),
+            "pythons": {path: look(Path(word)) for path, word in self._settings("python")},
+            "hook_configs": {
+                path: word.replace("%n", self._own_name) for path, word in self._settings("config")
+            },
             "paths": dict(self._paths()),
         }
         if self.config_fault:
@@ -369,6 +373,15 @@ class _Gatherer:
             "holders": tuple(self._holders()),
             "units": tuple(self._units()),
         }
+
+    def _settings(self, name: str) -> Iterator[tuple[str, str]]:
+        """A settings line (`python=`, `config=`) of each installed hook, unquoted."""
+        files = {file.path: file.text for hook in self._hooks(here=True) for file in hook.files}
+        for path, text in files.items():
+            lines = [line for line in text.splitlines() if line.startswith(f"{name}=")]
+            if "# slurm-mig" in text and lines:
+                words = shlex.split(lines[0].partition("=")[2])
+                yield path, words[0] if words else "/"
 
     @cached_property
     def _driver_faults(self) -> list[str]:
@@ -500,7 +513,8 @@ def look(path: Path, *, content: bool = False) -> PathFacts:
 
 def _unsafe_parent(path: Path) -> str:
     """The first directory above that others than root can change; sticky ones keep root's files."""
-    for parent in path.resolve().parents:
+    # A link stands in one directory and leads to another: both count.
+    for parent in dict.fromkeys((*path.absolute().parents, *path.resolve().parents)):
         status = parent.stat()
         sticky = status.st_mode & stat.S_ISVTX
         if status.st_uid != 0 or (status.st_mode & 0o022 and not sticky):
@@ -519,17 +533,6 @@ def _lua_files(path: Path) -> Iterator[PathFacts]:
         found = look(item, content=True)
         yield found
         waiting += [item.parent / name for name in loads(found.text)]
-
-
-def _pythons(hooks: list[HookFacts]) -> Iterator[tuple[str, PathFacts]]:
-    """The interpreter that each installed hook names in its `python=` line."""
-    for hook in hooks:
-        for file in hook.files:
-            for line in file.text.splitlines():
-                if line.startswith("python=") and "# slurm-mig" in file.text:
-                    words = shlex.split(line.partition("=")[2])
-                    yield file.path, look(Path(words[0] if words else "/"))
-                    break
 
 
 def _open_files(folder: Path) -> Iterator[str]:

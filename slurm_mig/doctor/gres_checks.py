@@ -142,9 +142,11 @@ def shard_sums(facts: Facts) -> Iterator[Problem]:
     """More in gres.conf: a GPU is overfilled in silence. Fewer: slurmd does not start."""
     for node in facts.managed:
         lines = facts.lines(node.name, "shard")
-        for kind, count in _sums(lines).items():
-            said = node.count("shard")
-            want = said.get(kind, 0) if kind in said else (said.get("", 0) if not kind else 0)
+        said, sums = node.count("shard"), _sums(lines)
+        # An untyped count in slurm.conf is the sum of all types.
+        found = {"": sum(sums.values())} if "" in said and sums else sums
+        for kind, count in found.items():
+            want = said.get(kind, 0)
             if count != want:
                 name = f"shard:{kind}" if kind else "shard"
                 yield Problem(

@@ -145,6 +145,23 @@ def interpreter(facts: Facts) -> Iterator[Problem]:
             yield Problem(f"{hook}: {python.path}: {why}", "slurm-mig install, from its new place")
 
 
+@check(
+    "SM307",
+    WARNING,
+    "an installed hook reads another configuration than this one",
+    needs=(*_NEEDS, "config"),
+    page="docs/admin.md: Configuration",
+)
+def other_config(facts: Facts) -> Iterator[Problem]:
+    """What the doctor and the other commands say is then not about what jobs meet."""
+    for hook, path in facts.hook_configs.items():
+        if facts.config and path != facts.config.path:
+            yield Problem(
+                f"{hook} reads {path}, the doctor {facts.config.path}",
+                f"slurm-mig --config {path} doctor, or slurm-mig install",
+            )
+
+
 def _unsafe(file: PathFacts) -> Iterator[Problem]:
     """Not root's, writable by others, or in a directory that is."""
     if file.missing:

@@ -18,14 +18,14 @@ WIDTH: Final = 80
 _HEADINGS: Final = {ERROR: "ERRORS", WARNING: "WARNINGS", NOTE: "NOTES"}
 
 
-def text(result: Result) -> str:
+def text(result: Result, reasons: dict[str, str]) -> str:
     """The findings by severity, what was not looked at, and a line that sums up."""
     lines: list[str] = []
     for severity in SEVERITIES:
         found = [item for item in result.findings if item.check.severity == severity]
         if found:
             lines += [_HEADINGS[severity], *_findings(found)]
-    return "\n".join([*lines, summary(result)])
+    return "\n".join([*lines, *_gaps(result, reasons), summary(result)])
 
 
 def _findings(found: Sequence[Finding]) -> Iterator[str]:
@@ -60,20 +60,19 @@ def printable(body: str) -> str:
     return "".join(char if char.isprintable() else " " for char in body)
 
 
-def gaps(result: Result, reasons: dict[str, str]) -> str:
+def _gaps(result: Result, reasons: dict[str, str]) -> Iterator[str]:
     """What was not looked at, and why: by reason, with the codes of its checks."""
-    if not result.skipped:
-        return ""
     by_reason: dict[str, list[str]] = {}
     for area in result.skipped:
         by_reason.setdefault(reasons[area], []).append(area)
-    lines = ["NOT CHECKED"]
+    if by_reason:
+        yield "NOT CHECKED"
     for reason, areas in by_reason.items():
         codes = sorted(code for area in areas for code in result.skipped[area])
         what = ", ".join(AREAS[area] for area in areas)
-        lines += _wrapped("", f"{what}: {reason}")
-        lines += _wrapped("       ", " ".join(codes))
-    return "\n".join([*lines, ""])
+        yield from _wrapped("", f"{what}: {reason}")
+        yield from _wrapped("       ", " ".join(codes))
+        yield ""
 
 
 def summary(result: Result) -> str:

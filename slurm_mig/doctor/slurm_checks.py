@@ -300,11 +300,12 @@ def _same(left: str, right: str) -> bool:
     """Whether two spellings of a setting say the same."""
     if left[:1].isdigit() and right[:1].isdigit():
         return conf.seconds(left) == conf.seconds(right)
-    sets = [
+    written, loaded = (
         {word.lower().rpartition("/")[2] for word in conf.words(value)} for value in (left, right)
-    ]
-    # slurmctld adds what a word implies (CR_CPU to nothing, Alloc to Contain).
-    return sets[0] <= sets[1]
+    )
+    # slurmctld adds what a word implies: CR_CPU to nothing, Alloc to Contain.
+    added = {word for word in loaded - written if not word.startswith(("alloc", "contain", "cr_"))}
+    return written <= loaded and not added
 
 
 # -- times ----------------------------------------------------------------------

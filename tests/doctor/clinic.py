@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slurm_mig import catalog, generator
-from slurm_mig.cli.doctor import _config
 from slurm_mig.config import load
 from slurm_mig.doctor import all_checks
 from slurm_mig.doctor.check import Result, examine
@@ -19,16 +16,16 @@ from slurm_mig.fleet import Fleet, NodeGroup
 from slurm_mig.models import fleet_model
 from slurm_mig.node import Node
 
-from ..conftest import Site
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     import pytest
 
     from slurm_mig.doctor.facts import Facts
 
-assert _config  # the command line's own way, tested in test_command.py
+    from ..conftest import Site
 
 #: What a site writes itself; the rest is the generator's.
 OWN_LINES = """\
@@ -53,7 +50,7 @@ SCONTROL = """\
 here={root}
 case "$*" in
     --version) cat "$here/version" ;;
-    "show config") cat "$here/live" 2>/dev/null || {{ echo "slurm_load_ctl_conf error" >&2; exit 1; }} ;;
+    "show config") cat "$here/live" 2>/dev/null || {{ echo "no controller" >&2; exit 1; }} ;;
 esac
 """
 

@@ -12,10 +12,11 @@ from slurm_mig.geometry import Placement
 from slurm_mig.simulator.faults import Rule
 
 from ..conftest import A30, A100, H100
-from .clinic import Clinic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from .clinic import Clinic
 
 pytestmark = pytest.mark.root
 
@@ -182,6 +183,15 @@ def boot_unit_unordered(clinic: Clinic) -> None:
     path.write_text("[Unit]\nAfter=local-fs.target\n")
 
 
+def module_default(clinic: Clinic) -> None:
+    clinic.site.machine.tree.params.write_text("ModifyDeviceFiles: 1\n")
+
+
+def other_config(clinic: Clinic) -> None:
+    script = clinic.root / "hooks/epilog"
+    script.write_text(script.read_text().replace("/config.toml", "/other.toml"))
+
+
 def public_file(name: str) -> Callable[[Clinic], None]:
     return lambda clinic: clinic.file(name).chmod(0o666)
 
@@ -244,6 +254,7 @@ BROKEN: dict[str, Callable[[Clinic], None]] = {
     "SM304": old_hook,
     "SM305": lambda clinic: (clinic.root / "hooks/prolog").chmod(0o777),
     "SM306": lost_python,
+    "SM307": other_config,
     "SM401": write("ConstrainDevices=yes", "ConstrainDevices=no", "cgroup.conf"),
     "SM402": write("TaskPlugin=task/affinity,task/cgroup", "TaskPlugin=task/affinity"),
     "SM403": write("proctrack/cgroup", "proctrack/linuxproc"),
@@ -260,9 +271,7 @@ BROKEN: dict[str, Callable[[Clinic], None]] = {
     "SM606": strange_instance,
     "SM607": lambda clinic: clinic.site.machine.tree.set_persistence(on=False),
     "SM608": dcgm,
-    "SM610": lambda clinic: (
-        clinic.site.machine.tree.params.write_text("ModifyDeviceFiles: 1\n") and None
-    ),
+    "SM610": module_default,
     "SM611": lambda clinic: (clinic.sim / "dev/nvidia1").unlink(),
     "SM612": lambda clinic: shutil.rmtree(clinic.sim / "proc/driver/nvidia/capabilities"),
     "SM701": mig_parted,
