@@ -112,7 +112,7 @@ def _config() -> tuple[Config, str]:
 def _leave(result: Result, *, strict: bool) -> None:
     errors, warnings = result.count(ERROR), result.count(WARNING)
     if errors or (strict and warnings):
-        raise DoctorFindings(f"{errors} errors and {warnings} warnings, see the output")
+        raise DoctorFindings(f"errors: {errors}, warnings: {warnings}; see the output")
 
 
 def _version(text: str) -> tuple[int, ...]:

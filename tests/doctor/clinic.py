@@ -16,7 +16,6 @@ from slurm_mig.fleet import Fleet, NodeGroup
 from slurm_mig.models import fleet_model
 from slurm_mig.node import Node
 
-
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
