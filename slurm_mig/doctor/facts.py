@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from slurm_mig.doctor.conf import Conf, GresLine, NodeLine
     from slurm_mig.fleet import Fleet, NodeGroup
     from slurm_mig.geometry import Geometry
+    from slurm_mig.slurm import NodeFacts
 
 #: What a check can need, and what it is in words.
 AREAS: Final = {
@@ -25,6 +26,7 @@ AREAS: Final = {
     "cli_filter.lua": "cli_filter.lua",
     "version": "Slurm's release",
     "slurmctld": "what slurmctld has loaded",
+    "registered": "what slurmctld says of the nodes",
     "fleet": "the GPU models behind the GPU types",
     "node": "this machine as a node",
     "config": "slurm-mig's configuration",
@@ -112,6 +114,7 @@ class KernelFacts:
     params: Mapping[str, str]
     modeset: bool | None
     device_nodes: frozenset[int]
+    config_node: PathFacts
     proc: str = "/proc"
 
 
@@ -155,6 +158,7 @@ class Facts:
     target: str = ""
     version: tuple[int, ...] = ()
     live: Mapping[str, str] = field(default_factory=dict)
+    registered: Mapping[str, NodeFacts] = field(default_factory=dict)
     job_submit: LuaFile = LuaFile(())
     cli_filter: LuaFile = LuaFile(())
     lua_code: Mapping[str, str] = field(default_factory=dict)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from slurm_mig.config import Config
     from slurm_mig.driver import Gpu
     from slurm_mig.node import Node
+    from slurm_mig.slurm import NodeFacts
 
 #: Where slurm.conf lies unless told otherwise; the last is a configless node's.
 USUAL: Final = (
@@ -93,13 +94,13 @@ class Sources:
 def worst_case(config: Config) -> tuple[float, float]:
     """Longest time in seconds that Prolog and Epilog may take (docs/admin.md).
 
-    A hook with a deadline of its own ends at it. Else: the wait for the lock, then
+    A hook that ends itself does so after `longest_hook`. Else: the wait for the lock, then
     for the Prolog a second for each left-over and a refusal's calls, for the Epilog the
     retries for each slice that is in use.
     """
-    deadline = getattr(config, "deadline", None)
-    if deadline:
-        return float(deadline), float(deadline)
+    longest = getattr(config, "longest_hook", None)
+    if longest is not None:
+        return float(longest), float(longest)
     prolog = config.lock_timeout + MOST_SLICES + REFUSAL_CALLS * config.slurm_timeout
     return prolog, config.lock_timeout + MOST_SLICES * config.destroy_timeout
 
@@ -139,6 +140,7 @@ class _Gatherer:
             target=self.target,
             version=version,
             live=self.live,
+            registered=dict(self._registered()),
             job_submit=self._job_submit(),
             cli_filter=self._cli_filter(),
             lua_code={name: generator.lua_code(name) for name in LUA},
@@ -214,6 +216,21 @@ class _Gatherer:
         except SlurmFault as fault:
             self.gaps["slurmctld"] = str(fault)
             return {}
+
+    def _registered(self) -> Iterator[tuple[str, NodeFacts]]:
+        """The node to look at, or one node of each line of slurm.conf, as slurmctld has it."""
+        if not self.live:
+            self.gaps["registered"] = self.gaps["slurmctld"]
+            return
+        managed = [node for node in self.nodes if node.managed]
+        chosen = [node.name for node in managed if node.name == self.target] or list(
+            {node.entry.where: node.name for node in reversed(managed)}.values()
+        )
+        for name in chosen:
+            try:
+                yield name, self._client.node(name)
+            except SlurmFault as fault:
+                self.gaps["registered"] = str(fault)
 
     @cached_property
     def version(self) -> tuple[int, ...]:
@@ -464,6 +481,7 @@ class _Gatherer:
             device_nodes=frozenset(
                 minor for path in devices for minor in [minor_of(str(path))] if minor is not None
             ),
+            config_node=look(root / "dev/nvidia-caps/nvidia-cap1"),
             proc=str(proc),
         )
 

@@ -226,18 +226,35 @@ def capabilities(facts: Facts) -> Iterator[Problem]:
         yield Problem(f"{kernel.proc}/devices: no nvidia-caps", "load the nvidia module anew")
 
 
+@check(
+    "SM613",
+    ERROR,
+    "users can open the capability that manages MIG",
+    needs=("node", "kernel"),
+    page="NVIDIA MIG user guide: Device Nodes and Capabilities; docs/security.md",
+)
+def config_node(facts: Facts) -> Iterator[Problem]:
+    """Who can read mig/config's node can make and destroy everybody's instances."""
+    node = facts.kernel.config_node if facts.kernel else None
+    if node and not node.missing and (node.uid != 0 or node.mode & 0o077):
+        yield Problem(
+            f"{node.path}: owned by uid {node.uid}, mode {node.mode:04o}",
+            f"chown root:root {node.path}; chmod 0400 {node.path}",
+        )
+
+
 # -- systemd ------------------------------------------------------------------------
 
 
 @check(
     "SM701",
-    ERROR,
+    WARNING,
     "a unit lays out MIG at boot",
     needs=("node", "units"),
     page="docs/admin.md: Setting up; NVIDIA/mig-parted",
 )
 def partitioner(facts: Facts) -> Iterator[Problem]:
-    """mig-parted and its like clear a GPU before they lay it out, and slices with it."""
+    """What it makes is in no record and takes up room; run again, it clears jobs' slices, too."""
     for unit in facts.units:
         match = _PARTITIONER.search(unit.text)
         if match or unit.name == "nvidia-mig-manager.service":

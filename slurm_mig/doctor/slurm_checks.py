@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 #: Flags that make the Prolog run at allocation; all but the first imply it (slurm.conf(5)).
 AT_ALLOCATION: Final = ("Alloc", "Contain", "X11", "RunInJob", "NoHold")
 
+#: States in which a node is not used, as scontrol(1) shows them.
+OUT_OF_SERVICE: Final = frozenset({"DOWN", "DRAIN", "FAIL", "INVALID_REG", "INVAL"})
+
 #: Settings whose value in force is compared with the file's.
 COMPARED: Final = (
     "AcctGatherEnergyType",
@@ -300,12 +303,58 @@ def _same(left: str, right: str) -> bool:
     """Whether two spellings of a setting say the same."""
     if left[:1].isdigit() and right[:1].isdigit():
         return conf.seconds(left) == conf.seconds(right)
+    # 24.11 shows task/none and its like as nothing at all.
     written, loaded = (
-        {word.lower().rpartition("/")[2] for word in conf.words(value)} for value in (left, right)
+        {word.lower().rpartition("/")[2] for word in conf.words(value)} - {"none"}
+        for value in (left, right)
     )
     # slurmctld adds what a word implies: CR_CPU to nothing, Alloc to Contain.
     added = {word for word in loaded - written if not word.startswith(("alloc", "contain", "cr_"))}
     return written <= loaded and not added
+
+
+@check(
+    "SM117",
+    ERROR,
+    "slurmctld counts other gres for a node than slurm.conf",
+    needs=("slurm.conf", "registered"),
+    page="slurm.conf(5): Gres; docs/admin.md: Setting up",
+)
+def registered_gres(facts: Facts) -> Iterator[Problem]:
+    """Jobs are placed by slurmctld's counts; a changed Gres= needs a restart of both daemons."""
+    for node in facts.managed:
+        found = facts.registered.get(node.name)
+        if found is None or found.gres == node.gres:
+            continue
+        names = sorted(found.gres.keys() | node.gres.keys())
+        odd = [
+            f"{name} {found.gres.get(name, 0)} for {node.gres.get(name, 0)}"
+            for name in names
+            if found.gres.get(name) != node.gres.get(name)
+        ]
+        yield Problem(
+            f"node {node.name}, {node.entry.where}: {', '.join(odd)}",
+            "restart slurmctld, then slurmd on the node",
+        )
+
+
+@check(
+    "SM118",
+    WARNING,
+    "Slurm has taken a managed node out of service",
+    needs=("slurm.conf", "registered"),
+    page="sinfo(1): NODE STATE CODES; docs/admin.md: Who is at fault",
+)
+def out_of_service(facts: Facts) -> Iterator[Problem]:
+    """It takes no jobs until somebody deals with the reason and resumes it."""
+    for node in facts.managed:
+        found = facts.registered.get(node.name)
+        bad = sorted(found.state & OUT_OF_SERVICE) if found else []
+        if found and bad:
+            yield Problem(
+                f"node {node.name}: {'+'.join(bad)}: {found.reason or 'no reason'}",
+                f"scontrol update nodename={node.name} state=resume, once the reason is gone",
+            )
 
 
 # -- times ----------------------------------------------------------------------

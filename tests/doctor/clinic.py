@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from slurm_mig import catalog, generator
 from slurm_mig.config import load
-from slurm_mig.doctor import all_checks
+from slurm_mig.doctor import all_checks, conf
 from slurm_mig.doctor.check import Result, examine
 from slurm_mig.doctor.gather import Sources, gather
 from slurm_mig.fleet import Fleet, NodeGroup
@@ -37,9 +37,9 @@ ProctrackType=proctrack/cgroup
 TaskPlugin=task/affinity,task/cgroup
 JobAcctGatherType=jobacct_gather/cgroup
 AccountingStorageType=accounting_storage/slurmdbd
-BatchStartTimeout=300
-MessageTimeout=300
-PrologEpilogTimeout=600
+BatchStartTimeout=900
+MessageTimeout=900
+PrologEpilogTimeout=900
 """
 
 BOOT_UNIT = "[Unit]\nBefore=slurmd.service\n[Service]\nExecStart=/opt/slurm-mig reconcile --boot\n"
@@ -49,6 +49,7 @@ SCONTROL = """\
 here={root}
 case "$*" in
     --version) cat "$here/version" ;;
+    "show node -o n1") cat "$here/node" 2>/dev/null || {{ echo "no node" >&2; exit 1; }} ;;
     "show config") cat "$here/live" 2>/dev/null || {{ echo "no controller" >&2; exit 1; }} ;;
 esac
 """
@@ -115,6 +116,20 @@ class Clinic:
         version = (self.root / "bin/version").read_text().split()[1]
         text = "\n".join(["Configuration data", *lines, f"SLURM_VERSION = {version}"])
         (self.root / "bin/live").write_text(text + "\n")
+        self.registered()
+
+    def registered(
+        self, state: str = "IDLE", reason: str = "", gres: dict[str, int] | None = None
+    ) -> None:
+        """What slurmctld says of the node: as slurm.conf says, but for those counts."""
+        text = (
+            self.slurm_conf.read_text().partition("\nNodeName=n1 ")[2].split("Gres=")[1].split()[0]
+        )
+        counts = conf.read_gres(text) | (gres or {})
+        words = ",".join(f"{name}:{count}" for name, count in counts.items())
+        end = f" Reason={reason} [root@now]" if reason else ""
+        line = f"NodeName=n1 State={state} Gres={words}(S:0-1)"
+        (self.root / "bin/node").write_text(f"{line}{end}\n")
 
     def machine_facts(self, change: Callable[[dict[str, object]], None]) -> None:
         """Rewrite what the simulated machine is."""

@@ -78,7 +78,7 @@ def test_json(clinic: Clinic) -> None:
     (finding,) = data["findings"]
     assert (finding["code"], finding["severity"]) == ("SM101", ERROR)
     assert finding["evidence"].endswith(": PrologFlags=DeferBatch")
-    assert [item["area"] for item in data["not_checked"]] == ["slurmctld"]
+    assert [item["area"] for item in data["not_checked"]] == ["slurmctld", "registered"]
     assert data["summary"]["error"] == 1
     assert done.returncode == 30
 

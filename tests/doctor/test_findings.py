@@ -52,15 +52,30 @@ def files_only(clinic: Clinic) -> None:
 
 
 def not_loaded(clinic: Clinic) -> None:
-    clinic.loaded(MessageTimeout="400 sec")
+    clinic.loaded(MessageTimeout="950 sec")
+
+
+def other_counts(clinic: Clinic) -> None:
+    clinic.loaded()
+    clinic.registered(gres={"mig:3g.40gb": 1})
+
+
+def drained(clinic: Clinic) -> None:
+    clinic.loaded()
+    clinic.registered("IDLE+DRAIN", "slurm-mig: no driver")
+
+
+def open_config_node(clinic: Clinic) -> None:
+    caps = clinic.sim / "dev/nvidia-caps"
+    caps.mkdir(exist_ok=True)
+    (caps / "nvidia-cap1").touch()
+    (caps / "nvidia-cap1").chmod(0o444)
 
 
 def no_mig(clinic: Clinic) -> None:
     text = clinic.slurm_conf.read_text()
-    gres = text.partition(" Gres=")[2]
     start = text.index("\nNodeName=n1")
     clinic.slurm_conf.write_text(f"{text[:start]}\nNodeName=n1 Gres=gpu:h100:2\n")
-    assert gres
 
 
 def multiple_files(clinic: Clinic) -> None:
@@ -214,8 +229,10 @@ BROKEN: dict[str, Callable[[Clinic], None]] = {
     "SM114": write("SlurmUser=slurm", "SlurmUser=slurm\nSlurmdUser=slurm"),
     "SM115": write("ClusterName", "Include nothing.conf\nClusterName"),
     "SM116": not_loaded,
-    "SM121": write("PrologEpilogTimeout=600", "PrologTimeout=20\nPrologEpilogTimeout=600"),
-    "SM122": write("PrologEpilogTimeout=600", "EpilogTimeout=20\nPrologEpilogTimeout=600"),
+    "SM117": other_counts,
+    "SM118": drained,
+    "SM121": write("PrologEpilogTimeout=900", "PrologTimeout=20\nPrologEpilogTimeout=900"),
+    "SM122": write("PrologEpilogTimeout=900", "EpilogTimeout=20\nPrologEpilogTimeout=900"),
     "SM123": without("BatchStartTimeout"),
     "SM124": without("MessageTimeout"),
     "SM131": without("Prolog="),
@@ -274,6 +291,7 @@ BROKEN: dict[str, Callable[[Clinic], None]] = {
     "SM610": module_default,
     "SM611": lambda clinic: (clinic.sim / "dev/nvidia1").unlink(),
     "SM612": lambda clinic: shutil.rmtree(clinic.sim / "proc/driver/nvidia/capabilities"),
+    "SM613": open_config_node,
     "SM701": mig_parted,
     "SM702": boot_unit_disabled,
     "SM703": boot_unit_unordered,
@@ -287,12 +305,12 @@ def test_a_healthy_node_has_no_finding(clinic: Clinic) -> None:
     """What generate and install make, and the manual says, is right in the doctor's eyes."""
     result = clinic.result()
     assert result.findings == ()
-    assert set(result.skipped) == {"slurmctld"}
+    assert set(result.skipped) == {"slurmctld", "registered"}
 
 
 def test_nor_when_slurmctld_answers(clinic: Clinic) -> None:
     """Its words for the same settings differ from the file's."""
-    clinic.loaded(BatchStartTimeout="300 sec", PrologFlags="Alloc,DeferBatch")
+    clinic.loaded(BatchStartTimeout="900 sec", PrologFlags="Alloc,DeferBatch")
     result = clinic.result()
     assert (result.findings, dict(result.skipped)) == ((), {})
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import socket
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from slurm_mig.config import Config
 from slurm_mig.doctor import all_checks
 from slurm_mig.doctor.gather import LOCAL, worst_case
 from slurm_mig.errors import UsageFault
@@ -19,6 +18,8 @@ from ..conftest import A30, A100, H100, RTX
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from slurm_mig.config import Config
 
     from .clinic import Clinic
 
@@ -195,14 +196,19 @@ def test_untyped_shards(clinic: Clinic) -> None:
 
 
 def test_worst_cases() -> None:
-    """From the configuration: a deadline where there is one, else the sum of the waits."""
-    assert worst_case(Config()) == (30 + 7 + 5 * 20, 30 + 7 * 10)
+    """What the configuration calls the longest, else the sum of the waits."""
+    waits = {"lock_timeout": 30.0, "destroy_timeout": 10.0, "slurm_timeout": 20.0}
+    sums = cast("Config", SimpleNamespace(**waits))
+    assert worst_case(sums) == (30 + 7 + 5 * 20, 30 + 7 * 10)
+    assert worst_case(cast("Config", SimpleNamespace(longest_hook=50.0))) == (50, 50)
 
-    @dataclasses.dataclass(frozen=True)
-    class WithDeadline(Config):
-        deadline: float = 50.0
 
-    assert worst_case(WithDeadline()) == (50, 50)
+def test_words_that_slurmctld_leaves_out(clinic: Clinic) -> None:
+    """24.11 shows task/none as nothing: no difference, and no task/cgroup either."""
+    clinic.edit("slurm.conf", "TaskPlugin=task/affinity,task/cgroup", "TaskPlugin=task/none")
+    clinic.loaded(TaskPlugin="(null)")
+    (finding,) = clinic.result().findings
+    assert (finding.check.code, finding.fix) == ("SM402", "TaskPlugin=task/cgroup")
 
 
 def test_nothing_is_changed(clinic: Clinic) -> None:

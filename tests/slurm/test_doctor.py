@@ -53,6 +53,10 @@ def deserved(site: Site) -> set[str]:
     return DESERVED | (SINCE_23_11 if tuple(map(int, version[:2])) >= (23, 11) else set())
 
 
+def shown(data: dict[str, Any]) -> list[str]:
+    return [f"{item['code']} {item['evidence']}" for item in data["findings"]]
+
+
 def codes(data: dict[str, Any]) -> set[str]:
     return {item["code"] for item in data["findings"]}
 
@@ -60,7 +64,7 @@ def codes(data: dict[str, Any]) -> set[str]:
 def test_the_sandbox_has_what_it_deserves(site: Site) -> None:
     """No less, no more; slurmctld answers, and everything but systemd is looked at."""
     data = doctor(site.cluster)
-    assert codes(data) == deserved(site)
+    assert codes(data) == deserved(site), shown(data)
     assert [item["area"] for item in data["not_checked"]] == ["units"]
 
 
