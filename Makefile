@@ -43,11 +43,14 @@ bench: packages $(VENV)/.developer
 	@$(BIN)/python bench/prolog_cost.py
 	@$(BIN)/python bench/throughput.py
 
-# The samples under etc/ are written by the generator; a test compares them.
+# The samples under etc/ and the table of docs/doctor.md are written by the code; tests compare them.
 generated: $(VENV)/.installed
 	@$(BIN)/slurm-mig generate --out etc \
 	    --node 'gpu[01-04]=NVIDIA H100 80GB HBM3:8' --node 'a30-[01-02]=NVIDIA A30:2'
 	@$(BIN)/python -c 'from slurm_mig.config import sample; print(sample(), end="")' >etc/config.toml
+	@sed -i '/^| code | severity/,$$d' docs/doctor.md
+	@$(BIN)/python -c 'from slurm_mig.doctor import all_checks, report; \
+	    print(report.manual(all_checks()), end="")' >>docs/doctor.md
 
 packages:
 	@PYTHON=$(PYTHON) .ci/packages

@@ -62,9 +62,10 @@ class Tree:
             "ascii",
         )
         self._make_minors(gpu_minors)
+        self.params.parent.mkdir(parents=True, exist_ok=True)
+        self.set_modify(on=True)
         for name, minor, mode in (("config", 1, 256), ("monitor", 2, 292)):
             self._write_access(self.capabilities / "mig" / name, minor, mode)
-        self.params.write_text("ModifyDeviceFiles: 1\n", "ascii")
         self.dev.mkdir()
         for gpu in gpu_minors:
             self._node(self.dev / f"nvidia{gpu}", GPU_MAJOR, gpu)
@@ -87,6 +88,10 @@ class Tree:
         """Load nvidia_drm: its parameter shows in /sys, as Y or N."""
         self.modeset.parent.mkdir(parents=True, exist_ok=True)
         self.modeset.write_text("Y\n" if modeset else "N\n", "ascii")
+
+    def set_modify(self, *, on: bool) -> None:
+        """The module option NVreg_ModifyDeviceFiles, as /proc/driver/nvidia/params shows it."""
+        self.params.write_text(f"ModifyDeviceFiles: {int(on)}\n", "ascii")
 
     def new_boot_id(self) -> None:
         """What the kernel does at power-on."""
@@ -153,14 +158,15 @@ class Tree:
         table.parent.mkdir(parents=True)
         table.write_text("\n".join(lines) + "\n", "ascii")
 
-    @staticmethod
-    def _write_access(path: Path, minor: int, mode: int) -> None:
-        """A new entry starts with the module's default, Modify 1; one that exists stays."""
+    def _write_access(self, path: Path, minor: int, mode: int) -> None:
+        """A new entry starts with the module's option; one that exists stays."""
         if path.exists():
             return
         path.parent.mkdir(parents=True, exist_ok=True)
+        modify = self.params.read_text("ascii").split()[1]
         path.write_text(
-            f"DeviceFileModify: 1\nDeviceFileMinor: {minor}\nDeviceFileMode: {mode}\n", "ascii"
+            f"DeviceFileModify: {modify}\nDeviceFileMinor: {minor}\nDeviceFileMode: {mode}\n",
+            "ascii",
         )
         path.chmod(0o444)
 

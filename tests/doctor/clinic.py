@@ -210,7 +210,7 @@ def _programs(clinic: Clinic) -> None:
 
 
 def _machine(clinic: Clinic) -> None:
-    clinic.site.machine.tree.params.write_text("ModifyDeviceFiles: 0\n")
+    clinic.site.machine.tree.set_modify(on=False)
     clinic.unit("slurm-mig-boot.service", BOOT_UNIT)
     shm = clinic.root / "shm"
     shm.mkdir()

@@ -154,6 +154,16 @@ def test_the_list(clinic: Clinic) -> None:
     assert [row["code"] for row in rows] == sorted(CHECKS)
 
 
+def test_how_the_kernel_modules_of_a_simulated_machine_were_loaded(clinic: Clinic) -> None:
+    """For a trial without GPU: the doctor sees what was set."""
+    simulator = ("simulator", "module", str(clinic.sim))
+    assert clinic.site.cli(*simulator, "--no-persistence", "--modeset", "--modify").returncode == 0
+    # nvidia_drm's modeset is no matter on GPUs that switch without a reset.
+    assert clinic.codes() == ["SM607", "SM607", "SM610"]
+    assert clinic.site.cli(*simulator, "--persistence", "--no-modify").returncode == 0
+    assert clinic.codes() == []
+
+
 # -- the table ----------------------------------------------------------------------------
 
 

@@ -199,7 +199,7 @@ def boot_unit_unordered(clinic: Clinic) -> None:
 
 
 def module_default(clinic: Clinic) -> None:
-    clinic.site.machine.tree.params.write_text("ModifyDeviceFiles: 1\n")
+    clinic.site.machine.tree.set_modify(on=True)
 
 
 def other_config(clinic: Clinic) -> None:
