@@ -54,11 +54,14 @@ bench: packages $(VENV)/.developer
 manual: $(VENV)/.developer
 	@$(BIN)/mkdocs build --quiet --strict --config-file .ci/mkdocs.yml --site-dir ../site
 
-# The samples under etc/ and the reference pages of the manual come from the code; tests compare.
+# The samples under etc/, the table of docs/doctor.md and the manual's reference come from the code; tests compare.
 generated: $(VENV)/.installed
 	@$(BIN)/python -c 'from slurm_mig.fleetfile import SAMPLE; print(SAMPLE, end="")' >etc/fleet.toml
 	@$(BIN)/slurm-mig generate etc/fleet.toml --out etc
 	@$(BIN)/python -c 'from slurm_mig.config import sample; print(sample(), end="")' >etc/config.toml
+	@sed -i '/^| code | severity/,$$d' docs/doctor.md
+	@$(BIN)/python -c 'from slurm_mig.doctor import all_checks, report; \
+	    print(report.manual(all_checks()), end="")' >>docs/doctor.md
 	@$(BIN)/python .ci/reference.py docs
 
 packages:

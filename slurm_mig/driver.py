@@ -109,6 +109,9 @@ class Driver(Protocol):
     def set_mig_mode(self, gpu: Gpu, *, on: bool) -> Gpu:
         """Ask for MIG mode; returns the GPU with the mode read back."""
 
+    def persistence(self, gpu: Gpu) -> bool | None:
+        """Whether the driver keeps the GPU's state without clients; None where it cannot say."""
+
     def processes(self, gpu: Gpu) -> Sequence[tuple[int, int | None]]:
         """Compute processes as (pid, GPU instance id or None for the whole GPU)."""
 

@@ -201,6 +201,12 @@ class Exposed(SlurmMigError):
     exit_code = 27
 
 
+class DoctorFindings(SlurmMigError):
+    """The doctor found errors, or with --strict warnings; its output names them."""
+
+    exit_code = 30
+
+
 #: exit code, class, meaning; docs/exit-codes.md is checked against this table.
 EXIT_CODES: Final[tuple[tuple[int, type[SlurmMigError], str], ...]] = (
     (2, UsageFault, "command line not understood, or a named thing does not exist"),
@@ -226,4 +232,5 @@ EXIT_CODES: Final[tuple[tuple[int, type[SlurmMigError], str], ...]] = (
     (25, SandboxFault, "the private Slurm of the demo does not work"),
     (26, HookDeadline, "a hook passed its deadline, or Slurm ended it before"),
     (27, Exposed, "an unprivileged user reaches what is not his (see the output)"),
+    (30, DoctorFindings, "the doctor found errors, or warnings with --strict (see the output)"),
 )

@@ -112,9 +112,14 @@ def cgroup_conf() -> str:
 
 def lua(fleet: Fleet, name: str) -> str:
     """job_submit.lua or cli_filter.lua: the fleet's table, the common part, the file's own."""
+    return _head("--", name) + "\n" + _lua_table(fleet) + lua_code(name)
+
+
+def lua_code(name: str) -> str:
+    """What follows the fleet's table in job_submit.lua or cli_filter.lua: the same for all."""
     folder = resources.files("slurm_mig").joinpath("data/lua")
     parts = [folder.joinpath(part).read_text("utf-8") for part in ("common.lua", name)]
-    return "\n".join([_head("--", name) + "\n" + _lua_table(fleet), *parts])
+    return "\n".join(["", *parts])
 
 
 def _lua_table(fleet: Fleet) -> str:

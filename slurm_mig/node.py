@@ -57,6 +57,11 @@ class Node:
             return Path(self.config.library.removeprefix(SIMULATOR))
         return Path("/")
 
+    @property
+    def root(self) -> Path:
+        """What stands before /proc, /dev, /sys and /etc/systemd of this node."""
+        return self._root
+
     @cached_property
     def driver(self) -> Driver:
         """The GPU driver; DriverMissing or SimulatorFault when there is none."""

@@ -217,6 +217,15 @@ class NvmlDriver:
             raise _fault(pynvml.NVMLError(status), action, str(gpu))
         return now
 
+    def persistence(self, gpu: Gpu) -> bool | None:
+        """Whether the driver keeps the GPU's state without clients; None where it cannot say."""
+        try:
+            return bool(pynvml.nvmlDeviceGetPersistenceMode(self._device(gpu)))
+        except pynvml.NVMLError_NotSupported:
+            return None
+        except pynvml.NVMLError as problem:
+            raise _fault(problem, "read persistence mode", str(gpu)) from problem
+
     def processes(self, gpu: Gpu) -> list[tuple[int, int | None]]:
         """Compute processes as (pid, GPU instance id or None for the whole GPU)."""
         function = pynvml.nvmlDeviceGetComputeRunningProcesses

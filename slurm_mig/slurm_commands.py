@@ -161,6 +161,15 @@ class CommandClient:
             raise SlurmFault("scontrol --version printed no version")
         return int(match[1]), int(match[2])
 
+    def configuration(self) -> dict[str, str]:
+        """What slurmctld has loaded, keys in lower case; `(null)` is empty (scontrol(1))."""
+        lines = self._run("scontrol", "show", "config").splitlines()
+        pairs = (line.partition("=") for line in lines if "=" in line)
+        return {
+            key.strip().lower(): "" if value.strip() == "(null)" else value.strip()
+            for key, _, value in pairs
+        }
+
     def credential_lifetime(self) -> int:
         """AuthInfo cred_expire in seconds (slurm.conf(5); 120 unless set)."""
         output = self._run("scontrol", "show", "config")

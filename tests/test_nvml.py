@@ -89,6 +89,12 @@ def test_a_driver_version(driver: NvmlDriver) -> None:
     assert driver.driver_version().replace(".", "").isdigit()
 
 
+def test_persistence(driver: NvmlDriver) -> None:
+    """On, off, or not to be told; reading it changes nothing."""
+    for gpu in driver.gpus():
+        assert driver.persistence(gpu) in (True, False, None)
+
+
 def test_profile_tables_are_consistent(driver: NvmlDriver) -> None:
     """Ids distinct, placements legal, names readable: with MIG mode on or off."""
     for gpu in driver.gpus():
@@ -242,6 +248,19 @@ def test_mig_mode_off_refuses_to_create(
     _, driver, gpu = carve(H100, on=False)
     with pytest.raises(DriverFault, match="Not Supported"):
         driver.create_gpu_instance(gpu, 9, Placement(4, 4))
+
+
+def test_persistence_is_read(carve: Callable[..., tuple[Machine, NvmlDriver, Gpu]]) -> None:
+    """As the machine has it; a driver that does not tell is no fault, other refusals are."""
+    machine, driver, gpu = carve(H100)
+    assert driver.persistence(gpu) is True
+    machine.tree.set_persistence(on=False)
+    assert driver.persistence(gpu) is False
+    machine.faults.set([Rule("nvmlDeviceGetPersistenceMode", "error:NOT_SUPPORTED")])
+    assert driver.persistence(gpu) is None
+    machine.faults.set([Rule("nvmlDeviceGetPersistenceMode", "error:UNKNOWN")])
+    with pytest.raises(DriverFault, match="read persistence mode"):
+        driver.persistence(gpu)
 
 
 def test_busy_instances(carve: Callable[..., tuple[Machine, NvmlDriver, Gpu]]) -> None:

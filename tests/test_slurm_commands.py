@@ -149,6 +149,19 @@ def test_versions_and_lifetimes(client: Callable[..., CommandClient]) -> None:
         client(scontrol="echo slurm").version()
 
 
+def test_the_configuration_in_force(client: Callable[..., CommandClient]) -> None:
+    """Keys in lower case; what is not set is empty, and a value may have an = of its own."""
+    lines = ["Configuration data as of now", "PrologFlags             = Alloc"]
+    lines += ["Prolog[0]               = /x", "TaskPlugin = (null)", "AuthInfo = socket=/s", ""]
+    asked = client(scontrol="cat <<'END'\n" + "\n".join(lines) + "\nEND").configuration()
+    assert asked == {
+        "prologflags": "Alloc",
+        "prolog[0]": "/x",
+        "taskplugin": "",
+        "authinfo": "socket=/s",
+    }
+
+
 def test_live_jobs(client: Callable[..., CommandClient]) -> None:
     """Ids of all states in which something may be on the node."""
     assert client(squeue="printf '7\\n8\\n'").live_jobs("n1") == {7, 8}

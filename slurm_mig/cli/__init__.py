@@ -24,6 +24,7 @@ VERBS: Final[dict[str, str]] = {
     "demo": "demo",
     "destroy": "destroy",
     "disable": "disable",
+    "doctor": "doctor",
     "enable": "enable",
     "generate": "generate",
     "gpus": "gpus",

@@ -102,6 +102,32 @@ def show(directory: Path, as_json: bool) -> None:  # noqa: FBT001
     )
 
 
+@command.command("module")
+@DIRECTORY
+@click.option("--persistence/--no-persistence", default=None, help="As nvidia-persistenced does.")
+@click.option("--modeset/--no-modeset", default=None, help="Load nvidia_drm with or without it.")
+@click.option(
+    "--modify/--no-modify",
+    default=None,
+    help="NVreg_ModifyDeviceFiles, as /proc/driver/nvidia/params shows it.",
+)
+def module(
+    directory: Path,
+    persistence: bool | None,  # noqa: FBT001
+    modeset: bool | None,  # noqa: FBT001
+    modify: bool | None,  # noqa: FBT001
+) -> None:
+    """Set how the kernel modules were loaded: what `slurm-mig doctor` looks at."""
+    require_root()
+    tree = Machine(directory).tree
+    if persistence is not None:
+        tree.set_persistence(on=persistence)
+    if modeset is not None:
+        tree.load_drm(modeset=modeset)
+    if modify is not None:
+        tree.set_modify(on=modify)
+
+
 @command.command("hold")
 @DIRECTORY
 @click.option("--pid", type=click.IntRange(1), required=True, help="A living process.")

@@ -64,6 +64,7 @@ SIGNATURES: Final[dict[str, str]] = {
     "nvmlDeviceGetAttributes_v2": "pp",
     "nvmlDeviceGetComputeRunningProcesses_v3": "ppp",
     "nvmlDeviceGetMigMode": "ppp",
+    "nvmlDeviceGetPersistenceMode": "pp",
     "nvmlDeviceSetMigMode": "pup",
     "nvmlDeviceGetMaxMigDeviceCount": "pp",
     "nvmlDeviceGetMigDeviceHandleByIndex": "pup",
@@ -333,6 +334,10 @@ class Library:
         board = self._live(self._gpu(device))
         _write_uint(current, int(board.mig_current))
         _write_uint(pending, int(board.mig_pending))
+
+    def _nvmlDeviceGetPersistenceMode(self, device: int, mode: int) -> None:
+        self._live(self._gpu(device))
+        _write_uint(mode, int(self._machine.tree.persistence))
 
     def _nvmlDeviceSetMigMode(self, device: int, mode: int, status: int) -> None:
         self._root()

@@ -47,6 +47,9 @@ class Tree:
         self.dev = root / "dev"
         self.capabilities = self.proc / "driver/nvidia/capabilities"
         self.boot_id_file = self.proc / "sys/kernel/random/boot_id"
+        self.params = self.proc / "driver/nvidia/params"
+        self.modeset = root / "sys/module/nvidia_drm/parameters/modeset"
+        self._no_persistence = root / "no-persistence"
 
     def make(self, gpu_minors: list[int]) -> None:
         """Everything a freshly booted machine has."""
@@ -59,6 +62,8 @@ class Tree:
             "ascii",
         )
         self._make_minors(gpu_minors)
+        self.params.parent.mkdir(parents=True, exist_ok=True)
+        self.set_modify(on=True)
         for name, minor, mode in (("config", 1, 256), ("monitor", 2, 292)):
             self._write_access(self.capabilities / "mig" / name, minor, mode)
         self.dev.mkdir()
@@ -66,6 +71,27 @@ class Tree:
             self._node(self.dev / f"nvidia{gpu}", GPU_MAJOR, gpu)
         self._node(self.dev / "nvidiactl", GPU_MAJOR, CONTROL_MINOR)
         self._node(self.dev / "nvidia-uvm", GPU_MAJOR, UVM_MINOR)
+
+    @property
+    def persistence(self) -> bool:
+        """Whether the driver keeps its state without clients: on, as with nvidia-persistenced."""
+        return not self._no_persistence.exists()
+
+    def set_persistence(self, *, on: bool) -> None:
+        """What nvidia-persistenced does, or `nvidia-smi -pm`, for every GPU."""
+        if on:
+            self._no_persistence.unlink(missing_ok=True)
+        else:
+            self._no_persistence.touch()
+
+    def load_drm(self, *, modeset: bool) -> None:
+        """Load nvidia_drm: its parameter shows in /sys, as Y or N."""
+        self.modeset.parent.mkdir(parents=True, exist_ok=True)
+        self.modeset.write_text("Y\n" if modeset else "N\n", "ascii")
+
+    def set_modify(self, *, on: bool) -> None:
+        """The module option NVreg_ModifyDeviceFiles, as /proc/driver/nvidia/params shows it."""
+        self.params.write_text(f"ModifyDeviceFiles: {int(on)}\n", "ascii")
 
     def new_boot_id(self) -> None:
         """What the kernel does at power-on."""
@@ -132,14 +158,15 @@ class Tree:
         table.parent.mkdir(parents=True)
         table.write_text("\n".join(lines) + "\n", "ascii")
 
-    @staticmethod
-    def _write_access(path: Path, minor: int, mode: int) -> None:
-        """A new entry starts with the module's default, Modify 1; one that exists stays."""
+    def _write_access(self, path: Path, minor: int, mode: int) -> None:
+        """A new entry starts with the module's option; one that exists stays."""
         if path.exists():
             return
         path.parent.mkdir(parents=True, exist_ok=True)
+        modify = self.params.read_text("ascii").split()[1]
         path.write_text(
-            f"DeviceFileModify: 1\nDeviceFileMinor: {minor}\nDeviceFileMode: {mode}\n", "ascii"
+            f"DeviceFileModify: {modify}\nDeviceFileMinor: {minor}\nDeviceFileMode: {mode}\n",
+            "ascii",
         )
         path.chmod(0o444)
 

@@ -61,6 +61,18 @@ def test_what_a_new_machine_has(machine: Machine) -> None:
     assert not (dev / "nvidia-caps").exists()
 
 
+def test_how_the_modules_were_loaded(machine: Machine) -> None:
+    """The option that nvidia-modprobe heeds, nvidia_drm's parameter, and persistence."""
+    assert machine.tree.params.read_text() == "ModifyDeviceFiles: 1\n"
+    assert (machine.tree.persistence, machine.tree.modeset.exists()) == (True, False)
+    machine.tree.set_modify(on=False)
+    machine.tree.load_drm(modeset=True)
+    machine.tree.set_persistence(on=False)
+    assert machine.tree.params.read_text() == "ModifyDeviceFiles: 0\n"
+    assert machine.tree.modeset.read_text() == "Y\n"
+    assert not machine.tree.persistence
+
+
 def test_capability_minors() -> None:
     """3 + 135 gpu + 9 gi, then 1 + ci; the last one of all is 4322 (mig-facts.md c)."""
     assert (gi_minor(0, 1), ci_minor(0, 1, 2)) == (12, 15)

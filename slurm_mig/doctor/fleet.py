@@ -1,0 +1,77 @@
+"""The fleet behind slurm.conf and gres.conf: GPU types -> models -> weights and counts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from slurm_mig import catalog
+from slurm_mig.errors import UsageFault
+from slurm_mig.fleet import Fleet, NodeGroup
+from slurm_mig.models import fleet_model
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from slurm_mig.catalog import Product
+    from slurm_mig.doctor.conf import GresLine, NodeLine
+    from slurm_mig.fleet import Model
+
+
+class Reconstruction:
+    """Models by GPU type, each found and derived once."""
+
+    def __init__(self, named: Mapping[str, str], shown: Mapping[str, str]) -> None:
+        """`named`: type -> GPU model by option; `shown`: type -> NVML name by the driver here.
+
+        Raises UsageFault for a GPU model that is not in the catalogue.
+        """
+        self._products = {name: catalog.find(gpu) for name, gpu in named.items()}
+        self._shown = shown
+        self._models: dict[str, Model] = {}
+
+    def fleet(
+        self, nodes: Sequence[NodeLine], lines: Sequence[GresLine]
+    ) -> tuple[Fleet, dict[str, NodeGroup]]:
+        """The fleet, and the group of each node; UsageFault for a type that means no model."""
+        groups: dict[tuple[str, tuple[str, ...]], NodeGroup] = {}
+        of_node = {}
+        for node in nodes:
+            types = gpu_types(node, lines)
+            key = (node.entry.where, types)
+            if key not in groups:
+                models = tuple(self._model(name, node) for name in types)
+                groups[key] = NodeGroup(node.name, models)
+            of_node[node.name] = groups[key]
+        return Fleet(tuple(groups.values())), of_node
+
+    def _model(self, name: str, node: NodeLine) -> Model:
+        if name not in self._models:
+            self._models[name] = fleet_model(self._product(name, node), name)
+        return self._models[name]
+
+    def _product(self, name: str, node: NodeLine) -> Product:
+        if name in self._products:
+            return self._products[name]
+        known = [product for product in catalog.products() if product.known]
+        meant = [product for product in known if catalog.type_name(product) == name]
+        shown = [product for product in known if self._shown.get(name, "") in product.names]
+        if meant or shown:
+            return (meant or shown)[0]
+        offered = {word.removeprefix(f"{name}_") for word in node.count("mig") if "c." not in word}
+        for product in known:
+            # Products with the same profiles have the same weights: any of them will do.
+            if {str(row["name"]) for row in product.row["profiles"]} == offered:
+                return product
+        raise UsageFault(
+            f"GPU type {name or '(none)'!r} of node {node.name} is no model of the catalogue",
+            remedy=f"name it: --gpu-type 'NVIDIA ...={name}'",
+        )
+
+
+def gpu_types(node: NodeLine, lines: Sequence[GresLine]) -> tuple[str, ...]:
+    """GPU types of a node in the order of gres.conf, else as slurm.conf counts them."""
+    own = [line for line in lines if line.name == "gpu" and line.on(node.name)]
+    listed = [line.type for line in own for _ in range(line.count or len(line.files) or 1)]
+    counted = [name for name, count in node.count("gpu").items() for _ in range(count)]
+    # gres.conf without types: slurm.conf may have them.
+    return tuple(listed if listed and all(listed) else counted)

@@ -1,0 +1,268 @@
+"""SM3xx and SM5xx: hooks as installed, our configuration, directories and files. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from slurm_mig.doctor.check import ERROR, WARNING, Problem, check
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from slurm_mig.doctor.facts import Facts, HookFacts, PathFacts
+
+_NEEDS: Final = ("slurm.conf", "node")
+_SETTING: Final = re.compile(r"^(python|config|run)=.*$", re.MULTILINE)
+
+#: Modes that paths of ours must not exceed, by name in Facts.paths (files.py, ledger.py, locks.py).
+MODES: Final = {
+    "state directory": 0o700,
+    "ledger": 0o600,
+    "run directory": 0o755,
+    "locks directory": 0o700,
+}
+
+
+def _mark(key: str) -> str:
+    return f"# slurm-mig {key} for slurm.conf"
+
+
+def is_ours(hook: HookFacts, file: PathFacts) -> bool:
+    """Whether a script is the hook that slurm-mig installs."""
+    return _mark(hook.key) in file.text
+
+
+def leads_to_ours(hook: HookFacts, file: PathFacts) -> bool:
+    """Whether a script is ours, or a site's own that calls it."""
+    name = {"Prolog": "prolog", "Epilog": "epilog"}.get(hook.key, "task_prolog")
+    call = re.search(rf"^[^#\n]*slurm-mig\S*/{name}\b", file.text, re.MULTILINE)
+    return is_ours(hook, file) or call is not None
+
+
+@check(
+    "SM301",
+    ERROR,
+    "a hook of slurm.conf is missing on this node",
+    needs=_NEEDS,
+    page="slurm.conf(5): Prolog; docs/admin.md: Setting up",
+)
+def missing(facts: Facts) -> Iterator[Problem]:
+    """A missing Prolog or an empty directory of them drains the node with the first job."""
+    for hook in facts.hooks:
+        for file in hook.files:
+            if file.missing:
+                yield Problem(f"{hook.where}: {file.path}: {file.problem}", "slurm-mig install")
+        if not hook.files:
+            yield Problem(f"{hook.where}: nothing matches", "slurm-mig install")
+
+
+@check(
+    "SM302",
+    ERROR,
+    "a hook cannot be executed",
+    needs=_NEEDS,
+    page="prolog_epilog.html; docs/admin.md: Setting up",
+)
+def executable(facts: Facts) -> Iterator[Problem]:
+    """Any such file that the pattern matches, a README too, fails the Prolog: the node drains."""
+    for hook in facts.hooks:
+        for file in hook.files:
+            if not file.missing and not file.executable:
+                yield Problem(
+                    f"{hook.where}: {file.path} has mode {file.mode:04o}",
+                    f"chmod 0755 {file.path}, or move it away",
+                )
+
+
+@check(
+    "SM303",
+    ERROR,
+    "a hook of slurm.conf is another script than slurm-mig's",
+    needs=_NEEDS,
+    page="slurm.conf(5): Prolog, Epilog, TaskProlog; docs/admin.md: Setting up",
+)
+def overridden(facts: Facts) -> Iterator[Problem]:
+    """There is one TaskProlog, and of hooks that nobody runs none does its work."""
+    for key in ("Prolog", "Epilog", "TaskProlog"):
+        hooks = [hook for hook in facts.hooks if hook.key == key]
+        files = [(hook, file) for hook in hooks for file in hook.files if not file.missing]
+        if files and not any(leads_to_ours(hook, file) for hook, file in files):
+            shown = ", ".join(file.path for _, file in files)
+            yield Problem(
+                f"{hooks[-1].where}: {shown}",
+                f"call /etc/slurm-mig/hooks/{key.lower().replace('taskp', 'task_p')} from it, "
+                "or name it in slurm.conf",
+            )
+
+
+@check(
+    "SM304",
+    ERROR,
+    "an installed hook is not of this release, or was edited",
+    needs=_NEEDS,
+    page="docs/admin.md: Setting up",
+)
+def stale(facts: Facts) -> Iterator[Problem]:
+    """Scripts and program are not made for each other."""
+    for hook in facts.hooks:
+        for file in hook.files:
+            shipped = facts.shipped.get(hook.key, "")
+            if is_ours(hook, file) and _SETTING.sub("", file.text) != _SETTING.sub("", shipped):
+                folder = file.path.rpartition("/")[0]
+                yield Problem(
+                    f"{file.path} differs from that of slurm-mig {facts.release}",
+                    f"slurm-mig install --hooks {folder}",
+                )
+
+
+@check(
+    "SM305",
+    ERROR,
+    "a hook can be changed by others than root",
+    needs=_NEEDS,
+    page="slurm.conf(5): FILE AND DIRECTORY PERMISSIONS; docs/security.md",
+)
+def hook_owner(facts: Facts) -> Iterator[Problem]:
+    """slurmd runs it as root: who can write it, or a directory above it, is root."""
+    for hook in facts.hooks:
+        for file in hook.files:
+            yield from _unsafe(file)
+
+
+@check(
+    "SM306",
+    ERROR,
+    "the Python of an installed hook cannot be run",
+    needs=_NEEDS,
+    page="docs/admin.md: Setting up",
+)
+def interpreter(facts: Facts) -> Iterator[Problem]:
+    """Every job with a GPU fails and drains the node."""
+    for hook, python in facts.pythons.items():
+        if python.missing or not python.executable:
+            why = python.problem or f"mode {python.mode:04o}"
+            yield Problem(f"{hook}: {python.path}: {why}", "slurm-mig install, from its new place")
+
+
+@check(
+    "SM307",
+    WARNING,
+    "an installed hook reads another configuration than this one",
+    needs=(*_NEEDS, "config"),
+    page="docs/admin.md: Configuration",
+)
+def other_config(facts: Facts) -> Iterator[Problem]:
+    """What the doctor and the other commands say is then not about what jobs meet."""
+    for hook, path in facts.hook_configs.items():
+        if facts.config and path != facts.config.path:
+            yield Problem(
+                f"{hook} reads {path}, the doctor {facts.config.path}",
+                f"slurm-mig --config {path} doctor, or slurm-mig install",
+            )
+
+
+def _unsafe(file: PathFacts) -> Iterator[Problem]:
+    """Not root's, writable by others, or in a directory that is."""
+    if file.missing:
+        return
+    if file.uid != 0:
+        yield Problem(f"{file.path}: owned by uid {file.uid}", f"chown root:root {file.path}")
+    elif file.mode & 0o022:
+        yield Problem(f"{file.path}: mode {file.mode:04o}", f"chmod go-w {file.path}")
+    elif file.unsafe_parent:
+        above = file.unsafe_parent
+        yield Problem(
+            f"{file.path}: {above} is not root's alone to change",
+            f"chown root:root {above}; chmod go-w {above}",
+        )
+
+
+# -- our own files ----------------------------------------------------------------
+
+
+@check(
+    "SM501",
+    ERROR,
+    "the configuration is missing or wrong",
+    needs=("node",),
+    page="docs/admin.md: Configuration",
+)
+def config(facts: Facts) -> Iterator[Problem]:
+    """Every hook fails and drains the node."""
+    if facts.config_fault:
+        yield Problem(facts.config_fault, "correct the key that it names; etc/config.toml has all")
+
+
+@check(
+    "SM502",
+    ERROR,
+    "the configuration can be changed by others than root",
+    needs=("node",),
+    page="docs/security.md",
+)
+def config_owner(facts: Facts) -> Iterator[Problem]:
+    """Hooks run as root what it says."""
+    if "configuration" in facts.paths:
+        yield from _unsafe(facts.paths["configuration"])
+
+
+@check(
+    "SM503",
+    ERROR,
+    "a directory or file of slurm-mig's is open to others",
+    needs=("node", "config"),
+    page="docs/security.md; docs/admin.md: What it touches",
+)
+def private(facts: Facts) -> Iterator[Problem]:
+    """Users could read or change records, or stall hooks through their locks."""
+    for name, most in MODES.items():
+        path = facts.paths.get(name)
+        if path is None or path.missing:
+            continue
+        if path.uid == 0 and path.mode & ~most:
+            yield Problem(
+                f"{name} {path.path}: mode {path.mode:04o}", f"chmod {most:04o} {path.path}"
+            )
+        else:
+            yield from _unsafe(path)
+
+
+@check(
+    "SM504",
+    WARNING,
+    "users cannot make the directory for their steps' leases",
+    needs=("node", "config"),
+    page="docs/admin.md: Tasks, steps and containers",
+)
+def leases(facts: Facts) -> Iterator[Problem]:
+    """Steps that ask for a part of their job see all of its slices, or stop."""
+    path = facts.paths.get("directory of leases")
+    if path is None:
+        return
+    if path.missing:
+        yield Problem(f"{path.path}: {path.problem}", "set `leases` in the [tasks] table")
+    elif path.mode & 0o1777 != 0o1777:
+        yield Problem(f"{path.path}: mode {path.mode:04o}", f"chmod 1777 {path.path}")
+
+
+@check(
+    "SM505",
+    ERROR,
+    "the configuration names a GPU that the driver does not show",
+    needs=("node", "config", "driver"),
+    page="docs/admin.md: Configuration",
+)
+def minors(facts: Facts) -> Iterator[Problem]:
+    """Hooks that need it fail and drain the node."""
+    if facts.config is None or facts.driver_faults:
+        return
+    here = {gpu.minor for gpu in facts.gpus}
+    for key, listed in (("managed", facts.config.managed), ("order", facts.config.order)):
+        gone = [str(minor) for minor in listed or () if minor not in here]
+        if gone:
+            yield Problem(
+                f"{facts.config.path}: [gpus] {key} names {', '.join(gone)}; the driver shows "
+                f"minors {', '.join(map(str, sorted(here))) or 'none'}",
+                f"correct [gpus] {key}, or see dmesg if a GPU fell off the bus",
+            )

@@ -1,0 +1,238 @@
+"""What is read where: a node, a login node, a directory of files."""
+
+from __future__ import annotations
+
+import os
+import socket
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from slurm_mig.doctor import all_checks
+from slurm_mig.doctor.gather import LOCAL, worst_case
+from slurm_mig.errors import UsageFault
+
+from ..conftest import A30, A100, H100, RTX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from slurm_mig.config import Config
+
+    from .clinic import Clinic
+
+pytestmark = pytest.mark.root
+
+
+def test_a_login_node(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has no GPU: its files are checked, the rest is said to be not done; no check is silent."""
+    monkeypatch.setenv("SLURMD_NODENAME", "login")
+    result = clinic.result()
+    assert result.findings == ()
+    reasons = clinic.facts().gaps
+    for area in ("node", *LOCAL):
+        assert "this machine (login) is no node with mig counts" in reasons[area]
+    assert "SM601" in result.skipped["node"]
+    assert result.done + sum(map(len, result.skipped.values())) == len(all_checks())
+
+
+def test_the_machine_is_found_by_its_host_name(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NodeName, or NodeHostname where exactly one node has it."""
+    monkeypatch.delenv("SLURMD_NODENAME")
+    monkeypatch.setattr(socket, "gethostname", lambda: "box7.example.org")
+    assert "box7" in clinic.facts().gaps["node"]
+    clinic.edit("slurm.conf", "NodeName=n1", "NodeName=n1 NodeHostname=box7")
+    assert clinic.facts().target == "n1"
+    clinic.edit("slurm.conf", "NodeName=login", "NodeName=login NodeHostname=box7")
+    assert "node" in clinic.facts().gaps
+
+
+def test_without_root(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files can be looked at; the node not."""
+    monkeypatch.setattr(os, "geteuid", lambda: 64001)
+    facts = clinic.facts()
+    assert facts.gaps["driver"] == "root needed to look at this machine"
+    assert facts.gpus == ()
+
+
+def test_another_node(clinic: Clinic) -> None:
+    """Its lines, without what only it could show; a name that is none is refused."""
+    clinic.options = {"node": "login"}
+    assert clinic.codes() == ["SM201"]
+    clinic.options = {"node": "n9"}
+    with pytest.raises(UsageFault, match=r"--node 'n9': .* has n1, login"):
+        clinic.facts()
+
+
+def test_files_alone(clinic: Clinic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory of files is a whole: what is missing there is missing."""
+    monkeypatch.delenv("SLURM_CONF")
+    monkeypatch.setenv("SLURMD_NODENAME", "")
+    clinic.live = False
+    clinic.options = {"slurm_conf": clinic.slurm_conf, "version": (24, 11)}
+    assert clinic.codes() == []
+    clinic.file("job_submit.lua").unlink()
+    clinic.file("gres.conf").unlink()
+    assert clinic.codes() == ["SM252"]
+    assert "No such file" in clinic.facts().gaps["gres.conf"]
+    clinic.options |= {"slurm_conf": tmp_path / "none.conf"}
+    assert "none.conf: No such file" in clinic.facts().gaps["slurm.conf"]
+
+
+def test_job_submit_lua_lies_on_the_controller(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another machine its absence is no finding, and not passed over either."""
+    clinic.edit("slurm.conf", f"SlurmctldHost={socket.gethostname()}", "SlurmctldHost=ctl")
+    clinic.file("job_submit.lua").unlink()
+    assert clinic.codes() == []
+    assert "lies beside slurm.conf on the controller" in clinic.facts().gaps["job_submit.lua"]
+
+
+def test_a_script_that_loads_ours(clinic: Clinic) -> None:
+    """A site's own job_submit.lua may load ours with dofile; ours is then looked at."""
+    ours = clinic.file("job_submit.lua").rename(clinic.file("slurm-mig.lua"))
+    clinic.file("job_submit.lua").write_text(f'dofile("{ours}")\n')
+    assert clinic.codes() == []
+    clinic.edit("slurm-mig.lua", "weight = 14", "weight = 15")
+    assert clinic.codes() == ["SM254"]
+
+
+def test_a_hook_that_calls_ours(clinic: Clinic) -> None:
+    """A site's own prolog may run ours; one that only speaks of it does not."""
+    hooks = clinic.root / "hooks"
+    own = clinic.root / "own-prolog"
+    clinic.edit("slurm.conf", f"\nProlog={hooks}/prolog", f"\nProlog={own}")
+    own.write_text("#!/bin/sh\n/etc/slurm-mig/hooks/prolog\n")
+    own.chmod(0o755)
+    assert clinic.codes() == []
+    own.write_text("#!/bin/sh\n# /etc/slurm-mig/hooks/prolog\n")
+    assert clinic.codes() == ["SM303"]
+
+
+def test_hooks_in_a_directory_of_others(clinic: Clinic) -> None:
+    """A pattern is looked at as Slurm runs it; an empty one drains the node."""
+    folder = clinic.root / "prolog.d"
+    folder.mkdir()
+    hooks = clinic.root / "hooks"
+    clinic.edit("slurm.conf", f"\nProlog={hooks}/prolog", f"\nProlog={folder}/*")
+    assert clinic.codes() == ["SM301"]
+    (folder / "10-mig").symlink_to(hooks / "prolog")
+    assert clinic.codes() == []
+    folder.chmod(0o777)
+    assert clinic.codes() == ["SM305"]
+
+
+def test_what_slurmctld_has_counts(clinic: Clinic) -> None:
+    """Not the file, where the two differ; that they differ is a finding of its own."""
+    clinic.loaded(PrologFlags="DeferBatch")
+    assert clinic.codes() == ["SM101", "SM116"]
+    evidence = clinic.result().findings[0].evidence
+    assert evidence == "slurmctld has PrologFlags = DeferBatch"
+
+
+def test_prologs_as_24_11_lists_them(clinic: Clinic) -> None:
+    """`Prolog[0]`, `Prolog[1]` in scontrol show config."""
+    clinic.loaded()
+    live = clinic.root / "bin/live"
+    hooks = clinic.root / "hooks"
+    line = f"{'Prolog':23} = {hooks}/prolog"
+    live.write_text(
+        live.read_text().replace(line, f"Prolog[0] = /none\nProlog[1] = {hooks}/prolog")
+    )
+    assert clinic.codes() == ["SM301"]
+
+
+def test_without_scontrol_the_release_is_unknown(clinic: Clinic) -> None:
+    """What depends on it is not done, unless it is named."""
+    (clinic.root / "bin/scontrol").unlink()
+    assert set(clinic.result().skipped["version"]) == {"SM109", "SM110", "SM134"}
+    clinic.options = {"version": (24, 11)}
+    assert "version" not in clinic.facts().gaps
+
+
+# -- GPU types ---------------------------------------------------------------------------
+
+
+def test_a_type_name_of_the_sites_own(clinic: Clinic) -> None:
+    """Found by what the driver shows, by the profiles, or by option; never guessed."""
+    for name in ("slurm.conf", "gres.conf"):
+        clinic.edit(name, "h100", "big")
+    clinic.edit("job_submit.lua", '["h100"]', '["big"]')
+    clinic.edit("cli_filter.lua", '["h100"]', '["big"]')
+    assert clinic.codes() == []
+    clinic.live = False
+    assert clinic.codes() == []
+    clinic.edit("slurm.conf", ",mig:4g.40gb:2", "")
+    assert "no model of the catalogue" in clinic.facts().gaps["fleet"]
+    clinic.options = {"types": {"big": H100}}
+    assert clinic.codes() == ["SM213"]
+    clinic.options = {"types": {"big": "GeForce"}}
+    with pytest.raises(UsageFault, match="GeForce"):
+        clinic.facts()
+
+
+def test_a_node_of_several_models(admit: Callable[..., Clinic]) -> None:
+    """Counts and weights model by model."""
+    clinic = admit(RTX, A30, A100)
+    assert clinic.codes() == []
+    clinic.edit("gres.conf", "Type=a30 Count=4", "Type=a30 Count=5")
+    assert clinic.codes() == ["SM206", "SM207"]
+
+
+def test_untyped_shards(clinic: Clinic) -> None:
+    """An untyped count is the sum."""
+    clinic.edit("slurm.conf", "shard:h100:62", "shard:62")
+    assert clinic.codes() == []
+    clinic.edit("slurm.conf", "shard:62", "shard:60")
+    assert clinic.codes() == ["SM206"]
+
+
+# -- odds and ends ------------------------------------------------------------------------
+
+
+def test_worst_cases() -> None:
+    """What the configuration calls the longest, else the sum of the waits."""
+    waits = {"lock_timeout": 30.0, "destroy_timeout": 10.0, "slurm_timeout": 20.0}
+    sums = cast("Config", SimpleNamespace(**waits))
+    assert worst_case(sums) == (30 + 7 + 5 * 20, 30 + 7 * 10)
+    assert worst_case(cast("Config", SimpleNamespace(longest_hook=50.0))) == (50, 50)
+
+
+def test_words_that_slurmctld_leaves_out(clinic: Clinic) -> None:
+    """24.11 shows task/none as nothing: no difference, and no task/cgroup either."""
+    clinic.edit("slurm.conf", "TaskPlugin=task/affinity,task/cgroup", "TaskPlugin=task/none")
+    clinic.loaded(TaskPlugin="(null)")
+    (finding,) = clinic.result().findings
+    assert (finding.check.code, finding.fix) == ("SM402", "TaskPlugin=task/cgroup")
+
+
+def test_nothing_is_changed(clinic: Clinic) -> None:
+    """Not a file, not a mode, and no ledger is made."""
+    (clinic.root / "state/ledger.db").unlink()
+
+    def look() -> dict[str, tuple[int, int, float]]:
+        paths = [path for path in clinic.root.rglob("*") if not path.name.endswith(".lock")]
+        return {
+            str(path): (path.lstat().st_mode, path.lstat().st_uid, path.lstat().st_mtime)
+            for path in paths
+        }
+
+    before = look()
+    clinic.result()
+    after = look()
+    assert after == before
+
+
+def test_a_process_that_ends_meanwhile(clinic: Clinic) -> None:
+    """Is no error: /proc is read as it goes."""
+    (clinic.sim / "proc/99").mkdir()
+    clinic.process(100, "nvsm_core", "/dev/nvidia1")
+    facts = clinic.facts()
+    assert [(item.pid, item.command, item.device) for item in facts.holders] == [
+        (100, "nvsm_core", "/dev/nvidia1")
+    ]
