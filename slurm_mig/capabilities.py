@@ -56,6 +56,24 @@ class Capabilities:
             except OSError as problem:
                 raise DeviceNodeFault(f"remove {node}: {problem.strerror}") from problem
 
+    def remove_stale(self, gpu_minor: int) -> list[Path]:
+        """Remove nodes of instances that a GPU no longer has; the caller holds its lock.
+
+        The kernel has an access file for each instance that exists, and for no other.
+        """
+        base = self._proc / f"driver/nvidia/capabilities/gpu{gpu_minor}/mig"
+        left = []
+        for path in self._nodes.glob("nvidia-cap[0-9]*"):
+            place = instance_of(int(path.name.removeprefix("nvidia-cap")), gpu_minor)
+            if place is None:
+                continue
+            gi_id, ci_id = place
+            inner = f"gi{gi_id}" if ci_id is None else f"gi{gi_id}/ci{ci_id}"
+            if not (base / inner / "access").exists():
+                path.unlink(missing_ok=True)
+                left.append(path)
+        return left
+
     def node(self, access: Access) -> Path:
         """The device node of a capability."""
         return self._nodes / f"nvidia-cap{access.minor}"
@@ -136,3 +154,15 @@ def capability_minors(gpu_minor: int, gi_id: int, ci_id: int) -> tuple[int, int]
     """
     gi = 3 + 135 * gpu_minor + 9 * gi_id
     return gi, gi + 1 + ci_id
+
+
+def instance_of(minor: int, gpu_minor: int) -> tuple[int, int | None] | None:
+    """GI id and CI id (None: the GI's own) of a capability minor, if it is one of that GPU's.
+
+    The inverse of `capability_minors`.
+    """
+    inside = minor - 3 - 135 * gpu_minor
+    if not 0 <= inside < 135:
+        return None
+    gi_id, rest = divmod(inside, 9)
+    return gi_id, rest - 1 if rest else None

@@ -188,6 +188,12 @@ class SandboxFault(SlurmMigError):
     exit_code = 25
 
 
+class HardwareMismatch(NodeFault):
+    """After a boot the GPUs are not what the configuration says."""
+
+    exit_code = 28
+
+
 #: exit code, class, meaning; docs/exit-codes.md is checked against this table.
 EXIT_CODES: Final[tuple[tuple[int, type[SlurmMigError], str], ...]] = (
     (2, UsageFault, "command line not understood, or a named thing does not exist"),
@@ -211,4 +217,5 @@ EXIT_CODES: Final[tuple[tuple[int, type[SlurmMigError], str], ...]] = (
     (23, Held, "refused: somebody holds the slice"),
     (24, Unresolved, "done, but something is left over (see the output)"),
     (25, SandboxFault, "the private Slurm of the demo does not work"),
+    (28, HardwareMismatch, "the GPUs are not what the configuration says (see the output)"),
 )

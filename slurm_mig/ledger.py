@@ -21,6 +21,7 @@ import sqlite3
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig import __version__
@@ -142,6 +143,11 @@ class Retired:
     at: float
     who: str
     layout: str
+
+    def __str__(self) -> str:
+        since = datetime.fromtimestamp(self.at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        left = self.layout or "no instances"
+        return f"retired since {since} by {self.who}, with {left}"
 
 
 class Ledger:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slurm_mig.files import private_directory, remove_as_owner, replace_file
+from slurm_mig.files import private_directory, remove_abandoned, remove_as_owner, replace_file
 
 if TYPE_CHECKING:
     from slurm_mig.allocation import Owner
@@ -95,6 +95,15 @@ class RunFiles:
     def jobs(self) -> set[int]:
         """Ids of all jobs that have a file here."""
         return {_job_of(path) for path in self._all()}
+
+    def jobs_before(self, time: float) -> set[int]:
+        """Ids of jobs all of whose files are older than that (seconds since the epoch)."""
+        found = [(_job_of(path), path.lstat().st_mtime) for path in self._all()]
+        return {job for job, _ in found} - {job for job, at in found if at >= time}
+
+    def remove_abandoned(self) -> list[Path]:
+        """Remove half-written files of processes that were killed."""
+        return [path for where in (self._env, self._jobs) for path in remove_abandoned(where)]
 
     def _all(self) -> list[Path]:
         return [*self._env.glob("[0-9]*"), *self._jobs.glob("[0-9]*")]

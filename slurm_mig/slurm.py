@@ -123,6 +123,9 @@ class Slurm(Protocol):
     def drain(self, node: str, reason: str) -> None:
         """Drain a node; a reason that is there already stays."""
 
+    def resume(self, node: str) -> None:
+        """Take a node's drain and its reason away."""
+
     def version(self) -> tuple[int, int]:
         """Slurm's release, such as (22, 5)."""
 

@@ -174,6 +174,10 @@ class CommandClient:
         """Drain a node; a reason that is there already stays."""
         self._run("scontrol", "update", f"nodename={node}", "state=drain", f"reason={reason}")
 
+    def resume(self, node: str) -> None:
+        """Take a node's drain and its reason away."""
+        self._run("scontrol", "update", f"nodename={node}", "state=resume")
+
     def _update(self, reference: str, assignment: str) -> None:
         self._run("scontrol", "update", f"jobid={reference}", assignment)
 

@@ -218,6 +218,10 @@ class LibraryClient:
         """Drain a node; a reason that is there already stays."""
         self._commands.drain(node, reason)
 
+    def resume(self, node: str) -> None:
+        """Take a node's drain and its reason away."""
+        self._commands.resume(node)
+
     # -- pyslurm -------------------------------------------------------------
 
     def _ask(self, call: Callable[[], Any]) -> Any:

@@ -31,6 +31,7 @@ VERBS: Final[dict[str, str]] = {
     "profiles": "profiles",
     "reconcile": "reconcile",
     "reset": "reset",
+    "retire": "retire",
     "simulator": "simulator",
     "status": "status",
     "weights": "weights",
