@@ -167,7 +167,7 @@ def test_what_is_in_use_stays_and_is_named(make_site: Callable[..., Site]) -> No
 def test_strange_instances(site: Site) -> None:
     """Part of the layout: kept as they are. Not part of it: refused, untouched."""
     with site.machine.change(0) as board:
-        item = board.create(19, Placement(3, 1), busy=False)
+        board.create(19, Placement(3, 1), busy=False)
     with pytest.raises(Held, match=r"1g\.10gb@3 in no record.*reset --gpu 0 --foreign"):
         retire(site, "1g.10gb:1")
     with site.machine.change(0) as board:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurm_mig import allocation as phases
+from slurm_mig.allocation import Owner
 from slurm_mig.boot import REASON
+from slurm_mig.retirement import Retirement, parse_layout
 from slurm_mig.sandbox.processes import kill_all_in
 
 from .test_node_faults import _kill_steps
@@ -128,3 +130,42 @@ def test_by_hand_while_a_job_runs(site: Site) -> None:
     assert site.made() != []
     site.wait(job, "COMPLETED")
     assert "a step" in site.output(job)
+
+
+@pytest.mark.parametrize("service", [0, 1])
+def test_nodes_that_do_not_return_by_themselves(build: Callable[..., Site], service: int) -> None:
+    """ReturnToService=0 and 1 (slurm.conf(5)): a drain of ours is taken back wholly."""
+    own = build(slurm_conf=f"ReturnToService={service}")
+    shown = own.run("scontrol", "show", "config").split("ReturnToService")[1]
+    assert shown.split()[1] == str(service)
+    power_off(own)
+    own.machine().lose(1)
+    assert boot(own).returncode == 28
+    own.machine().reboot()
+    assert boot(own).returncode == 0
+    own.until(lambda: own.node_state() == "idle", "the node")
+
+
+def test_a_retired_gpu_that_slurm_still_offers(build: Callable[..., Site]) -> None:
+    """The node is drained with a word of `retire`; taken back, the job runs."""
+    own = build()
+    node = own.cluster.node("n1")
+    gpu = node.driver.gpus()[0]
+    work = Retirement(node, Owner(None, user="root"))
+    work.retire(gpu, parse_layout("1g.10gb:7"), mig_off=False)
+    job = own.sbatch("--gres=mig:3g.40gb:1", script="true")
+    own.until(lambda: not own.in_service(), "the drain")
+    assert own.drain_reason().startswith("slurm-mig: ")
+    assert "retired since" in own.drain_reason()
+    assert own.made() == [f"1g.10gb@{start}" for start in range(7)]
+    own.run("scancel", str(job))
+    for item in node.allocator().foreign_instances(gpu):
+        node.allocator().release(node.allocator().adopt(Owner(None), gpu, item), "undone")
+    work.undo(gpu)
+    node.close()
+    own.settle()
+    own.run("scontrol", "update", "nodename=n1", "state=resume")
+    again = own.sbatch("--gres=mig:3g.40gb:1", script="true")
+    own.wait(again, "COMPLETED")
+    own.settle()
+    own.check_clean()
