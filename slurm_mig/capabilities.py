@@ -64,7 +64,8 @@ class Capabilities:
         base = self._proc / f"driver/nvidia/capabilities/gpu{gpu_minor}/mig"
         left = []
         for path in self._nodes.glob("nvidia-cap[0-9]*"):
-            place = instance_of(int(path.name.removeprefix("nvidia-cap")), gpu_minor)
+            number = path.name.removeprefix("nvidia-cap")
+            place = instance_of(int(number), gpu_minor) if number.isdecimal() else None
             if place is None:
                 continue
             gi_id, ci_id = place

@@ -2,7 +2,8 @@
 
 The order lets a crash be repeated: the mark in the ledger first, with the layout placed, so
 that no hook carves there and what the next `retire` finds there can be told from what is
-strange; then our left-overs go; then MIG mode; then what is missing of the layout is made.
+strange (what an earlier mark stands for goes on record before it is replaced); then our
+left-overs go; then MIG mode; then what is missing of the layout is made.
 """
 
 from __future__ import annotations
@@ -146,30 +147,31 @@ class Retirement:
         """
         with self._allocator.settled(gpu, "retire"):
             goal = self._goal(gpu, layout)
+            # On record before the mark goes that tells them from strange ones.
+            adopted = [
+                self._allocator.adopt_settled(self._owner, goal.gpu, item) for item in goal.strays
+            ]
             mark = self._ledger.retired().get(gpu.uuid)
             if mark is None or mark.layout != goal.layout:
                 self._ledger.retire(gpu.uuid, self._owner.user, goal.layout)
-            self._clear(goal, mig_off=mig_off)
+            self._clear(goal.gpu, (*goal.records, *adopted), mig_off=mig_off)
             if mig_off or goal.slots:
                 self._switch(goal.gpu, on=not mig_off)
             self._make(goal)
         return goal
 
-    def _clear(self, goal: Goal, *, mig_off: bool) -> None:
+    def _clear(self, gpu: Gpu, records: Sequence[Allocation], *, mig_off: bool) -> None:
         """Our left-overs, what an administrator made by hand, and an earlier layout."""
-        adopted = [
-            self._allocator.adopt_settled(self._owner, goal.gpu, item) for item in goal.strays
-        ]
-        for record in (*goal.records, *adopted):
+        for record in records:
             if mig_off and record.whole:
                 # MIG mode need not come back for it.
                 going = self._ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
                 ended = self._ledger.finish(going, phases.RELEASED, "the GPU is retired")
             else:
-                ended = self._allocator.clear(record, goal.gpu, "the GPU is retired")
+                ended = self._allocator.clear(record, gpu, "the GPU is retired")
             if ended.phase == phases.QUARANTINED:
                 raise Unresolved(
-                    ended.reason, remedy="end what uses it, and retire again", gpu=str(goal.gpu)
+                    ended.reason, remedy="end what uses it, and retire again", gpu=str(gpu)
                 )
 
     def _switch(self, gpu: Gpu, *, on: bool) -> None:

@@ -176,6 +176,21 @@ def test_the_run_directory_is_there_before_the_first_job(site: Site) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("effect", ["kill-before", "kill-after"])
+@pytest.mark.parametrize("skip", [0, 1])
+def test_killed_in_the_middle(site: Site, effect: str, skip: int) -> None:
+    """At each call that changes something: the next one finishes it."""
+    assert site.prolog(7, STAMP).returncode == 0
+    site.machine.reboot()
+    site.machine.faults.set([Rule("nvmlDeviceSetMigMode", effect, skip)])
+    slurm_commands(site)
+    assert site.cli("reconcile", "--boot", "--wait", "0").returncode == -9
+    site.machine.faults.set([])
+    assert up(site).mismatches == []
+    assert modes(site) == [True, True]
+    assert [item.phase for item in records(site)] == [phases.LOST]
+
+
 # -- is it what the configuration says? ----------------------------------------------
 
 

@@ -17,8 +17,10 @@ from slurm_mig.retirement import Retirement, parse_layout
 from slurm_mig.simulator.faults import Rule
 
 from .conftest import A30, A100, H100, RTX, Site
+from .test_allocator import ask
 from .test_boot import up
 from .test_hooks import STAMP, records, slurm_commands, squeue
+from .test_migrations import Moments
 
 if TYPE_CHECKING:
     import subprocess
@@ -271,6 +273,60 @@ def test_killed_at_every_call_that_changes_something(
     assert killed >= 1
 
 
+def at_transaction(site: Site, layout: str, number: int) -> bool:
+    """Retire in a process that is killed before it begins, or ends, its n-th transaction."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            Transactions(number).watch()
+            retire(site, layout)
+        except BaseException as problem:  # noqa: BLE001  # a child must not return into pytest
+            os.write(2, f"{type(problem).__name__}: {problem}\n".encode())
+            os._exit(99)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (0, -9)
+    return code == -9
+
+
+class Transactions(Moments):
+    """Those of a process that dies at one of them."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number, -1, -1)
+
+    def reached(self, statement: str) -> None:
+        # Within a transaction every moment leaves the same.
+        if statement.startswith(("BEGIN", "COMMIT")):
+            super().reached(statement)
+
+    def stop(self) -> None:
+        os.kill(os.getpid(), 9)
+
+
+def by_hand(site: Site) -> None:
+    """One instance of an administrator's."""
+    node = site.node()
+    node.allocator().allocate(ROOT, ask("1g.10gb"), node.driver.gpus()[0])
+    node.close()
+
+
+def test_killed_around_every_transaction_of_the_ledger(site: Site) -> None:
+    """With something of ours to take down and an earlier layout to replace: again finishes."""
+    number, killed = 0, True
+    while killed:
+        retire(site, "1g.10gb:2")
+        by_hand(site)
+        killed = at_transaction(site, "3g.40gb,2g.20gb", number)
+        placed = retire(site, "3g.40gb,2g.20gb")
+        assert made(site) == sorted(placed.split(","))
+        assert marks(site) == {"0": placed}
+        assert [record.phase for record in records(site) if record.open] == []
+        number += 1
+    assert number > 20
+    assert site.cli("audit", "--check").returncode == 0
+
+
 def test_killed_between_two_writes(site: Site) -> None:
     """The mark comes before anything is made: from then on no hook carves there."""
     assert crashed(site, "1g.10gb:7", "nvmlDeviceCreateGpuInstanceWithPlacement", "kill-before", 0)
@@ -311,7 +367,7 @@ def test_a_node_that_is_retired_wholly(site: Site) -> None:
 
 def test_retired_while_a_prolog_waits_for_the_lock(node: Node) -> None:
     """It looks again under the lock."""
-    from .test_allocator import ALICE, ask
+    from .test_allocator import ALICE
 
     gpu = node.driver.gpus()[0]
     allocator = node.allocator()
