@@ -20,7 +20,6 @@ from slurm_mig.errors import (
     NoRoom,
     Unresolved,
     UsageFault,
-    about,
 )
 from slurm_mig.planner import Slot, plan, wanted_instances
 from slurm_mig.profile import Profile
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
     from slurm_mig.allocation import Allocation, Owner
     from slurm_mig.driver import Gpu, GpuInstance
-    from slurm_mig.geometry import Geometry
+    from slurm_mig.geometry import Geometry, GpuProfile
     from slurm_mig.node import Node
 
 
@@ -104,19 +103,43 @@ class Retirement:
         strange = self._allocator.foreign_instances(gpu)
         before = self._marked(gpu, geometry)
         ours = [item for item in strange if slot_of(item, geometry) in before]
-        foreign = [slot_of(item, geometry) for item in strange if item not in ours]
-        slots = _placed(layout, geometry, before, foreign, gpu)
+        foreign = [item for item in strange if item not in ours]
+        slots = self._slots(gpu, layout, geometry, before, foreign)
         strays = [item for item in ours if slot_of(item, geometry) not in slots]
         complete = [slot_of(item, geometry) for item in strange if item.compute]
-        odd = [str(slot) for slot in foreign if slot not in slots or slot not in complete]
+        present = tuple(slot for slot in slots if slot in complete)
+        return Goal(gpu, slots, present, tuple(records), tuple(strays))
+
+    @staticmethod
+    def _slots(
+        gpu: Gpu,
+        layout: Request | None,
+        geometry: Geometry,
+        before: Sequence[Slot],
+        foreign: Sequence[GpuInstance],
+    ) -> tuple[Slot, ...]:
+        """The layout's places: those of before if it is the same, else what is there and a plan."""
+        rows = [row for row, _ in wanted_instances(layout, geometry)] if layout else []
+        same = Counter(s.row.profile_id for s in before) == Counter(r.profile_id for r in rows)
+        kept, odd = _sorted_out(foreign, [] if same else rows, geometry)
         if odd:
             raise Held(
-                f"{', '.join(odd)} in no record, and not of that layout",
+                f"{', '.join(map(str, odd))} in no record, and not of that layout",
                 remedy=f"`slurm-mig reset --gpu {gpu.minor} --foreign` if nothing else manages it",
                 gpu=str(gpu),
             )
-        present = tuple(slot for slot in slots if slot in complete)
-        return Goal(gpu, slots, present, tuple(records), tuple(strays))
+        if same:
+            return tuple(before)
+        rest = Counter(row.name for row in rows) - Counter(slot.row.name for slot in kept)
+        if not rest:
+            return tuple(kept)
+        items = tuple(Item(name, count) for name, count in rest.items())
+        try:
+            return (*kept, *plan(Request(items), geometry, kept).slots)
+        except NoRoom as fault:
+            if kept:
+                fault.remedy = f"{', '.join(map(str, kept))} are in no record, and in the way"
+            raise
 
     def _marked(self, gpu: Gpu, geometry: Geometry) -> list[Slot]:
         """The layout of an earlier `retire`, which may have been killed before it was made."""
@@ -228,32 +251,17 @@ def slot_of(item: GpuInstance, geometry: Geometry) -> Slot:
     return Slot(geometry.by_id(item.profile_id), item.placement)
 
 
-def _placed(
-    layout: Request | None,
-    geometry: Geometry,
-    before: Sequence[Slot],
-    foreign: Sequence[Slot],
-    gpu: Gpu,
-) -> tuple[Slot, ...]:
-    """The layout's places: those of before where it is the same, else what is there and a plan."""
-    if layout is None:
-        return ()
-    wanted = [row for row, _ in wanted_instances(layout, geometry)]
-    if Counter(slot.row.profile_id for slot in before) == Counter(r.profile_id for r in wanted):
-        return tuple(before)
-    kept = []
-    for slot in foreign:
-        if slot.row in wanted:
+def _sorted_out(
+    foreign: Sequence[GpuInstance], rows: Sequence[GpuProfile], geometry: Geometry
+) -> tuple[list[Slot], list[Slot]]:
+    """Instances that a layout of these rows can keep as they are, and the others."""
+    wanted, kept, odd = list(rows), [], []
+    for item in foreign:
+        slot = slot_of(item, geometry)
+        # Without a compute instance it is no part of a layout, and not ours to complete.
+        if slot.row in wanted and item.compute:
             wanted.remove(slot.row)
             kept.append(slot)
-    rest = Counter(row.name for row in wanted)
-    if not rest:
-        return tuple(kept)
-    items = tuple(Item(name, count) for name, count in rest.items())
-    try:
-        with about(gpu=str(gpu)):
-            return (*kept, *plan(Request(items), geometry, foreign).slots)
-    except NoRoom as fault:
-        if foreign:
-            fault.remedy = "some of what is there is in no record; `slurm-mig status` shows it"
-        raise
+        else:
+            odd.append(slot)
+    return kept, odd

@@ -54,6 +54,8 @@ def old_version() -> None:
     ledger.SCHEMA = 1  # type: ignore[misc]
     for step in [key for key in MIGRATIONS if key >= 1]:
         del MIGRATIONS[step]
+    # It knows of no such table, and never asks.
+    Ledger.retired = lambda *_: {}  # type: ignore[method-assign]
 
 
 def in_a_fork(work: Callable[[], object]) -> int:

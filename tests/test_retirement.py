@@ -257,7 +257,7 @@ def test_killed_at_every_call_that_changes_something(
         node.close()
         if "Destroy" in call:
             assert site.cli("create", "1g.10gb", "--gpu", "0").returncode == 0
-        killed += crashed(site, "3g.40gb,2g.20gb", call, effect, skip)
+        reached = crashed(site, "3g.40gb,2g.20gb", call, effect, skip)
         if then == "undo":
             assert site.cli("reset", "--gpu", "0", "--foreign").returncode == 0
             assert site.cli("retire", "--gpu", "0", "--undo").returncode in (0, 2)
@@ -270,7 +270,10 @@ def test_killed_at_every_call_that_changes_something(
             assert made(site) == sorted(placed.split(","))
         assert made(site, 1) == neighbour
         assert [record.owner.job_id for record in records(site) if record.open] == [9]
-    assert killed >= 1
+        if not reached:
+            break
+        killed += 1
+    assert 1 <= killed < 4
 
 
 def at_transaction(site: Site, layout: str, number: int) -> bool:
