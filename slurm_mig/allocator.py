@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +24,7 @@ from slurm_mig.errors import (
     GpuLost,
     Held,
     InstanceBusy,
+    NodeFault,
     NoRoom,
     SlurmMigError,
     about,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from slurm_mig.capabilities import Capabilities
     from slurm_mig.driver import ComputeInstance, Driver, Gpu, GpuInstance
     from slurm_mig.geometry import Placement
-    from slurm_mig.ledger import Ledger
+    from slurm_mig.ledger import Ledger, Retired
     from slurm_mig.locks import Locks
     from slurm_mig.planner import Plan
     from slurm_mig.runfiles import RunFiles
@@ -125,6 +126,7 @@ class Allocator:
         """
         action = f"carve {request} for {owner}"
         with about(job=owner.job_id, gpu=str(gpu)), self._locks.hold([gpu.uuid], action):
+            self._refuse_retired(gpu, owner)
             self._sweep(gpu, owner)
             held = self._held_already(owner, gpu, str(request))
             if held is not None:
@@ -143,6 +145,12 @@ class Allocator:
                 self._publish(record, request)
                 undo.pop_all()
         return record
+
+    def _refuse_retired(self, gpu: Gpu, owner: Owner) -> None:
+        """Look again under the lock: it may have been retired since the hook asked."""
+        mark = self._ledger.retired().get(gpu.uuid)
+        if mark is not None and owner.job_id is not None:
+            raise offered_though_retired(mark)
 
     def _refuse_whole(self, gpu: Gpu, owner: Owner, *, stuck: bool = True) -> None:
         """Leave a GPU alone that a job has as a whole: MIG mode would come on under it.
@@ -367,6 +375,7 @@ class Allocator:
         row = self._driver.geometry(gpu).whole
         largest = Request((Item(row.name, 1, row.profile_id),))
         with about(job=owner.job_id, gpu=str(gpu)), self._locks.hold([gpu.uuid], "whole GPU"):
+            self._refuse_retired(gpu, owner)
             self._sweep(gpu, owner)
             held = self._held_already(owner, gpu, phases.WHOLE, phases.WHOLE_MIG_OFF, str(largest))
             if held is not None:
@@ -812,7 +821,8 @@ class Allocator:
                 report.left.append(f"{_name(now)}: {now.reason}")
             elif not now.open:
                 report.done.append(f"{_name(now)}: {now.phase}, {now.reason}")
-        report.foreign += [f"{gpu}: {text}" for text in self._foreign(gpu)]
+        if gpu.uuid not in self._ledger.retired():
+            report.foreign += [f"{gpu}: {text}" for text in self._foreign(gpu)]
 
     def _relieve_all(self, gpu: Gpu, live: frozenset[int] | None) -> None:
         """Use the remedies on what is quarantined, for an administrator who asks for it."""
@@ -895,6 +905,11 @@ class Allocator:
 
     def adopt(self, owner: Owner, gpu: Gpu, found: GpuInstance) -> Allocation:
         """Put a foreign instance on record, so that its end is on record too."""
+        with about(gpu=str(gpu)), self._locks.hold([gpu.uuid], "adopt"):
+            return self.adopt_settled(owner, gpu, found)
+
+    def adopt_settled(self, owner: Owner, gpu: Gpu, found: GpuInstance) -> Allocation:
+        """Like `adopt`, for a caller who has the GPU `settled`."""
         name = str(self._driver.geometry(gpu).by_id(found.profile_id).name)
         compute = found.compute[0] if found.compute else None
         place = found.placement
@@ -907,10 +922,24 @@ class Allocator:
             compute.ci_id if compute else None,
             compute.uuid if compute else None,
         )
-        with about(gpu=str(gpu)), self._locks.hold([gpu.uuid], "adopt"):
-            record = replace(self._record(owner, gpu, name), instances=(instance,))
-            record = self._ledger.add(record, "adopted")
-            return self._ledger.save(record.moved(phases.ACTIVE), phases.ACTIVE)
+        record = replace(self._record(owner, gpu, name), instances=(instance,))
+        record = self._ledger.add(record, "adopted")
+        return self._ledger.save(record.moved(phases.ACTIVE), phases.ACTIVE)
+
+    @contextmanager
+    def settled(self, gpu: Gpu, action: str, *, sweep: bool = True) -> Iterator[None]:
+        """Hold a GPU's lock, with what dead hooks left there finished first."""
+        with about(gpu=str(gpu)), self._locks.hold([gpu.uuid], action):
+            if sweep:
+                self._sweep(gpu, None)
+            yield
+
+    def clear(self, record: Allocation, gpu: Gpu, reason: str) -> Allocation:
+        """Take down what a record names, for a caller who has the GPU `settled`.
+
+        Returns it as `released`, or `quarantined` if it is in use beyond the deadline.
+        """
+        return self._tear_down(record, gpu, reason, self._destroy_timeout)
 
     # -- records without carving ---------------------------------------------
 
@@ -957,6 +986,16 @@ def _stuck_words(stuck: Sequence[Slot]) -> str:
 def _usable(item: Instance, found: GpuInstance | None) -> bool:
     """Whether the compute instance that a job was given is still in there."""
     return found is not None and item.uuid in {None, *(ci.uuid for ci in found.compute)}
+
+
+def offered_though_retired(mark: Retired) -> NodeFault:
+    """Slurm sends jobs to a GPU that an administrator took out of management."""
+    return NodeFault(
+        f"Slurm offers a GPU that is {mark}",
+        remedy="take its shards and slices out of gres.conf and slurm.conf, as `slurm-mig retire` "
+        "said, or take it back with `slurm-mig retire --undo`",
+        gpu=mark.gpu_uuid,
+    )
 
 
 def _superseded(old: Owner, new: Owner) -> bool:

@@ -90,6 +90,25 @@ class Capabilities:
         minors |= {capability_minors(gpu_minor, gi_id, ci_id)[1] for ci_id in ci_ids}
         return _numbers(self._nodes / f"nvidia-cap{minor}" for minor in minors)
 
+    def remove_stale(self, gpu_minor: int) -> list[Path]:
+        """Remove nodes of instances that a GPU no longer has; the caller holds its lock.
+
+        The kernel has an access file for each instance that exists, and for no other.
+        """
+        base = self._proc / f"driver/nvidia/capabilities/gpu{gpu_minor}/mig"
+        left: list[Path] = []
+        if not self._nodes.exists():
+            return left
+        with self._directory() as nodes:
+            for path in sorted(self._nodes.glob("nvidia-cap[0-9]*")):
+                number = path.name.removeprefix("nvidia-cap")
+                place = instance_of(int(number), gpu_minor) if number.isdecimal() else None
+                if place is not None and not _exists(base, *place):
+                    self._take(nodes, path.name)
+                    self._unlink(nodes, path.name)
+                    left.append(path)
+        return left
+
     def node(self, minor: int) -> Path:
         """The device node of a capability."""
         return self._nodes / f"nvidia-cap{minor}"
@@ -195,6 +214,12 @@ class Capabilities:
             raise DeviceNodeFault(f"{action}: {problem.strerror}") from problem
 
 
+def _exists(base: Path, gi_id: int, ci_id: int | None) -> bool:
+    """Whether the kernel shows that instance of the GPU whose capabilities are in `base`."""
+    inner = f"gi{gi_id}" if ci_id is None else f"gi{gi_id}/ci{ci_id}"
+    return (base / inner / "access").exists()
+
+
 def _numbers(nodes: Iterable[Path]) -> frozenset[int]:
     found = set()
     for node in nodes:
@@ -241,3 +266,15 @@ def capability_minors(gpu_minor: int, gi_id: int, ci_id: int) -> tuple[int, int]
     """
     gi = 3 + 135 * gpu_minor + 9 * gi_id
     return gi, gi + 1 + ci_id
+
+
+def instance_of(minor: int, gpu_minor: int) -> tuple[int, int | None] | None:
+    """GI id and CI id (None: the GI's own) of a capability minor, if it is one of that GPU's.
+
+    The inverse of `capability_minors`.
+    """
+    inside = minor - 3 - 135 * gpu_minor
+    if not 0 <= inside < 135:
+        return None
+    gi_id, rest = divmod(inside, 9)
+    return gi_id, rest - 1 if rest else None

@@ -36,6 +36,7 @@ class Config:
     library: str = "nvml"
     managed: tuple[int, ...] | None = None
     order: tuple[int, ...] | None = None
+    expected: Mapping[str, int] | None = None
     state: Path = Path("/var/lib/slurm-mig")
     run: Path = Path("/run/slurm-mig")
     lock_timeout: float = 30.0
@@ -142,6 +143,16 @@ def _minors(value: Any) -> tuple[int, ...] | None:
     return tuple(value)
 
 
+def _counts(value: Any) -> dict[str, int]:
+    if not isinstance(value, dict) or not value:
+        raise ValueError
+    for name, count in value.items():
+        _text(name)
+        if type(count) is not int or not 1 <= count < 256:
+            raise ValueError
+    return dict(value)
+
+
 def _managed(value: Any) -> tuple[int, ...] | None:
     return () if value == "none" else _minors(value)
 
@@ -215,6 +226,16 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         '"all" or a list of device minors',
         "Device minors in the order of this node's lines in gres.conf, where that order is not "
         "ascending: SLURM_JOB_GPUS is an index into it.",
+    ),
+    Setting(
+        "gpus",
+        "expected",
+        "expected",
+        _counts,
+        'a table of NVML names and counts from 1 to 255, { "NVIDIA H100 80GB HBM3" = 8 }',
+        "GPUs that this node has; `reconcile --boot` refuses to go on with others. Names as "
+        "`nvidia-smi -L` prints them; not compared if not set.",
+        '{ "NVIDIA H100 80GB HBM3" = 8 }',
     ),
     Setting(
         "paths", "state", "state", _path, _A_PATH, "Directory of the ledger; survives reboots."

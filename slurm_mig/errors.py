@@ -201,6 +201,12 @@ class Exposed(SlurmMigError):
     exit_code = 27
 
 
+class HardwareMismatch(NodeFault):
+    """After a boot the GPUs are not what the configuration says."""
+
+    exit_code = 28
+
+
 class DoctorFindings(SlurmMigError):
     """The doctor found errors, or with --strict warnings; its output names them."""
 
@@ -232,5 +238,6 @@ EXIT_CODES: Final[tuple[tuple[int, type[SlurmMigError], str], ...]] = (
     (25, SandboxFault, "the private Slurm of the demo does not work"),
     (26, HookDeadline, "a hook passed its deadline, or Slurm ended it before"),
     (27, Exposed, "an unprivileged user reaches what is not his (see the output)"),
+    (28, HardwareMismatch, "the GPUs are not what the configuration says (see the output)"),
     (30, DoctorFindings, "the doctor found errors, or warnings with --strict (see the output)"),
 )

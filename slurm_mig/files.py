@@ -314,6 +314,29 @@ def _let_read(descriptor: int, uid: int, gid: int) -> None:
         os.fchown(descriptor, uid, gid)
 
 
+def remove_abandoned(directory: Path) -> list[Path]:
+    """Remove what `replace_file` left in a directory when its process was killed in it."""
+    left = []
+    for path in directory.glob(".*.*"):
+        pid = path.name.rpartition(".")[2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            path.unlink(missing_ok=True)
+            left.append(path)
+    return left
+
+
+def boot_time(path: Path) -> float:
+    """When the kernel booted, in seconds since the epoch (proc(5), /proc/stat, btime).
+
+    0 where it does not say: then nothing is older.
+    """
+    try:
+        lines = path.read_text("ascii").splitlines()
+        return next((float(line.split()[1]) for line in lines if line.startswith("btime ")), 0.0)
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
 def boot_id(path: Path) -> str:
     """The kernel's id of this boot (proc(5), /proc/sys/kernel/random/boot_id)."""
     try:

@@ -146,7 +146,7 @@ def prolog(node: Node, job: Job, line: Line) -> None:
     gpus: Sequence[Gpu] = ()
     wanted = "whole GPU"
     try:
-        if node.config.managed == ():
+        if not node.manages():
             return _unmanaged(node, job, line)
         allocator = node.allocator()
         # Read before anything can be refused: a refusal names the GPU, too.
@@ -244,6 +244,10 @@ def _slices(
     node: Node, job: Job, gpus: Sequence[Gpu], request: Request, allocator: Allocator, line: Line
 ) -> None:
     gpu = _only_gpu(node, job, gpus)
+    if gpu.uuid in node.retired:
+        from slurm_mig.allocator import offered_though_retired
+
+        raise offered_though_retired(node.retired[gpu.uuid])
     if not node.managed(gpu):
         raise NodeFault(
             f"Slurm offers slices of {gpu}, which is not managed here",
@@ -317,7 +321,8 @@ def _unmanaged(node: Node, job: Job, line: Line) -> None:
     if job.stamped() is not None:
         raise NodeFault(
             "Slurm offers slices of this node, of which no GPU is managed here",
-            remedy="compare `managed` in the [gpus] table of the config with gres.conf",
+            remedy="compare `managed` in the [gpus] table of the config, and what was retired "
+            "(`slurm-mig status`), with gres.conf",
             job=job.job_id,
         )
     if node.files.in_use():

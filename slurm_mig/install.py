@@ -1,7 +1,8 @@
-"""Writes the hook scripts with this installation's paths in them."""
+"""Writes the hook scripts and the systemd unit with this installation's paths in them."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -9,7 +10,7 @@ from slurm_mig.errors import NodeFault
 from slurm_mig.files import replace_file, trusted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 #: slurm.conf key -> script below the source tree, or below `share` of an installed package.
 HOOKS: Final = {
@@ -19,11 +20,19 @@ HOOKS: Final = {
 }
 
 
+#: systemd unit below the same directory.
+UNIT: Final = "etc/systemd/slurm-mig-boot.service"
+
+#: Seconds that the driver may take in the boot unit, beside what the configuration bounds:
+#: eight GPUs at some 40 s; MIG queries of 5 s each were seen (NVIDIA/gpu-operator#2155).
+DRIVER_TIME: Final = 350
+
+
 def sources() -> Path:
-    """The directory that holds `prolog/` and `epilog/`."""
+    """The directory that holds `prolog/`, `epilog/` and `etc/systemd/`."""
     package = Path(__file__).parent
     for place in (package / "share", package.parent):
-        if all((place / script).is_file() for script in HOOKS.values()):
+        if all((place / script).is_file() for script in (*HOOKS.values(), UNIT)):
             return place
     raise NodeFault(f"no hook scripts beside {package}", remedy="install slurm-mig again")
 
@@ -35,15 +44,7 @@ def install_hooks(directory: Path, python: Path, config: Path, run: Path) -> Map
     run it at that very moment, and drains the node for one that it cannot run.
     Raises NodeFault, with nothing written, where they cannot stand.
     """
-    try:
-        # Slurm runs as root whatever lies there.
-        with trusted(directory, make=True):
-            pass
-    except OSError as problem:
-        raise NodeFault(f"make {directory}: {problem.strerror}") from problem
-    for script in HOOKS.values():
-        if (directory / Path(script).name).is_dir():
-            raise NodeFault(f"{directory / Path(script).name} is a directory, not a hook")
+    check_place(directory, HOOKS.values())
     values = {"python": str(python), "config": str(config), "run": str(run)}
     made = {}
     for key, script in HOOKS.items():
@@ -52,6 +53,50 @@ def install_hooks(directory: Path, python: Path, config: Path, run: Path) -> Map
         replace_file(target, fill_in(text, values), mode=0o755)
         made[key] = target
     return made
+
+
+def check_place(directory: Path, scripts: Iterable[str]) -> None:
+    """NodeFault where files of these names cannot stand; the directory is made."""
+    try:
+        # Slurm and systemd run as root whatever lies there.
+        with trusted(directory, make=True):
+            pass
+    except OSError as problem:
+        raise NodeFault(f"make {directory}: {problem.strerror}") from problem
+    for script in scripts:
+        if (directory / Path(script).name).is_dir():
+            raise NodeFault(f"{directory / Path(script).name} is a directory, not a file")
+
+
+def install_unit(directory: Path, python: Path, config: Path, bounded: float) -> Path:
+    """Write the boot unit into `directory`; returns its path.
+
+    `bounded` are the seconds that the configuration bounds in it: waiting for the
+    hardware, for locks and for Slurm. NodeFault where it cannot stand.
+    """
+    check_place(directory, [UNIT])
+    command = [str(python), "-I", "-m", "slurm_mig", "--config", str(config), "reconcile", "--boot"]
+    values = {
+        "ExecStart": " ".join(map(_unit_word, command)),
+        "TimeoutStartSec": f"{bounded + DRIVER_TIME:.0f}",
+    }
+
+    def filled(line: str) -> str:
+        name = line.partition("=")[0]
+        return f"{name}={values[name]}" if name in values else line
+
+    target = directory / Path(UNIT).name
+    text = (sources() / UNIT).read_text("utf-8")
+    replace_file(target, "\n".join(map(filled, text.splitlines())) + "\n", mode=0o644)
+    return target
+
+
+def _unit_word(text: str) -> str:
+    """A word of ExecStart=: quoted, without specifiers and variables (systemd.service(5))."""
+    plain = text.replace("%", "%%").replace("$", "$$")
+    if re.fullmatch(r"[\w/.%-]+", plain, re.ASCII):
+        return plain
+    return '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def fill_in(script: str, values: Mapping[str, str]) -> str:

@@ -3,7 +3,13 @@
 `allocation` and `instance` hold the present truth, `event` is append-only and
 each of its rows is hashed with its predecessor. Every change and its event are
 one transaction. Write-ahead logging with full sync: what a hook was told is
-written is written. Schema changes go forward only, by `user_version`.
+written is written.
+
+Schema changes go forward only. `user_version` counts them: its thousands are the
+*breaking* ones, the rest are additions (a table, an index, a column with a default).
+A ledger with additions that are not known here is used as it is, for hooks of an
+old and of a new version run side by side while a node is upgraded; so columns are
+always named. One with breaking changes that are not known here is refused.
 """
 
 from __future__ import annotations
@@ -14,9 +20,11 @@ import os
 import sqlite3
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from slurm_mig import __version__
 from slurm_mig.allocation import OPEN, Allocation, Instance, Owner
 from slurm_mig.errors import LedgerFault, LedgerTooNew, NodeFault
 from slurm_mig.files import check_own, private_directory
@@ -26,7 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
+
+#: One breaking change in `user_version`; what is below it counts additions.
+BREAKING: Final = 1000
 
 #: Longest wait for another process's transaction, in seconds.
 BUSY_TIMEOUT: Final = 20.0
@@ -84,8 +95,18 @@ CREATE TRIGGER event_no_delete BEFORE DELETE ON event
     BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
 """
 
-#: Statements that lead from each schema version to the next.
-MIGRATIONS: Final[dict[int, str]] = {0: _CREATE}
+#: GPUs whose management has ended: since when, by whom, and the layout they were left in.
+_RETIRED: Final = """
+CREATE TABLE retired (
+    gpu_uuid TEXT PRIMARY KEY,
+    at       REAL NOT NULL,
+    who      TEXT NOT NULL,
+    layout   TEXT NOT NULL
+) WITHOUT ROWID;
+"""
+
+#: Statements that lead from each schema version to the next key, and from the last to SCHEMA.
+MIGRATIONS: Final[dict[int, str]] = {0: _CREATE, 1: _RETIRED}
 
 _OWNER: Final = ("job_id", "restart", "sluid", "uid", "gid", "user", "account", "het_leader")
 _PLAIN: Final = (
@@ -105,6 +126,29 @@ _COLUMNS: Final = (*_OWNER, *_PLAIN)
 #: What later events of an allocation repeat; the first one has everything.
 _CHANGING: Final = ("phase", "reason", "instances")
 _INSTANCE: Final = ("profile", "profile_id", "start", "size", "gi_id", "ci_id", "uuid")
+#: What an event's digest is made of, in this order.
+_EVENT: Final = ("seq", "at", "kind", "allocation", "job_id", "detail")
+
+#: What stands for an allocation in events that concern a GPU alone.
+NO_ALLOCATION: Final = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """A GPU that is no longer managed: since when (seconds since the epoch), by whom.
+
+    `layout` has the instances it was left with, `3g.40gb@4,1g.10gb@0`; empty for none.
+    """
+
+    gpu_uuid: str
+    at: float
+    who: str
+    layout: str
+
+    def __str__(self) -> str:
+        since = datetime.fromtimestamp(self.at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        left = self.layout or "no instances"
+        return f"retired since {since} by {self.who}, with {left}"
 
 
 class Ledger:
@@ -199,18 +243,47 @@ class Ledger:
         )
 
     def _append(self, kind: str, allocation: Allocation, facts: dict[str, Any]) -> None:
+        self._append_row(kind, allocation.number, allocation.owner.job_id, facts)
+
+    def _append_row(
+        self, kind: str, number: int, job_id: int | None, facts: dict[str, Any]
+    ) -> None:
         seq, before = self.last_event()
         seq += 1
         detail = json.dumps(facts, sort_keys=True, separators=(",", ":"))
         at = round(self._clock(), 6)
-        content = (seq, at, kind, allocation.number, allocation.owner.job_id, detail)
+        content = (seq, at, kind, number, job_id, detail)
         self._db.execute(
             "INSERT INTO event (seq, at, kind, allocation, job_id, detail, digest) "
             "VALUES (?, ?, ?, ?, ?, ?, ?)",
             (*content, digest(before, content)),
         )
 
+    def retire(self, gpu_uuid: str, who: str, layout: str) -> Retired:
+        """Put down that a GPU is managed no more, from now on; an earlier mark gives way."""
+        mark = Retired(gpu_uuid, self._clock(), who, layout)
+        with self._guarded("write"), _transaction(self._db):
+            self._db.execute(
+                "INSERT OR REPLACE INTO retired (gpu_uuid, at, who, layout) VALUES (?, ?, ?, ?)",
+                (mark.gpu_uuid, mark.at, mark.who, mark.layout),
+            )
+            self._append_row("retired", NO_ALLOCATION, None, asdict(mark))
+        return mark
+
+    def readmit(self, gpu_uuid: str, who: str) -> None:
+        """Take the mark of a retired GPU away."""
+        with self._guarded("write"), _transaction(self._db):
+            self._db.execute("DELETE FROM retired WHERE gpu_uuid = ?", (gpu_uuid,))
+            facts = {"gpu_uuid": gpu_uuid, "who": who}
+            self._append_row("readmitted", NO_ALLOCATION, None, facts)
+
     # -- reading -------------------------------------------------------------
+
+    def retired(self) -> dict[str, Retired]:
+        """GPUs that are managed no more, by UUID."""
+        with self._guarded("read"):
+            rows = self._db.execute("SELECT gpu_uuid, at, who, layout FROM retired").fetchall()
+        return {row["gpu_uuid"]: Retired(*row) for row in rows}
 
     def open_on(self, gpu_uuid: str) -> list[Allocation]:
         """Allocations on a GPU that may have instances, oldest first."""
@@ -296,8 +369,9 @@ class Ledger:
         """Number of the first event whose hash does not follow; None when all do."""
         before, expected = "", 1
         with self._guarded("read"):
-            for row in self._db.execute("SELECT * FROM event ORDER BY seq"):
-                content = tuple(row)[:-1]
+            columns = ", ".join((*_EVENT, "digest"))
+            for row in self._db.execute(f"SELECT {columns} FROM event ORDER BY seq"):  # noqa: S608
+                content = tuple(row[name] for name in _EVENT)
                 if row["seq"] != expected or digest(before, content) != row["digest"]:
                     return expected
                 before, expected = row["digest"], expected + 1
@@ -327,20 +401,28 @@ class Ledger:
     # -- file ----------------------------------------------------------------
 
     def _migrate(self, db: sqlite3.Connection) -> None:
-        version = _version(db)
-        if version == SCHEMA:
+        if self._known(_version(db)):
             return
-        if version > SCHEMA:
-            raise LedgerTooNew(
-                f"{self._path} has schema version {version}, this slurm-mig knows up to {SCHEMA}",
-                remedy="install the newer slurm-mig again",
-            )
         with _transaction(db):
             # Another hook may have migrated while this one waited for the write lock.
-            for step in range(_version(db), SCHEMA):
+            version = _version(db)
+            if self._known(version):
+                return
+            for step in sorted(key for key in MIGRATIONS if key >= version):
                 for statement in _statements(MIGRATIONS[step]):
                     db.execute(statement)
-                db.execute(f"PRAGMA user_version={step + 1}")
+            db.execute(f"PRAGMA user_version={SCHEMA}")
+
+    def _known(self, version: int) -> bool:
+        """Whether a ledger of that version can be used as it is; LedgerTooNew if it never can."""
+        if version // BREAKING > SCHEMA // BREAKING:
+            raise LedgerTooNew(
+                f"{self._path} has schema version {version}, this slurm-mig {__version__} knows up "
+                f"to {SCHEMA} and its additions below {(SCHEMA // BREAKING + 1) * BREAKING}",
+                remedy="install the slurm-mig again that wrote it, or a later one "
+                '(docs/admin.md, "Upgrading")',
+            )
+        return version >= SCHEMA
 
     @contextmanager
     def _guarded(self, action: str) -> Iterator[None]:

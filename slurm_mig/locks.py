@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from filelock import Timeout, UnixFileLock
 
 from slurm_mig.errors import LockTimeout
-from slurm_mig.files import private_directory, replace_file
+from slurm_mig.files import private_directory, remove_abandoned, replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -69,6 +69,18 @@ class Locks:
         finally:
             note.unlink(missing_ok=True)
             lock.release()
+
+    def remove_stale(self, before: float) -> list[Path]:
+        """Remove notes from before a time (seconds since the epoch), and half-written ones.
+
+        The locks themselves stay: one that is removed could be held twice.
+        """
+        left = remove_abandoned(self._root)
+        for note in self._root.glob("*.holder"):
+            if note.lstat().st_mtime < before:
+                note.unlink(missing_ok=True)
+                left.append(note)
+        return left
 
     @staticmethod
     def _holder(note: Path) -> str:

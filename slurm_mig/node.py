@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from slurm_mig.config import Config
     from slurm_mig.driver import Driver, Gpu
     from slurm_mig.environment import TaskSettings
-    from slurm_mig.ledger import Ledger
+    from slurm_mig.ledger import Ledger, Retired
     from slurm_mig.locks import Locks
     from slurm_mig.quarantine import Fence
     from slurm_mig.runfiles import RunFiles
@@ -92,6 +92,13 @@ class Node:
         from slurm_mig.files import boot_id
 
         return boot_id(self._root / "proc/sys/kernel/random/boot_id")
+
+    @property
+    def boot_time(self) -> float:
+        """When this boot began, in seconds since the epoch; 0 where the kernel does not say."""
+        from slurm_mig.files import boot_time
+
+        return boot_time(self._root / "proc/stat")
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -191,10 +198,26 @@ class Node:
 
     # -- GPUs ----------------------------------------------------------------
 
-    def managed(self, gpu: Gpu) -> bool:
-        """Whether a GPU is carved for jobs here."""
+    def configured(self, gpu: Gpu) -> bool:
+        """Whether the configuration wants a GPU carved for jobs."""
         chosen = self.config.managed
         return gpu.mig_capable and (chosen is None or gpu.minor in chosen)
+
+    @cached_property
+    def retired(self) -> Mapping[str, Retired]:
+        """GPUs that `slurm-mig retire` took out of management, by UUID."""
+        # Without a ledger there are none, and whoever only asks makes no ledger.
+        return self.ledger.retired() if self.config.ledger.exists() else {}
+
+    def managed(self, gpu: Gpu) -> bool:
+        """Whether a GPU is carved for jobs here."""
+        return self.configured(gpu) and gpu.uuid not in self.retired
+
+    def manages(self) -> bool:
+        """Whether any GPU is carved for jobs here; the driver is asked only where some retired."""
+        if self.config.managed == () or not self.retired:
+            return self.config.managed != ()
+        return any(self.managed(gpu) for gpu in self.driver.gpus())
 
     def gpus_by_index(self) -> Sequence[Gpu]:
         """GPUs in the order of this node's gres.conf lines.

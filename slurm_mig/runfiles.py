@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from slurm_mig.files import (
     private_directory,
     read_own,
+    remove_abandoned,
     remove_as_owner,
     replace_file,
     trusted,
@@ -120,7 +121,19 @@ class RunFiles:
 
     def jobs(self) -> set[int]:
         """Ids of all jobs that have a file here."""
-        return {job_of(path) for path in (*_files_in(self._env), *_files_in(self._jobs))}
+        return {job_of(path) for path in self._all()}
+
+    def jobs_before(self, time: float) -> set[int]:
+        """Ids of jobs all of whose files are older than that (seconds since the epoch)."""
+        found = [(job_of(path), path.lstat().st_mtime) for path in self._all()]
+        return {job for job, _ in found} - {job for job, at in found if at >= time}
+
+    def remove_abandoned(self) -> list[Path]:
+        """Remove half-written files of processes that were killed."""
+        return [path for where in (self._env, self._jobs) for path in remove_abandoned(where)]
+
+    def _all(self) -> list[Path]:
+        return [*_files_in(self._env), *_files_in(self._jobs)]
 
 
 def _files_in(directory: Path) -> list[Path]:

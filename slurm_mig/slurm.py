@@ -154,6 +154,9 @@ class Slurm(Protocol):
     def undrain(self, node: str) -> None:
         """Take a node's drain and its reason back; one that is down stays down."""
 
+    def resume(self, node: str) -> None:
+        """Take a node's drain and its reason away."""
+
     def version(self) -> tuple[int, int]:
         """Slurm's release, such as (22, 5)."""
 

@@ -220,6 +220,10 @@ class CommandClient:
         """Take a node's drain and its reason back; one that is down stays down."""
         self._run("scontrol", "update", f"nodename={node}", "state=undrain")
 
+    def resume(self, node: str) -> None:
+        """Take a node's drain and its reason away."""
+        self._run("scontrol", "update", f"nodename={node}", "state=resume")
+
     def _update(self, reference: str, assignment: str) -> None:
         self._run("scontrol", "update", f"jobid={reference}", assignment)
 

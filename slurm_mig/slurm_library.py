@@ -230,6 +230,10 @@ class LibraryClient:
         """Take a node's drain and its reason back; one that is down stays down."""
         self._commands.undrain(node)
 
+    def resume(self, node: str) -> None:
+        """Take a node's drain and its reason away."""
+        self._commands.resume(node)
+
     # -- pyslurm -------------------------------------------------------------
 
     def _ask(self, call: Callable[[], Any]) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig.capabilities import Capabilities, capability_minors, read_access
+from slurm_mig.capabilities import Capabilities, capability_minors, instance_of, read_access
 from slurm_mig.errors import DeviceNodeFault
 from slurm_mig.geometry import Placement
 from slurm_mig.simulator.client import open_devices
@@ -254,3 +254,28 @@ def test_an_access_file_that_cannot_be_read(tmp_path: Path, text: str) -> None:
     file.write_text(text)
     with pytest.raises(DeviceNodeFault, match=str(file)):
         read_access(file)
+
+
+@pytest.mark.parametrize("gpu", [0, 1, 31])
+def test_minors_can_be_read_backwards(gpu: int) -> None:
+    """Every GPU and compute instance that a GPU can have, and no other GPU's."""
+    for gi_id in range(15):
+        for ci_id in range(8):
+            gi, ci = capability_minors(gpu, gi_id, ci_id)
+            assert instance_of(gi, gpu) == (gi_id, None)
+            assert instance_of(ci, gpu) == (gi_id, ci_id)
+            assert instance_of(gi, gpu + 1) is instance_of(gi, gpu - 1) is None
+    assert instance_of(1, 0) is instance_of(2, 0) is None
+
+
+def test_nodes_of_instances_that_are_gone(machine: Machine, capabilities: Capabilities) -> None:
+    """Go; those of instances that exist, and what is no node of an instance, stay."""
+    capabilities.close(0, 2, 0, 64001, 64001)
+    caps = machine.tree.dev / "nvidia-caps"
+    before = sorted(caps.iterdir())
+    gone = [caps / f"nvidia-cap{minor}" for minor in (3, 4)]
+    kept = [caps / name for name in ("nvidia-cap1", "nvidia-cap2", "nvidia-cap9x")]
+    for path in (*gone, *kept):
+        path.write_text("")
+    assert sorted(capabilities.remove_stale(0)) == gone
+    assert sorted(caps.iterdir()) == sorted([*before, *kept])

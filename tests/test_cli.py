@@ -595,13 +595,13 @@ def test_generate_writes_all_or_nothing(site: Site, tmp_path: Path) -> None:
 def test_install_writes_all_or_nothing(site: Site, tmp_path: Path) -> None:
     """The same for the hooks."""
     (tmp_path / "task_prolog").mkdir()
-    refused(site.cli("install", "--hooks", str(tmp_path)), 10, "task_prolog is a directory")
+    refused(site.cli("install", "--no-units", "--hooks", str(tmp_path)), 10, "task_prolog is a dir")
     assert [path.name for path in tmp_path.iterdir()] == ["task_prolog"]
 
 
 def test_install(site: Site, tmp_path: Path) -> None:
     """Prints what slurm.conf needs; the hooks are this configuration's."""
-    done = site.cli("install", "--hooks", str(tmp_path / "hooks"))
+    done = site.cli("install", "--no-units", "--hooks", str(tmp_path / "hooks"))
     assert f"Prolog={tmp_path}/hooks/prolog" in done.stdout
     script = (tmp_path / "hooks/prolog").read_text()
     assert f"config='{site.config}'" in script

@@ -31,6 +31,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         [gpus]
         managed = [0, 2]
         order = [2, 0]
+        expected = { "NVIDIA A30" = 2 }
         [paths]
         state = "/s"
         run = "/r"
@@ -63,7 +64,8 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         """,
     )
     assert load(file, {}) == Config(
-        "simulator:/sim", (0, 2), (2, 0), Path("/s"), Path("/r"), 1.0, 2.5, 17.0, Path("/b"), 3.0,
+        "simulator:/sim", (0, 2), (2, 0), {"NVIDIA A30": 2}, Path("/s"),
+        Path("/r"), 1.0, 2.5, 17.0, Path("/b"), 3.0,
         "commands", "cancel", 0, 4.0, 5.0, "reject", {"NVIDIA A30": "full-profile"}, True,
         "none", True, Path("/l"), ("restart:nvidia-dcgm.service", "kill-job"), 6.0, 7, 8.0, file,
     )  # fmt: skip
@@ -80,7 +82,8 @@ def test_the_sample_is_the_shipped_one_and_means_the_defaults(tmp_path: Path) ->
     text = "\n".join(line.lstrip("#") if line[:1] == "#" and line[1:2] != " " else line
                      for line in sample().splitlines())  # fmt: skip
     loaded = load(write(tmp_path, text), {})
-    plain = Config(slurm_bin=Path("/usr/bin"), source=loaded.source)
+    shown = {"slurm_bin": Path("/usr/bin"), "expected": {"NVIDIA H100 80GB HBM3": 8}}
+    plain = Config(**shown, source=loaded.source)  # type: ignore[arg-type]
     assert loaded == plain
     assert tomllib.loads(sample()) == {item.table: {} for item in SETTINGS}
     shipped = Path(__file__).parents[1] / "etc/config.toml"
@@ -103,6 +106,10 @@ def test_the_sample_is_the_shipped_one_and_means_the_defaults(tmp_path: Path) ->
         ("[gpus]\nmanaged = [true]", "managed = "),
         ("[gpus]\nmanaged = [[1]]", r"managed = \[\[1\]\]: allowed is"),
         ("[gpus]\norder = [{ a = 1 }]", "order = .*: allowed is"),
+        ("[gpus]\nexpected = { 'NVIDIA A30' = 0 }", "expected = .*: allowed is a table"),
+        ("[gpus]\nexpected = { 'NVIDIA A30' = true }", "expected = .*: allowed is a table"),
+        ("[gpus]\nexpected = {}", "expected = .*: allowed is a table"),
+        ("[gpus]\nexpected = 8", "expected = 8: allowed is a table"),
         ("[whole_gpus]\nmodels = { 'NVIDIA A30' = ['x'] }", "models = .*: allowed is"),
         ('[paths]\nrun = "/r\\nPrologFlags=x"', "without control characters"),
         ('[driver]\nlibrary = "/x\\u0000"', "library = .*: allowed is"),

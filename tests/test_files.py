@@ -253,3 +253,30 @@ def test_boot_ids(tmp_path: Path) -> None:
     assert len(files.boot_id(Path("/proc/sys/kernel/random/boot_id"))) == 36
     with pytest.raises(NodeFault, match="boot id"):
         files.boot_id(tmp_path / "none")
+
+
+def test_what_killed_processes_left_half_written(tmp_path: Path) -> None:
+    """Only names that `replace_file` gives, and only of processes that are gone."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    gone = tmp_path / f".7.0.{pid}"
+    kept = [tmp_path / name for name in (f".7.0.{os.getpid()}", "7.0", f"7.0.{pid}", ".7.x")]
+    for path in (gone, *kept):
+        path.write_text("")
+    assert files.remove_abandoned(tmp_path) == [gone]
+    assert all(path.exists() for path in kept)
+    assert files.remove_abandoned(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("cpu 1 2\nbtime 1790000000\n", 1.79e9), ("cpu 1\n", 0), ("btime\n", 0), ("btime x", 0)],
+)
+def test_when_the_kernel_booted(tmp_path: Path, text: str, seconds: float) -> None:
+    """From /proc/stat; 0, before which nothing was, where it does not say."""
+    (tmp_path / "stat").write_text(text)
+    assert files.boot_time(tmp_path / "stat") == seconds
+    assert files.boot_time(tmp_path / "none") == 0
+    assert files.boot_time(Path("/proc/stat")) > 1e9

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from slurm_mig import __version__
 from slurm_mig import allocation as phases
 from slurm_mig.allocation import Allocation, Instance, Owner
 from slurm_mig.errors import LedgerFault, LedgerTooNew
-from slurm_mig.ledger import SCHEMA, Ledger
+from slurm_mig.ledger import BREAKING, SCHEMA, Ledger, Retired
 
 from .test_allocation import ALLOCATIONS
 
@@ -176,15 +177,34 @@ def test_the_file_is_roots_alone(ledger: Ledger, tmp_path: Path) -> None:
 
 
 def test_a_ledger_from_the_future(tmp_path: Path) -> None:
-    """Refused with both versions; not a byte is changed."""
+    """Broken with: refused with both versions and what to do; not a byte is changed."""
     path = tmp_path / "ledger.db"
     Ledger(path).close()
     with closing(sqlite3.connect(path)) as db:
-        db.execute(f"PRAGMA user_version={SCHEMA + 1}")
+        db.execute(f"PRAGMA user_version={BREAKING + 1}")
     before = path.read_bytes()
-    with pytest.raises(LedgerTooNew, match=f"schema version {SCHEMA + 1}.* up to {SCHEMA}"):
+    says = f"schema version {BREAKING + 1}.* {__version__} knows up to {SCHEMA}.*install"
+    with pytest.raises(LedgerTooNew, match=says):
         Ledger(path)
     assert path.read_bytes() == before
+
+
+def test_a_retired_gpu(ledger: Ledger, clock: Clock) -> None:
+    """Marked, marked again, and readmitted; each step is an event in the chain."""
+    assert ledger.retired() == {}
+    ledger.retire("GPU-a", "alice", "")
+    clock.now = 2000.0
+    mark = ledger.retire("GPU-a", "bob", "3g.40gb@4")
+    assert (
+        ledger.retired()
+        == {"GPU-a": mark}
+        == {"GPU-a": Retired("GPU-a", 2000.0, "bob", "3g.40gb@4")}
+    )
+    ledger.readmit("GPU-a", "bob")
+    assert ledger.retired() == {}
+    kinds = ledger._db.execute("SELECT kind FROM event ORDER BY seq").fetchall()
+    assert [row["kind"] for row in kinds] == ["retired", "retired", "readmitted"]
+    assert ledger.broken_event() is None
 
 
 @pytest.mark.parametrize("content", [b"garbage" * 500, b"SQLite format 3\x00" + b"\xff" * 4096])

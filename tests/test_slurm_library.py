@@ -330,12 +330,13 @@ def test_tasks_are_named_to_the_commands(
     client.allow_requeue("9", allow=True)
     client.start_after("9", 3)
     client.drain("n1", "x")
+    client.resume("n1")
     client.accounting(1, 2)
     client.version()
     client.credential_lifetime()
     assert [name for name, *_ in commands.asked] == [
         "requeue", "requeue_hold", "notify", "state", "cancel", "comment", "allow_requeue",
-        "start_after", "drain", "accounting", "version", "credential_lifetime",
+        "start_after", "drain", "resume", "accounting", "version", "credential_lifetime",
     ]  # fmt: skip
 
 

@@ -33,6 +33,7 @@ VERBS: Final[dict[str, str]] = {
     "profiles": "profiles",
     "reconcile": "reconcile",
     "reset": "reset",
+    "retire": "retire",
     "simulator": "simulator",
     "status": "status",
     "verify": "verify",

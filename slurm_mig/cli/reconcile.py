@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from slurm_mig.boot import WAIT
+from slurm_mig.cli._boot import boot
 from slurm_mig.cli._common import json_option, open_node, print_json, slurm_of
-from slurm_mig.errors import LockTimeout, SlurmFault, Unresolved
+from slurm_mig.errors import LockTimeout, SlurmFault, Unresolved, UsageFault
 from slurm_mig.node import require_root
 
 if TYPE_CHECKING:
@@ -20,10 +22,40 @@ if TYPE_CHECKING:
 @click.option(
     "--no-slurm", is_flag=True, help="Do not ask Slurm which jobs live; leave active slices alone."
 )
+@click.option(
+    "--boot",
+    "at_boot",
+    is_flag=True,
+    help="Before slurmd starts: compare the GPUs with the configuration, have MIG mode on, remove "
+    "left-overs; Slurm is only told, never asked for jobs.",
+)
+@click.option(
+    "--wait",
+    type=click.IntRange(0, 3600),
+    help=f"With --boot: seconds to wait for the GPUs to be as configured.  [default: {WAIT:.0f}]",
+)
+@click.option(
+    "--node", "name", help="With --boot: Slurm's name of this node; its host's if not set."
+)
 @json_option
-def command(no_slurm: bool, as_json: bool) -> None:  # noqa: FBT001
+def command(
+    no_slurm: bool,  # noqa: FBT001
+    at_boot: bool,  # noqa: FBT001
+    wait: int | None,
+    name: str | None,
+    as_json: bool,  # noqa: FBT001
+) -> None:
     """Close what a reboot or a killed hook left. Instances in no record are only listed."""
+    if not at_boot and (wait, name) != (None, None):
+        raise UsageFault("--wait and --node go with --boot")
     require_root()
+    if at_boot:
+        boot(name or "", WAIT if wait is None else wait, as_json=as_json)
+    else:
+        _reconcile(no_slurm=no_slurm, as_json=as_json)
+
+
+def _reconcile(*, no_slurm: bool, as_json: bool) -> None:
     with open_node() as node:
         live, silence = (None, "") if no_slurm else _asker(node)
         found = node.allocator().reconcile(live)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,6 +23,7 @@ from slurm_mig.cli._common import (
 from slurm_mig.cli.destroy import owner_of
 from slurm_mig.cli.gpus import mode_text
 from slurm_mig.errors import SlurmFault, SlurmMigError, UsageFault
+from slurm_mig.ledger import Retired
 from slurm_mig.planner import Slot, fitting
 from slurm_mig.quarantine import numbers, set_aside
 
@@ -136,6 +138,7 @@ def describe(node: Node, gpu: Gpu) -> dict[str, Any]:
         "mig_mode": gpu.mig_mode,
         "mig_pending": gpu.mig_pending,
         "managed": node.managed(gpu),
+        "retired": asdict(mark) if (mark := node.retired.get(gpu.uuid)) else None,
         "units": geometry.units,
         "instances": [
             _instance(str(slot.row.name), item)
@@ -187,6 +190,8 @@ def picture(gpu: dict[str, Any]) -> str:
     """A GPU's slots as text: one cell per placement unit, one box per instance."""
     mode = mode_text(gpu["mig_mode"], gpu["mig_pending"])
     lines = [f"GPU {gpu['gpu']}  {gpu['name']}  MIG {mode}  {gpu['uuid']}"]
+    if gpu["retired"]:
+        lines += [f"  {Retired(**gpu['retired'])}"]
     lines += [f"  whole GPU        {_who(item)}{_why(item)}" for item in gpu["whole"]]
     if gpu["mig_mode"]:
         lines += _boxes(gpu)
