@@ -188,6 +188,12 @@ class SandboxFault(SlurmMigError):
     exit_code = 25
 
 
+class AuditFindings(SlurmMigError):
+    """An audit ran, and found what should not be."""
+
+    exit_code = 29
+
+
 #: exit code, class, meaning; docs/exit-codes.md is checked against this table.
 EXIT_CODES: Final[tuple[tuple[int, type[SlurmMigError], str], ...]] = (
     (2, UsageFault, "command line not understood, or a named thing does not exist"),
@@ -211,4 +217,5 @@ EXIT_CODES: Final[tuple[tuple[int, type[SlurmMigError], str], ...]] = (
     (23, Held, "refused: somebody holds the slice"),
     (24, Unresolved, "done, but something is left over (see the output)"),
     (25, SandboxFault, "the private Slurm of the demo does not work"),
+    (29, AuditFindings, "audit found what should not be (see the output)"),
 )
