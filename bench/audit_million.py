@@ -9,6 +9,7 @@ then asks questions whose answer is a few rows, in turn with a bare interpreter.
 from __future__ import annotations
 
 import argparse
+import heapq
 import json
 import os
 import random
@@ -29,6 +30,9 @@ from slurm_mig.ledger import Ledger, digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    #: Time, allocation, place among its events, job id, kind, detail.
+    Step = tuple[float, int, int, int | None, str, str]
 
 YEAR = 365 * 86400
 BEGIN = 1.75e9
@@ -106,7 +110,6 @@ def build(path: Path, count: int) -> None:
     parts = list(Slice.__dataclass_fields__)
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("PRAGMA synchronous=OFF")
-        seq, before = 0, ""
         for record in allocations(count // 4 + count // 100):
             row = [getattr(record.owner, name) for name in owner]
             row += [getattr(record, name) for name in plain]
@@ -122,12 +125,29 @@ def build(path: Path, count: int) -> None:
                     f"VALUES ({', '.join('?' * len(cells))})",
                     cells,
                 )
-            for at, kind, facts in events(record):
-                seq += 1
-                detail = json.dumps(facts, sort_keys=True, separators=(",", ":"))
-                content = (seq, round(at, 6), kind, record.number, record.owner.job_id, detail)
-                before = digest(before, content)
-                db.execute("INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?)", (*content, before))
+        _write_events(db, count)
+
+
+def _write_events(db: sqlite3.Connection, count: int) -> None:
+    """In the order of time, as hooks write them."""
+    before = ""
+    for seq, (at, number, _, job, kind, detail) in enumerate(_in_time(count), 1):
+        content = (seq, round(at, 6), kind, number, job, detail)
+        before = digest(before, content)
+        db.execute("INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?)", (*content, before))
+
+
+def _in_time(count: int) -> Iterator[Step]:
+    ahead: list[Step] = []
+    for record in allocations(count // 4 + count // 100):
+        while ahead and ahead[0][0] <= record.created:
+            yield heapq.heappop(ahead)
+        for place, (at, kind, facts) in enumerate(events(record)):
+            detail = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+            step = (at, record.number, place, record.owner.job_id, kind, detail)
+            heapq.heappush(ahead, step)
+    while ahead:
+        yield heapq.heappop(ahead)
 
 
 def questions(count: int) -> Mapping[str, list[str]]:

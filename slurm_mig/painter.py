@@ -35,6 +35,8 @@ _STRIP: Final = 0.24
 _GAP: Final = 0.16
 _PITCH: Final = 1 + _STRIP + _GAP
 
+_LEGEND_COLUMNS: Final = 6
+
 _STYLE: Final = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -170,10 +172,16 @@ def _time_axis(axes: Any, picture: Picture) -> None:
 
     zone = tzlocal()
     locator = AutoDateLocator(tz=zone, minticks=5, maxticks=12)
-    axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=zone, show_offset=False))
     axes.xaxis_date(tz=zone)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=zone, show_offset=False))
+    axes.xaxis.set_major_locator(locator)
+    # Years, months, days, hours, minutes, seconds: as a tick says each, and as its first does.
+    ticks = ["%Y", "%b %Y", "%a %d %b", "%H:%M", "%H:%M", "%S.%f"]
+    firsts = ["", "%b %Y", "%a %d %b", "%a %d %b", "%H:%M", "%H:%M"]
+    axes.xaxis.set_major_formatter(
+        ConciseDateFormatter(
+            locator, tz=zone, formats=ticks, zero_formats=firsts, show_offset=False
+        )
+    )
     axes.grid(axis="x", color="#d5d5d5", linewidth=0.6, zorder=1)
     axes.set_axisbelow(False)
     names = dict.fromkeys(_local(time).strftime("%Z") for time in (picture.since, picture.until))
@@ -196,12 +204,14 @@ def _legend(figure: Any, picture: Picture, colours: dict[str, str]) -> None:
         label = f"refused ({len(picture.marks)})"
         cross: dict[str, Any] = {"marker": "x", "markersize": 5, "color": _REFUSED, "linestyle": ""}
         handles.append(Line2D([], [], label=label, **cross))
+    columns = min(len(handles), _LEGEND_COLUMNS)
     if handles:
         figure.legend(
-            handles=handles,
+            # Matplotlib fills column by column; people read line by line.
+            handles=[item for place in range(columns) for item in handles[place::columns]],
             loc="lower left",
             bbox_to_anchor=(0.08, 0.0),
-            ncols=6,
+            ncols=columns,
             frameon=False,
             fontsize=8,
             handlelength=1.2,

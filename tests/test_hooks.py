@@ -459,7 +459,9 @@ def test_the_epilog_takes_down_what_was_made(site: Site) -> None:
     site.prolog(8, STAMP)
     done = site.epilog(7)
     assert done.returncode == 0
-    assert re.search(r"epilog job=7 .* slices=3g\.40gb@4 ms=\d+ head=\S+ released$", done.stderr.strip())
+    assert re.search(
+        r"epilog job=7 .* slices=3g\.40gb@4 ms=\d+ head=\S+ released$", done.stderr.strip()
+    )
     assert len(site.machine.board(0).instances) == 1
     assert [item.phase for item in records(site)] == [phases.RELEASED, phases.ACTIVE]
     assert sorted(p.name for p in site.run.glob("[ej]*/*")) == ["8.0", "8.0"]

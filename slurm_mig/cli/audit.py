@@ -269,7 +269,7 @@ def _check(archives: Sequence[Archive], text: Iterable[str] | None, form: str) -
 
     seen = None if text is None else list(chain.heads(text))
     found: list[Finding] = []
-    counts = []
+    counts, notes = [], []
     for archive in archives:
         looked, findings = archive.check()
         nodes = archive.nodes()
@@ -277,12 +277,14 @@ def _check(archives: Sequence[Archive], text: Iterable[str] | None, form: str) -
             findings += _check_heads(archive, [head for head in seen if head.node in nodes])
         found += _placed(findings, archive, several=len(archives) > 1)
         counts.append(f"{_name(archive)}: {looked.events} events")
-        for line in clocks.set_back(_name(archive), looked.set_back):
-            views.note(line)
+        notes += clocks.set_back(_name(archive), looked.set_back)
     broken = next((item.event for item in found if item.event is not None), None)
     views.print_findings(found, form, broken_event=broken)
     if found:
+        # Times of a table that was edited say nothing of clocks.
         raise AuditFindings(_summary(found))
+    for line in notes:
+        views.note(line)
     if form == "table":
         heads = "" if seen is None else f"; they agree with {len(seen)} heads of syslog"
         click.echo(f"{'; '.join(counts)}: every event follows from the one before it{heads}")
@@ -389,6 +391,8 @@ def _draw(
         for node, uuid, minor, name in archive.gpus()
         if wanted["node"] in (None, node) and wanted["gpu"] in (None, uuid, str(minor))
     }
+    if not gpus:
+        raise UsageFault("--timeline: no GPU is on record here, so there is nothing to draw")
     drawn = picture(found, gpus, by, since=wanted["since"], until=wanted["until"], now=now)
     paint(drawn, out)
     click.echo(f"{out}: {len(drawn.boxes)} slices, {len(drawn.marks)} refusals")
