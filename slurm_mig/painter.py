@@ -83,7 +83,7 @@ def _figure(picture: Picture) -> Any:
     tall = 0.58 * len(picture.bands)
     height = tall + 1.45
     figure = Figure(figsize=(13, height))
-    axes = figure.add_axes((0.085, 0.95 / height, 0.9, tall / height))
+    axes = figure.add_axes((0.08, 0.95 / height, 0.88, tall / height))
     axes.set_xlim(_day(picture.since), _day(picture.until))
     axes.set_ylim(len(picture.bands) * _PITCH - _GAP / 2, -_GAP / 2)
     for side in ("top", "right", "left"):
@@ -210,7 +210,7 @@ def _legend(figure: Any, picture: Picture, colours: dict[str, str]) -> None:
             # Matplotlib fills column by column; people read line by line.
             handles=[item for place in range(columns) for item in handles[place::columns]],
             loc="lower left",
-            bbox_to_anchor=(0.08, 0.0),
+            bbox_to_anchor=(0.075, 0.0),
             ncols=columns,
             frameon=False,
             fontsize=8,

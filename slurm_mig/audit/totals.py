@@ -12,11 +12,17 @@ if TYPE_CHECKING:
 
     from slurm_mig.audit.holdings import Holding
 
+
+def _asked(request: str) -> str:
+    """The profile of a refused request; the request itself where it named several."""
+    return request if "," in request else request.rpartition(":")[0] or request
+
+
 #: What totals can be had by, and how a holding tells it.
 BY: Final[dict[str, Callable[[Holding], str]]] = {
     "user": lambda item: item.record.owner.user,
     "account": lambda item: item.record.owner.account,
-    "profile": lambda item: item.profile or item.record.request,
+    "profile": lambda item: item.profile or _asked(item.record.request),
     "node": lambda item: item.record.node,
 }
 

@@ -166,7 +166,9 @@ def print_findings(found: Sequence[Finding], form: str, **more: object) -> None:
     elif form == "csv":
         _print(form, rows, list(_FINDING))
     elif found:
-        table(("KIND", "NODE", "FROM", "WHAT"), [_finding_cells(item) for item in found])
+        timed = any(item.since is not None for item in found)
+        headers = ("KIND", "NODE", *(["FROM"] if timed else []), "WHAT")
+        table(headers, [_finding_cells(item, timed=timed) for item in found])
 
 
 _FINDING: Final = (
@@ -174,8 +176,8 @@ _FINDING: Final = (
 )
 
 
-def _finding_cells(item: Finding) -> list[object]:
-    return [item.kind, item.node or "-", when(item.since), item.text]
+def _finding_cells(item: Finding, *, timed: bool) -> list[object]:
+    return [item.kind, item.node or "-", *([when(item.since)] if timed else []), item.text]
 
 
 def agree(since: float, until: float, records: int, runs: int) -> None:

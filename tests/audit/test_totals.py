@@ -68,4 +68,6 @@ def test_profiles() -> None:
     """By instance; a refusal under what was asked for."""
     items = held(record(1, 0, HOUR, ("3g.40gb", 0), ("1g.10gb", 4)), refusal(), whole(9, 0, 1))
     found = {total.key for total in totals(items, "profile", 0, 1e9)}
-    assert found == {"3g.40gb", "1g.10gb", "3g.40gb:1", "whole GPU"}
+    assert found == {"3g.40gb", "1g.10gb", "whole GPU"}
+    both = refusal(7, 1, request="1g.10gb:2,2g.20gb:1")
+    assert totals(held(both), "profile", 0, 9)[0].key == "1g.10gb:2,2g.20gb:1"
