@@ -33,10 +33,6 @@ _PLAIN: Final = tuple(
 )
 _INSTANCE: Final = tuple(item.name for item in fields(Instance))
 
-#: Columns of a joined row: the allocation's, then the instance's.
-_JOINED: Final = ", ".join(
-    [*(f"a.{name}" for name in (*_OWNER, *_PLAIN)), *(f"i.{name}" for name in _INSTANCE)]
-)
 #: Later than any time on record, in seconds since the epoch.
 _FOREVER: Final = 1e18
 
@@ -59,6 +55,10 @@ class Archive:
             self._db = sqlite3.connect(address, uri=True, isolation_level=None)
             undo.callback(self._db.close)
             self._check_version()
+            # A column that came later is left to its default.
+            self._owner = self._there("allocation", _OWNER)
+            self._plain = self._there("allocation", _PLAIN)
+            self._instance = self._there("instance", _INSTANCE)
             self._undo = undo.pop_all()
 
     def _address(self, undo: ExitStack, *, live: bool) -> str:
@@ -86,6 +86,11 @@ class Archive:
             )
         if version < 1:
             raise LedgerFault(f"{self.path} is no ledger of slurm-mig")
+
+    def _there(self, table: str, names: Sequence[str]) -> tuple[str, ...]:
+        """Those of the columns that this ledger's version has."""
+        have = {row[1] for row in self._db.execute(f"PRAGMA table_info({table})")}
+        return tuple(name for name in names if name in have)
 
     # -- what is in it ---------------------------------------------------------
 
@@ -161,45 +166,69 @@ class Archive:
             return list(self._read(where, {name: value for _, name, value in given}))
 
     def _read(self, where: str, values: Mapping[str, object]) -> Iterator[Allocation]:
+        columns = [f"a.{name}" for name in (*self._owner, *self._plain)]
+        columns += [f"i.{name}" for name in self._instance]
         query = (
-            f"SELECT {_JOINED} FROM allocation a LEFT JOIN instance i ON i.allocation = a.number "  # noqa: S608
-            f"WHERE {where} ORDER BY a.number, i.place"
+            f"SELECT {', '.join(columns)} FROM allocation a "  # noqa: S608
+            f"LEFT JOIN instance i ON i.allocation = a.number WHERE {where} "
+            "ORDER BY a.number, i.place"
         )
-        number = len(_OWNER) + _PLAIN.index("number")
+        number = len(self._owner) + self._plain.index("number")
         for _, group in groupby(self._db.execute(query, values), key=lambda row: row[number]):
-            yield _allocation(list(group))
+            yield self._allocation(list(group))
+
+    def _allocation(self, rows: Sequence[tuple[Any, ...]]) -> Allocation:
+        first, plain = rows[0], len(self._owner)
+        behind = plain + len(self._plain)
+        return Allocation(
+            owner=Owner(**dict(zip(self._owner, first[:plain], strict=True))),
+            instances=tuple(
+                Instance(**dict(zip(self._instance, row[behind:], strict=True)))
+                for row in rows
+                if row[behind] is not None
+            ),
+            **dict(zip(self._plain, first[plain:behind], strict=True)),
+        )
 
     # -- integrity ---------------------------------------------------------------
 
     def check(self) -> tuple[ChainCheck, list[Finding]]:
         """The chain as it was looked at, and everything found in the file."""
         chain = ChainCheck(digest)
-        with self._guarded("read"):
+        with self._guarded("read"), self._one_state():
             (state,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
             for event in self._events("seq"):
                 chain.look(event)
-        found = [] if state == "ok" else [Finding("damaged", f"{self.path}: {state}")]
-        return chain, [*found, *chain.findings(), *self._check_allocations()]
+            found = [] if state == "ok" else [Finding("damaged", f"{self.path}: {state}")]
+            return chain, [*found, *chain.findings(), *self._check_allocations()]
+
+    @contextmanager
+    def _one_state(self) -> Iterator[None]:
+        """Read as of one moment: what a hook wrote in between would be a finding."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("ROLLBACK")
 
     def _check_allocations(self) -> Iterator[Finding]:
         """Merges both in the order of allocations: a million events do not fit in memory."""
-        with self._guarded("read"):
-            records = self._read("1", {})
-            record = next(records, None)
-            # Event 0 and below are of no allocation; their chain is checked all the same.
-            events = groupby(self._events("allocation, seq"), key=lambda event: event.allocation)
-            for number, group in events:
-                while record is not None and record.number < number:
-                    yield from check_allocation(record.number, record, [])
-                    record = next(records, None)
-                same = record if record is not None and record.number == number else None
-                if number > 0:
-                    yield from check_allocation(number, same, list(group))
-                if same is not None:
-                    record = next(records, None)
-            while record is not None:
+        records = self._read("1", {})
+        record = next(records, None)
+        # Event 0 and below are of no allocation; their chain is checked all the same.
+        events = groupby(self._events("allocation, seq"), key=lambda event: event.allocation)
+        for number, group in events:
+            while record is not None and record.number < number:
                 yield from check_allocation(record.number, record, [])
                 record = next(records, None)
+            same = record if record is not None and record.number == number else None
+            if number > 0:
+                yield from check_allocation(number, same, list(group))
+            if same is not None:
+                record = next(records, None)
+        while record is not None:
+            yield from check_allocation(record.number, record, [])
+            record = next(records, None)
 
     def _events(self, order: str) -> Iterator[Event]:
         for row in self._db.execute(f"SELECT {_EVENT} FROM event ORDER BY {order}"):  # noqa: S608
@@ -222,16 +251,6 @@ _PROFILE: Final = (
     "OR (a.phase = 'refused' AND instr(',' || a.request, ',' || :profile || ':') > 0) "
     "OR (:profile = 'whole GPU' AND a.request LIKE 'whole GPU%'))"
 )
-
-
-def _allocation(rows: Sequence[tuple[Any, ...]]) -> Allocation:
-    first, plain = rows[0], len(_OWNER)
-    behind = plain + len(_PLAIN)
-    return Allocation(
-        owner=Owner(*first[:plain]),
-        instances=tuple(Instance(*row[behind:]) for row in rows if row[behind] is not None),
-        **dict(zip(_PLAIN, first[plain:behind], strict=True)),
-    )
 
 
 def collected(patterns: Iterable[str]) -> list[Path]:

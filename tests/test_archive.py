@@ -218,6 +218,17 @@ def test_older_schemas_are_read_and_not_migrated(tmp_path: Path) -> None:
         assert db.execute("PRAGMA user_version").fetchone() == (1,)
 
 
+def test_a_column_that_came_later(
+    ledger: Ledger, clock: Clock, tmp_path: Path, read: Callable[[], Archive]
+) -> None:
+    """Has its default in a ledger that is older than it."""
+    record = live(ledger, clock, replace(planned(7)), 1000, 2000)
+    ledger.close()
+    with closing(sqlite3.connect(tmp_path / "state/ledger.db")) as db, db:
+        db.execute("ALTER TABLE allocation DROP COLUMN het_leader")
+    assert read().find() == [record]
+
+
 def test_a_ledger_from_the_future(ledger: Ledger, tmp_path: Path) -> None:
     """Refused by name, with both versions."""
     ledger.close()
@@ -303,6 +314,30 @@ def test_what_the_ledger_writes_is_found_true(tmp_path: Path, lives: list[str]) 
     assert chain.events == archive.last()[0]
     archive.close()
     ledger.close()
+
+
+def test_a_hook_that_writes_meanwhile(
+    ledger: Ledger, clock: Clock, read: Callable[[], Archive], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Is no finding: events and records are read as of one moment."""
+    from slurm_mig.audit.chain import ChainCheck, Event
+
+    live(ledger, clock, planned(7), 1000, 2000)
+    record = ledger.add(planned(8), phases.PLANNED)
+    look = ChainCheck.look
+    wrote: list[Allocation] = []
+
+    def interrupted(chain: ChainCheck, event: Event) -> None:
+        if not wrote:
+            wrote.append(ledger.save(record.moved(phases.ACTIVE), phases.ACTIVE))
+            live(ledger, clock, planned(9), 3000, 4000)
+        look(chain, event)
+
+    monkeypatch.setattr(ChainCheck, "look", interrupted)
+    archive = read()
+    chain, found = archive.check()
+    assert (chain.events, found) == (5, [])
+    assert archive.check()[0].events == 10
 
 
 @pytest.mark.parametrize(
