@@ -207,6 +207,12 @@ class HardwareMismatch(NodeFault):
     exit_code = 28
 
 
+class AuditFindings(SlurmMigError):
+    """An audit ran, and found what should not be."""
+
+    exit_code = 29
+
+
 class DoctorFindings(SlurmMigError):
     """The doctor found errors, or with --strict warnings; its output names them."""
 
@@ -239,5 +245,6 @@ EXIT_CODES: Final[tuple[tuple[int, type[SlurmMigError], str], ...]] = (
     (26, HookDeadline, "a hook passed its deadline, or Slurm ended it before"),
     (27, Exposed, "an unprivileged user reaches what is not his (see the output)"),
     (28, HardwareMismatch, "the GPUs are not what the configuration says (see the output)"),
+    (29, AuditFindings, "audit found what should not be (see the output)"),
     (30, DoctorFindings, "the doctor found errors, or warnings with --strict (see the output)"),
 )

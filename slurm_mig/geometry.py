@@ -150,7 +150,7 @@ class Geometry:
                 return row
         alike = [row for row in self.profiles if _differ_in_memory_only(row.name, wanted)]
         near = [row for row in alike if row.profile_id == profile_id] or [
-            row for row in alike if _differ_by_rounding(row.name, wanted)
+            row for row in alike if row.name.alike(wanted)
         ]
         return near[0] if len(near) == 1 else self.by_name(wanted)
 
@@ -190,10 +190,6 @@ class Geometry:
 
 def _differ_in_memory_only(left: Profile, right: Profile) -> bool:
     return (left.gpu_slices, left.attribute) == (right.gpu_slices, right.attribute)
-
-
-def _differ_by_rounding(left: Profile, right: Profile) -> bool:
-    return 8 * abs(left.memory_gb - right.memory_gb) <= max(left.memory_gb, right.memory_gb)
 
 
 def layouts(geometry: Geometry) -> frozenset[tuple[tuple[int, Placement], ...]]:

@@ -102,6 +102,7 @@ class Line:
     words: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     level: str = "INFO"
+    head: str = ""
     started: float = field(default_factory=time.monotonic)
 
     def add(self, **facts: object) -> None:
@@ -118,7 +119,8 @@ class Line:
         import syslog
 
         took = round((time.monotonic() - self.started) * 1000)
-        line = " ".join([self.hook, *self.words, f"ms={took}", "; ".join(self.said)]).strip()
+        words = [*self.words, f"ms={took}", *([f"head={self.head}"] if self.head else [])]
+        line = " ".join([self.hook, *words, "; ".join(self.said)]).strip()
         syslog.openlog("slurm-mig", syslog.LOG_PID, syslog.LOG_DAEMON)
         syslog.syslog(getattr(syslog, f"LOG_{self.level}"), line)
         sys.stderr.write(f"slurm-mig: {line}\n")
@@ -516,6 +518,8 @@ def _leave_at_once(node: Node, line: Line, fault: HookDeadline) -> None:
 def _close(node: Node, line: Line) -> None:
     # The work is done and on record: a driver that dislikes its shutdown changes nothing.
     try:
+        if "ledger" in vars(node):
+            line.head = node.ledger.head()
         node.close()
     except SlurmMigError as fault:
         line.say("WARNING", str(fault))

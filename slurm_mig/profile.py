@@ -68,6 +68,17 @@ class Profile:
         """How many such compute instances one GPU instance holds; 1 for one that fills it."""
         return 1 if self.compute_slices is None else self.gpu_slices // self.compute_slices
 
+    def alike(self, other: Profile) -> bool:
+        """Whether both may be one profile, as two drivers name it (3g.39gb, 3g.40gb).
+
+        Drivers round memory differently; true neighbours differ by half (mig-facts.md h).
+        """
+        return (self.gpu_slices, self.attribute, self.compute_slices) == (
+            other.gpu_slices,
+            other.attribute,
+            other.compute_slices,
+        ) and 8 * abs(self.memory_gb - other.memory_gb) <= max(self.memory_gb, other.memory_gb)
+
     @classmethod
     def parse(cls, text: str) -> Profile:
         """Read a name exactly as NVIDIA writes it; `str()` gives it back unchanged.

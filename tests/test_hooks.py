@@ -82,7 +82,7 @@ def test_carves_and_says_so_in_one_line(site: Site) -> None:
     (line,) = done.stderr.splitlines()
     assert re.fullmatch(
         r"slurm-mig: prolog job=7 restart=0 user=alice node=n1 request=3g\.40gb:1 gpu=0 "
-        r"made=3g\.40gb@4 uuids=MIG-[0-9a-f-]{36} ms=\d+ carved",
+        r"made=3g\.40gb@4 uuids=MIG-[0-9a-f-]{36} ms=\d+ head=2:[0-9a-f]{16} carved",
         line,
     )
     (record,) = records(site)
@@ -476,7 +476,9 @@ def test_the_epilog_takes_down_what_was_made(site: Site) -> None:
     site.prolog(8, STAMP)
     done = site.epilog(7)
     assert done.returncode == 0
-    assert re.search(r"epilog job=7 .* slices=3g\.40gb@4 ms=\d+ released$", done.stderr.strip())
+    assert re.search(
+        r"epilog job=7 .* slices=3g\.40gb@4 ms=\d+ head=\S+ released$", done.stderr.strip()
+    )
     assert len(site.machine.board(0).instances) == 1
     assert [item.phase for item in records(site)] == [phases.RELEASED, phases.ACTIVE]
     assert sorted(p.name for p in site.run.glob("[ej]*/*")) == ["8.0", "8.0"]

@@ -17,7 +17,7 @@ from slurm_mig import __version__
 from slurm_mig import allocation as phases
 from slurm_mig.allocation import Allocation, Instance, Owner
 from slurm_mig.errors import LedgerFault, LedgerTooNew
-from slurm_mig.ledger import BREAKING, SCHEMA, Ledger, Retired
+from slurm_mig.ledger import BREAKING, MIGRATIONS, SCHEMA, Ledger, Retired
 
 from .test_allocation import ALLOCATIONS
 
@@ -165,6 +165,28 @@ def test_tampering_shows(ledger: Ledger, tampering: str, broken: int) -> None:
     ledger._db.execute("DROP TRIGGER event_no_delete")
     ledger._db.execute(tampering)
     assert ledger.broken_event() == broken
+
+
+def test_the_head_of_the_chain(ledger: Ledger) -> None:
+    """Number and first digits of the last event, as a log line has it; none without events."""
+    assert ledger.head() == ""
+    ledger.add(planned(), phases.PLANNED)
+    ledger.add(planned(8), phases.PLANNED)
+    (last,) = ledger._db.execute("SELECT digest FROM event WHERE seq = 2").fetchone()
+    assert ledger.head() == f"2:{last[:16]}"
+
+
+def test_a_ledger_of_the_first_schema_gets_its_indexes(tmp_path: Path) -> None:
+    """Without a word changed."""
+    path = tmp_path / "ledger.db"
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(MIGRATIONS[0])
+        db.execute("PRAGMA user_version=1")
+    ledger = Ledger(path)
+    indexes = {row[0] for row in ledger._db.execute("SELECT name FROM sqlite_schema")}
+    assert {"allocation_time", "allocation_user", "allocation_account"} <= indexes
+    assert ledger._db.execute("PRAGMA user_version").fetchone()[0] == SCHEMA
+    ledger.close()
 
 
 def test_the_file_is_roots_alone(ledger: Ledger, tmp_path: Path) -> None:

@@ -1,114 +1,164 @@
-"""`slurm-mig audit`: who held which MIG UUID, and when."""
+"""`slurm-mig audit`: who held which MIG UUID, and when; and whether that is the truth."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+import time
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from slurm_mig.allocation import LOST, QUARANTINED, REFUSED
-from slurm_mig.cli._common import (
-    json_option,
-    open_node,
-    parse_time,
-    print_json,
-    root_to_read,
-    table,
-    when,
-)
-from slurm_mig.errors import Unresolved, UsageFault
+from slurm_mig.allocation import TRANSITIONS
+from slurm_mig.archive import Archive, collected
+from slurm_mig.audit import clocks
+from slurm_mig.audit.holdings import Size, holdings
+from slurm_mig.audit.totals import BY, totals
+from slurm_mig.cli import _audit as views
+from slurm_mig.cli._common import open_node, parse_time, root_to_read, slurm_of
+from slurm_mig.cli._usage import OnePath
+from slurm_mig.errors import AuditFindings, UsageFault
 
 if TYPE_CHECKING:
-    from slurm_mig.allocation import Allocation
+    from collections.abc import Callable, Iterable, Sequence
 
-#: Phases whose reason says what went wrong; else it is the plan's own explanation.
-EXPLAINED = (REFUSED, QUARANTINED, LOST)
+    from slurm_mig.allocation import Allocation
+    from slurm_mig.audit.chain import Head
+    from slurm_mig.audit.findings import Finding
+    from slurm_mig.audit.holdings import Holding
+    from slurm_mig.node import Node
+
+#: What `--reconcile` compares unless it is told: the last day, in seconds.
+LAST_DAY: Final = 86400.0
+
+PICTURES: Final = (".png", ".svg", ".html")
+
+
+def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say which records are meant."""
+    for option in reversed(
+        (
+            click.option("--since", help="Only what existed after this time (2026-03-01T12:00)."),
+            click.option("--until", help="Only what existed before this time."),
+            click.option("--at", help="Only what existed at this time."),
+            click.option(
+                "--job", "job_id", type=click.IntRange(1, 2**32 - 1), help="Only this Slurm job id."
+            ),
+            click.option("--user", help="Only this user's."),
+            click.option("--account", help="Only this account's."),
+            click.option("--node", help="Only on this node."),
+            click.option("--gpu", help="Only on this GPU, by device minor or UUID."),
+            click.option("--uuid", help="Only this MIG UUID."),
+            click.option("--profile", help="Only this profile, or `whole GPU`."),
+            click.option("--outcome", type=click.Choice(list(TRANSITIONS)), help="Only this."),
+        )
+    ):
+        function = option(function)
+    return function
 
 
 @click.command()
-@click.option("--since", help="Only what existed after this time (2026-03-01, 2026-03-01T12:00).")
-@click.option("--until", help="Only what existed before this time.")
-@click.option("--job", "job_id", type=click.IntRange(1, 2**32 - 1), help="Only this Slurm job id.")
-@click.option("--user", help="Only this user's.")
-@click.option("--uuid", help="Only this MIG UUID.")
-@click.option("--check", is_flag=True, help="Verify the hash chain of the event table instead.")
-@json_option
+@_filters
+@click.option(
+    "--ledger",
+    "ledgers",
+    multiple=True,
+    help="Read these ledgers (a pattern, 'DIR/*.db') instead of this node's. Needs no root.",
+)
+@click.option("--totals", "by", type=click.Choice(list(BY)), help="Sums by this.")
+@click.option("--check", is_flag=True, help="Was the ledger edited? Exit code 29 if so.")
+@click.option(
+    "--heads",
+    type=click.File("r", encoding="utf-8", errors="replace"),
+    help="With --check: compare with the heads in this text of syslog (- for stdin).",
+)
+@click.option("--reconcile", is_flag=True, help="Compare with sacct. Exit code 29 on findings.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 86400),
+    default=60.0,
+    show_default=True,
+    help="With --reconcile: seconds by which times may differ.",
+)
+@click.option(
+    "--timeline",
+    type=OnePath(path_type=Path, dir_okay=False),
+    help="Draw the slots of each GPU over time: .png, .svg or .html.",
+)
+@click.option(
+    "--colour-by",
+    type=click.Choice(["user", "profile"]),
+    default="user",
+    show_default=True,
+    help="With --timeline.",
+)
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(
-    since: str | None,
-    until: str | None,
-    job_id: int | None,
-    user: str | None,
-    uuid: str | None,
-    check: bool,  # noqa: FBT001
-    as_json: bool,  # noqa: FBT001
+    ledgers: tuple[str, ...],
+    by: str | None,
+    heads: Iterable[str] | None,
+    tolerance: float,
+    timeline: Path | None,
+    colour_by: str,
+    **flags: Any,  # the filters, and what is plain yes or no
 ) -> None:
-    """Show who held which slice from when to when, refusals included."""
-    first, last = _span(since, until)
-    _check_names({"--user": user, "--uuid": uuid})
-    with open_node() as node:
-        root_to_read(node)
+    """Show who held which slice from when to when, refusals included.
+
+    Without root it reads collected ledgers (--ledger) alone.
+    """
+    check, reconcile = flags.pop("check"), flags.pop("reconcile")
+    form = _form(as_csv=flags.pop("as_csv"), as_json=flags.pop("as_json"))
+    _one_of({"--totals": by, "--check": check, "--reconcile": reconcile, "--timeline": timeline})
+    if heads is not None and not check:
+        raise UsageFault("--heads belongs to --check")
+    wanted = _wanted(flags)
+    with ExitStack() as stack:
+        if reconcile:
+            return _reconcile(stack, ledgers, wanted, tolerance, form)
+        archives = _open(stack, ledgers)
         if check:
-            return _check(node.ledger.broken_event(), as_json=as_json)
-        records = node.ledger.history(
-            since=first,
-            until=last,
-            job_id=job_id,
-            user=user,
-            uuid=uuid,
-        )
-    rows = [row for record in records for row in _rows(record)]
-    if as_json:
-        print_json(rows)
-        return None
-    table(
-        ("JOB", "USER", "GPU", "SLICE", "MIG UUID", "FROM", "TO", "OUTCOME"),
-        [
-            (
-                "-" if row["job_id"] is None else f"{row['job_id']}.{row['restart']}",
-                row["user"],
-                row["gpu_minor"],
-                row["slice"] or row["request"],
-                row["uuid"] or "-",
-                when(row["from"]),
-                when(row["to"]),
-                row["phase"] + (f": {row['reason']}" if row["phase"] in EXPLAINED else ""),
-            )
-            for row in rows
-        ],
-    )
+            return _check(archives, heads, form)
+        found = _found(archives, wanted)
+        if timeline is not None:
+            return _draw(timeline, archives, found, wanted, colour_by)
+        if by is None:
+            views.print_rows(found, form)
+        else:
+            views.print_totals(totals(found, by, *_span_for_sums(wanted)), by, form)
+        _tell_clocks(archives, found)
     return None
 
 
-def _rows(record: Allocation) -> list[dict[str, Any]]:
-    """One row per instance; one for a refusal, which has none."""
-    common = {
-        "allocation": record.number,
-        "job_id": record.owner.job_id,
-        "restart": record.owner.restart,
-        "uid": record.owner.uid,
-        "user": record.owner.user,
-        "account": record.owner.account,
-        "node": record.node,
-        "gpu_uuid": record.gpu_uuid,
-        "gpu_minor": record.gpu_minor,
-        "request": record.request,
-        "from": record.created,
-        "to": record.ended,
-        "phase": record.phase,
-        "reason": record.reason,
-    }
-    return [
-        common
-        | {
-            "slice": str(item) if item else "",
-            "profile": item.profile if item else None,
-            "start": item.start if item else None,
-            "size": item.size if item else None,
-            "gi_id": item.gi_id if item else None,
-            "uuid": item.uuid if item else None,
-        }
-        for item in record.instances or (None,)
-    ]
+def _form(*, as_csv: bool, as_json: bool) -> str:
+    if as_csv and as_json:
+        raise UsageFault("--csv and --json: choose one")
+    return "csv" if as_csv else "json" if as_json else "table"
+
+
+def _one_of(options: dict[str, object]) -> None:
+    given = [name for name, value in options.items() if value]
+    if len(given) > 1:
+        raise UsageFault(f"{' and '.join(given)}: choose one")
+
+
+# -- what is asked for -----------------------------------------------------------
+
+
+def _wanted(options: dict[str, Any]) -> dict[str, Any]:
+    """The filters, with times read; UsageFault names the one that makes no sense."""
+    names = ("user", "account", "node", "gpu", "uuid", "profile")
+    _check_names({f"--{name}": options[name] for name in names})
+    since, until, at = (options.pop(name) for name in ("since", "until", "at"))
+    if at is not None:
+        if since is not None or until is not None:
+            raise UsageFault("--at is a time of its own: leave --since and --until out")
+        instant = parse_time(at)
+        return options | {"since": instant, "until": math.nextafter(instant, math.inf)}
+    first, last = _span(since, until)
+    return options | {"since": first, "until": last}
 
 
 def _span(since: str | None, until: str | None) -> tuple[float | None, float | None]:
@@ -128,13 +178,221 @@ def _check_names(options: dict[str, str | None]) -> None:
             raise UsageFault(f"{option} {name!r} is not UTF-8")
 
 
-def _check(broken: int | None, *, as_json: bool) -> None:
-    if as_json:
-        print_json({"broken_event": broken})
-    if broken is not None:
-        raise Unresolved(
-            f"event {broken} of the ledger does not follow from the one before it: "
-            "a row was changed, removed or reordered"
+def _span_for_sums(wanted: dict[str, Any]) -> tuple[float, float]:
+    """The span in which hours count: what is held now counts until now."""
+    now = time.time()
+    since, until = wanted["since"], wanted["until"]
+    return (0.0 if since is None else since, now if until is None else min(until, now))
+
+
+# -- reading ------------------------------------------------------------------------
+
+
+def _open(stack: ExitStack, ledgers: Sequence[str], node: Node | None = None) -> list[Archive]:
+    """Collected ledgers, or this node's own, which is made and brought up to date if need be."""
+    if ledgers:
+        return [_closing(stack, Archive(path)) for path in collected(ledgers)]
+    if node is None:
+        node = stack.enter_context(open_node())
+    root_to_read(node)
+    assert node.ledger  # noqa: S101  # opened, and so migrated, by being asked for
+    return [_closing(stack, Archive(node.config.ledger, live=True))]
+
+
+def _closing(stack: ExitStack, archive: Archive) -> Archive:
+    stack.callback(archive.close)
+    return archive
+
+
+def _records(archives: Iterable[Archive], wanted: dict[str, Any]) -> list[Allocation]:
+    """Records of all ledgers, oldest first; of two copies of one ledger each record once."""
+    found: dict[tuple[str, int, float], Allocation] = {}
+    for archive in archives:
+        for record in archive.find(**wanted):
+            key = (record.node, record.number, record.created)
+            # The copy that has the end is the younger one.
+            if key not in found or found[key].ended is None:
+                found[key] = record
+    return sorted(found.values(), key=lambda item: (item.created, item.node, item.number))
+
+
+def _found(archives: Iterable[Archive], wanted: dict[str, Any]) -> list[Holding]:
+    """Holdings; of a record with several instances only those that are asked for."""
+    return [
+        item
+        for record in _records(archives, wanted)
+        for item in holdings(record, size_of(record.gpu_name))
+        if _meant(item, wanted)
+    ]
+
+
+def _meant(item: Holding, wanted: dict[str, Any]) -> bool:
+    if item.instance is None:
+        return True
+    return wanted["uuid"] in (None, item.instance.uuid) and wanted["profile"] in (
+        None,
+        item.instance.profile,
+    )
+
+
+@cache
+def size_of(gpu_name: str) -> Size:
+    """Slices and units of a GPU model, as far as anybody has published them."""
+    from slurm_mig import catalog
+
+    for product in catalog.products():
+        if gpu_name in product.names:
+            return Size(product.slices, product.geometry().units if product.known else None)
+    return Size()
+
+
+def _tell_clocks(archives: Sequence[Archive], found: Sequence[Holding]) -> None:
+    """Beside collected ledgers, what is known of the clocks they were written by."""
+    records = {id(item.record): item.record for item in found}.values()
+    lines = clocks.between_nodes(records)
+    for archive in archives:
+        written = archive.path.stat().st_mtime
+        lines += clocks.in_the_future(_name(archive), archive.last()[1], written, time.time())
+    for line in lines:
+        views.note(line)
+
+
+def _name(archive: Archive) -> str:
+    return ", ".join(archive.nodes()) or str(archive.path)
+
+
+# -- integrity ------------------------------------------------------------------------
+
+
+def _check(archives: Sequence[Archive], text: Iterable[str] | None, form: str) -> None:
+    from slurm_mig.audit import chain
+
+    seen = None if text is None else list(chain.heads(text))
+    found: list[Finding] = []
+    counts, notes = [], []
+    for archive in archives:
+        looked, findings = archive.check()
+        nodes = archive.nodes()
+        if seen is not None:
+            findings += _check_heads(archive, [head for head in seen if head.node in nodes])
+        found += _placed(findings, archive, several=len(archives) > 1)
+        counts.append(f"{_name(archive)}: {looked.events} events")
+        notes += clocks.set_back(_name(archive), looked.set_back)
+    broken = next((item.event for item in found if item.event is not None), None)
+    views.print_findings(found, form, broken_event=broken)
+    if found:
+        # Times of a table that was edited say nothing of clocks.
+        raise AuditFindings(_summary(found))
+    for line in notes:
+        views.note(line)
+    if form == "table":
+        heads = "" if seen is None else f"; they agree with {len(seen)} heads of syslog"
+        click.echo(f"{'; '.join(counts)}: every event follows from the one before it{heads}")
+
+
+def _check_heads(archive: Archive, seen: Sequence[Head]) -> list[Finding]:
+    from slurm_mig.audit.chain import check_heads
+
+    if not seen:
+        raise UsageFault(
+            f"--heads: no line of {_name(archive)} with a head (`head=...`) is in that text",
+            remedy="try `journalctl -t slurm-mig _UID=0 | slurm-mig audit --check --heads -`",
         )
-    if not as_json:
-        click.echo("every event follows from the one before it")
+    return check_heads(seen, archive.digest_of, archive.last()[0])
+
+
+def _placed(found: Iterable[Finding], archive: Archive, *, several: bool) -> list[Finding]:
+    from dataclasses import replace
+
+    node = _name(archive)
+    where = f"{archive.path}: " if several else ""
+    return [replace(item, node=item.node or node, text=where + item.text) for item in found]
+
+
+def _summary(found: Sequence[Finding]) -> str:
+    kinds = {kind: sum(item.kind == kind for item in found) for kind in {i.kind for i in found}}
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    first = "" if len(found) > 1 else f": {found[0].text}"
+    return f"audit found {counts}{first}"
+
+
+# -- against Slurm ------------------------------------------------------------------------
+
+
+def _reconcile(
+    stack: ExitStack, ledgers: Sequence[str], wanted: dict[str, Any], tolerance: float, form: str
+) -> None:
+    from slurm_mig.audit.reconcile import Question, compare, match, runs
+
+    _only_times(wanted)
+    node = stack.enter_context(open_node())
+    archives = _open(stack, ledgers, node)
+    now = time.time()
+    until = now if wanted["until"] is None else min(wanted["until"], now)
+    since = until - LAST_DAY if wanted["since"] is None else wanted["since"]
+    here = {name for archive in archives for name in archive.nodes()}
+    # Its own name counts although it has recorded nothing: a job may be charged all the same.
+    own = set() if ledgers else {node.name}
+    question = Question(here | own, since, until, tolerance)
+    records = _records(archives, wanted | {"since": since - tolerance, "until": until + tolerance})
+    rows = slurm_of(node).accounting(since - tolerance, until + tolerance)
+    found = compare(records, rows, question)
+    matched = runs(rows, question)
+    pairs, _ = match(records, matched, question)
+    offsets = clocks.against_slurm(pairs)
+    told = [str(item) for item in offsets] + clocks.between_nodes(records)
+    span = {"since": since, "until": until, "tolerance": tolerance, "nodes": sorted(question.nodes)}
+    views.print_findings(found, form, **span, runs=len(matched), records=len(records), clocks=told)
+    for line in told if form != "json" else ():
+        views.note(line)
+    _tell_untracked(rows, records)
+    if found:
+        raise AuditFindings(_summary(found))
+    if form == "table":
+        views.agree(since, until, len(records), len(matched))
+
+
+def _only_times(wanted: dict[str, Any]) -> None:
+    given = [f"--{name}" for name, value in wanted.items() if value is not None]
+    other = [name for name in given if name not in ("--since", "--until")]
+    if other:
+        names = ", ".join(other).replace("job_id", "job")
+        raise UsageFault(f"--reconcile compares everything in a span: leave {names} out")
+
+
+def _tell_untracked(rows: Iterable[Any], records: Sequence[Allocation]) -> None:
+    """Without the TRES in slurm.conf every slice would look as if nobody paid."""
+    if records and not any("mig" in name for row in rows for name in row.gres):
+        views.note(
+            "no row of the accounting names a slice: is AccountingStorageTRES set as "
+            "`slurm-mig generate` writes it?"
+        )
+
+
+# -- the picture ------------------------------------------------------------------------
+
+
+def _draw(
+    out: Path,
+    archives: Sequence[Archive],
+    found: Sequence[Holding],
+    wanted: dict[str, Any],
+    by: str,
+) -> None:
+    if out.suffix not in PICTURES:
+        raise UsageFault(f"--timeline {out}: allowed endings are {', '.join(PICTURES)}")
+    from slurm_mig.audit.timeline import Gpu, picture
+    from slurm_mig.painter import paint
+
+    now = time.time()
+    gpus = {
+        Gpu(node, uuid, minor, name, size_of(name).units)
+        for archive in archives
+        for node, uuid, minor, name in archive.gpus()
+        if wanted["node"] in (None, node) and wanted["gpu"] in (None, uuid, str(minor))
+    }
+    if not gpus:
+        raise UsageFault("--timeline: no GPU is on record here, so there is nothing to draw")
+    drawn = picture(found, gpus, by, since=wanted["since"], until=wanted["until"], now=now)
+    paint(drawn, out)
+    click.echo(f"{out}: {len(drawn.boxes)} slices, {len(drawn.marks)} refusals")

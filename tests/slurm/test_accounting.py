@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from slurm_mig import generator
+from slurm_mig.allocation import PLANNED, REFUSED
 from slurm_mig.billing import billing, gpu_types
 from slurm_mig.errors import SlurmFault
 from slurm_mig.sandbox import scratch
@@ -107,8 +112,65 @@ def test_a_time_in_which_nothing_ran(client: CommandClient) -> None:
     assert client.accounting(0, 1e9) == []
 
 
+def reconcile(site: Site, *words: str) -> subprocess.CompletedProcess[str]:
+    """The command on n1, as root types it."""
+    environ = site.cluster.environ() | {
+        "SLURM_MIG_CONFIG": str(site.cluster.root / "nodes/n1/config.toml"),
+        "SLURMD_NODENAME": "n1",
+    }
+    command = [sys.executable, "-m", "slurm_mig", "audit", "--reconcile", "--tolerance", "4"]
+    return subprocess.run(
+        [*command, *words], env=environ, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def reconciled(site: Site) -> list[tuple[str, int]]:
+    """Kind and job of each finding; exit code 29 if and only if there is one."""
+    done = reconcile(site, "--json")
+    found = [(item["kind"], item["job_id"]) for item in json.loads(done.stdout)["findings"]]
+    assert done.returncode == (29 if found else 0), done.stderr
+    return found
+
+
+def test_the_ledger_against_the_accounting(accounted: Site, client: CommandClient) -> None:
+    """Real jobs agree: ended, refused and put back, cancelled, whole; edits do not."""
+    two = accounted.sbatch("--gres=mig:1g.10gb:2,mig:2g.20gb:1", script="sleep 10")
+    whole = accounted.sbatch("--gres=gpu:1", script="sleep 2")
+    accounted.wait(whole, "COMPLETED")
+    accounted.wait(two, "COMPLETED")
+    for gpu in (0, 1):
+        accounted.block(gpu)
+    refused = accounted.sbatch("--gres=mig:3g.40gb:1")
+    accounted.until(lambda: REFUSED in phases(accounted, refused), "a refusal")
+    client.cancel(str(refused))
+    accounted.unblock()
+    accounted.settle()
+    accounted.until(lambda: not reconciled(accounted), "ledger and accounting to agree")
+    assert "accounting agree" in reconcile(accounted).stdout
+    assert "clock of n1" in reconcile(accounted).stderr
+
+    node = accounted.cluster.node("n1")
+    (held,) = [item for item in node.ledger.history() if item.owner.job_id == two]
+    owner = replace(held.owner, job_id=999999)
+    false = node.ledger.add(replace(held, owner=owner, phase=PLANNED, ended=None), "test")
+    assert sorted(reconciled(accounted)) == [("double-use", 999999), ("unknown-job", 999999)]
+
+    # Without its record the job looks as if it had paid for nothing.
+    for number in (held.number, false.number):
+        node.ledger._db.execute(f"DELETE FROM instance WHERE allocation = {number}")
+        node.ledger._db.execute(f"DELETE FROM allocation WHERE number = {number}")
+    node.close()
+    assert reconciled(accounted) == [("charged-without-slice", two)]
+
+
+def phases(site: Site, job: int) -> list[str]:
+    return [item.phase for item in site.records() if item.owner.job_id == job]
+
+
 def test_a_database_that_does_not_answer(accounted: Site, client: CommandClient) -> None:
     """A fault: no rows would say that nobody ran anything."""
     stop(accounted.cluster._daemons.pop("slurmdbd"))
     with pytest.raises(SlurmFault, match="sacct .*: exit 1"):
         client.accounting(time.time() - 60, time.time())
+    done = reconcile(accounted)
+    assert (done.returncode, done.stdout) == (20, "")

@@ -1,0 +1,5 @@
+"""What can be said from ledgers, Slurm's accounting and logs, once they are read. Pure.
+
+Times are seconds since the epoch. Spans are half-open: what ends at t and what
+begins at t do not overlap.
+"""

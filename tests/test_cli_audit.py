@@ -1,0 +1,391 @@
+"""`slurm-mig audit` as an administrator and an auditor type it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from slurm_mig.ledger import digest
+
+from .conftest import H100, cli_as
+from .test_cli import commands, parsed, refused
+from .test_hooks import STAMP
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable
+
+    from .conftest import Site
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def busy(site: Site) -> Site:
+    """Two slices of alice's, one of which is gone; one of bob's; a refusal."""
+    assert site.prolog(7, STAMP, SLURM_JOB_ACCOUNT="physics").returncode == 0
+    assert site.prolog(8, "slurm-mig=1,7g.80gb/0/31:1", SLURM_JOB_USER="bob").returncode == 0
+    assert site.epilog(7).returncode == 0
+    assert site.prolog(9, STAMP, gpus="1", SLURM_JOB_USER="bob").returncode == 0
+    return site
+
+
+def jobs(done: subprocess.CompletedProcess[str]) -> list[int]:
+    return [row["job_id"] for row in parsed(done)]
+
+
+def collect(site: Site, directory: Path, name: str) -> Path:
+    """Copy a node's ledger as an administrator would."""
+    directory.mkdir(exist_ok=True)
+    return Path(shutil.copy2(site.root / "state/ledger.db", directory / name))
+
+
+# -- questions -----------------------------------------------------------------------
+
+
+def test_filters(busy: Site) -> None:
+    """By whom, where, what, how it went, and when."""
+    assert jobs(busy.cli("audit", "--json")) == [7, 8, 9]
+    row = parsed(busy.cli("audit", "--job", "9", "--json"))[0]
+    for words, expected in (
+        (["--user", "bob"], [8, 9]),
+        (["--account", "physics"], [7]),
+        (["--node", "n1"], [7, 8, 9]),
+        (["--node", "n2"], []),
+        (["--gpu", "1"], [9]),
+        (["--gpu", row["gpu_uuid"]], [9]),
+        (["--uuid", row["uuid"]], [9]),
+        (["--profile", "3g.40gb"], [7, 9]),
+        (["--profile", "7g.80gb"], [8]),
+        (["--outcome", "refused"], [8]),
+        (["--outcome", "active", "--user", "alice"], []),
+        (["--at", str(row["from"])], [9]),
+        (["--at", "2000-01-01"], []),
+        (["--since", str(row["from"])], [9]),
+        (["--until", str(row["from"])], [7, 8]),
+    ):
+        assert jobs(busy.cli("audit", "--json", *words)) == expected, words
+
+
+def test_the_table(busy: Site) -> None:
+    """Job, user, account, GPU, slots, ids, UUID, times, and why not."""
+    header, first, second, third = busy.cli("audit").stdout.splitlines()
+    assert header.split("  ")[0] == "JOB"
+    assert re.search(r"^7\.0  alice  physics +0  3g\.40gb@4 +\d+/0 +MIG-\S+  20.* released$", first)
+    assert re.search(r"^8\.0  bob .* 7g\.80gb:1 .* refused: job 8: GPU 0", second)
+    assert third.endswith("active")
+
+
+def test_totals(busy: Site) -> None:
+    """Slice-hours and GPU-hours by user, account, profile, node; refusals beside them."""
+    rows = {row["user"]: row for row in parsed(busy.cli("audit", "--totals", "user", "--json"))}
+    assert (rows["alice"]["jobs"], rows["alice"]["refused"]) == (1, 0)
+    assert (rows["bob"]["jobs"], rows["bob"]["refused"]) == (1, 1)
+    bob = rows["bob"]
+    assert bob["gpu_hours_compute"] == pytest.approx(bob["slice_hours"] * 3 / 7, abs=2e-4)
+    assert bob["gpu_hours_memory"] == pytest.approx(bob["slice_hours"] / 2, abs=2e-4)
+    for by, key in (("account", "physics"), ("profile", "3g.40gb"), ("node", "n1")):
+        lines = busy.cli("audit", "--totals", by).stdout.splitlines()
+        assert lines[0].startswith(by.upper())
+        assert any(line.startswith(key) for line in lines[1:])
+        assert all(len(line) <= 80 for line in lines)
+    assert parsed(busy.cli("audit", "--totals", "user", "--until", "2000-01-01", "--json")) == []
+
+
+def test_csv(busy: Site) -> None:
+    """As RFC 4180 has it: the rows of --json, and CRLF at the end of each line."""
+    text = busy.cli("audit", "--csv").stdout
+    rows = list(csv.DictReader(io.StringIO(text)))
+    truth = parsed(busy.cli("audit", "--json"))
+    assert list(rows[0]) == list(truth[0])
+    assert [row["uuid"] for row in rows] == [row["uuid"] or "" for row in truth]
+    # The text layer of the fixture reads CRLF as one.
+    assert len(text.splitlines()) == 4
+    assert busy.cli("audit", "--totals", "user", "--csv").stdout.startswith("user,jobs,slices,")
+
+
+@pytest.mark.parametrize("name", ["=HYPERLINK(1)", "+1", "-1", "@x", "a\tb\x1b", 'q"uo,te'])
+def test_a_user_is_no_formula(site: Site, name: str) -> None:
+    """A spreadsheet takes it for text; quotes and commas do not tear the line."""
+    site.prolog(7, STAMP, SLURM_JOB_USER=name)
+    (row,) = csv.DictReader(io.StringIO(site.cli("audit", "--csv").stdout))
+    told = "".join(char if char.isprintable() else "?" for char in name)
+    assert row["user"] == (f"'{told}" if name[0] in "=+-@" else told)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--csv", "--json"], "--csv and --json: choose one"),
+        (["--check", "--reconcile"], "--check and --reconcile: choose one"),
+        (["--totals", "user", "--timeline", "x.svg"], "choose one"),
+        (["--totals", "phase"], "'phase' is not one of 'user', 'account', 'profile', 'node'"),
+        (["--outcome", "gone"], "'gone' is not one of 'planned', 'active'"),
+        (["--heads", "-"], "--heads belongs to --check"),
+        (["--at", "5", "--since", "4"], "--at is a time of its own"),
+        (["--at", "soon"], "time 'soon': write 2026-03-01"),
+        (["--account", ""], "--account is empty"),
+        (["--profile", "\udcff"], "is not UTF-8"),
+        (["--ledger", "/nowhere/*.db"], "--ledger '/nowhere/*.db' names no file"),
+        (["--timeline", "x.gif"], "allowed endings are .png, .svg, .html"),
+        (["--timeline", "x.svg"], "no GPU is on record here"),
+        (["--reconcile", "--user", "bob", "--job", "7"], "leave --user, --job out"),
+        (["--reconcile", "--tolerance", "-1"], "is not in the range"),
+    ],
+)
+def test_mistakes(site: Site, words: list[str], says: str) -> None:
+    """One line with the value and what is allowed."""
+    refused(site.cli("audit", *words), 2, says)
+
+
+# -- integrity --------------------------------------------------------------------------
+
+
+def tamper(site: Site, statements: str, *, anew: bool = False) -> None:
+    """As root may; `anew` hashes the whole chain again."""
+    with closing(sqlite3.connect(site.root / "state/ledger.db")) as db, db:
+        for trigger in ("event_no_update", "event_no_delete"):
+            db.execute(f"DROP TRIGGER IF EXISTS {trigger}")
+        db.execute(statements)
+        before = ""
+        for row in db.execute("SELECT * FROM event ORDER BY seq").fetchall() if anew else ():
+            before = digest(before, row[:-1])
+            db.execute("UPDATE event SET digest = ? WHERE seq = ?", (before, row[0]))
+
+
+def test_check(busy: Site) -> None:
+    """What was looked at; what was found, as a table, JSON and CSV."""
+    done = busy.cli("audit", "--check")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "n1: 7 events: every event follows from the one before it\n"
+    tamper(busy, "UPDATE allocation SET user = 'eve' WHERE job_id = 9")
+    done = busy.cli("audit", "--check")
+    assert done.returncode == 29
+    assert 'owner.user is "eve", by event 7 it is "bob"' in done.stdout
+    assert len(done.stderr.splitlines()) == 1
+    (finding,) = parsed(busy.cli("audit", "--check", "--json"), 29)["findings"]
+    assert (finding["kind"], finding["allocation"], finding["node"]) == ("disagrees", 3, "n1")
+    (row,) = csv.DictReader(io.StringIO(busy.cli("audit", "--check", "--csv").stdout))
+    assert row["kind"] == "disagrees"
+
+
+def syslog(*done: subprocess.CompletedProcess[str]) -> str:
+    """What the hooks wrote, as syslog has it."""
+    return "".join(
+        f"Nov 22 10:00:00 host slurm-mig[7]: {line.removeprefix('slurm-mig: ')}\n"
+        for item in done
+        for line in item.stderr.splitlines()
+    )
+
+
+def test_roots_edit_shows_against_syslog(site: Site, tmp_path: Path) -> None:
+    """Every hook logs the chain's head; who hashes the table anew cannot call that back."""
+    log = tmp_path / "log"
+    log.write_text(syslog(site.prolog(7, STAMP), site.prolog(8, STAMP), site.epilog(7)))
+    agree = site.cli("audit", "--check", "--heads", str(log))
+    assert agree.returncode == 0
+    assert "they agree with 3 heads of syslog" in agree.stdout
+    tamper(
+        site, "UPDATE event SET detail = replace(detail, 'alice', 'carol') WHERE seq = 3", anew=True
+    )
+    tamper(site, "UPDATE allocation SET user = 'carol' WHERE job_id = 8")
+    assert site.cli("audit", "--check").returncode == 0
+    done = site.cli("audit", "--check", "--heads", str(log), "--json")
+    (finding,) = parsed(done, 29)["findings"]
+    assert (finding["kind"], finding["event"]) == ("rewritten", 3)
+    assert "one of the events 3 to 4 was changed since syslog had" in finding["text"]
+
+
+def test_a_ledger_cut_short_shows_against_syslog(site: Site, tmp_path: Path) -> None:
+    """Which the chain alone cannot show."""
+    log = tmp_path / "log"
+    log.write_text(syslog(site.prolog(7, STAMP), site.prolog(8, STAMP)))
+    for table in (
+        "event WHERE seq > 2",
+        "instance WHERE allocation = 2",
+        "allocation WHERE number = 2",
+    ):
+        tamper(site, f"DELETE FROM {table}")
+    assert site.cli("audit", "--check").returncode == 0
+    done = site.cli("audit", "--check", "--heads", str(log))
+    assert done.returncode == 29
+    assert "syslog has event 4, the ledger ends with event 2" in done.stderr
+
+
+def test_a_log_without_heads(busy: Site, tmp_path: Path) -> None:
+    """Proves nothing, and is not taken for proof."""
+    log = tmp_path / "log"
+    words = "prolog job=7 restart=0 user=alice node=n2 ms=1 head=1:0000000000000000 x"
+    log.write_text(f"Nov 22 slurm-mig[7]: {words}\n")
+    refused(busy.cli("audit", "--check", "--heads", str(log)), 2, "no line of n1 with a head")
+
+
+# -- many nodes ----------------------------------------------------------------------
+
+
+def test_collected_ledgers(make_site: Callable[..., Site], tmp_path: Path) -> None:
+    """One question to all; the node is a column; sums go over all."""
+    here = tmp_path / "all"
+    for name in ("n1", "n2"):
+        site = make_site(H100)
+        site.prolog(7, STAMP, SLURMD_NODENAME=name)
+        site.epilog(7, SLURMD_NODENAME=name)
+        collect(site, here, f"{name}.db")
+    rows = parsed(site.cli("audit", "--ledger", f"{here}/*.db", "--json"))
+    assert [(row["node"], row["job_id"]) for row in rows] == [("n1", 7), ("n2", 7)]
+    table = site.cli("audit", "--ledger", f"{here}/*.db").stdout.splitlines()
+    assert "NODE" in table[0]
+    (total,) = parsed(site.cli("audit", "--ledger", f"{here}/*.db", "--totals", "user", "--json"))
+    assert (total["jobs"], total["slices"]) == (1, 2)
+    done = site.cli("audit", "--ledger", f"{here}/*.db", "--check")
+    assert done.stdout == (
+        "n1: 4 events; n2: 4 events: every event follows from the one before it\n"
+    )
+    # A copy of one of them counts once.
+    shutil.copy2(here / "n1.db", here / "n1-again.db")
+    assert len(parsed(site.cli("audit", "--ledger", f"{here}/*.db", "--json"))) == 2
+    assert sorted(path.name for path in here.iterdir()) == ["n1-again.db", "n1.db", "n2.db"]
+
+
+def test_a_node_is_named_in_findings(make_site: Callable[..., Site], tmp_path: Path) -> None:
+    """And the file."""
+    here = tmp_path / "all"
+    for name in ("n1", "n2"):
+        site = make_site(H100)
+        site.prolog(7, STAMP, SLURMD_NODENAME=name)
+        site.epilog(7, SLURMD_NODENAME=name)
+        if name == "n2":
+            tamper(site, "DELETE FROM event WHERE seq = 2")
+        collect(site, here, f"{name}.db")
+    done = site.cli("audit", "--ledger", f"{here}/*.db", "--check", "--json")
+    (finding,) = parsed(done, 29)["findings"]
+    assert (finding["node"], finding["event"]) == ("n2", 2)
+    assert finding["text"] == f"{here}/n2.db: event 2 is gone"
+
+
+def test_collected_ledgers_need_no_root(busy: Site, public_tmp: Path) -> None:
+    """But the right to read the file."""
+    busy.epilog(9)
+    path = collect(busy, public_tmp / "all", "n1.db")
+    path.chmod(0o600)
+    refused(cli_as(64001, "audit", "--ledger", str(path)), 21, "Permission denied")
+    path.chmod(0o644)
+    done = cli_as(64001, "audit", "--ledger", str(path), "--json")
+    assert [row["job_id"] for row in json.loads(done.stdout)] == [7, 8, 9]
+
+
+def test_clocks_that_differ(make_site: Callable[..., Site], tmp_path: Path) -> None:
+    """Said on stderr, beside the answer: by jobs on both nodes, and by the future."""
+    here = tmp_path / "all"
+    for name, ahead in (("n1", 0), ("n2", 3600)):
+        site = make_site(H100)
+        site.prolog(7, STAMP, SLURMD_NODENAME=name)
+        site.epilog(7, SLURMD_NODENAME=name)
+        tamper(site, f"UPDATE event SET at = at + {ahead}", anew=True)
+        tamper(site, f"UPDATE allocation SET created = created + {ahead}, ended = ended + {ahead}")
+        collect(site, here, f"{name}.db")
+    done = site.cli("audit", "--ledger", f"{here}/*.db", "--json")
+    assert len(parsed(done)) == 2
+    apart, future = done.stderr.splitlines()
+    assert re.search(r"n1 seems 3\d{3} s behind, by 1 jobs on both \(estimate\)", apart)
+    assert re.search(r"clock of n2: its newest event is 3\d{3} s in the future", future)
+
+
+# -- against Slurm -----------------------------------------------------------------------
+
+
+def sacct(site: Site, *rows: str) -> None:
+    commands(site, sacct="cat <<'END'\n" + "\n".join(rows) + "\nEND")
+
+
+def rows_of(site: Site) -> dict[int, Any]:
+    return {row["job_id"]: row for row in parsed(site.cli("audit", "--json"))}
+
+
+def test_reconcile(busy: Site) -> None:
+    """Agreement ends with 0 and says what was compared; a finding ends with 29."""
+    held = rows_of(busy)
+    tres = "billing=1,cpu=1,gres/mig:3g.40gb=1,gres/mig=1,gres/shard=14,node=1"
+    good = [
+        f"7|alice|physics|n1|COMPLETED|{held[7]['from']:.0f}|{held[7]['to'] + 1:.0f}|{tres}",
+        (
+            f"8|bob||n1|REQUEUED|{held[8]['from']:.0f}|{held[8]['from'] + 1:.0f}|"
+            "gres/mig:7g.80gb=1,gres/mig=1"
+        ),
+        f"9|bob||n1|RUNNING|{held[9]['from']:.0f}|Unknown|{tres}",
+    ]
+    sacct(busy, *good)
+    done = busy.cli("audit", "--reconcile", SLURMD_NODENAME="n1")
+    assert done.returncode == 0, done.stderr
+    assert "3 records of the ledger and 3 runs of the accounting agree" in done.stdout
+    assert "clock of n1" in done.stderr
+
+    sacct(busy, good[0], good[1])
+    done = busy.cli("audit", "--reconcile", SLURMD_NODENAME="n1")
+    assert done.returncode == 29
+    assert "unknown-job" in done.stdout
+    assert "1 unknown-job" in done.stderr
+    data = parsed(busy.cli("audit", "--reconcile", "--json", SLURMD_NODENAME="n1"), 29)
+    assert (data["runs"], data["records"], data["nodes"]) == (2, 3, ["n1"])
+    assert [(item["kind"], item["job_id"]) for item in data["findings"]] == [("unknown-job", 9)]
+    out = busy.cli("audit", "--reconcile", "--csv", SLURMD_NODENAME="n1").stdout
+    assert next(csv.DictReader(io.StringIO(out)))["kind"] == "unknown-job"
+
+
+def test_reconcile_with_an_empty_ledger(site: Site) -> None:
+    """A job that was charged on this node all the same is found."""
+    import time
+
+    now = time.time()
+    sacct(site, f"7|alice||n1|COMPLETED|{now - 900:.0f}|{now - 100:.0f}|gres/mig:3g.40gb=1")
+    done = site.cli("audit", "--reconcile", SLURMD_NODENAME="n1")
+    assert done.returncode == 29
+    assert "charged-without-slice" in done.stdout
+    assert site.cli("audit", "--reconcile", SLURMD_NODENAME="n2").returncode == 0
+
+
+def test_reconcile_without_answer(busy: Site) -> None:
+    """Slurm's silence is no agreement."""
+    commands(busy, sacct="echo 'Slurm accounting storage is disabled' >&2; exit 1")
+    refused(busy.cli("audit", "--reconcile"), 20, "Slurm accounting storage is disabled")
+
+
+def test_accounting_that_does_not_track_slices(busy: Site) -> None:
+    """The setting is named: else every slice looks unpaid."""
+    held = rows_of(busy)
+    sacct(
+        busy,
+        *(
+            f"{job}|{held[job]['user']}||n1|RUNNING|{held[job]['from']:.0f}|Unknown|cpu=1"
+            for job in held
+        ),
+    )
+    done = busy.cli("audit", "--reconcile", SLURMD_NODENAME="n1")
+    assert done.returncode == 29
+    assert "is AccountingStorageTRES set" in done.stderr
+
+
+# -- the picture -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["t.svg", "t.png", "t.html"])
+def test_timeline(busy: Site, tmp_path: Path, name: str) -> None:
+    """As the ending says; by user or profile."""
+    out = tmp_path / name
+    done = busy.cli("audit", "--timeline", str(out), "--colour-by", "profile")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{out}: 2 slices, 1 refusals\n"
+    assert out.stat().st_size > 1000
+    if name != "t.png":
+        text = out.read_text("utf-8")
+        assert "job 9 (bob)" in text
+        assert "slices by profile" in text
