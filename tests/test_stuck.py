@@ -159,6 +159,28 @@ def test_left_overs_of_the_job_are_killed(world: StuckWorld) -> None:
     assert world.made() == []
 
 
+def test_found_and_killed_by_its_descriptor_alone(world: StuckWorld) -> None:
+    """NVML lists nobody: the instance's own node is open."""
+    mine = carved(world)
+    gi_id = mine.instances[0].gi_id or 0
+    node = world.machine.tree.dev / f"nvidia-caps/nvidia-cap{3 + 9 * gi_id}"
+    node.unlink()
+    os.mknod(node, stat.S_IFCHR | 0o666, os.makedev(1, 7))
+    descriptor = os.open(node, os.O_RDONLY)
+    process = world.process(fd=descriptor)
+    os.close(descriptor)
+    world.machine.faults.set([Rule("nvmlGpuInstanceDestroy", "error:IN_USE", times=0)])
+
+    def sleep(_: float) -> None:
+        if process.poll() is not None:
+            world.machine.faults.set([])
+
+    world.allocator._sleep = sleep
+    ended = world.allocator.release(mine, "x", over=True)
+    assert (ended.phase, process.wait(5)) == (phases.RELEASED, -9)
+    assert f"killed pid {process.pid}" in ended.reason
+
+
 def test_not_before_the_deadline(world: StuckWorld) -> None:
     """What ends by itself in time is not killed."""
     mine = carved(world)
