@@ -34,7 +34,7 @@ from slurm_mig.request import Item, Request
 from slurm_mig.stuck import Permit, Stuck
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from slurm_mig.capabilities import Capabilities
     from slurm_mig.driver import ComputeInstance, Driver, Gpu, GpuInstance
@@ -67,6 +67,11 @@ class StillThere:
 
     found: GpuInstance | None
     cause: str
+
+    @property
+    def gi_id(self) -> int | None:
+        """Id of the GPU instance."""
+        return None if self.found is None else self.found.gi_id
 
 
 @dataclass(slots=True)
@@ -292,9 +297,8 @@ class Allocator:
         busy = self._retry(create, self._monotonic() + CREATE_PATIENCE)
         if busy is not None:
             # Whoever has the GPU open may be a user: that must not drain the node.
-            raise NoRoom(
-                f"{busy.cause}, used by {self._users(gpu, None)}", remedy=busy.remedy
-            ) from busy
+            users = self._stuck.holders(gpu, None).text(public=True)
+            raise NoRoom(f"{busy.cause}, used by {users}", remedy=busy.remedy) from busy
         (found,) = made
         if (found.profile_id, found.placement) != (wanted.profile_id, wanted.placement):
             if found.gi_id not in before:
@@ -450,8 +454,9 @@ class Allocator:
                 self._sweep(gpu, None)
                 # Another hook, or the sweep, may have finished it by now.
                 record = self._ledger.find(record.number)
-                permit = self._permit(record, over=over)
-                return self._tear_down(record, gpu, reason, self._destroy_timeout, permit)
+                patience = min(SWEEP_PATIENCE, self._destroy_timeout)
+                record = self._tear_down(record, gpu, reason, patience, users={})
+            return self._insist(record, gpu, reason, self._destroy_timeout - patience, over=over)
 
     def _tear_down(
         self,
@@ -459,9 +464,15 @@ class Allocator:
         gpu: Gpu,
         reason: str,
         patience: float = SWEEP_PATIENCE,
-        permit: Permit | None = None,
+        *,
+        done: Sequence[str] = (),
+        users: Mapping[int | None, str] | None = None,
     ) -> Allocation:
-        """With a `permit` the site's remedies are used on what stays in use."""
+        """Under the lock, so not for long: `patience` seconds, and a look for holders.
+
+        `users` by GPU instance id where they are known already, or are not to be looked
+        for now; `done` is what was done to get here.
+        """
         if not record.open:
             return record
         self._withdraw_environment(record)
@@ -470,11 +481,8 @@ class Allocator:
             record = self._ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
         self._take_from_user(record, gpu)
         held = self._free(record, gpu, self._monotonic() + patience)
-        done: list[str] = []
-        if held and permit is not None:
-            done, held = self._relieve(record, gpu, held, permit)
         if held:
-            return self._set_aside(record, gpu, held, done)
+            return self._set_aside(record, gpu, held, self._users(gpu, held, users), done)
         self._remove_nodes(record, record.present, gpu)
         return self._ledger.finish(record, phases.RELEASED, "; ".join([reason, *done]))
 
@@ -486,7 +494,7 @@ class Allocator:
         pause = FIRST_PAUSE
         while True:
             causes = {item: self._destroy(item, gpu, until) for item in record.present}
-            held = self._still_there(causes, gpu)
+            held = self._seen_after(causes, gpu)
             if not held or any(causes.values()) or self._monotonic() >= until:
                 break
             self._sleep(pause)
@@ -496,7 +504,7 @@ class Allocator:
             return [StillThere(None, why)] if why else []
         return held
 
-    def _still_there(self, causes: Mapping[Instance, str | None], gpu: Gpu) -> list[StillThere]:
+    def _seen_after(self, causes: Mapping[Instance, str | None], gpu: Gpu) -> list[StillThere]:
         """What exists still, by the list or by its own id."""
         seen = self._driver.instances(gpu)
         held: dict[int, StillThere] = {}
@@ -507,26 +515,64 @@ class Allocator:
                 held.setdefault(found.gi_id, StillThere(found, why))
         return list(held.values())
 
-    def _relieve(
-        self, record: Allocation, gpu: Gpu, held: list[StillThere], permit: Permit
-    ) -> tuple[list[str], list[StillThere]]:
-        """Use the remedies one after the other; what was done, and what is still there."""
+    def _insist(
+        self, record: Allocation, gpu: Gpu, reason: str, patience: float, *, over: bool
+    ) -> Allocation:
+        """Go on with what was set aside: wait, then use the remedies, then name who holds it.
+
+        The lock is taken for each try alone. Several jobs of a user can be stuck on one
+        GPU at once: whoever waits for their hooks must not run into its lock timeout, for
+        that would drain the node.
+        """
+        record = self._keep_trying(record, gpu, reason, self._monotonic() + patience)
+        if record.phase != phases.QUARANTINED:
+            return record
         # The last look for holders has to be in time, too.
         until = self._monotonic() + self._stuck.timeout - self._stuck.look
         done: list[str] = []
         for remedy in self._stuck.remedies:
+            permit = self._permit(record, over=over)
             did = [
                 text
-                for item in held
+                for item in self._still_there(record, gpu)
                 for text in self._stuck.apply(remedy, gpu, item.found, permit, until)
                 if text not in done
             ]
+            done += did
             if did:
-                done += did
-                held = self._free(record, gpu, until)
-            if not held or self._monotonic() >= until:
+                record = self._keep_trying(record, gpu, reason, until, done)
+            if record.phase != phases.QUARANTINED or self._monotonic() >= until:
                 break
-        return done, held
+        if record.phase != phases.QUARANTINED:
+            return record
+        users = self._users(gpu, self._still_there(record, gpu))
+        with self._locks.hold([gpu.uuid], f"set aside {record.owner}"):
+            record = self._ledger.find(record.number)
+            return self._tear_down(record, gpu, reason, 0, done=done, users=users)
+
+    def _keep_trying(
+        self, record: Allocation, gpu: Gpu, reason: str, until: float, done: Sequence[str] = ()
+    ) -> Allocation:
+        """Try a quarantined record again and again until it goes or the time has come."""
+        pause = FIRST_PAUSE
+        while record.phase == phases.QUARANTINED:
+            with self._locks.hold([gpu.uuid], f"release {record.owner}"):
+                record = self._ledger.find(record.number)
+                if record.phase == phases.QUARANTINED:
+                    self._try_again(record, gpu, "; ".join([reason, *done]))
+                    record = self._ledger.find(record.number)
+            if self._monotonic() >= until:
+                break
+            self._sleep(pause)
+            pause = min(2 * pause, LAST_PAUSE)
+        return record
+
+    def _still_there(self, record: Allocation, gpu: Gpu) -> list[StillThere]:
+        seen = self._driver.instances(gpu)
+        found = {each.gi_id: each for item in record.present if (each := find(item, seen))}
+        if record.request == phases.WHOLE_MIG_OFF:
+            return [StillThere(None, "")]
+        return [StillThere(each, "") for each in found.values()]
 
     def _permit(self, record: Allocation, *, over: bool) -> Permit:
         """Whose processes a remedy may kill: in doubt nobody's."""
@@ -544,7 +590,12 @@ class Allocator:
         return Permit(owner, by_environment=all(other.uid != owner.uid for other in others))
 
     def _set_aside(
-        self, record: Allocation, gpu: Gpu, held: list[StillThere], done: list[str]
+        self,
+        record: Allocation,
+        gpu: Gpu,
+        held: Sequence[StillThere],
+        users: Mapping[int | None, str],
+        done: Sequence[str],
     ) -> Allocation:
         """Quarantine what stays: by itself, with what holds it."""
         seen = [item.found for item in held if item.found is not None]
@@ -557,12 +608,25 @@ class Allocator:
             names = ", ".join(str(each) for each in record.present if find(each, found))
             what = f"{names} still there" if names else "MIG mode is still off"
             # Who it is comes first: reasons are cut off at their end.
-            texts.append(f"{what}, used by {self._users(gpu, item.found)}: {item.cause}")
+            who = users.get(item.gi_id, "")
+            texts.append(f"{what}{f', used by {who}' if who else ''}: {item.cause}")
         reason = "; ".join([*texts, *done])
         return self._ledger.save(record.moved(phases.QUARANTINED, reason), phases.QUARANTINED)
 
-    def _users(self, gpu: Gpu, found: GpuInstance | None) -> str:
-        return self._stuck.holders(gpu, found).text()
+    def _users(
+        self,
+        gpu: Gpu,
+        held: Sequence[StillThere],
+        known: Mapping[int | None, str] | None = None,
+    ) -> Mapping[int | None, str]:
+        """Who holds what is still there, by GPU instance id; one look's time for all."""
+        if known is not None:
+            return known
+        until = self._monotonic() + self._stuck.look
+        return {
+            item.gi_id: self._stuck.holders(gpu, item.found, until - self._monotonic()).text()
+            for item in held
+        }
 
     def _known(self, item: Instance, gpu: Gpu) -> GpuInstance | None:
         if item.gi_id is None:
@@ -699,7 +763,7 @@ class Allocator:
             elif owner and _superseded(record.owner, owner):
                 self._try_tear_down(record, gpu, "left by an earlier run of the job")
 
-    def _try_again(self, record: Allocation, gpu: Gpu) -> None:
+    def _try_again(self, record: Allocation, gpu: Gpu, reason: str = "no longer in use") -> None:
         """Retry at once what is set aside; on record only when something of it has gone.
 
         Every hook comes by here: with each of them on record the ledger would grow, and
@@ -712,19 +776,14 @@ class Allocator:
         except DriverFault:
             return
         if not held or len(held) < len({item.placement for item in record.present}):
-            self._try_tear_down(record, gpu, "no longer in use", patience=0)
+            self._try_tear_down(record, gpu, reason, patience=0)
 
     def _try_tear_down(
-        self,
-        record: Allocation,
-        gpu: Gpu,
-        reason: str,
-        patience: float = SWEEP_PATIENCE,
-        permit: Permit | None = None,
+        self, record: Allocation, gpu: Gpu, reason: str, patience: float = SWEEP_PATIENCE
     ) -> None:
         """Clear another's left-overs; what resists is set aside and does not stop this hook."""
         try:
-            self._tear_down(record, gpu, reason, patience, permit)
+            self._tear_down(record, gpu, reason, patience)
         except GpuLost:
             raise
         except DriverFault as fault:
@@ -784,7 +843,7 @@ class Allocator:
         report.left += self._records_without_gpu({gpu.uuid for gpu in gpus})
         for gpu in gpus:
             try:
-                with about(gpu=str(gpu)), self._locks.hold([gpu.uuid], "reconcile"):
+                with about(gpu=str(gpu)):
                     self._reconcile_gpu(gpu, live_jobs, report)
             except DriverFault as fault:
                 # One GPU whose driver fails stops no work on the others.
@@ -809,12 +868,13 @@ class Allocator:
     def _reconcile_gpu(
         self, gpu: Gpu, live: Callable[[], frozenset[int]] | None, report: Report
     ) -> None:
-        before = {record.number: record for record in self._ledger.open_on(gpu.uuid)}
-        self._sweep(gpu, None)
-        jobs = None if live is None else live()
-        if jobs is not None:
-            self._collect(gpu, jobs)
-        self._relieve_all(gpu, jobs)
+        with self._locks.hold([gpu.uuid], "reconcile"):
+            before = {record.number: record for record in self._ledger.open_on(gpu.uuid)}
+            self._sweep(gpu, None)
+            jobs = None if live is None else live()
+            if jobs is not None:
+                self._collect(gpu, jobs)
+        self._relieve(gpu, before, jobs)
         for number in before:
             now = self._ledger.find(number)
             if now.phase == phases.QUARANTINED:
@@ -824,13 +884,13 @@ class Allocator:
         if gpu.uuid not in self._ledger.retired():
             report.foreign += [f"{gpu}: {text}" for text in self._foreign(gpu)]
 
-    def _relieve_all(self, gpu: Gpu, live: frozenset[int] | None) -> None:
-        """Use the remedies on what is quarantined, for an administrator who asks for it."""
-        for record in self._ledger.open_on(gpu.uuid):
+    def _relieve(self, gpu: Gpu, numbers: Iterable[int], live: frozenset[int] | None) -> None:
+        """Use the remedies on what is quarantined; in jobs that live on nobody is killed."""
+        for number in numbers:
+            record = self._ledger.find(number)
             if record.phase == phases.QUARANTINED:
                 over = live is not None and record.owner.job_id not in live
-                permit = self._permit(record, over=over)
-                self._try_tear_down(record, gpu, "no longer in use", permit=permit)
+                self._insist(record, gpu, "no longer in use", 0, over=over)
 
     def collect(self, gpu: Gpu, live_jobs: Callable[[], frozenset[int]]) -> list[Allocation]:
         """Take down on one GPU what belongs to jobs that Slurm no longer has here.
@@ -838,21 +898,24 @@ class Allocator:
         After a lost controller state no Epilog comes for them (slurm-facts.md 9).
         Returns the records that were closed or set aside.
         """
-        with about(gpu=str(gpu)), self._locks.hold([gpu.uuid], "collect"):
-            return self._collect(gpu, live_jobs())
+        with about(gpu=str(gpu)):
+            with self._locks.hold([gpu.uuid], "collect"):
+                live = live_jobs()
+                gone = self._collect(gpu, live)
+            self._relieve(gpu, gone, live)
+            return [self._ledger.find(number) for number in gone]
 
-    def _collect(self, gpu: Gpu, live: frozenset[int]) -> list[Allocation]:
+    def _collect(self, gpu: Gpu, live: frozenset[int]) -> list[int]:
         gone = [
             record
             for record in self._ledger.open_on(gpu.uuid)
             if record.phase == phases.ACTIVE and record.owner.job_id not in (None, *live)
         ]
         for record in gone:
-            permit = self._permit(record, over=True)
-            self._try_tear_down(record, gpu, "its job is no longer on this node", permit=permit)
+            self._try_tear_down(record, gpu, "its job is no longer on this node")
             if record.owner.job_id is not None:
                 self._files.withdraw(record.owner.job_id)
-        return [self._ledger.find(record.number) for record in gone]
+        return [record.number for record in gone]
 
     def _foreign(self, gpu: Gpu) -> Iterator[str]:
         geometry = self._driver.geometry(gpu)

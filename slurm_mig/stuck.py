@@ -68,9 +68,13 @@ class Stuck:
         """Longest look for holders here, in seconds."""
         return min(LOOK, self.timeout)
 
-    def holders(self, gpu: Gpu, found: GpuInstance | None) -> Holders:
-        """Who holds an instance; without one, who holds anything of the GPU."""
-        return self._looker().holding(self._target(gpu, found), self.look)
+    def holders(self, gpu: Gpu, found: GpuInstance | None, within: float | None = None) -> Holders:
+        """Who holds an instance; without one, who holds anything of the GPU.
+
+        `within` so many seconds, if that is less than `look`.
+        """
+        timeout = self.look if within is None else max(0.0, min(within, self.look))
+        return self._looker().holding(self._target(gpu, found), timeout)
 
     def apply(
         self, remedy: str, gpu: Gpu, found: GpuInstance | None, permit: Permit, until: float
@@ -79,23 +83,26 @@ class Stuck:
 
         `until` on the clock of `monotonic`; a restart is not waited for any longer.
         """
+        left = until - self._monotonic()
+        if left <= 0:
+            return []
         if remedy == KILL_JOB:
-            return self._kill(gpu, found, permit)
+            return self._kill(gpu, found, permit, left)
         unit = remedy.removeprefix(RESTART)
-        if unit not in self.holders(gpu, found).units:
+        if unit not in self.holders(gpu, found, left).units:
             return []
         failure = self._restarter().restart(unit, max(until - self._monotonic(), 0.1))
         return [f"restarted {unit}" + (f" ({failure})" if failure else "")]
 
-    def _kill(self, gpu: Gpu, found: GpuInstance | None, permit: Permit) -> list[str]:
+    def _kill(self, gpu: Gpu, found: GpuInstance | None, permit: Permit, left: float) -> list[str]:
         if permit.owner is None:
             return []
         killed = self._looker().kill(
-            self.holders(gpu, found).found,
+            self.holders(gpu, found, left / 2).found,
             # Asked anew: what NVML said before is old by the time of the look.
             self._target(gpu, found),
             permit.owner,
-            self.look,
+            min(self.look, left / 2),
             by_environment=permit.by_environment,
         )
         return [f"killed {holder}" for holder in killed]

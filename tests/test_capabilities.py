@@ -214,6 +214,18 @@ def test_something_else_in_a_nodes_place(
     assert (victim.stat().st_uid, stat.S_IMODE(victim.stat().st_mode)) == (0, 0o644)
 
 
+def test_device_numbers(machine: Machine, capabilities: Capabilities) -> None:
+    """Of the nodes that exist, as they are; a file in a node's place is none."""
+    assert capabilities.instance_numbers(0, 2, [0]) == frozenset()
+    capabilities.close(0, 2, 0, 64001, 64001)
+    assert capabilities.instance_numbers(0, 2, [0]) == {os.makedev(121, 21), os.makedev(121, 22)}
+    assert capabilities.instance_numbers(0, 2, []) == {os.makedev(121, 21)}
+    assert capabilities.numbers(0) == {os.makedev(120, 0)}
+    assert capabilities.numbers(7) == frozenset()
+    (machine.tree.dev / "nvidia7").write_text("x")
+    assert capabilities.numbers(7) == frozenset()
+
+
 def test_minors_are_those_of_the_kernel() -> None:
     """Computed only when the access file is gone."""
     for gpu, gi, ci in ((0, 1, 0), (3, 14, 7), (31, 0, 2)):

@@ -13,6 +13,7 @@ import pytest
 from slurm_mig import allocation as phases
 from slurm_mig.allocation import GONE, Owner
 from slurm_mig.errors import NoRoom
+from slurm_mig.locks import Locks
 from slurm_mig.processes import Processes
 from slurm_mig.services import Services
 from slurm_mig.simulator.faults import Rule
@@ -156,6 +157,28 @@ def test_left_overs_of_the_job_are_killed(world: StuckWorld) -> None:
     assert [process.wait() for process in processes] == [-9, -9]
     assert ended.reason.startswith("the job ended; killed pid ")
     assert world.made() == []
+
+
+def test_found_and_killed_by_its_descriptor_alone(world: StuckWorld) -> None:
+    """NVML lists nobody: the instance's own node is open."""
+    mine = carved(world)
+    gi_id = mine.instances[0].gi_id or 0
+    node = world.machine.tree.dev / f"nvidia-caps/nvidia-cap{3 + 9 * gi_id}"
+    node.unlink()
+    os.mknod(node, stat.S_IFCHR | 0o666, os.makedev(1, 7))
+    descriptor = os.open(node, os.O_RDONLY)
+    process = world.process(fd=descriptor)
+    os.close(descriptor)
+    world.machine.faults.set([Rule("nvmlGpuInstanceDestroy", "error:IN_USE", times=0)])
+
+    def sleep(_: float) -> None:
+        if process.poll() is not None:
+            world.machine.faults.set([])
+
+    world.allocator._sleep = sleep
+    ended = world.allocator.release(mine, "x", over=True)
+    assert (ended.phase, process.wait(5)) == (phases.RELEASED, -9)
+    assert f"killed pid {process.pid}" in ended.reason
 
 
 def test_not_before_the_deadline(world: StuckWorld) -> None:
@@ -303,12 +326,13 @@ def test_later_hooks_try_again_and_the_trail_does_not_grow(world: StuckWorld) ->
     mine = carved(world)
     process = world.hold(mine.uuids[0])
     stuck = world.allocator.release(mine, "x")
+    count = "SELECT count(*) FROM event WHERE allocation = ?"
+    events = world.ledger._db.execute(count, (mine.number,)).fetchone()[0]
     for job in range(10, 13):
         other = carved(world, owner=replace(BOB, job_id=job))
         world.allocator.release(other, "x")
     assert world.ledger.find(mine.number) == stuck
-    events = "SELECT count(*) FROM event WHERE allocation = ?"
-    assert world.ledger._db.execute(events, (mine.number,)).fetchone()[0] == 4
+    assert world.ledger._db.execute(count, (mine.number,)).fetchone()[0] == events
     world.let_go(process)
     carved(world, owner=BOB)
     assert world.ledger.find(mine.number).phase == phases.RELEASED
@@ -428,6 +452,50 @@ def test_lost_jobs_are_over(world: StuckWorld) -> None:
     process = world.hold(mine.uuids[0])
     (done,) = world.allocator.collect(world.gpu(), frozenset)
     assert (done.phase, process.wait(5)) == (phases.RELEASED, -9)
+
+
+def test_nobody_waits_for_the_lock_meanwhile(world: StuckWorld) -> None:
+    """Several jobs of a user stuck on one GPU must not run another hook into its lock timeout."""
+    world.allocator._destroy_timeout = 3
+    mine = carved(world)
+    world.hold(mine.uuids[0], {}, uid=0)
+    free: list[bool] = []
+    plain = world.allocator._sleep
+
+    def sleep(seconds: float) -> None:
+        if world.ledger.find(mine.number).phase == phases.QUARANTINED:
+            with Locks(world.root / "run/locks", 0.2).hold([world.gpu().uuid], "another hook"):
+                free.append(True)
+        plain(seconds)
+
+    def restart(*_: object) -> list[str]:
+        with Locks(world.root / "run/locks", 0.2).hold([world.gpu().uuid], "another hook"):
+            free.append(True)
+        return ["restarted a.service"]
+
+    world.allocator._sleep = sleep
+    world.allocator._stuck.remedies = ("restart:a.service",)
+    world.allocator._stuck.apply = restart  # type: ignore[method-assign,assignment]
+    ended = world.allocator.release(mine, "x", over=True)
+    assert ended.reason.endswith("; restarted a.service")
+    assert len(free) > 3
+
+
+def test_it_goes_while_it_is_waited_for(world: StuckWorld) -> None:
+    """By its own end, or by another hook's hand: released, with the Epilog's own reason."""
+    world.allocator._destroy_timeout = 5
+    mine = carved(world)
+    process = world.hold(mine.uuids[0])
+    plain = world.allocator._sleep
+
+    def sleep(seconds: float) -> None:
+        if world.ledger.find(mine.number).phase == phases.QUARANTINED:
+            world.let_go(process)
+        plain(seconds)
+
+    world.allocator._sleep = sleep
+    ended = world.allocator.release(mine, "the job ended", over=True)
+    assert (ended.phase, ended.reason) == (phases.RELEASED, "the job ended")
 
 
 def test_the_time_is_bounded(world: StuckWorld) -> None:
