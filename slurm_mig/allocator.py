@@ -382,6 +382,7 @@ class Allocator:
         for item in record.instances:
             if item.gi_id is not None and item.ci_id is not None:
                 self._capabilities.remove(record.gpu_minor, item.gi_id, item.ci_id)
+        self._capabilities.remove_orphans(record.gpu_minor)
 
     def _restore_mig_mode(self, gpu: Gpu) -> str:
         """MIG mode on again; says why it is not, for a later hook to try again."""

@@ -50,11 +50,33 @@ class Capabilities:
     def remove(self, gpu_minor: int, gi_id: int, ci_id: int) -> None:
         """Take the nodes away again; made anew for the next owner of these ids."""
         for minor in capability_minors(gpu_minor, gi_id, ci_id):
-            node = self._nodes / f"nvidia-cap{minor}"
-            try:
-                node.unlink(missing_ok=True)
-            except OSError as problem:
-                raise DeviceNodeFault(f"remove {node}: {problem.strerror}") from problem
+            self.remove_node(self._nodes / f"nvidia-cap{minor}")
+
+    def remove_orphans(self, gpu_minor: int) -> None:
+        """Take away a GPU's nodes whose instance is gone, whoever made them.
+
+        A hook that dies before it has written down the ids of what it made leaves
+        nodes that no record names: the next instance with these ids would be open
+        to the user of the dead one.
+        """
+        if not self._nodes.is_dir():
+            return
+        first = capability_minors(gpu_minor, 0, 0)[0]
+        for node in self._nodes.glob("nvidia-cap[0-9]*"):
+            gi_id, place = divmod(int(node.name.removeprefix("nvidia-cap")) - first, 9)
+            if not 0 <= gi_id < 15:
+                continue
+            gi, ci = self._access_files(gpu_minor, gi_id, place - 1)
+            if not (ci if place else gi).exists():
+                self.remove_node(node)
+
+    @staticmethod
+    def remove_node(node: Path) -> None:
+        """Remove one node; gone already is success."""
+        try:
+            node.unlink(missing_ok=True)
+        except OSError as problem:
+            raise DeviceNodeFault(f"remove {node}: {problem.strerror}") from problem
 
     def node(self, access: Access) -> Path:
         """The device node of a capability."""
