@@ -658,6 +658,8 @@ class Allocator:
                 self._capabilities.remove(*ids)
             elif record.owner.uid:
                 self._capabilities.remove(*ids, owned_by=record.owner.uid)
+        # A hook that died before it wrote the ids down left nodes that no record names.
+        self._capabilities.remove_stale(record.gpu_minor)
 
     def _withdraw_environment(self, record: Allocation) -> None:
         """Take a run's environment away before its slices go.

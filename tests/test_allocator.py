@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -667,6 +668,19 @@ def test_nobody_is_left_with_the_nodes_of_what_was_taken_away(world: World) -> N
     assert world.phases() == [phases.LOST]
     assert list((world.machine.tree.dev / "nvidia-caps").iterdir()) == []
     assert list((world.root / "run/env").iterdir()) == []
+
+
+def test_nodes_that_no_record_names_go_with_their_instance(world: World) -> None:
+    """The hook died before it could write down the ids, and somebody took the instance away."""
+    record = world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    world.allocator.allocate(BOB, ask("3g.40gb"), world.gpu())
+    forgotten = tuple(replace(i, gi_id=None, ci_id=None, uuid=None) for i in record.instances)
+    world.ledger.save(replace(record, instances=forgotten, phase=phases.PLANNED), phases.PLANNED)
+    with world.machine.change(0) as board:
+        board.instances.pop(0)
+    world.allocator.reconcile(lambda: frozenset({7, 8}))
+    nodes = list((world.machine.tree.dev / "nvidia-caps").iterdir())
+    assert [node.stat().st_uid for node in nodes] == [64002, 64002]
 
 
 def test_the_environment_goes_before_the_slices(world: World) -> None:
