@@ -503,7 +503,7 @@ class NvmlDriver:
             kind = DriverFault if slices is None else ProfileNotOffered
             sizes = ", ".join(f"{row.sliceCount}c" for row in offered) or "none"
             raise kind(
-                f"no compute instance of {wanted} slices in GPU instance {gi_id}; offered: {sizes}",
+                f"no compute instance of {wanted} slices here; offered: {sizes}",
                 remedy=_OTHERWISE[1] if slices is None else "",
                 gpu=str(gpu),
             )
