@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import DeviceNodeFault, NodeFault
-from slurm_mig.files import private_directory
+from slurm_mig.files import private_directory, trusted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -173,19 +173,23 @@ class Capabilities:
     def _directory(self) -> Iterator[int]:
         """The nodes' directory, which nobody but root may change; made where there is none.
 
-        0755 whatever the umask: every job's user has to get through.
+        Made 0755 whatever the umask: every job's user has to get through. One that is
+        there keeps its mode.
         """
-        try:
-            private_directory(self._nodes, 0o755)
-            descriptor = os.open(self._nodes, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except NodeFault as fault:
-            raise DeviceNodeFault(fault.cause, remedy=fault.remedy) from fault
-        except OSError as problem:
-            raise DeviceNodeFault(f"open {self._nodes}: {problem.strerror}") from problem
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
+        with ExitStack() as stack:
+            try:
+                if not self._nodes.exists():
+                    private_directory(self._nodes, 0o755)
+                nodes = stack.enter_context(trusted(self._nodes))
+            except NodeFault as fault:
+                raise DeviceNodeFault(fault.cause, remedy=fault.remedy) from fault
+            except OSError as problem:
+                raise DeviceNodeFault(f"open {self._nodes}: {problem.strerror}") from problem
+            if os.fstat(nodes).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                raise DeviceNodeFault(
+                    f"{self._nodes} is writable by others", remedy="it must be root's, mode 0755"
+                )
+            yield nodes
 
     def _take(self, nodes: int, name: str) -> None:
         """Root's and closed. A second name that its user gave it elsewhere is so, too."""

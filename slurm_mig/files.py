@@ -162,7 +162,8 @@ def read_trusted(path: Path) -> bytes:
     Raises NodeFault where somebody else could have, OSError where it cannot be read.
     """
     with trusted(path) as found:
-        if not stat.S_ISREG(os.fstat(found).st_mode):
+        mode = os.fstat(found).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise NodeFault(f"{path} is not a regular file")
         # By the descriptor: the name could mean another file by now.
         with open(f"/proc/self/fd/{found}", "rb") as file:  # noqa: PTH123

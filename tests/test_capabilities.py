@@ -183,10 +183,25 @@ def test_a_directory_that_users_can_write_to(machine: Machine, capabilities: Cap
     with pytest.raises(DeviceNodeFault, match="with mode 0777; it must"):
         capabilities.close(0, 2, 0, 64001, 64001)
     assert list(nodes.iterdir()) == []
+    nodes.chmod(0o1777)
+    with pytest.raises(DeviceNodeFault, match="nvidia-caps is writable by others; it must be"):
+        capabilities.close(0, 2, 0, 64001, 64001)
     nodes.rmdir()
     nodes.symlink_to("/tmp")
     with pytest.raises(DeviceNodeFault, match="nvidia-caps"):
         capabilities.close(0, 2, 0, 64001, 64001)
+
+
+def test_a_directory_that_is_there_keeps_its_mode(
+    machine: Machine, capabilities: Capabilities
+) -> None:
+    """A site may let only a group through."""
+    nodes = machine.tree.dev / "nvidia-caps"
+    nodes.mkdir(mode=0o750)
+    capabilities.close(0, 2, 0, 64001, 64001)
+    capabilities.revoke(0, 2, 0)
+    assert stat.S_IMODE(nodes.stat().st_mode) == 0o750
+    assert not opens(machine, 64001)
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "directory", "fifo"])

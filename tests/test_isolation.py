@@ -17,7 +17,7 @@ from slurm_mig.errors import NodeFault, UsageFault
 from slurm_mig.geometry import Placement
 from slurm_mig.isolation import Isolation, Subject, Try, attempt
 
-from .conftest import H100, Site, as_user
+from .conftest import H100, Site, as_user, cli_as
 from .test_allocator import ALICE as ALICES
 from .test_allocator import BOB as BOBS
 from .test_allocator import World, ask
@@ -120,6 +120,9 @@ def test_usage(site: Site) -> None:
     done = site.cli("verify", "--job", "7", "--uid", "5")
     assert (done.returncode, "give one of them" in done.stderr) == (2, True)
     assert site.cli("verify", "--uid", "0").returncode == 2
+    site.config.chmod(0o644)
+    done = cli_as(ALICE, "verify", SLURM_MIG_CONFIG=str(site.config))
+    assert (done.returncode, "run it as root" in done.stderr) == (21, True)
 
 
 def test_the_table(two: Site) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import ALICE, NODES, Site, launch, running
+from .conftest import ALICE, BOB, NODES, Site, launch, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -108,3 +108,20 @@ def test_a_job_without_slices(constrained: Site, probe: Callable[[str], str]) ->
     """Opens no GPU at all."""
     text = constrained.run("srun", "/bin/sh", "-c", probe("none"), uid=ALICE)
     assert tried(text) == {"none gpu0 denied", "none gpu1 denied"}
+
+
+def test_neighbours_on_one_gpu(constrained: Site) -> None:
+    """The cgroup names no capability node: their modes keep Alice out of Bob's slice there, too."""
+    theirs = constrained.sbatch("--gres=mig:3g.40gb:1", uid=BOB)
+    constrained.until(lambda: constrained.made() == ["3g.40gb@4"], "Bob's slice")
+    caps = constrained.machine().tree.dev / "nvidia-caps"
+    constrained.until(lambda: constrained.record(theirs).phase == "active", "Bob's job")
+    his = {path.name for path in caps.iterdir()}
+    text = constrained.run(
+        "srun", "--gres=mig:3g.40gb:1", "/bin/sh", "-c",
+        f'for n in {caps}/*; do (exec 3<"$n") 2>&1; done; true', uid=ALICE,
+    )  # fmt: skip
+    denied = [line for line in text.splitlines() if "Permission denied" in line]
+    assert {name for name in his if any(f"/{name}" in line for line in denied)} == his
+    assert (len(denied), text.count("No such device")) == (2, 2)
+    constrained.settle()
