@@ -664,10 +664,8 @@ def _expanded(nodes: str) -> Sequence[str]:
 
 def summary(soak: Soak, verdict: Verdict) -> str:
     """Everything that was counted."""
-    lines = [
-        f"soak of seed {soak.args.seed}: {soak.counts['submitted']} jobs submitted, "
-        f"{soak.jobs} of them started, in {soak.seconds:.0f} s"
-    ]
+    head = f"soak of seed {soak.args.seed}: {soak.counts['submitted']} jobs submitted"
+    lines = [f"{head}, {soak.jobs} job ids started, in {soak.seconds:.0f} s"]
     shapes = {name: n for name, n in sorted(soak.counts.items()) if name.startswith("shape ")}
     acts = {
         name: n
