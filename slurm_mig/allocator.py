@@ -110,6 +110,7 @@ class Allocator:
         """
         action = f"carve {request} for {owner}"
         with about(job=owner.job_id, gpu=str(gpu)), self._locks.hold([gpu.uuid], action):
+            gpu = self._now(gpu)
             self._sweep(gpu, owner)
             held = self._held_already(owner, gpu, str(request))
             if held is not None:
@@ -127,6 +128,13 @@ class Allocator:
                 self._publish(record, request)
                 undo.pop_all()
         return record
+
+    def _now(self, gpu: Gpu) -> Gpu:
+        """The GPU as it is under its lock: while we waited its MIG mode may have changed.
+
+        Without, a job's slices would look gone, or a whole GPU like a broken one.
+        """
+        return self._driver.gpu(gpu.uuid)
 
     def _refuse_whole(self, gpu: Gpu, owner: Owner, *, stuck: bool = True) -> None:
         """Leave a GPU alone that a job has as a whole: MIG mode would come on under it.
@@ -269,6 +277,7 @@ class Allocator:
         row = self._driver.geometry(gpu).whole
         largest = Request((Item(row.name, 1, row.profile_id),))
         with about(job=owner.job_id, gpu=str(gpu)), self._locks.hold([gpu.uuid], "whole GPU"):
+            gpu = self._now(gpu)
             self._sweep(gpu, owner)
             held = self._held_already(owner, gpu, phases.WHOLE, phases.WHOLE_MIG_OFF, str(largest))
             if held is not None:
@@ -334,6 +343,7 @@ class Allocator:
                 return self._ledger.finish(record, phases.LOST, "the node was rebooted")
             gpu = self._driver.gpu(record.gpu_uuid)
             with self._locks.hold([record.gpu_uuid], f"release {record.owner}"):
+                gpu = self._now(gpu)
                 self._sweep(gpu, None)
                 # Another hook, or the sweep, may have finished it by now.
                 record = self._ledger.find(record.number)
@@ -505,7 +515,7 @@ class Allocator:
         for gpu in gpus:
             if gpu.mig_capable:
                 with about(gpu=str(gpu)), self._locks.hold([gpu.uuid], "reconcile"):
-                    self._reconcile_gpu(gpu, live_jobs, report)
+                    self._reconcile_gpu(self._now(gpu), live_jobs, report)
         self._remove_stale_files(live_jobs, report)
         return report
 
@@ -545,7 +555,7 @@ class Allocator:
         Returns the records that were closed or set aside.
         """
         with about(gpu=str(gpu)), self._locks.hold([gpu.uuid], "collect"):
-            return self._collect(gpu, live_jobs())
+            return self._collect(self._now(gpu), live_jobs())
 
     def _collect(self, gpu: Gpu, live: frozenset[int]) -> list[Allocation]:
         gone = [
@@ -595,6 +605,7 @@ class Allocator:
     def set_mode(self, gpu: Gpu, *, on: bool) -> Gpu:
         """Switch MIG mode; Held while instances exist that switching off would destroy."""
         with about(gpu=str(gpu)), self._locks.hold([gpu.uuid], "switch MIG mode"):
+            gpu = self._now(gpu)
             self._sweep(gpu, None)
             gpu = self._driver.gpu(gpu.uuid)
             whole = [item for item in self._ledger.open_on(gpu.uuid) if item.whole]

@@ -374,7 +374,7 @@ class Soak:
 
     def do_admin_slice(self, act: Act) -> bool:
         """An administrator makes a slice that Slurm knows nothing of: jobs are refused."""
-        made = self._tool(act.node, "create", "--json", "1g.10gb", "--gpu", str(int(3 * act.pick)))
+        made = self._tool(act.node, "create", "--json", "1g.10gb", "--gpu", str(int(2 * act.pick)))
         if made.returncode != 0:
             return False
 
@@ -695,7 +695,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2000, help="jobs to submit at least (2000)")
     parser.add_argument("--seed", type=int, default=1, help="of the plan (1)")
     parser.add_argument("--busy", type=int, default=80, help="jobs in the queue at once (80)")
-    parser.add_argument("--timeout", type=int, default=15, help="PrologEpilogTimeout, s (15)")
+    parser.add_argument("--timeout", type=int, default=30, help="PrologEpilogTimeout, s (30)")
     parser.add_argument("--away", type=int, default=40, help="absence of a slurmd, s (40)")
     parser.add_argument("--reconcile", type=float, default=15, help="seconds between two (15)")
     parser.add_argument("--drain", type=float, default=180, help="longest wait at the end, s (180)")
