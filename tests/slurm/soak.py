@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -111,7 +110,6 @@ class Soak:
         self.rules: dict[str, tuple[float, Act]] = {}
         self.sacct = ""
         self.looked = self.looked_nodes = self.reconciled = 0.0
-        self.picked = random.Random(args.seed)
 
     # -- set up --------------------------------------------------------------
 
