@@ -66,12 +66,22 @@ def site(rough: Cluster) -> Iterator[Site]:
     talk.settle()
     for name in ("n1", "n2"):
         talk.unblock(name)
-        job = talk.sbatch(SLICE, "-w", name, script="echo next")
-        talk.wait(job, "COMPLETED")
-        assert talk.output(job) == "next\n"
+        run_next(talk, name)
     talk.settle()
     assert processes(talk) == []
     talk.check_clean()
+
+
+def run_next(site: Site, name: str) -> None:
+    """A job that works; 22.05 stops the first one with the id of a job that slurmctld forgot."""
+    (site.cluster.work / "next.out").unlink(missing_ok=True)
+    asked = (SLICE, "-w", name, "-o", "next.out")
+    job = site.sbatch(*asked, script="echo next")
+    if site.wait(job, "COMPLETED", "FAILED") == "FAILED":
+        assert "without its Prolog" in site.output("next")
+        job = site.sbatch(*asked, script="echo next")
+    site.wait(job, "COMPLETED")
+    assert site.output("next").endswith("next\n")
 
 
 def resume(site: Site, name: str = "n1") -> None:
