@@ -130,7 +130,7 @@ class Allocator:
         NodeFault after the stages done so far have been undone in reverse.
         """
         action = f"carve {request} for {owner}"
-        with about(job=owner.job_id, gpu=str(gpu)), self._locks.hold([gpu.uuid], action):
+        with about(job=owner.job_id, gpu=str(gpu)), self._locked(gpu.uuid, action) as gpu:
             self._refuse_retired(gpu, owner)
             self._sweep(gpu, owner)
             held = self._held_already(owner, gpu, str(request))
@@ -206,6 +206,15 @@ class Allocator:
                 remedy=f"run `slurm-mig enable --gpu {gpu.minor}`, or reset the GPU",
             )
         return gpu
+
+    @contextmanager
+    def _locked(self, uuid: str, action: str) -> Iterator[Gpu]:
+        """Hold a GPU's lock; the GPU as it is then: what was seen before may have changed.
+
+        With an old MIG mode a job's slices would look gone, or a whole GPU like a broken one.
+        """
+        with self._locks.hold([uuid], action):
+            yield self._fresh(uuid)
 
     def _fresh(self, uuid: str) -> Gpu:
         """A managed GPU as it is now: it had MIG when it was chosen, so it has still."""
@@ -378,7 +387,7 @@ class Allocator:
             policy = "mig-off" if gpu.resetless else "full-profile"
         row = self._driver.geometry(gpu).whole
         largest = Request((Item(row.name, 1, row.profile_id),))
-        with about(job=owner.job_id, gpu=str(gpu)), self._locks.hold([gpu.uuid], "whole GPU"):
+        with about(job=owner.job_id, gpu=str(gpu)), self._locked(gpu.uuid, "whole GPU") as gpu:
             self._refuse_retired(gpu, owner)
             self._sweep(gpu, owner)
             held = self._held_already(owner, gpu, phases.WHOLE, phases.WHOLE_MIG_OFF, str(largest))
@@ -449,8 +458,7 @@ class Allocator:
         with about(job=record.owner.job_id, gpu=record.gpu_uuid):
             if record.boot_id != self._boot_id and record.request != phases.WHOLE_MIG_OFF:
                 return self._ledger.finish(record, phases.LOST, "the node was rebooted")
-            gpu = self._fresh(record.gpu_uuid)
-            with self._locks.hold([record.gpu_uuid], f"release {record.owner}"):
+            with self._locked(record.gpu_uuid, f"release {record.owner}") as gpu:
                 self._sweep(gpu, None)
                 # Another hook, or the sweep, may have finished it by now.
                 record = self._ledger.find(record.number)
@@ -546,7 +554,7 @@ class Allocator:
         if record.phase != phases.QUARANTINED:
             return record
         users = self._users(gpu, self._still_there(record, gpu))
-        with self._locks.hold([gpu.uuid], f"set aside {record.owner}"):
+        with self._locked(gpu.uuid, f"set aside {record.owner}") as gpu:
             record = self._ledger.find(record.number)
             return self._tear_down(record, gpu, reason, 0, done=done, users=users)
 
@@ -556,7 +564,7 @@ class Allocator:
         """Try a quarantined record again and again until it goes or the time has come."""
         pause = FIRST_PAUSE
         while record.phase == phases.QUARANTINED:
-            with self._locks.hold([gpu.uuid], f"release {record.owner}"):
+            with self._locked(gpu.uuid, f"release {record.owner}") as gpu:
                 record = self._ledger.find(record.number)
                 if record.phase == phases.QUARANTINED:
                     self._try_again(record, gpu, "; ".join([reason, *done]))
@@ -870,7 +878,7 @@ class Allocator:
     def _reconcile_gpu(
         self, gpu: Gpu, live: Callable[[], frozenset[int]] | None, report: Report
     ) -> None:
-        with self._locks.hold([gpu.uuid], "reconcile"):
+        with self._locked(gpu.uuid, "reconcile") as gpu:
             before = {record.number: record for record in self._ledger.open_on(gpu.uuid)}
             self._sweep(gpu, None)
             jobs = None if live is None else live()
@@ -901,7 +909,7 @@ class Allocator:
         Returns the records that were closed or set aside.
         """
         with about(gpu=str(gpu)):
-            with self._locks.hold([gpu.uuid], "collect"):
+            with self._locked(gpu.uuid, "collect") as gpu:
                 live = live_jobs()
                 gone = self._collect(gpu, live)
             self._relieve(gpu, gone, live)
@@ -954,7 +962,7 @@ class Allocator:
 
     def set_mode(self, gpu: Gpu, *, on: bool) -> Gpu:
         """Switch MIG mode; Held while instances exist that switching off would destroy."""
-        with about(gpu=str(gpu)), self._locks.hold([gpu.uuid], "switch MIG mode"):
+        with about(gpu=str(gpu)), self._locked(gpu.uuid, "switch MIG mode") as gpu:
             self._sweep(gpu, None)
             gpu = self._driver.gpu(gpu.uuid)
             whole = [item for item in self._ledger.open_on(gpu.uuid) if item.whole]
@@ -970,7 +978,7 @@ class Allocator:
 
     def adopt(self, owner: Owner, gpu: Gpu, found: GpuInstance) -> Allocation:
         """Put a foreign instance on record, so that its end is on record too."""
-        with about(gpu=str(gpu)), self._locks.hold([gpu.uuid], "adopt"):
+        with about(gpu=str(gpu)), self._locked(gpu.uuid, "adopt") as gpu:
             return self.adopt_settled(owner, gpu, found)
 
     def adopt_settled(self, owner: Owner, gpu: Gpu, found: GpuInstance) -> Allocation:
@@ -994,7 +1002,7 @@ class Allocator:
     @contextmanager
     def settled(self, gpu: Gpu, action: str, *, sweep: bool = True) -> Iterator[None]:
         """Hold a GPU's lock, with what dead hooks left there finished first."""
-        with about(gpu=str(gpu)), self._locks.hold([gpu.uuid], action):
+        with about(gpu=str(gpu)), self._locked(gpu.uuid, action) as gpu:
             if sweep:
                 self._sweep(gpu, None)
             yield

@@ -377,6 +377,49 @@ def test_a_destroy_that_lies_is_found_out(world: World) -> None:
     assert (ended.phase, "3g.40gb@4 still there" in ended.reason) == (phases.QUARANTINED, True)
 
 
+def test_mig_mode_that_came_on_while_we_waited_for_the_lock(world: World) -> None:
+    """What was carved since is not taken for gone: Prolog, Epilog, reconcile, switch."""
+    whole = world.allocator.give_whole(ALICE, world.gpu(), "mig-off", reset=False)
+    before = world.gpu()
+    assert not before.mig_mode
+    world.allocator.release(whole, "x")
+    world.allocator.allocate(BOB, ask("3g.40gb"), world.gpu())
+
+    with pytest.raises(NoRoom):
+        world.allocator.allocate(ALICE, ask("7g.80gb"), before)
+    with pytest.raises(NoRoom):
+        world.allocator.give_whole(ALICE, before, "mig-off", reset=False)
+    with pytest.raises(Held):
+        world.allocator.set_mode(before, on=False)
+    assert world.allocator.collect(before, lambda: frozenset({8})) == []
+    assert [item.phase for item in world.ledger.open_of_job(8)] == [phases.ACTIVE]
+
+
+def test_mig_mode_that_went_off_while_we_waited_for_the_lock(world: World) -> None:
+    """A job has got the whole GPU since: no room, and no fault of the node."""
+    before = world.gpu()
+    assert before.mig_mode
+    world.allocator.give_whole(ALICE, before, "mig-off", reset=False)
+    with pytest.raises(NoRoom, match="job 7 has the whole GPU"):
+        world.allocator.allocate(BOB, ask("3g.40gb"), before)
+    with pytest.raises(NoRoom, match="job 7 has the whole GPU"):
+        world.allocator.give_whole(BOB, before, "mig-off", reset=False)
+
+
+def test_reconcile_sees_each_gpu_under_its_lock(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listed while MIG mode was off, locked when a slice was there."""
+    whole = world.allocator.give_whole(ALICE, world.gpu(), "mig-off", reset=False)
+    stale = world.driver.survey()
+    world.allocator.release(whole, "x")
+    world.allocator.allocate(BOB, ask("3g.40gb"), world.gpu())
+    monkeypatch.setattr(world.driver, "survey", lambda: stale)
+    report = world.allocator.reconcile(lambda: frozenset({7, 8}))
+    assert (report.done, report.left, report.foreign) == ([], [], [])
+    assert [item.phase for item in world.ledger.open_of_job(8)] == [phases.ACTIVE]
+
+
 def test_files_of_a_killed_epilog_go_with_its_record(world: World) -> None:
     """Slurm does not run it again: the next hook on the GPU takes them away, a later run's not."""
     later = Owner(7, 1, uid=64001, gid=64001)

@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -111,7 +110,6 @@ class Soak:
         self.rules: dict[str, tuple[float, Act]] = {}
         self.sacct = ""
         self.looked = self.looked_nodes = self.reconciled = 0.0
-        self.picked = random.Random(args.seed)
 
     # -- set up --------------------------------------------------------------
 
@@ -374,7 +372,7 @@ class Soak:
 
     def do_admin_slice(self, act: Act) -> bool:
         """An administrator makes a slice that Slurm knows nothing of: jobs are refused."""
-        made = self._tool(act.node, "create", "--json", "1g.10gb", "--gpu", str(int(3 * act.pick)))
+        made = self._tool(act.node, "create", "--json", "1g.10gb", "--gpu", str(int(2 * act.pick)))
         if made.returncode != 0:
             return False
 
@@ -664,10 +662,8 @@ def _expanded(nodes: str) -> Sequence[str]:
 
 def summary(soak: Soak, verdict: Verdict) -> str:
     """Everything that was counted."""
-    lines = [
-        f"soak of seed {soak.args.seed}: {soak.counts['submitted']} jobs submitted",
-        f"{soak.jobs} of them started, in {soak.seconds:.0f} s",
-    ]
+    head = f"soak of seed {soak.args.seed}: {soak.counts['submitted']} jobs submitted"
+    lines = [f"{head}, {soak.jobs} job ids started, in {soak.seconds:.0f} s"]
     shapes = {name: n for name, n in sorted(soak.counts.items()) if name.startswith("shape ")}
     acts = {
         name: n
@@ -697,7 +693,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2000, help="jobs to submit at least (2000)")
     parser.add_argument("--seed", type=int, default=1, help="of the plan (1)")
     parser.add_argument("--busy", type=int, default=80, help="jobs in the queue at once (80)")
-    parser.add_argument("--timeout", type=int, default=15, help="PrologEpilogTimeout, s (15)")
+    parser.add_argument("--timeout", type=int, default=30, help="PrologEpilogTimeout, s (30)")
     parser.add_argument("--away", type=int, default=40, help="absence of a slurmd, s (40)")
     parser.add_argument("--reconcile", type=float, default=15, help="seconds between two (15)")
     parser.add_argument("--drain", type=float, default=180, help="longest wait at the end, s (180)")

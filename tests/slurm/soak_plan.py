@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tests.conftest import A30, H100
 
 #: Nodes of the cluster and their GPUs.
-NODES = {"n1": (H100,) * 4, "n2": (H100, H100, H100, A30)}
+NODES = {"n1": (H100, H100, H100), "n2": (H100, H100, A30)}
 SMALL = ("1g.10gb", "1g.10gb", "1g.10gb", "1g.10gb+me", "1g.20gb", "1g.6gb", "1g.6gb+me")
 MIDDLE = ("2g.20gb", "3g.40gb", "3g.40gb", "4g.40gb", "2g.12gb", "2g.12gb+me", "1c.2g.20gb")
 LARGE = ("7g.80gb", "4g.24gb", "2c.4g.40gb", "3c.7g.80gb")
