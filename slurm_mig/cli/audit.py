@@ -250,9 +250,12 @@ def _tell_clocks(archives: Sequence[Archive], found: Sequence[Holding]) -> None:
     """Beside collected ledgers, what is known of the clocks they were written by."""
     records = {id(item.record): item.record for item in found}.values()
     lines = clocks.between_nodes(records)
+    now = time.time()
     for archive in archives:
-        written = archive.path.stat().st_mtime
-        lines += clocks.in_the_future(_name(archive), archive.last()[1], written, time.time())
+        newest, written = archive.last()[1], archive.path.stat().st_mtime
+        # Whose it is takes a look at every row.
+        if max(newest, written) > now:
+            lines += clocks.in_the_future(_name(archive), newest, written, now)
     for line in lines:
         views.note(line)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slurm_mig.allocation import ACTIVE, PLANNED, RELEASED, RELEASING
@@ -52,12 +52,14 @@ def kinds(found: Sequence[Finding]) -> list[tuple[str, int | None]]:
     return [(item.kind, item.event) for item in found]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 20))
 def test_a_true_chain(count: int) -> None:
     """Nothing is found in it."""
     assert look(chain(count)) == []
 
 
+@settings(deadline=None)
 @given(st.integers(1, 9), st.sampled_from(["at", "kind", "allocation", "job_id", "detail"]))
 def test_any_change_names_its_row(place: int, column: str) -> None:
     """Whatever the column."""
@@ -67,6 +69,7 @@ def test_any_change_names_its_row(place: int, column: str) -> None:
     assert kinds(look(events)) == [("changed", place)]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 8), st.integers(0, 3))
 def test_removed_rows_are_named(first: int, more: int) -> None:
     """All of them; the last rows' absence the chain cannot show."""
@@ -79,6 +82,7 @@ def test_removed_rows_are_named(first: int, more: int) -> None:
     assert found[0].text == expected
 
 
+@settings(deadline=None)
 @given(st.permutations(range(1, 7)))
 def test_reordered_rows_say_where_they_were_written(order: list[int]) -> None:
     """Each row out of its place, and no other."""
@@ -152,6 +156,7 @@ def test_heads_are_read_from_syslog() -> None:
     ]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 9), st.sets(st.integers(1, 9), min_size=1))
 def test_a_table_hashed_anew_is_found(place: int, logged: set[int]) -> None:
     """If and only if a head from the changed row on was logged; the span it names is right."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slurm_mig.audit import clocks
@@ -51,6 +51,7 @@ def test_a_clock_that_was_set() -> None:
     assert "changed against Slurm's" in str(found)
 
 
+@settings(deadline=None)
 @given(
     st.floats(-500, 500),
     st.lists(st.tuples(st.floats(0, 30), st.floats(31, 5000)), min_size=1, max_size=8),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slurm_mig.audit.holdings import WHOLE_GPU, Size, holdings
@@ -51,6 +51,7 @@ def test_a_name_that_cannot_be_read() -> None:
     assert holdings(odd, H100_SIZE)[0].compute is None
 
 
+@settings(deadline=None)
 @given(*[st.floats(0, 1e6)] * 4)
 def test_time_is_cut_to_the_span(created: float, length: float, since: float, wide: float) -> None:
     """Never negative, never more than either."""

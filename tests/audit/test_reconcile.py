@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slurm_mig.allocation import LOST, QUARANTINED
@@ -40,6 +40,7 @@ def kinds(
     return [kind for kind, _ in found(records, rows, **more)]  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0, 59), st.floats(0, 59), st.integers(100, 500)), max_size=8),
 )
@@ -225,6 +226,7 @@ def test_double_use_is_told() -> None:
     assert "3g.40gb@0 of job 7 (allocation 1) and 3g.40gb@0 of job 8 (allocation 2)" in item.text
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 10), st.integers(0, 6)), max_size=8))
 def test_double_use_finds_every_pair(spans: list[tuple[int, int, int]]) -> None:
     """As many as looking at each pair does."""
