@@ -130,16 +130,16 @@ class Allocator:
         NodeFault after the stages done so far have been undone in reverse.
         """
         action = f"carve {request} for {owner}"
-        with about(job=owner.job_id, gpu=str(gpu)), self._locked(gpu.uuid, action) as gpu:
+        with about(job=owner.job_id, gpu=str(gpu)), self._locked(gpu.uuid, action) as now:
             self._refuse_retired(gpu, owner)
-            self._sweep(gpu, owner)
+            self._sweep(now, owner)
             held = self._held_already(owner, gpu, str(request))
             if held is not None:
                 self._close_nodes(held)
                 self._publish(held, request)
                 return held
             self._refuse_whole(gpu, owner)
-            gpu = self._with_mig_mode(gpu)
+            gpu = self._with_mig_mode(now)
             there = self._driver.instances(gpu)
             chosen = self._plan(request, gpu, start, there)
             with ExitStack() as undo:
@@ -387,9 +387,9 @@ class Allocator:
             policy = "mig-off" if gpu.resetless else "full-profile"
         row = self._driver.geometry(gpu).whole
         largest = Request((Item(row.name, 1, row.profile_id),))
-        with about(job=owner.job_id, gpu=str(gpu)), self._locked(gpu.uuid, "whole GPU") as gpu:
+        with about(job=owner.job_id, gpu=str(gpu)), self._locked(gpu.uuid, "whole GPU") as now:
             self._refuse_retired(gpu, owner)
-            self._sweep(gpu, owner)
+            self._sweep(now, owner)
             held = self._held_already(owner, gpu, phases.WHOLE, phases.WHOLE_MIG_OFF, str(largest))
             if held is not None:
                 return held
@@ -962,8 +962,8 @@ class Allocator:
 
     def set_mode(self, gpu: Gpu, *, on: bool) -> Gpu:
         """Switch MIG mode; Held while instances exist that switching off would destroy."""
-        with about(gpu=str(gpu)), self._locked(gpu.uuid, "switch MIG mode") as gpu:
-            self._sweep(gpu, None)
+        with about(gpu=str(gpu)), self._locked(gpu.uuid, "switch MIG mode") as now:
+            self._sweep(now, None)
             gpu = self._driver.gpu(gpu.uuid)
             whole = [item for item in self._ledger.open_on(gpu.uuid) if item.whole]
             if whole and on:

@@ -19,7 +19,7 @@ import json
 import os
 import sqlite3
 import time
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -454,6 +454,24 @@ class Ledger:
                 "jobs are in no record: their Epilogs release nothing, `slurm-mig reconcile` lists "
                 "them as foreign, and they stay until `slurm-mig reset --foreign`",
             ) from problem
+
+
+def recorded(path: Path) -> frozenset[tuple[str, int, int, int]]:
+    """GPU UUID, profile id, start and size of every instance on open record; changes nothing.
+
+    For who only looks: opening a `Ledger` makes or migrates it and narrows its directory.
+    """
+    from urllib.parse import quote
+
+    query = (
+        "SELECT gpu_uuid, profile_id, start, size FROM instance "  # noqa: S608  # our own words
+        f"JOIN allocation ON allocation.number = instance.allocation WHERE {_IS_OPEN}"
+    )
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as db:
+            return frozenset(tuple(row) for row in db.execute(query))
+    except sqlite3.Error as problem:
+        raise LedgerFault(f"read ledger {path}: {problem}") from problem
 
 
 @contextmanager

@@ -34,8 +34,10 @@ from slurm_mig.doctor.facts import (
 from slurm_mig.doctor.fleet import Reconstruction
 from slurm_mig.doctor.gres_checks import minor_of
 from slurm_mig.doctor.lua_checks import loads
-from slurm_mig.errors import SlurmFault, SlurmMigError, UsageFault
+from slurm_mig.doctor.slurm_checks import loaded_values
+from slurm_mig.errors import LedgerFault, SlurmFault, SlurmMigError, UsageFault
 from slurm_mig.install import HOOKS, sources
+from slurm_mig.ledger import recorded
 from slurm_mig.slurm_commands import CommandClient
 
 if TYPE_CHECKING:
@@ -121,7 +123,7 @@ class _Gatherer:
         self.gaps: dict[str, str] = {}
         # Where the driver, the ledger and their machine are stands in the configuration.
         for area in ("config", *LOCAL) if config_fault else ():
-            self.gaps[area] = "the configuration is wrong (SM501)"
+            self.gaps[area] = config_fault
 
     def facts(self) -> Facts:
         """Read in the order in which one part needs another."""
@@ -351,11 +353,8 @@ class _Gatherer:
     def _hook_values(self, key: str) -> list[tuple[str, str]]:
         """Values in force: several lines of Prolog and Epilog count since 24.05."""
         if self.live:
-            return [
-                (value, f"slurmctld has {key} = {value}")
-                for name, value in self.live.items()
-                if value and (name == key.lower() or name.startswith(f"{key.lower()}["))
-            ]
+            values = loaded_values(self.live, key)
+            return [(value, f"slurmctld has {key} = {value}") for value in values]
         entries = self.slurm.all(key)
         old = self.version and self.version < SEVERAL_PROLOGS_SINCE
         if key == "TaskProlog" or old:
@@ -438,20 +437,25 @@ class _Gatherer:
             foreign=tuple(self._foreign(gpu)) if managed and gpu.mig_mode else (),
         )
 
+    @cached_property
+    def _recorded(self) -> frozenset[tuple[str, int, int, int]]:
+        """Instances on record; without a ledger none is."""
+        if not self.config.ledger.exists():
+            return frozenset()
+        try:
+            return recorded(self.config.ledger)
+        except LedgerFault as fault:
+            self.gaps["ledger"] = str(fault)
+            return frozenset()
+
     def _foreign(self, gpu: Gpu) -> Iterator[str]:
-        """Instances that no record names; without a ledger that is every one."""
+        """Instances that no record names."""
         geometry = self.node.driver.geometry(gpu)
-        if self.config.ledger.exists() and "ledger" not in self.gaps:
-            try:
-                found = self.node.allocator().foreign_instances(gpu)
-            except SlurmMigError as fault:
-                self.gaps["ledger"] = str(fault)
-                return
-        else:
-            found = self.node.driver.instances(gpu)
-        for item in found:
-            name = geometry.by_id(item.profile_id).name
-            yield f"{name} at {item.placement}, GPU instance {item.gi_id}"
+        for item in self.node.driver.instances(gpu):
+            place = item.placement
+            if (gpu.uuid, item.profile_id, place.start, place.size) not in self._recorded:
+                name = geometry.by_id(item.profile_id).name
+                yield f"{name} at {place}, GPU instance {item.gi_id}"
 
     def _paths(self) -> Iterator[tuple[str, PathFacts]]:
         if self.config.source is not None:

@@ -138,7 +138,7 @@ def foreign(facts: Facts) -> Iterator[Problem]:
     page="NVIDIA driver persistence; docs/admin.md: Setting up",
 )
 def persistence(facts: Facts) -> Iterator[Problem]:
-    """From Hopper on MIG mode and instances live as long as the driver keeps the GPU's state."""
+    """On Hopper and later MIG mode lasts only while the driver stays loaded for the GPU."""
     for gpu in _managed(facts):
         if gpu.persistence is False:
             yield Problem(str(gpu), "systemctl enable --now nvidia-persistenced")

@@ -14,7 +14,7 @@ from slurm_mig.doctor.facts import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from slurm_mig.doctor.facts import Facts
 
@@ -297,6 +297,18 @@ def not_loaded(facts: Facts) -> Iterator[Problem]:
             f"{entry}; slurmctld has {value or '(none)'}",
             "scontrol reconfigure (restart slurmctld and slurmd for GresTypes and SelectType)",
         )
+    for key in ("Prolog", "Epilog"):
+        entries, loaded = facts.slurm.all(key), loaded_values(facts.live, key)
+        written = [entry.get(key) for entry in entries]
+        if written and loaded not in (written, written[-1:]):
+            has = ", ".join(loaded) or "(none)"
+            yield Problem(f"{entries[-1]}; slurmctld has {has}", "scontrol reconfigure")
+
+
+def loaded_values(live: Mapping[str, str], key: str) -> list[str]:
+    """What slurmctld has of a setting that may be there several times (`Prolog[0]`)."""
+    names = [name for name in live if name == key.lower() or name.startswith(f"{key.lower()}[")]
+    return [live[name] for name in names if live[name]]
 
 
 def _same(left: str, right: str) -> bool:

@@ -165,7 +165,8 @@ class Tree:
         if path.exists():
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        modify = self.params.read_text("ascii").split()[1]
+        # Machines that an earlier release made have no such file.
+        modify = self.params.read_text("ascii").split()[1] if self.params.exists() else "1"
         path.write_text(
             f"DeviceFileModify: {modify}\nDeviceFileMinor: {minor}\nDeviceFileMode: {mode}\n",
             "ascii",

@@ -14,6 +14,7 @@ from slurm_mig.doctor.gather import LOCAL, worst_case
 from slurm_mig.errors import UsageFault
 
 from ..conftest import A30, A100, H100, RTX
+from ..test_hooks import STAMP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,7 +145,8 @@ def test_prologs_as_24_11_lists_them(clinic: Clinic) -> None:
     live.write_text(
         live.read_text().replace(line, f"Prolog[0] = /none\nProlog[1] = {hooks}/prolog")
     )
-    assert clinic.codes() == ["SM301"]
+    # The file has one of the two only; /none is not there.
+    assert clinic.codes() == ["SM301", "SM116"]
 
 
 def test_without_scontrol_the_release_is_unknown(clinic: Clinic) -> None:
@@ -211,21 +213,36 @@ def test_words_that_slurmctld_leaves_out(clinic: Clinic) -> None:
     assert (finding.check.code, finding.fix) == ("SM402", "TaskPlugin=task/cgroup")
 
 
-def test_nothing_is_changed(clinic: Clinic) -> None:
-    """Not a file, not a mode, and no ledger is made."""
-    (clinic.root / "state/ledger.db").unlink()
+@pytest.mark.parametrize("ledger", [True, False])
+def test_nothing_is_changed(clinic: Clinic, ledger: bool) -> None:
+    """Not a file, not a mode, not even one that is wrong; no ledger is made."""
+    clinic.site.prolog(7, STAMP)
+    (clinic.root / "state").chmod(0o755)
+    if not ledger:
+        for path in (clinic.root / "state").glob("ledger.db*"):
+            path.unlink()
 
     def look() -> dict[str, tuple[int, int, float]]:
-        paths = [path for path in clinic.root.rglob("*") if not path.name.endswith(".lock")]
         return {
             str(path): (path.lstat().st_mode, path.lstat().st_uid, path.lstat().st_mtime)
-            for path in paths
+            for path in clinic.root.rglob("*")
+            # What SQLite keeps beside a file that somebody reads.
+            if not path.name.endswith((".lock", "-shm", "-wal")) and path.name != "state"
         }
 
     before = look()
-    clinic.result()
-    after = look()
-    assert after == before
+    assert set(clinic.codes()) == ({"SM503"} if ledger else {"SM503", "SM606"})
+    assert look() == before
+    assert (clinic.root / "state").stat().st_mode & 0o777 == 0o755
+
+
+def test_slices_of_jobs_are_no_strangers(clinic: Clinic) -> None:
+    """What the ledger has on open record is known; a ledger that cannot be read is a gap."""
+    assert clinic.site.prolog(7, STAMP).returncode == 0
+    assert clinic.codes() == []
+    (clinic.root / "state/ledger.db").write_bytes(b"no database at all" * 100)
+    assert "read ledger" in clinic.facts().gaps["ledger"]
+    assert clinic.result().skipped["ledger"] == ("SM606",)
 
 
 def test_a_process_that_ends_meanwhile(clinic: Clinic) -> None:
