@@ -79,7 +79,7 @@ def allocations(count: int, seed: int = 1) -> Iterator[Allocation]:
             instances=() if refused else (made,),
             reason=f"no placement for {profile}:1" if refused else "the job ended",
             created=created,
-            ended=created if refused else round(created + chance.expovariate(1 / 600), 6),
+            ended=created if refused else round(created + 1 + chance.expovariate(1 / 600), 6),
             number=number,
         )
 
