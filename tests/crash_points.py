@@ -547,7 +547,9 @@ def _check_files(place: Place, open_: list[Allocation]) -> None:
         if not half:
             lines = path.read_text().splitlines()
             uuids = {line.split()[1] for line in lines if line.startswith("slice ")}
-            assert uuids <= {uuid for record in held[stem] for uuid in record.uuids}
+            # Beside slices, a GPU that the job has as a whole is named by its own UUID.
+            whole = {record.gpu_uuid for record in held[stem] if record.whole}
+            assert uuids <= whole | {uuid for record in held[stem] for uuid in record.uuids}
             status = path.stat()
             assert status.st_uid in {record.owner.uid for record in held[stem]}
             assert stat.S_IMODE(status.st_mode) == 0o400
