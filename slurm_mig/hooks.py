@@ -273,10 +273,10 @@ def _only_gpu(node: Node, job: Job, gpus: Sequence[Gpu]) -> Gpu:
 
 
 def _no_gpu(node: Node, job: Job) -> JobFault:
-    """Why Slurm names no GPU: the job has no shards, or has them of a node that is not back yet.
+    """Why Slurm names no GPU: the job has no shards, or has them of no GPU.
 
-    What a restarted slurmctld starts before the node has registered again gets shards
-    of no GPU (slurm-facts.md 9): the job is not to blame, and its next start is good.
+    The latter comes after a restart of slurmctld 22.05 (docs/slurm.md): the job is not
+    to blame, and a later start is good.
     """
     try:
         facts = node.slurm.job(job.job_id)
@@ -284,7 +284,7 @@ def _no_gpu(node: Node, job: Job) -> JobFault:
         return _no_answer(job, "which GPU the job has", fault)
     if facts is not None and requests.holds_shards(facts.tres_per_node):
         return Unknown(
-            "Slurm chose no GPU for the job's shards, as happens right after slurmctld was started",
+            "Slurm chose no GPU for the job's shards, as happens after a restart of slurmctld",
             remedy="it is started again by itself",
             job=job.job_id,
         )

@@ -124,7 +124,7 @@ class Soak:
             first, rest = hook.read_text().split("\n", 1)
             note = (
                 f'read up rest </proc/uptime; echo "start {name} $SLURMD_NODENAME $SLURM_JOB_ID '
-                f'${{SLURM_JOB_RESTART_COUNT:-0}} $up $$" >>{log}'
+                f'${{SLURM_JOB_RESTART_COUNT:-0}} $up ${{SLURM_JOB_GPUS:--}}" >>{log}'
             )
             hook.write_text(
                 f"{first}\n{note}\n{rest.replace('</dev/null', f'</dev/null 2>>{log}')}"
@@ -554,9 +554,11 @@ class Soak:
         for row in client.accounting(since, time.time() + 60):
             restart = before[row.job_id, row.user]
             before[row.job_id, row.user] += 1
-            if row.start is None or row.nodes in ("", "None assigned"):
-                continue
             end = row.end if row.end is not None else time.time()
+            # Requeued before slurmdbd had heard that it started, if it did.
+            start = row.start if row.start is not None else end
+            if row.nodes in ("", "None assigned"):
+                continue
             nodes = expand(row.nodes)
             mig = {
                 name.removeprefix("mig:"): count // len(nodes)
@@ -565,7 +567,7 @@ class Soak:
             }
             gpus = row.gres.get("gpu", 0) // len(nodes)
             found += [
-                Run(row.job_id, restart, node, row.user, row.state, row.start, end, mig, gpus)
+                Run(row.job_id, restart, node, row.user, row.state, start, end, mig, gpus)
                 for node in nodes
             ]
         return found
@@ -574,10 +576,10 @@ class Soak:
         """Every hook that slurmd started, from the note at the head of the script."""
         boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         text = (self.root / "log/hooks").read_text(errors="replace")
-        pattern = r"^start (\w+) (\S+) (\d+) (\d+) ([\d.]+) \d+$"
+        pattern = r"^start (\w+) (\S+) (\d+) (\d+) ([\d.]+) ([-\d,]+)$"
         return [
-            Start(hook, node, int(job), int(restart), boot + float(up))
-            for hook, node, job, restart, up in re.findall(pattern, text, re.MULTILINE)
+            Start(hook, node, int(job), int(restart), boot + float(up), gpus.strip("-"))
+            for hook, node, job, restart, up, gpus in re.findall(pattern, text, re.MULTILINE)
         ]
 
     def refusals_of(self, node: str) -> set[tuple[int, int]]:

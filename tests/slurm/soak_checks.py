@@ -62,6 +62,8 @@ class Start:
     job: int
     restart: int
     at: float
+    #: SLURM_JOB_GPUS
+    gpus: str = ""
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,12 @@ def compare(
 
 def _run_of(record: Allocation, runs: Sequence[Run]) -> Run | None:
     """The run of that restart count; after a kill of slurmctld, which forgets, of that time."""
-    near = [run for run in runs if run.start - PROLOG <= record.created <= run.end + PROLOG]
+    near = [
+        run
+        for run in runs
+        if run.user == record.owner.user
+        and run.start - PROLOG <= record.created <= run.end + PROLOG
+    ]
     same = [run for run in near if run.restart == record.owner.restart]
     during = [run for run in near if record.created <= run.end + ROUNDING]
     return next(iter([*same, *during]), None)
@@ -245,11 +252,6 @@ def _row(
     restarts = {record.owner.restart for record in own}
     if len(restarts) > 1 and not any(i.covers(run.node, run.start, until) for i in forgot):
         verdict.violations.append(f"{name}: records of runs {sorted(restarts)}")
-    verdict.violations += [
-        f"{name}: record {record.number} is of user {record.owner.user}, Slurm says {run.user}"
-        for record in own
-        if record.owner.user != run.user
-    ]
     if carved:
         _carved(name, run, carved, active, injected, verdict)
         if refused and not any(record.reason in _UNDONE for record in carved):
@@ -331,6 +333,8 @@ def _without_record(
     ]
     if not began:
         return "no Prolog was started by Slurm, nothing ran"
+    if run.gpus and not any(item.gpus for item in began):
+        return "whole GPU, of which Slurm had named none, nothing ran"
     if told:
         return "refused, for Slurm had chosen no GPU, nothing ran"
     if any(item.covers(run.node, began[0].at, began[-1].at + 60) for item in injected):

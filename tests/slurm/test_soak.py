@@ -70,7 +70,7 @@ def test_a_row_that_is_equal() -> None:
     [
         (replace(RECORD, ended=1004.0), "slices went"),
         (replace(RECORD, instances=(Instance("1g.10gb", 19, 0, 1, 7, 0, "MIG-1"),)), "carved"),
-        (replace(RECORD, owner=replace(RECORD.owner, user="bob")), "Slurm says alice"),
+        (replace(RECORD, owner=replace(RECORD.owner, user="bob")), "Slurm knows no such run"),
         (replace(RECORD, owner=replace(RECORD.owner, job_id=8)), "Slurm knows no such run"),
         (replace(RECORD, created=5000.0, ended=5001.0), "Slurm knows no such run"),
     ],
@@ -113,6 +113,9 @@ def test_a_run_without_a_record() -> None:
     assert judge(seen=(SEEN,)).violations != []
     killed = Injected("kill-hook", "n1", 1000.0, 1030.0)
     assert judge(starts=(start,), injected=(killed,)).violations == []
+    whole = replace(RUN, profiles={}, gpus=1)
+    assert judge(runs=(whole,), starts=(start,)).violations == []
+    assert judge(runs=(whole,), starts=(replace(start, gpus="0"),)).violations != []
     elsewhere = replace(killed, node="n2")
     assert judge(starts=(start,), injected=(elsewhere,)).violations != []
 
