@@ -29,6 +29,7 @@ from slurm_mig.errors import (
     SlurmMigError,
     about,
 )
+from slurm_mig.feeds import Feeds
 from slurm_mig.planner import Slot, plan, plan_at
 from slurm_mig.request import Item, Request
 from slurm_mig.stuck import Permit, Stuck
@@ -94,6 +95,7 @@ class Allocator:
         locks: Locks,
         capabilities: Capabilities,
         files: RunFiles,
+        feeds: Feeds | None = None,
         node: str,
         boot_id: str,
         destroy_timeout: float,
@@ -107,6 +109,7 @@ class Allocator:
         self._locks = locks
         self._capabilities = capabilities
         self._files = files
+        self._feeds = feeds or Feeds()
         self._node = node
         self._boot_id = boot_id
         self._destroy_timeout = destroy_timeout
@@ -136,7 +139,7 @@ class Allocator:
             held = self._held_already(owner, gpu, str(request))
             if held is not None:
                 self._close_nodes(held)
-                self._publish(held, request)
+                self._publish(held, request, gpu)
                 return held
             self._refuse_whole(gpu, owner)
             gpu = self._with_mig_mode(now)
@@ -147,7 +150,7 @@ class Allocator:
                 record = self._carve(record, gpu, {item.gi_id for item in there})
                 self._close_nodes(record)
                 record = self._ledger.save(record.moved(phases.ACTIVE), phases.ACTIVE)
-                self._publish(record, request)
+                self._publish(record, request, gpu)
                 undo.pop_all()
         return record
 
@@ -276,7 +279,8 @@ class Allocator:
             instances=tuple(item for slot in chosen.slots for item in Instance.planned(slot)),
             reason=str(chosen),
         )
-        record = self._ledger.add(planned, phases.PLANNED)
+        waited = round(self._locks.waited, 3)
+        record = self._ledger.add(planned, phases.PLANNED, waited=waited)
         undo.callback(self._roll_back, record.number, gpu)
         return record
 
@@ -355,7 +359,7 @@ class Allocator:
                     record.gpu_minor, item.gi_id, item.ci_id, record.owner.uid, record.owner.gid
                 )
 
-    def _publish(self, record: Allocation, request: Request) -> None:
+    def _publish(self, record: Allocation, request: Request, gpu: Gpu) -> None:
         owner = record.owner
         if owner.job_id is None:
             return
@@ -368,6 +372,7 @@ class Allocator:
             self._files.mark(owner, leases=leases)
         lines = environment.slice_lines(record, request, self._tasks, leases)
         self._files.publish(owner, lines)
+        self._feeds.show(record, gpu.index)
 
     def _roll_back(self, number: int, gpu: Gpu) -> None:
         """Undo a carve that failed; what cannot be undone stays on record for the next hook."""
@@ -423,7 +428,9 @@ class Allocator:
             except SlurmMigError:
                 self._tear_down(record, gpu, "rolled back")
                 raise
-        return self._ledger.save(record.moved(phases.ACTIVE), phases.ACTIVE)
+        record = self._ledger.save(record.moved(phases.ACTIVE), phases.ACTIVE)
+        self._feeds.show(record, gpu.index)
+        return record
 
     def _leave_mig_mode(self, gpu: Gpu) -> None:
         """Switch MIG mode off; NoRoom while something (a monitor, say) keeps the GPU open."""
@@ -484,6 +491,7 @@ class Allocator:
         if not record.open:
             return record
         self._withdraw_environment(record)
+        self._feeds.hide(record, gpu.index)
         record = self._with_ids(record, gpu)
         if record.phase != phases.RELEASING:
             record = self._ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
@@ -831,6 +839,7 @@ class Allocator:
         # One that only lost its compute instance is still there: called lost, it would leak.
         if not any(find(item, seen) or self._known(item, gpu) for item in record.instances):
             self._withdraw_environment(record)
+            self._feeds.hide(record, gpu.index)
             # The next instance with these ids would be open to the user of the one that went.
             self._remove_nodes(record, record.instances, gpu)
             self._ledger.finish(record, phases.LOST, reason)
@@ -1020,7 +1029,7 @@ class Allocator:
         """Keep a refusal and its reason on record."""
         record = self._record(owner, gpu, request)
         refused = replace(record, phase=phases.REFUSED, reason=str(fault))
-        return self._ledger.add(refused, phases.REFUSED)
+        return self._ledger.add(refused, phases.REFUSED, fault=type(fault).__name__)
 
     def _record(self, owner: Owner, gpu: Gpu, request: str) -> Allocation:
         return Allocation(

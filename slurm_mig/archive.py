@@ -22,7 +22,7 @@ from slurm_mig.allocation import Allocation, Instance, Owner
 from slurm_mig.audit.chain import ChainCheck, Event, check_allocation
 from slurm_mig.audit.findings import Finding
 from slurm_mig.errors import LedgerFault, LedgerTooNew, NotPermitted, UsageFault
-from slurm_mig.ledger import SCHEMA, digest
+from slurm_mig.ledger import BREAKING, SCHEMA, digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -79,9 +79,11 @@ class Archive:
 
     def _check_version(self) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA:
+        # Additions of a later version do no harm to who reads what he knows.
+        if version // BREAKING > SCHEMA // BREAKING:
             raise LedgerTooNew(
-                f"{self.path} has schema version {version}, this slurm-mig knows up to {SCHEMA}",
+                f"{self.path} has schema version {version}, this slurm-mig knows up to {SCHEMA} "
+                "and its additions",
                 remedy="read it with the slurm-mig that wrote it, or a newer one",
             )
         if version < 1:

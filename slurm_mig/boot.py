@@ -206,7 +206,7 @@ def keep_out(node: Node, fault: SlurmMigError) -> None:
         return
     text = " ".join(f"{REASON}{fault}".split())
     printable = "".join(char if " " <= char <= "~" else "?" for char in text)
-    node.slurm.drain(node.name, printable[:REASON_LENGTH])
+    node.slurm.drain(node.name, printable[:REASON_LENGTH], replace=True)
 
 
 def let_in(node: Node) -> bool:

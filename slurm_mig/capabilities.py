@@ -173,8 +173,7 @@ class Capabilities:
     def _directory(self) -> Iterator[int]:
         """The nodes' directory, which nobody but root may change; made where there is none.
 
-        Made 0755 whatever the umask: every job's user has to get through. One that is
-        there keeps its mode.
+        Open to every job's user, who has to get through, whatever the umask.
         """
         with ExitStack() as stack:
             try:
@@ -185,7 +184,11 @@ class Capabilities:
                 raise DeviceNodeFault(fault.cause, remedy=fault.remedy) from fault
             except OSError as problem:
                 raise DeviceNodeFault(f"open {self._nodes}: {problem.strerror}") from problem
-            if os.fstat(nodes).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            mode = os.fstat(nodes).st_mode
+            if mode & 0o755 != 0o755:
+                # Who made it died before it was open to those who have a node in it.
+                self._nodes.chmod(mode | 0o755)
+            if mode & (stat.S_IWGRP | stat.S_IWOTH):
                 raise DeviceNodeFault(
                     f"{self._nodes} is writable by others", remedy="it must be root's, mode 0755"
                 )

@@ -59,6 +59,9 @@ class Config:
     stuck_timeout: float = 10.0
     drain_slices: int = 0
     drain_after: float = 300.0
+    gpustat: Path | None = None
+    dcgm: Path | None = None
+    admin_comment: bool = False
     source: Path | None = None
 
     @property
@@ -413,6 +416,35 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         _A_PATH,
         "Beginning of the path of a directory that a job makes for itself, to share its slices "
         "among its steps; its parent must be writable for users.",
+    ),
+    Setting(
+        "feed",
+        "gpustat",
+        "gpustat",
+        _path,
+        _A_PATH,
+        "Directory of files named after MIG and GPU UUIDs that say whose they are, for jobstats. "
+        "None are written if not set.",
+        '"/run/gpustat"',
+    ),
+    Setting(
+        "feed",
+        "dcgm",
+        "dcgm",
+        _path,
+        _A_PATH,
+        "Directory of such files for dcgm-exporter (its DCGM_HPC_JOB_MAPPING_DIR). None are "
+        "written if not set.",
+        '"/run/dcgm-job-mapping"',
+    ),
+    Setting(
+        "feed",
+        "admin_comment",
+        "admin_comment",
+        _yes,
+        "true or false",
+        "Write a job's MIG UUIDs into its AdminComment at its start, so that sacct alone tells "
+        "them. Costs some Slurm commands for each job.",
     ),
 )
 

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 #: Exit code of a hook that met something it has no name for.
 INTERNAL_ERROR: Final = 1
 
+#: How often a job's AdminComment is written before the last look at it.
+ADMIN_COMMENT_TRIES: Final = 3
+
 #: Levels of syslog that a hook's line can have, the worst last.
 LEVELS: Final = ("INFO", "WARNING", "ERR")
 
@@ -256,8 +259,32 @@ def _slices(
             remedy="compare `managed` in the [gpus] table of the config with gres.conf",
         )
     record = allocator.allocate(job.owner, request, gpu)
+    if node.config.admin_comment:
+        _tell_accounting(node, job, record, line)
     line.add(gpu=gpu.minor, made=",".join(map(str, record.instances)), uuids=",".join(record.uuids))
     line.say("INFO", "carved")
+
+
+def _tell_accounting(node: Node, job: Job, record: Allocation, line: Line) -> None:
+    """Add this node's MIG UUIDs to the job's AdminComment; no job is refused for that.
+
+    Another node of the job may write at the same moment: so it is read again.
+    """
+    ours = f"slurm-mig:{node.name}={','.join(record.uuids)}"
+    try:
+        facts = node.slurm.job(job.job_id)
+        reference = job.owner.het_leader or (facts.reference if facts else job.job_id)
+        for _ in range(ADMIN_COMMENT_TRIES):
+            words = node.slurm.admin_comment(str(reference)).split()
+            if ours in words:
+                return
+            # What an earlier run of the job had here is in its own row of the accounting.
+            kept = [word for word in words if not word.startswith(f"slurm-mig:{node.name}=")]
+            node.slurm.set_admin_comment(str(reference), " ".join([*kept, ours]))
+        if ours not in node.slurm.admin_comment(str(reference)).split():
+            line.add(admincomment="overwritten by another node")
+    except SlurmFault as fault:
+        line.add(admincomment=fault.cause)
 
 
 def _only_gpu(node: Node, job: Job, gpus: Sequence[Gpu]) -> Gpu:
@@ -424,6 +451,8 @@ def _work(node: Node, job: Job, line: Line) -> int:
         with about(job=job.job_id):
             HOOKS[line.hook](node, job, line)
             _fence(node, line)
+        if node.feeds.problems:
+            line.say("WARNING", "; ".join(node.feeds.problems))
     except Exception as problem:  # noqa: BLE001  # an unknown state must drain, with its cause
         fault = problem
     return _finish(node, line, fault)

@@ -30,6 +30,8 @@ class Locks:
     def __init__(self, root: Path, deadline: float) -> None:
         self._root = root
         self._deadline = deadline
+        #: Seconds that the last call of `hold` had to wait.
+        self.waited = 0.0
 
     @contextmanager
     def hold(self, gpus: Sequence[str], action: str) -> Iterator[None]:
@@ -41,10 +43,11 @@ class Locks:
         # Who may write above could put a directory of his own in this one's place.
         private_directory(self._root.parent, 0o755)
         private_directory(self._root, 0o700)
-        until = time.monotonic() + self._deadline
+        began = time.monotonic()
         with ExitStack() as stack:
             for gpu in sorted(set(gpus)):
-                stack.enter_context(self._one(gpu, action, until))
+                stack.enter_context(self._one(gpu, action, began + self._deadline))
+            self.waited = time.monotonic() - began
             yield
 
     @contextmanager

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from slurm_mig.config import Config
     from slurm_mig.driver import Driver, Gpu
     from slurm_mig.environment import TaskSettings
+    from slurm_mig.feeds import Feeds
     from slurm_mig.ledger import Ledger, Retired
     from slurm_mig.locks import Locks
     from slurm_mig.quarantine import Fence
@@ -129,6 +130,13 @@ class Node:
         return RunFiles(self.config.run)
 
     @cached_property
+    def feeds(self) -> Feeds:
+        """Files for monitoring tools, where the site wants them."""
+        from slurm_mig.feeds import Feeds
+
+        return Feeds(self.config.gpustat, self.config.dcgm)
+
+    @cached_property
     def slurm(self) -> Slurm:
         """Slurm's commands."""
         from slurm_mig.slurm_commands import CommandClient
@@ -145,6 +153,7 @@ class Node:
             locks=self.locks,
             capabilities=self.capabilities,
             files=self.files,
+            feeds=self.feeds,
             node=self.name,
             boot_id=self.boot_id,
             destroy_timeout=self.config.destroy_timeout,

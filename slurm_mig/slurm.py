@@ -139,6 +139,12 @@ class Slurm(Protocol):
     def comment(self, reference: str, text: str) -> None:
         """Replace the job's comment."""
 
+    def admin_comment(self, reference: str) -> str:
+        """What administrators wrote about a job; empty when it is unknown."""
+
+    def set_admin_comment(self, reference: str, text: str) -> None:
+        """Replace it; slurmdbd keeps it when the job has ended."""
+
     def notify(self, reference: str, text: str) -> None:
         """Show a line to whoever waits in srun or salloc."""
 
@@ -148,8 +154,8 @@ class Slurm(Protocol):
     def start_after(self, reference: str, seconds: int) -> None:
         """Let a pending job start no sooner than in `seconds`."""
 
-    def drain(self, node: str, reason: str) -> None:
-        """Drain a node; one that is drained already keeps its reason."""
+    def drain(self, node: str, reason: str, *, replace: bool = False) -> None:
+        """Drain a node; one that is drained already keeps its reason, unless told otherwise."""
 
     def undrain(self, node: str) -> None:
         """Take a node's drain and its reason back; one that is down stays down."""

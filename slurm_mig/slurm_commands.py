@@ -194,6 +194,21 @@ class CommandClient:
         """Replace the job's comment."""
         self._update(reference, f"comment={text}")
 
+    def admin_comment(self, reference: str) -> str:
+        """What administrators wrote about a job; empty when it is unknown."""
+        try:
+            output = self._run("squeue", "-h", "-a", "-j", reference, "-O", "admin_comment:4000")
+        except SlurmFault as fault:
+            if "Invalid job id" in fault.cause:
+                return ""
+            raise
+        text = output.partition("\n")[0].strip()
+        return "" if text == "(null)" else text
+
+    def set_admin_comment(self, reference: str, text: str) -> None:
+        """Replace it; slurmdbd keeps it when the job has ended."""
+        self._update(reference, f"admincomment={text}")
+
     def notify(self, reference: str, text: str) -> None:
         """Show a line to whoever waits in srun or salloc."""
         self._run("scontrol", "notify", reference, text)
@@ -206,13 +221,13 @@ class CommandClient:
         """Let a pending job start no sooner than in `seconds`."""
         self._update(reference, f"starttime=now+{seconds}")
 
-    def drain(self, node: str, reason: str) -> None:
-        """Drain a node; one that is drained already keeps its reason.
+    def drain(self, node: str, reason: str, *, replace: bool = False) -> None:
+        """Drain a node; one that is drained already keeps its reason, unless told otherwise.
 
         Slurm itself would replace it, an administrator's too.
         """
         facts = self.node(node)
-        if "DRAIN" in facts.state and facts.reason:
+        if "DRAIN" in facts.state and facts.reason and not replace:
             return
         self._run("scontrol", "update", f"nodename={node}", "state=drain", f"reason={reason}")
 

@@ -207,6 +207,14 @@ class LibraryClient:
         """Replace the job's comment."""
         self._commands.comment(reference, text)
 
+    def admin_comment(self, reference: str) -> str:
+        """What administrators wrote about a job; empty when it is unknown."""
+        return self._commands.admin_comment(reference)
+
+    def set_admin_comment(self, reference: str, text: str) -> None:
+        """Replace it; slurmdbd keeps it when the job has ended."""
+        self._commands.set_admin_comment(reference, text)
+
     def notify(self, reference: str, text: str) -> None:
         """Show a line to whoever waits in srun or salloc."""
         if not reference.isdigit():
@@ -222,9 +230,9 @@ class LibraryClient:
         """Let a pending job start no sooner than in `seconds`."""
         self._commands.start_after(reference, seconds)
 
-    def drain(self, node: str, reason: str) -> None:
-        """Drain a node; one that is drained already keeps its reason."""
-        self._commands.drain(node, reason)
+    def drain(self, node: str, reason: str, *, replace: bool = False) -> None:
+        """Drain a node; one that is drained already keeps its reason, unless told otherwise."""
+        self._commands.drain(node, reason, replace=replace)
 
     def undrain(self, node: str) -> None:
         """Take a node's drain and its reason back; one that is down stays down."""

@@ -172,7 +172,7 @@ def test_the_run_directory_is_there_before_the_first_job(site: Site) -> None:
     assert not site.run.exists()
     up(site)
     assert [(site.run / name).stat().st_mode & 0o777 for name in ("", "env", "jobs", "locks")] == [
-        0o755, 0o755, 0o755, 0o700,
+        0o755, 0o755, 0o700, 0o700,
     ]  # fmt: skip
 
 
@@ -308,7 +308,7 @@ def test_the_command(site: Site) -> None:
     done = site.cli("reconcile", "--boot", "--wait", "0", "--node", "n1")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "hardware, configuration and ledger agree\n"
-    assert log.read_text().splitlines() == ["scontrol show node -o n1"]
+    assert log.read_text().splitlines() == ["scontrol show node -d -o n1"]
     log.unlink()
     site.machine.lose(1)
     done = site.cli("reconcile", "--boot", "--wait", "0", "--node", "n1")

@@ -9,8 +9,14 @@ import pytest
 from slurm_mig.allocation import WHOLE, Allocation, Instance, Owner
 from slurm_mig.feeds import Feeds
 
+from .conftest import H100
+from .test_hooks import slurm_commands, squeue
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from .conftest import Site
 
 JOB = Owner(7, uid=64001)
 UUIDS = ("MIG-a", "MIG-b", "MIG-c")
@@ -69,3 +75,54 @@ def test_what_cannot_be_written_is_said(tmp_path: Path, name: str) -> None:
     assert f"{tmp_path / name}: " in feeds.problems[0]
     feeds.hide(TWO, 0)
     assert len(feeds.problems) > 1
+
+
+# -- by the hooks ------------------------------------------------------------------
+
+STAMP = "slurm-mig=1,3g.40gb/9/14:1"
+
+
+def fed(make_site: Callable[..., Site], directory: Path) -> Site:
+    feed = f'[feed]\ngpustat = "{directory}/gpustat"\ndcgm = "{directory}/dcgm"\n'
+    return make_site(H100, H100, config=feed)
+
+
+@pytest.mark.root
+def test_a_jobs_slice_from_prolog_to_epilog(
+    make_site: Callable[..., Site], public_tmp: Path
+) -> None:
+    """There while the slice is, in both tools' words; the other GPU's index is its own."""
+    site = fed(make_site, public_tmp)
+    assert site.prolog(7, STAMP, "1").returncode == 0
+    (uuid,) = site.node().ledger.open_of_job(7)[0].uuids
+    assert texts(public_tmp / "gpustat") == {uuid: "7 64001\n"}
+    assert list(texts(public_tmp / "dcgm").values()) == ["7\n"]
+    (item,) = site.node().ledger.open_of_job(7)[0].instances
+    assert list(texts(public_tmp / "dcgm")) == [f"1.{item.gi_id}"]
+    assert site.epilog(7, "1").returncode == 0
+    assert texts(public_tmp / "gpustat") == texts(public_tmp / "dcgm") == {}
+
+
+@pytest.mark.root
+def test_a_whole_gpu_of_a_job(make_site: Callable[..., Site], public_tmp: Path) -> None:
+    """MIG mode is off meanwhile: the GPU's own UUID and index."""
+    site = fed(make_site, public_tmp)
+    slurm_commands(site, squeue=squeue(7, "gres:gpu:1"))
+    assert site.prolog(7, "", "0").returncode == 0
+    assert texts(public_tmp / "gpustat") == {site.machine.gpus[0]["uuid"]: "7 64001\n"}
+    assert texts(public_tmp / "dcgm") == {"0": "7\n"}
+    assert site.epilog(7, "0").returncode == 0
+    assert texts(public_tmp / "gpustat") == texts(public_tmp / "dcgm") == {}
+
+
+@pytest.mark.root
+def test_monitoring_costs_no_job_its_slice(
+    make_site: Callable[..., Site], public_tmp: Path
+) -> None:
+    """The hook says what it could not write, and goes on."""
+    site = fed(make_site, public_tmp)
+    (public_tmp / "gpustat").write_text("")
+    done = site.prolog(7, STAMP)
+    assert done.returncode == 0
+    assert f"carved; directory {public_tmp}/gpustat: " in done.stderr
+    assert list(texts(public_tmp / "dcgm").values()) == ["7\n"]

@@ -451,6 +451,7 @@ def replaced(world: World) -> None:
     """The job's instance, destroyed by hand, and a stranger with its place and GI id."""
     with world.machine.change(0) as board:
         board.instances.clear()
+    with world.machine.change(0) as board:
         gi = board.create(9, Placement(4, 4), busy=False)
         board.create_compute(gi, 1)
         board.create_compute(gi, 0)
