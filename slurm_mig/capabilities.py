@@ -173,7 +173,8 @@ class Capabilities:
     def _directory(self) -> Iterator[int]:
         """The nodes' directory, which nobody but root may change; made where there is none.
 
-        Open to every job's user, who has to get through, whatever the umask.
+        Open to every job's user, who has to get through, whatever the umask; a mode that a
+        site chose stays.
         """
         with ExitStack() as stack:
             try:
@@ -185,9 +186,9 @@ class Capabilities:
             except OSError as problem:
                 raise DeviceNodeFault(f"open {self._nodes}: {problem.strerror}") from problem
             mode = os.fstat(nodes).st_mode
-            if mode & 0o755 != 0o755:
+            if not mode & 0o077:
                 # Who made it died before it was open to those who have a node in it.
-                self._nodes.chmod(mode | 0o755)
+                self._nodes.chmod(0o755)
             if mode & (stat.S_IWGRP | stat.S_IWOTH):
                 raise DeviceNodeFault(
                     f"{self._nodes} is writable by others", remedy="it must be root's, mode 0755"

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from slurm_mig import allocation as phases
 from slurm_mig.archive import Archive, collected
 from slurm_mig.errors import LedgerFault, LedgerTooNew, NotPermitted, UsageFault
-from slurm_mig.ledger import MIGRATIONS, SCHEMA, Ledger, digest
+from slurm_mig.ledger import BREAKING, MIGRATIONS, SCHEMA, Ledger, digest
 
 from .test_allocation import ALLOCATIONS
 from .test_ledger import Clock, planned
@@ -230,12 +230,15 @@ def test_a_column_that_came_later(
 
 
 def test_a_ledger_from_the_future(ledger: Ledger, tmp_path: Path) -> None:
-    """Refused by name, with both versions."""
+    """With additions it is read; with a breaking change it is refused, both versions named."""
     ledger.close()
     path = tmp_path / "state/ledger.db"
-    with closing(sqlite3.connect(path)) as db:
-        db.execute(f"PRAGMA user_version={SCHEMA + 1}")
-    with pytest.raises(LedgerTooNew, match=f"ledger.db has schema version {SCHEMA + 1}"):
+    for version in (SCHEMA + 1, SCHEMA + BREAKING):
+        with closing(sqlite3.connect(path)) as db:
+            db.execute(f"PRAGMA user_version={version}")
+        if version < BREAKING:
+            Archive(path).close()
+    with pytest.raises(LedgerTooNew, match=f"ledger.db has schema version {SCHEMA + BREAKING}"):
         Archive(path)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurm_mig import generator
-from slurm_mig.allocation import PLANNED, REFUSED
+from slurm_mig.allocation import ACTIVE, PLANNED, REFUSED
 from slurm_mig.billing import billing, gpu_types
 from slurm_mig.errors import SlurmFault
 from slurm_mig.sandbox import scratch
@@ -50,7 +50,7 @@ def _weights(fleet: Fleet) -> str:
 @pytest.fixture(scope="module")
 def accounted() -> Iterator[Site]:
     """A cluster with a database."""
-    made = Billed(scratch(), NODES[:1], prefix=PREFIX)
+    made = Billed(scratch(), NODES[:1], prefix=PREFIX, config="[feed]\nadmin_comment = true\n")
     try:
         with made:
             enable_mig(made)
@@ -105,6 +105,23 @@ def test_slices_are_billed_by_their_share(accounted: Site) -> None:
         "mig:1g.10gb+me:1": "billing=100",
         "gpu:1": "billing=700",
     }
+
+
+def test_sacct_alone_tells_the_uuid(accounted: Site) -> None:
+    """In the job's AdminComment, for good; what an administrator wrote there stays."""
+    job = accounted.sbatch("--gres=mig:3g.40gb:1", "--hold")
+    accounted.run("scontrol", "update", f"jobid={job}", "admincomment=ticket 12")
+    accounted.run("scontrol", "release", str(job))
+    accounted.until(lambda: [r for r in accounted.records() if r.owner.job_id == job], "a record")
+    accounted.until(lambda: accounted.record(job).phase == ACTIVE, "the slice")
+    (uuid,) = accounted.record(job).uuids
+    accounted.settle()
+
+    def told() -> str:
+        return accounted.run("sacct", "-n", "-P", "-X", "-j", str(job), "-o", "AdminComment")
+
+    accounted.until(lambda: told().strip(), "the row")
+    assert told().strip() == f"ticket 12 slurm-mig:n1={uuid}"
 
 
 def test_a_time_in_which_nothing_ran(client: CommandClient) -> None:
