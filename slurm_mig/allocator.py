@@ -828,8 +828,21 @@ class Allocator:
         return [
             item
             for item in record.instances
-            if not _usable(item, find(item, seen) or self._known(item, gpu))
+            if not self._usable(item, find(item, seen) or self._known(item, gpu), gpu)
         ]
+
+    def _usable(self, item: Instance, found: GpuInstance | None, gpu: Gpu) -> bool:
+        """Whether the compute instance that a job was given is still in there.
+
+        One that the list does not show is asked for by its id: a driver that hides a
+        profile for a moment must cost no living job its slice.
+        """
+        if found is None or item.uuid in {None, *(compute.uuid for compute in found.compute)}:
+            return found is not None
+        if item.ci_id is None:
+            return False
+        compute = self._driver.compute_instance(gpu, found.gi_id, item.ci_id)
+        return compute is not None and compute.uuid == item.uuid
 
     def _close_lost(self, record: Allocation, gpu: Gpu, missing: list[Instance]) -> None:
         """Instances of an active record are gone: somebody destroyed them, or a reset did."""
@@ -1063,11 +1076,6 @@ def _stuck_words(stuck: Sequence[Slot]) -> str:
     """For the user who is refused: whose the processes are is no business of his."""
     names = ", ".join(map(str, stuck))
     return f"{names} of jobs that have ended cannot be taken down yet"
-
-
-def _usable(item: Instance, found: GpuInstance | None) -> bool:
-    """Whether the compute instance that a job was given is still in there."""
-    return found is not None and item.uuid in {None, *(ci.uuid for ci in found.compute)}
 
 
 def offered_though_retired(mark: Retired) -> NodeFault:

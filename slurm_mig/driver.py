@@ -86,6 +86,9 @@ class Driver(Protocol):
     def instance(self, gpu: Gpu, gi_id: int) -> GpuInstance | None:
         """A GPU instance by its id, None when there is none: the second opinion on a list."""
 
+    def compute_instance(self, gpu: Gpu, gi_id: int, ci_id: int) -> ComputeInstance | None:
+        """A compute instance by its id, None when there is none; the same for one of these."""
+
     def remaining(self, gpu: Gpu, profile_id: int) -> int | None:
         """How many more of a profile the driver says fit; None while MIG mode is off."""
 

@@ -461,15 +461,29 @@ def recorded(path: Path) -> frozenset[tuple[str, int, int, int]]:
 
     For who only looks: opening a `Ledger` makes or migrates it and narrows its directory.
     """
-    from urllib.parse import quote
-
     query = (
         "SELECT gpu_uuid, profile_id, start, size FROM instance "  # noqa: S608  # our own words
         f"JOIN allocation ON allocation.number = instance.allocation WHERE {_IS_OPEN}"
     )
+    return frozenset(
+        (uuid, profile, start, size) for uuid, profile, start, size in _look(path, query)
+    )
+
+
+def retired(path: Path) -> frozenset[str]:
+    """UUIDs of GPUs that were taken out of management; changes nothing, as `recorded`."""
+    if not _look(path, "SELECT 1 FROM sqlite_master WHERE name = 'retired'"):
+        # Version 1 knows of none.
+        return frozenset()
+    return frozenset(uuid for (uuid,) in _look(path, "SELECT gpu_uuid FROM retired"))
+
+
+def _look(path: Path, query: str) -> list[tuple[Any, ...]]:
+    from urllib.parse import quote
+
     try:
         with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as db:
-            return frozenset(tuple(row) for row in db.execute(query))
+            return db.execute(query).fetchall()
     except sqlite3.Error as problem:
         raise LedgerFault(f"read ledger {path}: {problem}") from problem
 

@@ -374,6 +374,12 @@ class NvmlDriver:
         handle = self._open(gpu, gi_id)
         return None if handle is None else self._read_instance(handle, gpu)
 
+    def compute_instance(self, gpu: Gpu, gi_id: int, ci_id: int) -> ComputeInstance | None:
+        """A compute instance by its id, None when the driver knows none of that id."""
+        owner = self._open(gpu, gi_id)
+        handle = None if owner is None else self._open_compute(owner, ci_id, gpu)
+        return None if handle is None else self._read_compute(handle, gpu)
+
     def _handles(self, device: object, profile_id: int, gpu: Gpu) -> list[Any]:
         # Sized by the hardware's limit: A30 reports a wrong instanceCount (mig-facts.md h).
         array = (pynvml.c_nvmlGpuInstance_t * MAX_INSTANCES)()

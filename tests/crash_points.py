@@ -25,6 +25,7 @@ import shutil
 import signal
 import sqlite3
 import stat
+import struct
 import sys
 import tempfile
 import time
@@ -193,7 +194,7 @@ class Place:
 
 
 def _copy(source: str, target: str) -> None:
-    """A whole tree with owners, modes and device nodes."""
+    """A whole tree with owners, modes, access lists and device nodes."""
     status = os.lstat(source)
     if stat.S_ISDIR(status.st_mode):
         os.mkdir(target)  # noqa: PTH102  # thousands of times: no Path objects
@@ -207,6 +208,8 @@ def _copy(source: str, target: str) -> None:
     if (status.st_uid, status.st_gid) != (0, 0):
         os.chown(target, status.st_uid, status.st_gid)
     os.chmod(target, stat.S_IMODE(status.st_mode))  # noqa: PTH101
+    for name in os.listxattr(source) if stat.S_ISREG(status.st_mode) else ():
+        os.setxattr(target, name, os.getxattr(source, name))
 
 
 # -- watching and killing --------------------------------------------------------------
@@ -550,9 +553,20 @@ def _check_files(place: Place, open_: list[Allocation]) -> None:
             # Beside slices, a GPU that the job has as a whole is named by its own UUID.
             whole = {record.gpu_uuid for record in held[stem] if record.whole}
             assert uuids <= whole | {uuid for record in held[stem] for uuid in record.uuids}
-            status = path.stat()
-            assert status.st_uid in {record.owner.uid for record in held[stem]}
-            assert stat.S_IMODE(status.st_mode) == 0o400
+            assert readers(path) <= {record.owner.uid for record in held[stem]}
+            assert stat.S_IMODE(path.stat().st_mode) in (0o400, 0o440)
+
+
+def readers(path: Path) -> set[int]:
+    """Users whom a file's access list, or without one its owner's mode, lets read it."""
+    try:
+        packed = os.getxattr(path, "system.posix_acl_access")[4:]
+    except OSError:
+        return {path.stat().st_uid}
+    entries = struct.iter_unpack("<HHI", packed)
+    named = {uid for tag, right, uid in entries if tag == 0x02 and right & 4}
+    # The mask is where the group's bits stand; without it the list lets nobody in.
+    return named if path.stat().st_mode & 0o040 else set()
 
 
 def _check_trail(place: Place) -> None:

@@ -61,13 +61,18 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         bind = "none"
         containers = true
         leases = "/l"
+        [feed]
+        gpustat = "/g"
+        dcgm = "/d"
+        admin_comment = true
         """,
     )
     assert load(file, {}) == Config(
         "simulator:/sim", (0, 2), (2, 0), {"NVIDIA A30": 2}, Path("/s"),
         Path("/r"), 1.0, 2.5, 17.0, Path("/b"), 3.0,
         "commands", "cancel", 0, 4.0, 5.0, "reject", {"NVIDIA A30": "full-profile"}, True,
-        "none", True, Path("/l"), ("restart:nvidia-dcgm.service", "kill-job"), 6.0, 7, 8.0, file,
+        "none", True, Path("/l"), ("restart:nvidia-dcgm.service", "kill-job"), 6.0, 7, 8.0,
+        Path("/g"), Path("/d"), True, file,
     )  # fmt: skip
 
 
@@ -82,8 +87,13 @@ def test_the_sample_is_the_shipped_one_and_means_the_defaults(tmp_path: Path) ->
     text = "\n".join(line.lstrip("#") if line[:1] == "#" and line[1:2] != " " else line
                      for line in sample().splitlines())  # fmt: skip
     loaded = load(write(tmp_path, text), {})
-    shown = {"slurm_bin": Path("/usr/bin"), "expected": {"NVIDIA H100 80GB HBM3": 8}}
-    plain = Config(**shown, source=loaded.source)  # type: ignore[arg-type]
+    plain = Config(
+        slurm_bin=Path("/usr/bin"),
+        expected={"NVIDIA H100 80GB HBM3": 8},
+        gpustat=Path("/run/gpustat"),
+        dcgm=Path("/run/dcgm-job-mapping"),
+        source=loaded.source,
+    )
     assert loaded == plain
     assert tomllib.loads(sample()) == {item.table: {} for item in SETTINGS}
     shipped = Path(__file__).parents[1] / "etc/config.toml"

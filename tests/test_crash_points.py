@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -53,7 +53,7 @@ def test_every_kind_of_operation_is_seen(space: Path) -> None:
         "nvmlInitWithFlags", "nvmlDeviceCreateGpuInstanceWithPlacement", "nvmlShutdown",
         "nvmlGpuInstanceCreateComputeInstance", "execute", "executemany", "flock", "mkdir",
         "open", "write", "close", "replace", "unlink", "mknod", "chown", "chmod", "fchmod",
-        "fchown",
+        "setxattr",
     } <= names  # fmt: skip
     before = [label for label in seen.labels if label.startswith("before ")]
     after = [label for label in seen.labels if label.startswith("after ")]
@@ -79,9 +79,9 @@ def test_a_ledger_that_forgets_is_found_out(monkeypatch: pytest.MonkeyPatch) -> 
     """Nor may the intent come late: an instance that no record names would stay for ever."""
     add = Ledger.add
 
-    def late(self: Ledger, allocation: object, kind: str) -> object:
+    def late(self: Ledger, allocation: Any, kind: str, **facts: Any) -> object:
         self._db.execute("PRAGMA synchronous=OFF")
-        return add(self, allocation, kind)  # type: ignore[arg-type]
+        return add(self, allocation, kind, **facts)
 
     def carve_first(self: Allocator, *arguments: object) -> object:
         owner, request, gpu, chosen, undo = arguments

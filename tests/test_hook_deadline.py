@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.root
 
 STAMP = "slurm-mig=1,3g.40gb/9/14:1"
-QUICK = "[hooks]\nlock_timeout = 0.5\ndestroy_timeout = 0.2\ndeadline = 8\n"
+QUICK = "[hooks]\nlock_timeout = 0.5\ndestroy_timeout = 0.2\ndeadline = 8\n[stuck]\ntimeout = 0.5\n"
 
 
 @pytest.fixture

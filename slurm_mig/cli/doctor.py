@@ -12,7 +12,7 @@ import click
 from slurm_mig.cli._common import check_models, json_option, print_json
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.cli.generate import _pairs
-from slurm_mig.config import Config, load
+from slurm_mig.config import Config, load, locate
 from slurm_mig.doctor import all_checks, report
 from slurm_mig.doctor.check import ERROR, WARNING, examine
 from slurm_mig.doctor.gather import Sources, gather
@@ -105,7 +105,7 @@ def _config() -> tuple[Config, str]:
         config = load(click.get_current_context().obj)
         check_models(config)
     except ConfigFault as fault:
-        return Config(), str(fault)
+        return Config(source=locate(click.get_current_context().obj, os.environ)), str(fault)
     return config, ""
 
 

@@ -37,7 +37,7 @@ from slurm_mig.doctor.lua_checks import loads
 from slurm_mig.doctor.slurm_checks import loaded_values
 from slurm_mig.errors import LedgerFault, SlurmFault, SlurmMigError, UsageFault
 from slurm_mig.install import HOOKS, sources
-from slurm_mig.ledger import recorded
+from slurm_mig.ledger import recorded, retired
 from slurm_mig.slurm_commands import CommandClient
 
 if TYPE_CHECKING:
@@ -422,7 +422,7 @@ class _Gatherer:
                 self._driver_faults.append(str(fault))
 
     def _gpu(self, gpu: Gpu) -> GpuFacts:
-        managed = self.node.managed(gpu)
+        managed = self.node.configured(gpu) and gpu.uuid not in self._retired
         return GpuFacts(
             minor=gpu.minor,
             index=gpu.index,
@@ -436,6 +436,14 @@ class _Gatherer:
             geometry=self.node.driver.geometry(gpu) if gpu.mig_capable else None,
             foreign=tuple(self._foreign(gpu)) if managed and gpu.mig_mode else (),
         )
+
+    @cached_property
+    def _retired(self) -> frozenset[str]:
+        """GPUs taken out of management; `_recorded` says what is wrong with the ledger."""
+        try:
+            return retired(self.config.ledger) if self.config.ledger.exists() else frozenset()
+        except LedgerFault:
+            return frozenset()
 
     @cached_property
     def _recorded(self) -> frozenset[tuple[str, int, int, int]]:

@@ -49,7 +49,7 @@ SCONTROL = """\
 here={root}
 case "$*" in
     --version) cat "$here/version" ;;
-    "show node -o n1") cat "$here/node" 2>/dev/null || {{ echo "no node" >&2; exit 1; }} ;;
+    "show node -d -o n1") cat "$here/node" 2>/dev/null || {{ echo "no node" >&2; exit 1; }} ;;
     "show config") cat "$here/live" 2>/dev/null || {{ echo "no controller" >&2; exit 1; }} ;;
 esac
 """
@@ -165,7 +165,7 @@ class Clinic:
         except ConfigFault as problem:
             from slurm_mig.config import Config
 
-            config, fault = Config(), str(problem)
+            config, fault = Config(source=self.site.config), str(problem)
         node = Node(config, {"SLURMD_NODENAME": "n1"})
         try:
             return gather(Sources(live=self.live, **self.options), node, fault)  # type: ignore[arg-type]
