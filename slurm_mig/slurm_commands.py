@@ -272,7 +272,8 @@ class CommandClient:
         except OSError as problem:
             raise SlurmFault(f"{shown}: {problem.strerror}") from problem
         if done.returncode != 0:
-            text = done.stderr.decode(errors="replace").strip()
+            # scontrol says some of it on its standard output: "Node n9 not found".
+            text = (done.stderr.strip() or done.stdout.strip()).decode(errors="replace")
             raise SlurmFault(f"{shown}: exit {done.returncode}: {text[:300]}")
         return done.stdout.decode(errors="replace")
 

@@ -146,8 +146,8 @@ def _cause(drain: Drain, injected: Iterable[Injected]) -> str | None:
 #: What a reason may say, and which mischief leads to it.
 _CAUSES = (
     (r"^slurm-mig: .*lock not free", ("hang",)),
-    (r"^slurm-mig: .*(deadline|did not end|hang)", ("hang",)),
-    (r"^slurm-mig: .*ended by signal", ("kill-hook", "kill-at-call", "hang")),
+    (r"^slurm-mig: .*not done within", ("hang",)),
+    (r"^slurm-mig: .*(killed|ended) by SIG", ("kill-hook", "kill-at-call", "hang")),
     (r"^slurm-mig: internal error", ()),
     (r"^slurm-mig: ", ("driver-error",)),
     (r"prolog error", ("hang", "kill-hook", "kill-at-call", REPEATED)),
@@ -278,7 +278,7 @@ def _carved(
     verdict: Verdict,
 ) -> None:
     """One record for the slices of a run, one for each of its whole GPUs; held to its end."""
-    given = [record for record in carved if record.number in active]
+    given = _of_this_run(run, [item for item in carved if item.number in active], injected, verdict)
     if not given:
         verdict.rows["Prolog failed half-way, undone"] += 1
         if not any(item.covers(run.node, run.start - 60, run.end + 60) for item in injected):
@@ -301,6 +301,29 @@ def _carved(
     if not run.gpus and held != Counter(run.profiles):
         verdict.violations.append(f"{name}: Slurm gave {dict(run.profiles)}, carved {dict(held)}")
     verdict.rows["whole GPU, equal" if run.gpus else "slices, equal"] += 1
+
+
+def _of_this_run(
+    run: Run,
+    given: list[Allocation],
+    injected: Sequence[Injected],
+    verdict: Verdict,
+) -> list[Allocation]:
+    """Without those of a job that a killed slurmctld forgot and whose id it gave out again."""
+    fitting = [
+        record
+        for record in given
+        if Counter(item.profile for item in record.instances) == Counter(run.profiles)
+    ]
+    if run.gpus or len(given) < 2 or not fitting:
+        return given
+    mine = min(fitting, key=lambda record: abs(record.created - run.start))
+    others = [record for record in given if record is not mine]
+    if not all(_unsaved(record.created, injected) for record in others):
+        return given
+    for record in others:
+        _unknown(record, injected, verdict)
+    return [mine]
 
 
 def _without_record(

@@ -115,6 +115,7 @@ def test_sacct_alone_tells_the_uuid(accounted: Site) -> None:
     accounted.until(lambda: [r for r in accounted.records() if r.owner.job_id == job], "a record")
     accounted.until(lambda: accounted.record(job).phase == ACTIVE, "the slice")
     (uuid,) = accounted.record(job).uuids
+    accounted.until(lambda: uuid in accounted.show(job, "AdminComment"), "the comment")
     accounted.settle()
 
     def told() -> str:

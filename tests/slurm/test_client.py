@@ -221,7 +221,7 @@ def test_commands_slurm_refuses(client: Slurm) -> None:
         client.requeue_hold("999999")
     with pytest.raises(SlurmFault, match="Invalid job id"):
         client.notify("999999", "text")
-    with pytest.raises(SlurmFault, match="nvalid"):
+    with pytest.raises(SlurmFault, match="not found"):
         client.drain("no-such-node", "slurm-mig: x")
 
 

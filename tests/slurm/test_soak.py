@@ -149,6 +149,9 @@ def test_what_a_killed_slurmctld_forgets() -> None:
         ("slurm-mig: job 7: GPU 0: create: Unknown Error", "slurmd-kill", False),
         ("slurm-mig: internal error: KeyError", "driver-error", False),
         ("slurm-mig: job 7: GPU-0: lock not free within 7 s", "hang", True),
+        ("slurm-mig: job 7: epilog killed by SIGKILL in what follows", "kill-at-call", True),
+        ("slurm-mig: job 7: prolog ended by SIGTERM in carve", "hang", True),
+        ("slurm-mig: job 7: prolog not done within 300 s, in carve", "hang", True),
         ("Kill task failed", "hang", False),
     ],
 )
