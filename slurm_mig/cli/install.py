@@ -147,7 +147,7 @@ def _advise(places: Places, made: Sequence[install.File], root: Path) -> None:
             click.echo(line)
         if not (places.prolog_d and places.epilog_d):
             click.echo(
-                "# Where there is a Prolog or Epilog already: before Slurm 24.11 a second line "
+                "# Where there is a Prolog or Epilog already: before Slurm 24.05 a second line "
                 "takes its place;\n# see --prolog-d and --epilog-d."
             )
         for line in _site_faults(places, root):
