@@ -62,7 +62,8 @@ units="slurm-mig-boot.service slurm-mig-reconcile.timer slurm-mig-metrics.timer"
 """
 
 POSTINST: Final = f"""{_SET}
-if [ "$1" = configure ]; then
+# abort-remove: what a removal that failed half-way has taken away comes back.
+if [ "$1" = configure ] || [ "$1" = abort-remove ]; then
     "$root{HOME}/bin/python3" -I -m compileall -q ${{root:+-s "$root"}} "$root{PACKAGES}"
     slurm_mig install --root "${{root:-/}}" --only hooks
     if [ -z "$root" ] && [ -d /run/systemd/system ]; then

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -156,6 +158,20 @@ def test_uninstall_while_a_unit_is_enabled(site: Site, tmp_path: Path) -> None:
     link.symlink_to("/etc/systemd/system/slurm-mig-boot.service")
     done = into(site, tmp_path, "--uninstall")
     assert (done.returncode, "systemctl disable" in done.stderr) == (23, True)
+
+
+def test_a_manifest_of_somebody_elses(site: Site, tmp_path: Path) -> None:
+    """It says what root removes: one that a user could have written is not read."""
+    victim = tmp_path / "victim"
+    victim.write_text("x")
+    hooks = tmp_path / "hooks"
+    hooks.mkdir()
+    digest = hashlib.sha256(b"x").hexdigest()
+    (hooks / ".installed").write_text(json.dumps({"files": {str(victim): digest}}))
+    (hooks / ".installed").chmod(0o666)
+    done = site.cli("install", "--uninstall", "--hooks", str(hooks), SLURM_CONF="/none")
+    assert (done.returncode, "must not be writable" in done.stderr) == (10, True)
+    assert victim.exists()
 
 
 def test_slurmctld_is_asked_first(site: Site, tmp_path: Path) -> None:

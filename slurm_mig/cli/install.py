@@ -88,7 +88,6 @@ def command(
     if force and not away:
         raise UsageFault("--force goes with --uninstall")
     require_root()
-    root = root.absolute()
     places = Places(
         hooks=hooks.absolute(),
         units=None if no_units else _units(units, root),
@@ -96,6 +95,14 @@ def command(
         prolog_d=prolog_d and prolog_d.absolute(),
         epilog_d=epilog_d and epilog_d.absolute(),
     )
+    wanted = parts or tuple(part for part in install.PARTS if part != "log")
+    wanted += ("log",) if log_file and "log" not in wanted else ()
+    _run(wanted, places, root.absolute(), away=away, force=force, dry_run=dry_run)
+
+
+def _run(
+    parts: Sequence[str], places: Places, root: Path, *, away: bool, force: bool, dry_run: bool
+) -> None:
     config, runtime = _runtime(root)
     manifest = install.below(root, places.hooks / install.MANIFEST)
     if away:
@@ -103,8 +110,7 @@ def command(
 
         uninstall(manifest, root, config, force=force, dry_run=dry_run)
         return
-    wanted = parts or tuple(part for part in install.PARTS if part != "log")
-    made = install.files((*wanted, *(["log"] if log_file else [])), places, runtime, root)
+    made = install.files(parts, places, runtime, root)
     if dry_run:
         _show(made, root)
         return
