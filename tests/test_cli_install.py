@@ -17,6 +17,7 @@ import pytest
 from slurm_mig import install
 from slurm_mig.cli import VERBS
 from slurm_mig.config import sample
+from slurm_mig.doctor.node_checks import reinstalled
 from slurm_mig.install import Places, Runtime
 
 from .conftest import H100, Site, job_environ
@@ -336,3 +337,12 @@ def test_an_installed_hook_runs(make_site: Callable[..., Site], tmp_path: Path) 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(site.machine.board(0).instances) > 0
+
+
+def test_what_the_doctor_says_of_a_stale_hook() -> None:
+    """In a prolog.d only the Prolog is written: Slurm would run the other hooks there, too."""
+    for name, option in ((install.PROLOG_NAME, "--prolog-d"), (install.EPILOG_NAME, "--epilog-d")):
+        assert (
+            reinstalled(f"/etc/x.d/{name}") == f"slurm-mig install --only hooks {option} /etc/x.d"
+        )
+    assert reinstalled("/a/prolog") == "slurm-mig install --only hooks --hooks /a"
