@@ -346,3 +346,35 @@ def test_what_the_doctor_says_of_a_stale_hook() -> None:
             reinstalled(f"/etc/x.d/{name}") == f"slurm-mig install --only hooks {option} /etc/x.d"
         )
     assert reinstalled("/a/prolog") == "slurm-mig install --only hooks --hooks /a"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
+@pytest.mark.parametrize("config", ["/etc/c.toml", '/a b/%n/it\'s $HOME "x".toml'])
+def test_systemd_understands_every_unit(public_tmp: Path, config: str) -> None:
+    """No word of complaint, whatever the paths are."""
+    runtime = Runtime(Path(sys.executable), Path(config), Path("/run/m"), 130.0)
+    places = Places(public_tmp / "hooks", units=public_tmp / "units")
+    made = install.files(["units"], places, runtime, Path("/"))
+    install.write(made, Path("/"), public_tmp / ".installed")
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no",
+         *(str(file.path) for file in made)],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    mine = [line for line in done.stderr.splitlines() if "slurm-mig" in line]
+    assert (done.returncode, mine) == (0, [])
+
+
+@pytest.mark.skipif(shutil.which("systemd-tmpfiles") is None, reason="no systemd-tmpfiles here")
+@pytest.mark.parametrize("run", ["/run/slurm-mig", '/run/a b/"c" %d'])
+def test_systemd_tmpfiles_makes_the_directory(tmp_path: Path, run: str) -> None:
+    """That very one, with its mode, below a root."""
+    runtime = Runtime(Path(sys.executable), Path("/etc/c.toml"), Path(run))
+    made = install.files(["tmpfiles"], Places(Path("/h")), runtime, Path("/"))
+    install.write(made, tmp_path, tmp_path / ".installed")
+    done = subprocess.run(
+        ["systemd-tmpfiles", f"--root={tmp_path}", "--create", "slurm-mig.conf"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / run.lstrip("/")).stat().st_mode & 0o777 == 0o755
