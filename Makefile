@@ -9,7 +9,7 @@ WORKERS ?= 2
 JOBS ?= 2000
 SEED ?= 1
 
-.PHONY: manual demo test lint unit soak test-slurm test-slurm-versions test-pythons bench generated clean packages
+.PHONY: manual demo test lint unit soak test-slurm test-slurm-versions test-pythons bench generated clean packages deb
 
 demo: packages $(VENV)/.installed
 	@$(BIN)/slurm-mig demo
@@ -54,6 +54,10 @@ bench: packages $(VENV)/.developer
 manual: $(VENV)/.developer
 	@$(BIN)/mkdocs build --quiet --strict --config-file .ci/mkdocs.yml --site-dir ../site
 
+# dist/slurm-mig_VERSION_all.deb; what it needs is taken from the environment, nothing is downloaded.
+deb: packages $(VENV)/.developer
+	@$(BIN)/python .ci/deb.py dist
+
 # The samples under etc/, the table of docs/doctor.md and the manual's reference come from the code; tests compare.
 generated: $(VENV)/.installed
 	@$(BIN)/python -c 'from slurm_mig.fleetfile import SAMPLE; print(SAMPLE, end="")' >etc/fleet.toml
@@ -78,4 +82,4 @@ $(VENV)/.developer: pyproject.toml | packages
 	@touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

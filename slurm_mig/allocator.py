@@ -154,6 +154,11 @@ class Allocator:
                 undo.pop_all()
         return record
 
+    def foresee_plan(self, request: Request, gpu: Gpu, start: int | None = None) -> Plan:
+        """Where `allocate` would put it now, raising what it would for want of room."""
+        with about(gpu=str(gpu)), self._locked(gpu.uuid, "plan") as gpu:
+            return self._plan(request, gpu, start, self._driver.instances(gpu))
+
     def _refuse_retired(self, gpu: Gpu, owner: Owner) -> None:
         """Look again under the lock: it may have been retired since the hook asked."""
         mark = self._ledger.retired().get(gpu.uuid)
@@ -883,6 +888,47 @@ class Allocator:
         self._remove_stale_files(live_jobs, report)
         return report
 
+    def foresee(self, live_jobs: Callable[[], frozenset[int]] | None) -> Report:
+        """What `reconcile` would do, as far as looking tells; nothing is changed.
+
+        Whether something that is in use goes is seen only by trying: it is in `done`, as what
+        would be tried.
+        """
+        report = Report()
+        gpus, faults = self._driver.survey()
+        report.left += [str(fault) for fault in faults]
+        here = {gpu.uuid: gpu for gpu in gpus if gpu.mig_capable}
+        report.left += self._records_without_gpu(set(here))
+        live = None if live_jobs is None else live_jobs()
+        for record in self._ledger.all_open():
+            text = self._foreseen(record, here.get(record.gpu_uuid), live)
+            report.done += [f"{_name(record)}: {text}"] if text else []
+        for gpu in here.values():
+            if gpu.uuid not in self._ledger.retired():
+                report.foreign += [f"{gpu}: {text}" for text in self._foreign(gpu)]
+        if live is not None:
+            held = {record.owner.job_id for record in self._ledger.all_open()}
+            stale = sorted(self._files.jobs() - live - held)
+            report.done += [f"job {job}: left-over files would be removed" for job in stale]
+        return report
+
+    def _foreseen(self, record: Allocation, gpu: Gpu | None, live: frozenset[int] | None) -> str:
+        if record.boot_id != self._boot_id:
+            # One that MIG mode was switched off for stands on its GPU's answer.
+            waits = gpu is None and record.request == phases.WHOLE_MIG_OFF
+            return "" if waits else "would be closed as lost with a reboot"
+        if gpu is None:
+            return ""
+        if record.phase == phases.QUARANTINED:
+            return "would be tried again"
+        if record.phase != phases.ACTIVE:
+            return "would be finished, if no hook is at work on it"
+        if self._missing(record, gpu):
+            return "would be closed: something of it is gone"
+        if live is not None and record.owner.job_id not in (None, *live):
+            return "would be taken down: its job is no longer on this node"
+        return ""
+
     def _close_earlier_boots(self, report: Report) -> None:
         for record in self._ledger.all_open():
             # One that MIG mode was switched off for is closed by the sweep of its GPU.
@@ -987,16 +1033,24 @@ class Allocator:
         with about(gpu=str(gpu)), self._locked(gpu.uuid, "switch MIG mode") as now:
             self._sweep(now, None)
             gpu = self._driver.gpu(gpu.uuid)
-            whole = [item for item in self._ledger.open_on(gpu.uuid) if item.whole]
-            if whole and on:
-                raise Held(f"{whole[0].owner} has the whole GPU, without MIG")
-            present = [str(slot) for slot in self._slots(gpu, self._driver.instances(gpu))]
-            if present and not on:
-                raise Held(
-                    f"MIG mode stays on: {', '.join(present)} exist",
-                    remedy="see `slurm-mig status` for whose they are",
-                )
+            self._refuse_mode(gpu, on=on)
             return self._driver.set_mig_mode(gpu, on=on)
+
+    def may_set_mode(self, gpu: Gpu, *, on: bool) -> None:
+        """Held where `set_mode` would be; nothing is changed."""
+        with about(gpu=str(gpu)), self._locked(gpu.uuid, "look at MIG mode") as gpu:
+            self._refuse_mode(gpu, on=on)
+
+    def _refuse_mode(self, gpu: Gpu, *, on: bool) -> None:
+        whole = [item for item in self._ledger.open_on(gpu.uuid) if item.whole]
+        if whole and on:
+            raise Held(f"{whole[0].owner} has the whole GPU, without MIG")
+        present = [str(slot) for slot in self._slots(gpu, self._driver.instances(gpu))]
+        if present and not on:
+            raise Held(
+                f"MIG mode stays on: {', '.join(present)} exist",
+                remedy="see `slurm-mig status` for whose they are",
+            )
 
     def adopt(self, owner: Owner, gpu: Gpu, found: GpuInstance) -> Allocation:
         """Put a foreign instance on record, so that its end is on record too."""

@@ -183,7 +183,7 @@ ONE = [*FOR, f"n1={H100}:1"]
         ([*ONE, "--hooks", "/a\nb"], 2, "write an absolute path"),
         ([*ONE, "--out", "/proc/x"], 10, "write /proc/x: "),
         ([*ONE, "--out", ""], 2, "'' is no path"),
-        (["install", "--hooks", "/proc/x"], 10, "make /proc/x: "),
+        (["install", "--only", "hooks", "--hooks", "/proc/x"], 10, "make /proc/x: "),
         (["create", "9" * 5000, "--gpu", "0"], 3, "is not a MIG profile name"),
         (["audit", "--job", "9" * 23], 2, "is not in the range 1<=x<=4294967295"),
         (["audit", "--job", "x"], 2, "Allowed: whole numbers from 1 to 4294967295"),
@@ -194,9 +194,9 @@ ONE = [*FOR, f"n1={H100}:1"]
         (["audit", "--uuid", "\udcff"], 2, "--uuid '\\udcff' is not UTF-8"),
         (["--config", "", "status"], 2, "'' is no path"),
         (["--config", "/", "status"], 11, "config /: Is a directory"),
-        (["frobnicate"], 2, "no command 'frobnicate'; commands: audit, create"),
+        (["frobnicate"], 2, "no command 'frobnicate'; commands: apply, assert, audit"),
         (["simulator", "frob"], 2, "no command 'frob'; commands: create, "),
-        (["reset", "--frob"], 2, "Allowed: -i, --gpu, --force, --foreign, --json"),
+        (["reset", "--frob"], 2, "Allowed: -i, --gpu, --force, --foreign, --dry-run"),
         (["weights"], 2, "Missing option '--gpu'; usage: "),
         (["weights", "--gpu", "h100-80gb"], 2, "did you mean h100-80gb-"),
         (["simulator", "create", "/proc/x", "--gpu", H100], 22, "make /proc/x: "),
@@ -595,13 +595,14 @@ def test_generate_writes_all_or_nothing(site: Site, tmp_path: Path) -> None:
 def test_install_writes_all_or_nothing(site: Site, tmp_path: Path) -> None:
     """The same for the hooks."""
     (tmp_path / "task_prolog").mkdir()
-    refused(site.cli("install", "--no-units", "--hooks", str(tmp_path)), 10, "task_prolog is a dir")
+    done = site.cli("install", "--only", "hooks", "--hooks", str(tmp_path))
+    refused(done, 10, "task_prolog is a dir")
     assert [path.name for path in tmp_path.iterdir()] == ["task_prolog"]
 
 
 def test_install(site: Site, tmp_path: Path) -> None:
     """Prints what slurm.conf needs; the hooks are this configuration's."""
-    done = site.cli("install", "--no-units", "--hooks", str(tmp_path / "hooks"))
+    done = site.cli("install", "--only", "hooks", "--hooks", str(tmp_path / "hooks"))
     assert f"Prolog={tmp_path}/hooks/prolog" in done.stdout
     script = (tmp_path / "hooks/prolog").read_text()
     assert f"config='{site.config}'" in script

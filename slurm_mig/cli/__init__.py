@@ -19,6 +19,8 @@ CLOSED_PIPE: Final = 141
 
 #: Verb -> module below slurm_mig.cli; the module's click command is named `command`.
 VERBS: Final[dict[str, str]] = {
+    "apply": "apply",
+    "assert": "assert_",
     "audit": "audit",
     "create": "create",
     "demo": "demo",
@@ -26,6 +28,7 @@ VERBS: Final[dict[str, str]] = {
     "disable": "disable",
     "doctor": "doctor",
     "enable": "enable",
+    "export": "export",
     "generate": "generate",
     "gpus": "gpus",
     "install": "install",

@@ -34,6 +34,10 @@ gpu_option: Callable[[Any], Any] = click.option(
     "-i", "--gpu", "gpu", default="all", help="Device minor or UUID; all GPUs if not given."
 )
 
+dry_run_option: Callable[[Any], Any] = click.option(
+    "--dry-run", is_flag=True, help="Only say what would be done."
+)
+
 
 @contextmanager
 def open_node() -> Iterator[Node]:

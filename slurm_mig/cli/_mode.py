@@ -9,9 +9,12 @@ from slurm_mig.errors import SlurmMigError
 from slurm_mig.node import require_root
 
 
-def switch(chosen: str, *, on: bool, as_json: bool) -> None:
+def switch(chosen: str, *, on: bool, dry_run: bool, as_json: bool) -> None:
     """Switch the mode of the chosen GPUs; the first fault is raised after all were tried."""
     require_root()
+    if dry_run:
+        _foresee(chosen, on=on, as_json=as_json)
+        return
     word = "on" if on else "off"
     done, faults = [], []
     with open_node() as node:
@@ -29,4 +32,30 @@ def switch(chosen: str, *, on: bool, as_json: bool) -> None:
     if as_json:
         print_json({"gpus": done, "faults": [str(fault) for fault in faults]})
     for fault in faults:
+        raise fault
+
+
+def _foresee(chosen: str, *, on: bool, as_json: bool) -> None:
+    """What switching would do to each GPU; Held where it would be refused."""
+    rows, faults = [], []
+    with open_node() as node:
+        gpus, lost = choose_gpus(node, chosen)
+        for gpu in gpus:
+            try:
+                node.allocator().may_set_mode(gpu, on=on)
+            except SlurmMigError as problem:
+                faults.append(problem)
+                continue
+            switched = gpu.mig_mode != on
+            reset = switched and not gpu.resetless
+            rows.append({"gpu": gpu.minor, "uuid": gpu.uuid, "switched": switched, "reset": reset})
+    if as_json:
+        print_json({"dry_run": True, "gpus": rows, "faults": [str(x) for x in (*faults, *lost)]})
+    else:
+        word = "on" if on else "off"
+        for row in rows:
+            what = f"would be switched {word}" if row["switched"] else f"is {word} already"
+            how = ", with a reset of the GPU" if row["reset"] else ""
+            click.echo(f"GPU {row['gpu']}: MIG mode {what}{how}")
+    for fault in (*faults, *lost):
         raise fault

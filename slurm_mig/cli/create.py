@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -9,6 +10,7 @@ import click
 from slurm_mig.cli._common import (
     administrator,
     choose_gpus,
+    dry_run_option,
     json_option,
     open_node,
     print_json,
@@ -25,6 +27,15 @@ if TYPE_CHECKING:
     from slurm_mig.driver import Gpu
     from slurm_mig.errors import SlurmMigError
     from slurm_mig.node import Node
+    from slurm_mig.planner import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """What a dry run found: the GPU and the plan for it."""
+
+    gpu: Gpu
+    plan: Plan
 
 
 @click.command()
@@ -33,8 +44,15 @@ if TYPE_CHECKING:
     "-i", "--gpu", "gpu", default="all", help="Device minor or UUID; else the first with room."
 )
 @click.option("--start", type=int, help="Placement unit to start at; the planner's choice else.")
+@dry_run_option
 @json_option
-def command(profile: str, gpu: str, start: int | None, as_json: bool) -> None:  # noqa: FBT001
+def command(
+    profile: str,
+    gpu: str,
+    start: int | None,
+    dry_run: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+) -> None:
     """Make a GPU instance with its compute instance, owned by the administrator.
 
     Slurm does not know of it: use it on GPUs that jobs cannot get, or drain first.
@@ -42,7 +60,13 @@ def command(profile: str, gpu: str, start: int | None, as_json: bool) -> None:  
     require_root()
     with open_node() as node:
         gpus, faults = choose_gpus(node, gpu)
-        record = _create(node, gpus, profile, start, faults)
+        record = _create(node, gpus, profile, start, faults, dry_run=dry_run)
+    if isinstance(record, Foreseen):
+        if as_json:
+            print_json({"dry_run": True, "gpu": record.gpu.minor, "plan": str(record.plan)})
+        else:
+            click.echo(f"GPU {record.gpu.minor}: would make {record.plan}")
+        return
     (made,) = record.instances
     if as_json:
         print_json(record.to_dict())
@@ -56,7 +80,9 @@ def _create(
     profile: str,
     start: int | None,
     faults: Sequence[SlurmMigError],
-) -> Allocation:
+    *,
+    dry_run: bool,
+) -> Allocation | Foreseen:
     """On the first GPU that takes it; the first one's refusal if none does."""
     refusals: list[SlurmMigError] = []
     for gpu in gpus:
@@ -64,6 +90,8 @@ def _create(
             row = node.driver.geometry(gpu).find(profile)
             name = row.name if profile.isdigit() else Profile.parse(profile)
             request = Request((Item(name, 1, row.profile_id),))
+            if gpu.mig_mode and dry_run:
+                return Foreseen(gpu, node.allocator().foresee_plan(request, gpu, start))
             if gpu.mig_mode:
                 return node.allocator().allocate(administrator(), request, gpu, start)
         except (NoRoom, ProfileNotOffered) as refusal:

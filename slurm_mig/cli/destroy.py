@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,16 +10,18 @@ from slurm_mig.allocation import QUARANTINED
 from slurm_mig.cli._common import (
     administrator,
     could_be_lost,
+    dry_run_option,
     json_option,
     open_node,
     print_json,
 )
+from slurm_mig.driver import GpuInstance
 from slurm_mig.errors import Held, Unresolved, UsageFault
 from slurm_mig.node import require_root
 
 if TYPE_CHECKING:
     from slurm_mig.allocation import Allocation
-    from slurm_mig.driver import Gpu, GpuInstance
+    from slurm_mig.driver import Gpu
     from slurm_mig.node import Node
 
 
@@ -27,8 +29,15 @@ if TYPE_CHECKING:
 @click.argument("uuid", metavar="MIG-UUID|GPU:GI")
 @click.option("--force", is_flag=True, help="Also take a slice from a job that holds it.")
 @click.option("--foreign", is_flag=True, help="Also destroy an instance that is in no record.")
+@dry_run_option
 @json_option
-def command(uuid: str, force: bool, foreign: bool, as_json: bool) -> None:  # noqa: FBT001
+def command(
+    uuid: str,
+    force: bool,  # noqa: FBT001
+    foreign: bool,  # noqa: FBT001
+    dry_run: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+) -> None:
     """Destroy one instance by its MIG UUID, or by GPU minor and GPU instance id (0:9)."""
     require_root()
     with open_node() as node:
@@ -40,10 +49,42 @@ def command(uuid: str, force: bool, foreign: bool, as_json: bool) -> None:  # no
                     f"{uuid} on GPU {gpu.minor} is in no record of slurm-mig's",
                     remedy="add --foreign if nothing else manages it",
                 )
-            record = node.allocator().adopt(administrator(), gpu, found)
-        check_free(record, force=force)
-        ended = node.allocator().release(record, "by an administrator")
-    report([ended], as_json=as_json)
+        else:
+            check_free(record, force=force)
+        if dry_run:
+            shown = [would_destroy(node, gpu, record or found)]
+        else:
+            record = record or node.allocator().adopt(administrator(), gpu, found)
+            ended = node.allocator().release(record, "by an administrator")
+    if dry_run:
+        show(shown, as_json=as_json)
+    else:
+        report([ended], as_json=as_json)
+
+
+def would_destroy(node: Node, gpu: Gpu, what: Allocation | GpuInstance) -> dict[str, Any]:
+    """What a dry run says of a record, all of which goes, or of an instance in none."""
+    if isinstance(what, GpuInstance):
+        name = node.driver.geometry(gpu).by_id(what.profile_id).name
+        return {
+            "gpu": gpu.minor,
+            "made": f"{name}@{what.placement.start}",
+            "owner": "in no record",
+            "job": None,
+        }
+    owner = f"{what.owner} of user {what.owner.user}"
+    return {"gpu": gpu.minor, "made": what.made, "owner": owner, "job": what.owner.job_id}
+
+
+def show(found: list[dict[str, Any]], *, as_json: bool) -> None:
+    """Print what a dry run found."""
+    if as_json:
+        print_json({"dry_run": True, "would_destroy": found})
+        return
+    for item in found:
+        click.echo(f"GPU {item['gpu']}: {item['made']} would be destroyed ({item['owner']})")
+    if not found:
+        click.echo("there is nothing to destroy")
 
 
 def owner_of(node: Node, gpu: Gpu, found: GpuInstance) -> Allocation | None:

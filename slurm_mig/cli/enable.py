@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
-from slurm_mig.cli._common import gpu_option, json_option
+from slurm_mig.cli._common import dry_run_option, gpu_option, json_option
 from slurm_mig.cli._mode import switch
 
 
 @click.command()
 @gpu_option
+@dry_run_option
 @json_option
-def command(gpu: str, as_json: bool) -> None:  # noqa: FBT001
+def command(gpu: str, dry_run: bool, as_json: bool) -> None:  # noqa: FBT001
     """Switch MIG mode on. Ampere resets the GPU for it."""
-    switch(gpu, on=True, as_json=as_json)
+    switch(gpu, on=True, dry_run=dry_run, as_json=as_json)

@@ -1,59 +1,178 @@
-"""`slurm-mig install`: put the hooks where Slurm can run them."""
+"""`slurm-mig install`: put hooks, units and what goes with them in place."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from slurm_mig import install
 from slurm_mig.boot import WAIT
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.cli.generate import DEFAULT_HOOKS
-from slurm_mig.config import chosen, load
+from slurm_mig.config import Config, chosen, load, sample
 from slurm_mig.errors import UsageFault
-from slurm_mig.install import UNIT, check_place, install_hooks, install_unit
+from slurm_mig.install import Places, Runtime
 from slurm_mig.node import require_root
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: Where an administrator's units go (systemd.unit(5)).
 UNITS = Path("/etc/systemd/system")
 
+SHARE = Path("/usr/local/share")
+
+_DIRECTORY = OnePath(path_type=Path, file_okay=False)
+
 
 @click.command()
 @click.option(
-    "--units",
-    type=OnePath(path_type=Path, file_okay=False),
-    help=f"Directory for the systemd unit.  [default: {UNITS}, where there is one]",
-)
-@click.option("--no-units", is_flag=True, help="Write no systemd unit.")
-@click.option(
     "--hooks",
-    type=OnePath(path_type=Path, file_okay=False),
+    type=_DIRECTORY,
     default=Path(DEFAULT_HOOKS),
     show_default=True,
-    help="Directory to put them into.",
+    help="Directory for the hooks.",
 )
-def command(units: Path | None, no_units: bool, hooks: Path) -> None:  # noqa: FBT001
-    """Write the hooks and the boot unit for this Python and this configuration."""
+@click.option("--prolog-d", type=_DIRECTORY, help="A prolog.d of yours for the Prolog instead.")
+@click.option("--epilog-d", type=_DIRECTORY, help="An epilog.d of yours for the Epilog instead.")
+@click.option(
+    "--units",
+    type=_DIRECTORY,
+    help=f"Directory for the systemd units.  [default: {UNITS}, where there is one]",
+)
+@click.option("--no-units", is_flag=True, help="Write no systemd units.")
+@click.option(
+    "--share",
+    type=_DIRECTORY,
+    default=SHARE,
+    show_default=True,
+    help="Directory for man pages and shell completion.",
+)
+@click.option(
+    "--only",
+    "parts",
+    type=click.Choice(install.PARTS),
+    multiple=True,
+    help="Only this part; may be given several times.",
+)
+@click.option("--log-file", is_flag=True, help="Also /var/log/slurm-mig.log: rsyslog, logrotate.")
+@click.option("--root", type=_DIRECTORY, default=Path("/"), help="Install into the image there.")
+@click.option("--uninstall", "away", is_flag=True, help="Remove what was installed.")
+@click.option("--force", is_flag=True, help="Uninstall although slurm.conf names the hooks.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be written or removed.")
+def command(
+    hooks: Path,
+    prolog_d: Path | None,
+    epilog_d: Path | None,
+    units: Path | None,
+    no_units: bool,  # noqa: FBT001
+    share: Path,
+    parts: tuple[str, ...],
+    log_file: bool,  # noqa: FBT001
+    root: Path,
+    away: bool,  # noqa: FBT001
+    force: bool,  # noqa: FBT001
+    dry_run: bool,  # noqa: FBT001
+) -> None:
+    """Write hooks, units, tmpfiles.d, completion, man pages and a config sample.
+
+    They name this Python and this configuration. What the site has changed in its
+    configuration, and other files in its directories, stay as they are.
+    """
     if units and no_units:
         raise UsageFault("--units and --no-units exclude each other")
+    if force and not away:
+        raise UsageFault("--force goes with --uninstall")
     require_root()
+    places = Places(
+        hooks=hooks.absolute(),
+        units=None if no_units else _units(units, root),
+        share=share.absolute(),
+        prolog_d=prolog_d and prolog_d.absolute(),
+        epilog_d=epilog_d and epilog_d.absolute(),
+    )
+    wanted = parts or tuple(part for part in install.PARTS if part != "log")
+    wanted += ("log",) if log_file and "log" not in wanted else ()
+    _run(wanted, places, root.absolute(), away=away, force=force, dry_run=dry_run)
+
+
+def _run(
+    parts: Sequence[str], places: Places, root: Path, *, away: bool, force: bool, dry_run: bool
+) -> None:
+    config, runtime = _runtime(root)
+    manifest = install.below(root, places.hooks / install.MANIFEST)
+    if away:
+        from slurm_mig.cli._uninstall import uninstall
+
+        uninstall(manifest, root, config, force=force, dry_run=dry_run)
+        return
+    made = install.files(parts, places, runtime, root)
+    if dry_run:
+        _show(made, root)
+        return
+    install.write(made, root, manifest, keep=[runtime.config])
+    _advise(places, made, root)
+
+
+def _units(named: Path | None, root: Path) -> Path | None:
+    if named is not None:
+        return named.absolute()
+    # An image gets them; a machine without systemd does not.
+    return UNITS if root != Path("/") or UNITS.is_dir() else None
+
+
+def _runtime(root: Path) -> tuple[Config, Runtime]:
+    """The configuration of the system below `root`, and what its files name."""
     option = click.get_current_context().obj
-    path = chosen(option, os.environ).absolute()
-    config = load(option)
-    python = Path(sys.executable)
-    place = None if no_units else units or (UNITS if UNITS.is_dir() else None)
-    if place is not None:
-        check_place(place, [UNIT])
-    made = install_hooks(hooks.absolute(), python, path, config.run)
-    click.echo("Put these lines into slurm.conf:")
-    for key, script in made.items():
-        click.echo(f"{key}={script}")
-    if place is not None:
-        bounded = WAIT + config.lock_timeout + 2 * config.slurm_timeout
-        unit = install_unit(place.absolute(), python, path, bounded)
+    path = install.without(root, chosen(option, os.environ).absolute())
+    if root == Path("/"):
+        config = load(option)
+    else:
+        there = install.below(root, path)
+        config = load(there) if there.exists() else Config()
+    bounded = WAIT + config.lock_timeout + 2 * config.slurm_timeout
+    python = install.without(root, Path(sys.executable))
+    return config, Runtime(python, path, config.run, bounded, sample())
+
+
+def _show(made: Sequence[install.File], root: Path) -> None:
+    install.check(made, root)
+    for file in made:
+        click.echo(f"{install.state(file, root):8}{install.below(root, file.path)}")
+
+
+def _advise(places: Places, made: Sequence[install.File], root: Path) -> None:
+    paths = [file.path for file in made]
+    if places.hook_paths["Prolog"] in paths:
+        click.echo("Put these lines into slurm.conf:")
+        for line in places.slurm_lines:
+            click.echo(line)
+        if not (places.prolog_d and places.epilog_d):
+            click.echo(
+                "# Where there is a Prolog or Epilog already: before Slurm 24.05 a second line "
+                "takes its place;\n# see --prolog-d and --epilog-d."
+            )
+        for line in _site_faults(places, root):
+            click.echo(f"# {line}")
+    if places.units and places.units / Path(install.UNIT).name in paths:
         click.echo(
-            f"{unit} readies the GPUs after a boot, before slurmd starts. Switch it on with:"
+            f"{places.units}/slurm-mig-boot.service readies the GPUs after a boot, before slurmd "
+            "starts;\nslurm-mig-reconcile.timer looks for left-overs on nodes without jobs. "
+            "Switch them on with:\nsystemctl daemon-reload; systemctl enable "
+            "slurm-mig-boot.service; systemctl enable --now slurm-mig-reconcile.timer"
         )
-        click.echo(f"systemctl daemon-reload; systemctl enable {unit.name}")
+
+
+def _site_faults(places: Places, root: Path) -> list[str]:
+    found: list[str] = []
+    for directory, ours, last in (
+        (places.prolog_d, install.PROLOG_NAME, True),
+        (places.epilog_d, install.EPILOG_NAME, False),
+    ):
+        if directory is not None:
+            found += install.site_faults(install.below(root, directory), ours, last=last)
+    return found

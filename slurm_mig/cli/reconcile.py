@@ -8,7 +8,7 @@ import click
 
 from slurm_mig.boot import WAIT
 from slurm_mig.cli._boot import boot
-from slurm_mig.cli._common import json_option, open_node, print_json, slurm_of
+from slurm_mig.cli._common import dry_run_option, json_option, open_node, print_json, slurm_of
 from slurm_mig.errors import LockTimeout, SlurmFault, Unresolved, UsageFault
 from slurm_mig.node import require_root
 
@@ -37,36 +37,44 @@ if TYPE_CHECKING:
 @click.option(
     "--node", "name", help="With --boot: Slurm's name of this node; its host's if not set."
 )
+@dry_run_option
 @json_option
 def command(
     no_slurm: bool,  # noqa: FBT001
     at_boot: bool,  # noqa: FBT001
     wait: int | None,
     name: str | None,
+    dry_run: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
 ) -> None:
     """Close what a reboot or a killed hook left. Instances in no record are only listed."""
     if not at_boot and (wait, name) != (None, None):
         raise UsageFault("--wait and --node go with --boot")
+    if at_boot and dry_run:
+        raise UsageFault(
+            "--boot and --dry-run exclude each other; --dry-run alone says what is left"
+        )
     require_root()
     if at_boot:
         boot(name or "", WAIT if wait is None else wait, as_json=as_json)
     else:
-        _reconcile(no_slurm=no_slurm, as_json=as_json)
+        _reconcile(no_slurm=no_slurm, dry_run=dry_run, as_json=as_json)
 
 
-def _reconcile(*, no_slurm: bool, as_json: bool) -> None:
+def _reconcile(*, no_slurm: bool, dry_run: bool, as_json: bool) -> None:
     with open_node() as node:
         live, silence = (None, "") if no_slurm else _asker(node)
-        found = node.allocator().reconcile(live)
-        fenced = "" if no_slurm else _fence(node)
+        allocator = node.allocator()
+        found = allocator.foresee(live) if dry_run else allocator.reconcile(live)
+        fenced = "" if no_slurm or dry_run else _fence(node)
     if fenced:
         found.done.append(fenced)
     left = [*found.left, *([silence] if silence else [])]
     if as_json:
         print_json({"done": found.done, "left": left, "foreign": found.foreign})
     else:
-        for title, lines in (("done", found.done), ("foreign", found.foreign), ("left", left)):
+        word = "would be done" if dry_run else "done"
+        for title, lines in ((word, found.done), ("foreign", found.foreign), ("left", left)):
             for line in lines:
                 click.echo(f"{title}: {line}")
         if not (found.done or left or found.foreign):

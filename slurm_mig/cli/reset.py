@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import click
 
-from slurm_mig.cli._common import administrator, choose_gpus, gpu_option, json_option, open_node
-from slurm_mig.cli.destroy import check_free, report
+from slurm_mig.cli._common import (
+    administrator,
+    choose_gpus,
+    dry_run_option,
+    gpu_option,
+    json_option,
+    open_node,
+)
+from slurm_mig.cli.destroy import check_free, report, show, would_destroy
 from slurm_mig.errors import Held
 from slurm_mig.node import require_root
 
@@ -14,8 +21,15 @@ from slurm_mig.node import require_root
 @gpu_option
 @click.option("--force", is_flag=True, help="Also take slices from jobs that hold them.")
 @click.option("--foreign", is_flag=True, help="Also destroy instances that are in no record.")
+@dry_run_option
 @json_option
-def command(gpu: str, force: bool, foreign: bool, as_json: bool) -> None:  # noqa: FBT001
+def command(
+    gpu: str,
+    force: bool,  # noqa: FBT001
+    foreign: bool,  # noqa: FBT001
+    dry_run: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+) -> None:
     """Destroy every instance of GPUs; MIG mode stays. Nothing is touched if any is held."""
     require_root()
     with open_node() as node:
@@ -27,11 +41,19 @@ def command(gpu: str, force: bool, foreign: bool, as_json: bool) -> None:  # noq
                 f"instances {where} are in no record of slurm-mig's",
                 remedy="add --foreign if nothing else manages them",
             )
-        records = [record for one in gpus for record in node.ledger.open_on(one.uuid)]
-        for record in records:
+        held = [(one, record) for one in gpus for record in node.ledger.open_on(one.uuid)]
+        for _, record in held:
             check_free(record, force=force)
-        records += [node.allocator().adopt(administrator(), *pair) for pair in strange]
-        ended = [node.allocator().release(record, "by an administrator") for record in records]
-    report(ended, as_json=as_json)
+        if dry_run:
+            shown = [would_destroy(node, one, record) for one, record in held]
+            shown += [would_destroy(node, one, item) for one, item in strange]
+        else:
+            records = [record for _, record in held]
+            records += [node.allocator().adopt(administrator(), *pair) for pair in strange]
+            ended = [node.allocator().release(record, "by an administrator") for record in records]
+    if dry_run:
+        show(shown, as_json=as_json)
+    else:
+        report(ended, as_json=as_json)
     for fault in faults:
         raise fault

@@ -109,11 +109,17 @@ def stale(facts: Facts) -> Iterator[Problem]:
         for file in hook.files:
             shipped = facts.shipped.get(hook.key, "")
             if is_ours(hook, file) and _SETTING.sub("", file.text) != _SETTING.sub("", shipped):
-                folder = file.path.rpartition("/")[0]
                 yield Problem(
                     f"{file.path} differs from that of slurm-mig {facts.release}",
-                    f"slurm-mig install --hooks {folder}",
+                    reinstalled(file.path),
                 )
+
+
+def reinstalled(path: str) -> str:
+    """The command that writes a hook anew; all three in a site's prolog.d would be run as one."""
+    folder, _, name = path.rpartition("/")
+    option = {"00-slurm-mig.sh": "--prolog-d", "zz-slurm-mig.sh": "--epilog-d"}.get(name, "--hooks")
+    return f"slurm-mig install --only hooks {option} {folder}"
 
 
 @check(

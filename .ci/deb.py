@@ -1,0 +1,228 @@
+"""Builds the Debian package: a Python environment below /opt/slurm-mig, units, man pages.
+
+deb.py DIR    writes DIR/slurm-mig_VERSION_all.deb (`make deb`: dist)
+
+Needs dpkg-deb, and the packages that slurm-mig depends on installed beside this Python: they
+go into the package as they are. Nothing is downloaded. The environment has no interpreter of its
+own: the node's python3 runs it, whichever of the releases in PYTHONS that is.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Final
+
+from slurm_mig import __version__, install
+from slurm_mig.config import sample
+from slurm_mig.install import Places, Runtime
+
+TOP: Final = Path(__file__).parents[1]
+HOME: Final = Path("/opt/slurm-mig")
+PACKAGES: Final = f"{HOME}/lib/python3/site-packages"
+CONFIG: Final = Path("/etc/slurm-mig/config.toml")
+
+#: Releases whose python3 finds the packages; the tests run on these.
+PYTHONS: Final = (11, 12, 13, 14)
+
+#: What goes in beside slurm-mig: what it needs, and what metrics and mig-parted's YAML need.
+BUNDLED: Final = ("nvidia-ml-py", "filelock", "click", "prometheus-client", "PyYAML")
+
+#: What the configuration bounds in a unit with its defaults, in seconds (docs/admin.md).
+BOUNDED: Final = 130.0
+
+CONTROL: Final = f"""\
+Package: slurm-mig
+Version: {__version__}
+Architecture: all
+Maintainer: slurm-mig <root@localhost>
+Section: admin
+Priority: optional
+Depends: python3 (>= 3.{PYTHONS[0]}), python3 (<< 3.{PYTHONS[-1] + 1})
+Suggests: slurmd, prometheus-node-exporter
+Description: MIG slices made to measure for Slurm jobs
+ Prolog and Epilog for slurmd that carve a GPU's MIG instances for each job and
+ take them down after it, with a ledger of who held which instance when.
+"""
+
+_SET: Final = f"""\
+#!/bin/sh
+set -e
+root=${{DPKG_ROOT:-}}
+slurm_mig() {{ "$root{HOME}/bin/python3" -I -m slurm_mig --config {CONFIG} "$@"; }}
+units="slurm-mig-boot.service slurm-mig-reconcile.timer slurm-mig-metrics.timer"
+"""
+
+POSTINST: Final = f"""{_SET}
+# abort-remove: what a removal that failed half-way has taken away comes back.
+if [ "$1" = configure ] || [ "$1" = abort-remove ]; then
+    "$root{HOME}/bin/python3" -I -m compileall -q ${{root:+-s "$root"}} "$root{PACKAGES}"
+    slurm_mig install --root "${{root:-/}}" --only hooks
+    if [ -z "$root" ] && [ -d /run/systemd/system ]; then
+        systemctl daemon-reload
+    fi
+fi
+"""
+
+# Stopping the boot unit would stop slurmd, which requires it: it is only disabled.
+PRERM: Final = f"""{_SET}
+if [ "$1" = remove ]; then
+    # Fails while slurm.conf names the hooks: slurmd would drain the node.
+    slurm_mig install --root "${{root:-/}}" --uninstall
+    if command -v systemctl >/dev/null; then
+        # shellcheck disable=SC2086  # a list of units
+        systemctl --quiet ${{root:+--root="$root"}} disable $units
+    fi
+    if [ -z "$root" ] && [ -d /run/systemd/system ]; then
+        systemctl stop slurm-mig-reconcile.timer slurm-mig-metrics.timer
+    fi
+    find "$root{PACKAGES}" -name __pycache__ -type d -exec rm -rf {{}} +
+fi
+"""
+
+POSTRM: Final = """\
+#!/bin/sh
+set -e
+# The ledger is who held what: it stays, whatever is purged.
+if [ "$1" = purge ]; then
+    rm -rf "${DPKG_ROOT:-}/etc/slurm-mig"
+fi
+"""
+
+PROGRAM: Final = f"""\
+#!{HOME}/bin/python3 -I
+from slurm_mig.cli import main
+
+main()
+"""
+
+
+def build(directory: Path) -> Path:
+    """Build it; returns the package."""
+    directory.mkdir(parents=True, exist_ok=True)
+    target = directory / f"slurm-mig_{__version__}_all.deb"
+    with tempfile.TemporaryDirectory() as work:
+        stage = Path(work) / "stage"
+        stage.mkdir(mode=0o755)
+        environment(stage, wheel(Path(work)))
+        system_files(stage)
+        control_files(stage)
+        # The same source gives the same package.
+        environ = os.environ | {"SOURCE_DATE_EPOCH": str(source_date())}
+        command = ["dpkg-deb", "--root-owner-group", "-Zxz", "--build", str(stage), str(target)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environ)
+    return target
+
+
+def source_date() -> int:
+    """Seconds since the epoch of the newest source; SOURCE_DATE_EPOCH if that is set."""
+    given = os.environ.get("SOURCE_DATE_EPOCH")
+    return int(given) if given else int((TOP / "CHANGELOG.md").stat().st_mtime)
+
+
+def wheel(work: Path) -> Path:
+    """Our own wheel, built without a network."""
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(work), str(TOP)]
+    subprocess.run(command, check=True)
+    (made,) = work.glob("*.whl")
+    return made
+
+
+def environment(stage: Path, ours: Path) -> None:
+    """A virtual environment without an interpreter (PEP 405), for any python3 of PYTHONS."""
+    packages = below(stage, PACKAGES)
+    packages.mkdir(parents=True)
+    with zipfile.ZipFile(ours) as archive:
+        archive.extractall(packages)
+    for name in BUNDLED:
+        copy_distribution(name, packages)
+    for minor in PYTHONS:
+        (packages.parents[1] / f"python3.{minor}").symlink_to("python3")
+    program = below(stage, f"{HOME}/bin/python3")
+    program.parent.mkdir()
+    program.symlink_to("/usr/bin/python3")
+    write(stage, f"{HOME}/pyvenv.cfg", "home = /usr/bin\ninclude-system-site-packages = false\n")
+
+
+def copy_distribution(name: str, packages: Path) -> None:
+    """Its Python files and metadata, without what is for this Python or this machine alone."""
+    for file in distribution(name).files or ():
+        if ".." in file.parts or file.suffix in (".pyc", ".so") or file.name == "direct_url.json":
+            continue
+        target = packages / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file.locate(), target)
+
+
+def system_files(stage: Path) -> None:
+    """Units, man pages and completion as `slurm-mig install` makes them, for Debian's places."""
+    places = Places(
+        hooks=CONFIG.with_name("hooks"),
+        units=Path("/usr/lib/systemd/system"),
+        share=Path("/usr/share"),
+        tmpfiles=Path("/usr/lib/tmpfiles.d"),
+    )
+    runtime = Runtime(HOME / "bin/python3", CONFIG, Path("/run/slurm-mig"), BOUNDED)
+    for file in install.files(["units", "tmpfiles", "completion", "man"], places, runtime, stage):
+        if file.path.suffix == ".1":
+            write(stage, f"{file.path}.gz", packed(file.text))
+        else:
+            write(stage, str(file.path), file.text)
+    write(stage, str(CONFIG), sample())
+    write(stage, "/usr/bin/slurm-mig", PROGRAM, mode=0o755)
+    about = "/usr/share/doc/slurm-mig"
+    write(stage, f"{about}/copyright", (TOP / "LICENSE").read_text("utf-8"))
+    write(stage, f"{about}/changelog.gz", packed((TOP / "CHANGELOG.md").read_text("utf-8")))
+
+
+def packed(text: str) -> bytes:
+    """Compressed, without the time."""
+    return gzip.compress(text.encode(), 9, mtime=0)
+
+
+def control_files(stage: Path) -> None:
+    """Everything below DEBIAN/ (deb-control(5), deb-conffiles(5), deb-postinst(5))."""
+    files = [path for path in stage.rglob("*") if path.is_file() and not path.is_symlink()]
+    size = sum(path.stat().st_size for path in files) // 1024
+    sums = [
+        f"{hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()}  "
+        f"{path.relative_to(stage)}"
+        for path in sorted(files)
+    ]
+    for path in stage.rglob("*"):
+        if path.is_dir():
+            path.chmod(0o755)
+    write(
+        stage, "/DEBIAN/control", CONTROL.replace("Section:", f"Installed-Size: {size}\nSection:")
+    )
+    write(stage, "/DEBIAN/conffiles", f"{CONFIG}\n")
+    write(stage, "/DEBIAN/md5sums", "\n".join(sums) + "\n")
+    for name, text in (("postinst", POSTINST), ("prerm", PRERM), ("postrm", POSTRM)):
+        write(stage, f"/DEBIAN/{name}", text, mode=0o755)
+    (stage / "DEBIAN").chmod(0o755)
+
+
+def below(stage: Path, path: str) -> Path:
+    """A path of the installed system below the directory that it is put together in."""
+    return stage / path.lstrip("/")
+
+
+def write(stage: Path, path: str, content: str | bytes, *, mode: int = 0o644) -> None:
+    """One file with its mode, whatever the umask is."""
+    target = below(stage, path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(content.encode() if isinstance(content, str) else content)
+    target.chmod(mode)
+
+
+if __name__ == "__main__":
+    print(build(Path(sys.argv[1])))

@@ -1,0 +1,380 @@
+"""`slurm-mig install`: images, a site's own directories, and back without a trace."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from glob import glob
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from slurm_mig import install
+from slurm_mig.cli import VERBS
+from slurm_mig.config import sample
+from slurm_mig.doctor.node_checks import reinstalled
+from slurm_mig.install import Places, Runtime
+
+from .conftest import H100, Site, job_environ
+from .test_hooks import STAMP, slurm_commands
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.root
+
+#: A configuration that the image does not have: defaults hold.
+IMAGE = {"SLURM_MIG_CONFIG": "/etc/slurm-mig/config.toml", "SLURM_CONF": ""}
+
+
+def tree(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()}
+
+
+def into(site: Site, root: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return site.cli("install", "--root", str(root), *more, **IMAGE)
+
+
+def test_an_image(site: Site, tmp_path: Path) -> None:
+    """Everything below the root, and its contents do not know of it."""
+    done = into(site, tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = tree(tmp_path)
+    assert {
+        "etc/slurm-mig/hooks/prolog",
+        "etc/slurm-mig/config.toml",
+        "etc/systemd/system/slurm-mig-boot.service",
+        "etc/systemd/system/slurm-mig-reconcile.timer",
+        "etc/systemd/system/slurm-mig-metrics.service",
+        "etc/tmpfiles.d/slurm-mig.conf",
+        "usr/local/share/bash-completion/completions/slurm-mig",
+        "usr/local/share/zsh/site-functions/_slurm-mig",
+        "usr/local/share/fish/vendor_completions.d/slurm-mig.fish",
+        "usr/local/share/man/man1/slurm-mig-install.1",
+    } <= found
+    for name in found:
+        assert str(tmp_path) not in (tmp_path / name).read_text(), name
+    assert [line for line in done.stdout.splitlines() if "=" in line] == [
+        "Prolog=/etc/slurm-mig/hooks/prolog",
+        "Epilog=/etc/slurm-mig/hooks/epilog",
+        "TaskProlog=/etc/slurm-mig/hooks/task_prolog",
+    ]
+
+
+def test_a_python_of_the_image(tmp_path: Path) -> None:
+    """It is named as the image will know it, also where the root is named by a link."""
+    (tmp_path / "image/opt/bin").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("image")
+    for root in (tmp_path / "image", tmp_path / "link"):
+        found = install.without(root, tmp_path / "image/opt/bin/python3")
+        assert found == Path("/opt/bin/python3")
+    assert install.without(tmp_path / "image", Path("/usr/bin/python3")) == Path("/usr/bin/python3")
+
+
+def test_a_dry_run_writes_nothing(site: Site, tmp_path: Path) -> None:
+    """And says of each path what would become of it."""
+    fresh = into(site, tmp_path, "--dry-run")
+    assert fresh.returncode == 0, fresh.stderr
+    assert {line.split()[0] for line in fresh.stdout.splitlines()} == {"new"}
+    assert list(tmp_path.iterdir()) == []
+    into(site, tmp_path)
+    hook = tmp_path / "etc/slurm-mig/hooks/prolog"
+    hook.chmod(0o644)
+    words = {
+        line.split()[1]: line.split()[0]
+        for line in into(site, tmp_path, "--dry-run").stdout.splitlines()
+    }
+    assert words.pop(str(hook)) == "changed"
+    assert set(words.values()) == {"same"}
+    assert hook.stat().st_mode & 0o777 == 0o644
+    into(site, tmp_path)
+    assert hook.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_sites_configuration_stays(site: Site, tmp_path: Path) -> None:
+    """The sample lies beside it then, and its run directory is in the files."""
+    config = tmp_path / "etc/slurm-mig/config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text('[paths]\nrun = "/run/else where"\n')
+    assert into(site, tmp_path).returncode == 0
+    assert config.read_text() == '[paths]\nrun = "/run/else where"\n'
+    assert config.with_name("config.toml.sample").read_text() == sample()
+    line = (tmp_path / "etc/tmpfiles.d/slurm-mig.conf").read_text().splitlines()[-1]
+    assert line == 'd "/run/else where" 0755 root root -'
+
+
+def test_uninstall_leaves_what_is_not_ours(site: Site, tmp_path: Path) -> None:
+    """Configuration and other files stay; afterwards nothing of ours is left."""
+    (tmp_path / "etc/systemd/system").mkdir(parents=True)
+    (tmp_path / "etc/systemd/system/site.service").write_text("[Unit]\n")
+    into(site, tmp_path, "--log-file")
+    shown = into(site, tmp_path, "--uninstall", "--dry-run")
+    assert "would be removed  /etc/slurm-mig/hooks/prolog" in shown.stdout
+    assert "etc/logrotate.d/slurm-mig" in tree(tmp_path)
+    assert into(site, tmp_path, "--uninstall").returncode == 0
+    assert tree(tmp_path) == {"etc/slurm-mig/config.toml", "etc/systemd/system/site.service"}
+    assert "nothing is installed" in into(site, tmp_path, "--uninstall").stdout
+
+
+def test_uninstall_keeps_what_was_changed(site: Site, tmp_path: Path) -> None:
+    """It is somebody's work by now: named, with an exit code of its own."""
+    into(site, tmp_path)
+    unit = tmp_path / "etc/systemd/system/slurm-mig-boot.service"
+    unit.write_text(unit.read_text() + "# mine\n")
+    done = into(site, tmp_path, "--uninstall")
+    assert done.returncode == 24
+    assert "changed  /etc/systemd/system/slurm-mig-boot.service" in done.stdout
+    assert unit.exists()
+    assert not (tmp_path / "etc/slurm-mig/hooks/prolog").exists()
+
+
+@pytest.mark.parametrize(
+    "line", ["Prolog=/etc/slurm-mig/hooks/prolog", "TASKPROLOG=/etc/slurm-mig/hooks/*"]
+)
+def test_uninstall_while_slurm_counts_on_it(site: Site, tmp_path: Path, line: str) -> None:
+    """A Prolog that is missing drains the node: refused, unless forced."""
+    into(site, tmp_path)
+    conf = tmp_path / "etc/slurm/slurm.conf"
+    conf.parent.mkdir()
+    conf.write_text("Include more.conf\n")
+    conf.with_name("more.conf").write_text(line + "\n")
+    before = tree(tmp_path)
+    done = into(site, tmp_path, "--uninstall")
+    assert done.returncode == 23
+    assert "slurm.conf has" in done.stderr
+    assert tree(tmp_path) == before
+    assert into(site, tmp_path, "--uninstall", "--force").returncode == 0
+
+
+def test_uninstall_while_a_unit_is_enabled(site: Site, tmp_path: Path) -> None:
+    """Slurmd would not start without a unit that it requires."""
+    into(site, tmp_path)
+    link = tmp_path / "etc/systemd/system/slurmd.service.requires/slurm-mig-boot.service"
+    link.parent.mkdir()
+    link.symlink_to("/etc/systemd/system/slurm-mig-boot.service")
+    done = into(site, tmp_path, "--uninstall")
+    assert (done.returncode, "systemctl disable" in done.stderr) == (23, True)
+
+
+def test_a_manifest_of_somebody_elses(site: Site, tmp_path: Path) -> None:
+    """It says what root removes: one that a user could have written is not read."""
+    victim = tmp_path / "victim"
+    victim.write_text("x")
+    hooks = tmp_path / "hooks"
+    hooks.mkdir()
+    digest = hashlib.sha256(b"x").hexdigest()
+    (hooks / ".installed").write_text(json.dumps({"files": {str(victim): digest}}))
+    (hooks / ".installed").chmod(0o666)
+    done = site.cli("install", "--uninstall", "--hooks", str(hooks), SLURM_CONF="/none")
+    assert (done.returncode, "must not be writable" in done.stderr) == (10, True)
+    assert victim.exists()
+
+
+def test_slurmctld_is_asked_first(site: Site, tmp_path: Path) -> None:
+    """What it has loaded counts, not what a file says by now."""
+    hooks = tmp_path / "hooks"
+    only = ("install", "--only", "hooks", "--hooks", str(hooks))
+    assert site.cli(*only).returncode == 0
+    slurm_commands(site, scontrol=f"echo 'Epilog[0]               = {hooks}/epilog'")
+    done = site.cli(*only, "--uninstall", SLURM_CONF="/none")
+    assert (done.returncode, "slurmctld has epilog[0]=" in done.stderr) == (23, True)
+    slurm_commands(site, scontrol="echo 'Epilog                  = (null)'")
+    assert site.cli(*only, "--uninstall", SLURM_CONF="/none").returncode == 0
+    assert not hooks.exists()
+
+
+def test_a_prolog_d_of_the_sites(site: Site, tmp_path: Path) -> None:
+    """Ours is the last of the Prologs and the first of the Epilogs in Slurm's order."""
+    for name in ("prolog.d", "epilog.d"):
+        (tmp_path / name).mkdir()
+        for other in ("10-health.sh", "99-mount.sh", "Zeta.sh", "site.sh"):
+            (tmp_path / name / other).write_text("#!/bin/sh\n")
+            (tmp_path / name / other).chmod(0o755)
+    more = ("--prolog-d", str(tmp_path / "prolog.d"), "--epilog-d", str(tmp_path / "epilog.d"))
+    command = ("install", "--only", "hooks", "--hooks", str(tmp_path / "hooks"), *more)
+    done = site.cli(*command)
+    assert done.returncode == 0, done.stderr
+    assert f"Prolog={tmp_path}/prolog.d/*\n" in done.stdout
+    # Slurm's order: glob(3) sorts, and the list is taken from its end (slurm-facts.md 10).
+    prologs, epilogs = (
+        sorted(glob(f"{tmp_path}/{name}/*"), reverse=True)  # noqa: PTH207  # as Slurm's
+        for name in ("prolog.d", "epilog.d")
+    )
+    assert Path(prologs[-1]).name == install.PROLOG_NAME
+    assert Path(epilogs[0]).name == install.EPILOG_NAME
+    assert all(os.access(path, os.X_OK) for path in (*prologs, *epilogs))
+    assert sorted(path.name for path in (tmp_path / "hooks").iterdir()) == [
+        ".installed", "task_prolog",
+    ]  # fmt: skip
+    assert site.cli(*command, "--uninstall", SLURM_CONF="/none").returncode == 0
+    assert len(list((tmp_path / "prolog.d").iterdir())) == 4
+
+
+def test_what_goes_against_it_there(site: Site, tmp_path: Path) -> None:
+    """A file that drains the node, and one in the wrong order, are named and left alone."""
+    (tmp_path / "README").write_text("x")
+    (tmp_path / "00-early.sh").write_text("#!/bin/sh\n")
+    (tmp_path / "00-early.sh").chmod(0o755)
+    hooks = ("--hooks", str(tmp_path / "h"), "--prolog-d", str(tmp_path))
+    done = site.cli("install", "--only", "hooks", *hooks)
+    assert "README is not an executable file" in done.stdout
+    assert "00-early.sh runs after 00-slurm-mig.sh" in done.stdout
+    assert (tmp_path / "README").read_text() == "x"
+
+
+def test_no_moment_of_a_glob_shows_half_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A temporary file that slurmd's glob finds would be run, or drain the node."""
+    seen: list[list[str]] = []
+    real = Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        seen.append(glob(f"{tmp_path}/prolog.d/*"))  # noqa: PTH207  # Path.glob finds dot files
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    places = Places(tmp_path / "hooks", prolog_d=tmp_path / "prolog.d")
+    runtime = Runtime(Path(sys.executable), Path("/etc/c.toml"), Path("/run/m"))
+    made = install.files(["hooks"], places, runtime, Path("/"))
+    install.write(made, Path("/"), tmp_path / "hooks/.installed")
+    # The manifest, then the three files: before each rename only whole ones are to be seen.
+    assert [len(names) for names in seen] == [0, 0, 1, 1]
+
+
+def test_the_rest_of_a_killed_install_goes(tmp_path: Path) -> None:
+    """Of ours, under a pid that is no more; a site's own dot file is not looked at."""
+    dead = subprocess.Popen(["/bin/true"])
+    dead.wait()
+    for name in (f".prolog.{dead.pid}", f".site.{dead.pid}", f".prolog.{os.getppid()}"):
+        (tmp_path / name).write_text("")
+    places = Places(tmp_path)
+    runtime = Runtime(Path(sys.executable), Path("/etc/c.toml"), Path("/run/m"))
+    made = install.files(["hooks"], places, runtime, Path("/"))
+    install.write(made, Path("/"), tmp_path / ".installed")
+    assert {path.name for path in tmp_path.glob(".*")} == {
+        ".installed", f".site.{dead.pid}", f".prolog.{os.getppid()}",
+    }  # fmt: skip
+
+
+def test_the_shipped_units_have_the_defaults(tmp_path: Path) -> None:
+    """What `install` writes for the places of the manual is what is in etc/."""
+    runtime = Runtime(
+        Path("/opt/slurm-mig/bin/python3"),
+        Path("/etc/slurm-mig/config.toml"),
+        Path("/run/slurm-mig"),
+        130.0,
+    )
+    places = Places(tmp_path, units=Path("/etc/systemd/system"))
+    made = install.files(["units", "tmpfiles", "log"], places, runtime, Path("/"))
+    assert len(made) == 8
+    for file in made:
+        (shipped,) = (
+            (install.sources() / "etc").glob(f"*/{file.path.name}")
+            if (file.path.name != "slurm-mig.conf")
+            else [install.sources() / "etc" / file.path.parent.name / file.path.name]
+        )
+        assert file.text == shipped.read_text(), file.path
+
+
+# -- completion -------------------------------------------------------------------------
+
+
+def complete(site: Site, words: str, *, shell: str = "bash") -> list[str]:
+    """What the shell's function asks for, with a program called slurm-mig."""
+    program = site.root / "slurm-mig"
+    program.write_text(
+        f"#!{sys.executable} -I\nimport sys\nfrom slurm_mig.cli import main\nmain()\n"
+    )
+    program.chmod(0o755)
+    count = len(words.split(" ")) - 1
+    environ = {
+        "_SLURM_MIG_COMPLETE": f"{shell}_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(count),
+        "PATH": "/usr/bin:/bin",
+    }
+    done = subprocess.run([program], env=environ, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_verbs_options_and_values_complete(site: Site) -> None:
+    """Verbs that are loaded only when they are called, too."""
+    assert {line.partition(",")[2] for line in complete(site, "slurm-mig ")} == set(VERBS)
+    assert complete(site, "slurm-mig stat") == ["plain,status"]
+    assert "plain,--dry-run" in complete(site, "slurm-mig install --d")
+    assert complete(site, "slurm-mig install --only comp") == ["plain,completion"]
+    assert complete(site, "slurm-mig simulator rebo") == ["plain,reboot"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+def test_bash_takes_the_completion(site: Site, tmp_path: Path) -> None:
+    """Sourced by a real bash, its function answers."""
+    into(site, tmp_path)
+    assert complete(site, "slurm-mig retir") == ["plain,retire"]
+    script = tmp_path / "usr/local/share" / install.COMPLETIONS["bash"]
+    ask = (
+        f'. "{script}"; COMP_WORDS=(slurm-mig retir); COMP_CWORD=1; '
+        f'PATH="{site.root}:$PATH"; _slurm_mig_completion slurm-mig; echo "${{COMPREPLY[@]}}"'
+    )
+    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["retire"]
+
+
+def test_an_installed_hook_runs(make_site: Callable[..., Site], tmp_path: Path) -> None:
+    """From a prolog.d, as Slurm would run it."""
+    site = make_site(H100)
+    more = ("--hooks", str(tmp_path / "h"), "--prolog-d", str(tmp_path / "p"))
+    assert site.cli("install", "--only", "hooks", *more).returncode == 0
+    done = subprocess.run(
+        [tmp_path / "p" / install.PROLOG_NAME],
+        env=job_environ(7, STAMP), capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(site.machine.board(0).instances) > 0
+
+
+def test_what_the_doctor_says_of_a_stale_hook() -> None:
+    """In a prolog.d only the Prolog is written: Slurm would run the other hooks there, too."""
+    for name, option in ((install.PROLOG_NAME, "--prolog-d"), (install.EPILOG_NAME, "--epilog-d")):
+        assert (
+            reinstalled(f"/etc/x.d/{name}") == f"slurm-mig install --only hooks {option} /etc/x.d"
+        )
+    assert reinstalled("/a/prolog") == "slurm-mig install --only hooks --hooks /a"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
+@pytest.mark.parametrize("config", ["/etc/c.toml", '/a b/%n/it\'s $HOME "x".toml'])
+def test_systemd_understands_every_unit(public_tmp: Path, config: str) -> None:
+    """No word of complaint, whatever the paths are."""
+    runtime = Runtime(Path(sys.executable), Path(config), Path("/run/m"), 130.0)
+    places = Places(public_tmp / "hooks", units=public_tmp / "units")
+    made = install.files(["units"], places, runtime, Path("/"))
+    install.write(made, Path("/"), public_tmp / ".installed")
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no",
+         *(str(file.path) for file in made)],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    mine = [line for line in done.stderr.splitlines() if "slurm-mig" in line]
+    assert (done.returncode, mine) == (0, [])
+
+
+@pytest.mark.skipif(shutil.which("systemd-tmpfiles") is None, reason="no systemd-tmpfiles here")
+@pytest.mark.parametrize("run", ["/run/slurm-mig", '/run/a b/"c" %d'])
+def test_systemd_tmpfiles_makes_the_directory(tmp_path: Path, run: str) -> None:
+    """That very one, with its mode, below a root."""
+    runtime = Runtime(Path(sys.executable), Path("/etc/c.toml"), Path(run))
+    made = install.files(["tmpfiles"], Places(Path("/h")), runtime, Path("/"))
+    install.write(made, tmp_path, tmp_path / ".installed")
+    done = subprocess.run(
+        ["systemd-tmpfiles", f"--root={tmp_path}", "--create", "slurm-mig.conf"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / run.lstrip("/")).stat().st_mode & 0o777 == 0o755
