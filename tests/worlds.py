@@ -26,7 +26,7 @@ def missing() -> str:
         return f"no namespaces or layers here: {words.strip().splitlines()[-1]}"
 
 
-def run(spec: dict[str, Any], timeout: float = 200) -> Any:
+def run(spec: dict[str, Any], timeout: float = 90) -> Any:
     """What each statement of each session did; CalledProcessError where the world does not stand."""
     done = subprocess.run(
         [*UNSHARE, sys.executable, str(_WORLD)],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shlex
 import subprocess
 import sys
 import zipfile
@@ -13,30 +12,12 @@ from typing import Any
 
 import pytest
 
-from .. import pages, worlds
+from .. import pages, quickstart, worlds
 
 pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(bool(worlds.missing()), reason=worlds.missing()),
 ]
-
-#: Commands of the page that are not run here, and why.
-LEFT_OUT = {
-    "make demo": "tests/slurm/test_demo.py runs it",
-    "apt-get install": "make test has installed these packages",
-}
-#: What a machine without device cgroups of its own cannot do: line of slurm.conf -> instead.
-NO_CGROUPS = {
-    "ProctrackType=proctrack/cgroup": "ProctrackType=proctrack/linuxproc",
-    "TaskPlugin=task/cgroup,task/affinity": "TaskPlugin=task/none",
-}
-#: Waits that a reader's own slowness gives: before which command, for what.
-PATIENCE = {
-    "sinfo": "until sinfo -h -o %T | grep -qx idle; do sleep 0.2; done",
-    "slurm-mig status": 'until [ "$(squeue -h -t R -o %T | wc -l)" = 2 ]; do sleep 0.2; done',
-    "slurm-mig audit": 'until [ -z "$(squeue -h)" ]; do sleep 0.5; done',
-}
-
 
 def wheels(directory: Path) -> Path:
     """Our wheel, and those of what it needs, made from what is installed here."""
@@ -63,33 +44,11 @@ def repack(found: metadata.Distribution, directory: Path) -> None:
             wheel.write(str(file.locate()), str(file))
 
 
-def followed() -> list[pages.Command]:
-    """The page's commands that are run."""
-    page = pages.TOP / "docs/quickstart.md"
-    found = [command for block in pages.blocks(page) for command in block.commands]
-    return [item for item in found if not item.text.startswith(tuple(LEFT_OUT))]
-
-
-def script() -> list[list[str]]:
-    """Those, and the waiting."""
-    steps: list[list[str]] = []
-    for command in followed():
-        text = command.text
-        if "cat >/etc/slurm/slurm.conf" in text:
-            for there, instead in NO_CGROUPS.items():
-                assert there in text
-                text = text.replace(there, instead)
-        if text in PATIENCE:
-            steps.append(["root", f"timeout 90 sh -c {shlex.quote(PATIENCE[text])}"])
-        steps.append([command.user, text])
-    return steps
-
-
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each step did."""
     place = wheels(tmp_path_factory.mktemp("wheels"))
-    steps = script()
+    steps = quickstart.script()
     steps.append(["root", "cat /var/log/slurm/*.log /var/log/slurm*.service.log # look"])
     spec = {"host": "gpu01", "sessions": [steps], "wheels": str(place), "keep": [str(place)]}
     return worlds.run(spec)[0]  # type: ignore[no-any-return]
