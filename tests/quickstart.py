@@ -52,14 +52,39 @@ def script() -> list[list[str]]:
     return steps
 
 
-def started(cpus: int = 16, slurm_conf: str = "") -> list[list[str]]:
+#: slurmdbd with a database of its own; alice is in account physics.
+DATABASE = (
+    "mariadb-install-db --no-defaults --user=root --datadir=/var/lib/db --skip-test-db >/dev/null",
+    "mariadbd --no-defaults --user=root --datadir=/var/lib/db --socket=/run/db.socket "
+    "--skip-networking >/var/log/db.log 2>&1 & "
+    "timeout 40 sh -c 'until [ -S /run/db.socket ]; do sleep 0.2; done'",
+    "mariadb --no-defaults --socket=/run/db.socket -e 'CREATE USER slurm@localhost IDENTIFIED VIA "
+    "unix_socket; GRANT ALL ON *.* TO slurm@localhost'",
+    "printf '%s\\n' AuthType=auth/munge DbdHost=gpu01 SlurmUser=slurm StorageUser=slurm "
+    "StorageType=accounting_storage/mysql LogFile=/var/log/slurm/slurmdbd.log "
+    ">/etc/slurm/slurmdbd.conf && chmod 600 /etc/slurm/slurmdbd.conf && "
+    "chown slurm: /etc/slurm/slurmdbd.conf && systemctl start munge",
+    "MYSQL_UNIX_PORT=/run/db.socket slurmdbd -D >/dev/null 2>&1 & "
+    "timeout 40 sh -c 'until sacctmgr -n list cluster; do sleep 0.3; done' && "
+    "sacctmgr -i add cluster trial && sacctmgr -i add account physics && "
+    "sacctmgr -i add user alice account=physics",
+)
+ACCOUNTED = "AccountingStorageType=accounting_storage/slurmdbd\nAccountingStorageHost=gpu01\n"
+
+
+def started(cpus: int = 16, *, database: bool = False) -> list[list[str]]:
     """The page up to a Slurm that takes jobs, on a node that says it has so many CPUs."""
     steps = [step for step in script() if not step[1].startswith(INSTALLED)]
-    end = next(number for number, step in enumerate(steps) if step[1] == "sinfo")
-    more = f"SlurmdParameters=config_overrides\n{slurm_conf}"
+    end = next(number for number, step in enumerate(steps) if step[1] == "slurm-mig doctor")
+    more = "SlurmdParameters=config_overrides\n" + (ACCOUNTED if database else "")
     tweak = (
         rf"sed -i 's/^NodeName=gpu01 .* Gres=/NodeName=gpu01 CPUs={cpus} Gres=/' "
         f"/etc/slurm/slurm.conf && printf %s {shlex.quote(more)} >>/etc/slurm/slurm.conf"
     )
+    if database:
+        # With slurmdbd the fragment's line for it holds.
+        tweak += " && sed -n 's/^#Acc/Acc/p' out/slurm.conf.mig >>/etc/slurm/slurm.conf"
+    ready = f"timeout 40 sh -c '{PATIENCE['sinfo']}'"
+    first = [["root", text] for text in (tweak, *(DATABASE if database else ()))]
     start = next(number for number, step in enumerate(steps) if "daemon-reload" in step[1])
-    return [*steps[:start], ["root", tweak], *steps[start:end]]
+    return [*steps[:start], *first, *steps[start:end], ["root", ready]]
