@@ -55,11 +55,6 @@ CODES = {
 ENDLESS = re.compile(r".*--watch\b")
 
 LEDGER = "/var/lib/slurm-mig/ledger.db"
-HOOKED = (
-    "slurm-mig install",
-    "SLURM_JOB_ID=999999 SLURM_JOB_UID=64001 SLURMD_NODENAME=gpu01 /etc/slurm-mig/hooks/epilog "
-    "2>>/var/log/slurm-mig.log || cat /var/log/slurm-mig.log",
-)
 WEEK = f"""{sys.executable} - <<'PYTHON'
 import sys
 from pathlib import Path
@@ -79,7 +74,7 @@ HELD = (
     "slurm-mig install",
     "SLURM_JOB_ID=4711 SLURM_JOB_UID=64001 SLURM_JOB_GID=64001 SLURM_JOB_USER=alice "
     "SLURM_JOB_GPUS=0 SLURM_JOB_COMMENT=slurm-mig=1,3g.40gb/9/14:1 SLURMD_NODENAME=gpu01 "
-    "SLURM_SCRIPT_CONTEXT=prolog_slurmd /etc/slurm-mig/hooks/prolog",
+    "SLURM_SCRIPT_CONTEXT=prolog_slurmd /etc/slurm-mig/hooks/prolog 2>>/var/log/slurm-mig.log",
 )
 #: What a block finds: root's commands before it, by page and number of the block there, or what
 #: stands in the block. `fleet.toml` is the page's own description of a fleet.
@@ -93,7 +88,7 @@ BEFORE: dict[tuple[str, int | str], Sequence[str]] = {
     ("audit.md", 4): [
         f"rm -r {Path(LEDGER).parent} && mv /var/lib/kept {Path(LEDGER).parent}",
         "export SLURMD_NODENAME=gpu01",
-        *HOOKED,
+        *HELD,
     ],
     ("audit.md", 6): ["mkdir -p /shared/ledgers"],
     ("security.md", 0): HELD,
