@@ -92,7 +92,7 @@ BEFORE: dict[tuple[str, int | str], Sequence[str]] = {
     ],
     ("audit.md", 6): ["mkdir -p /shared/ledgers"],
     ("security.md", 0): HELD,
-    ("admin.md", "/opt/slurm-mig-new"): ["cp -a /opt/slurm-mig /opt/slurm-mig-new"],
+    ("upgrade.md", "/opt/slurm-mig-new"): ["cp -a /opt/slurm-mig /opt/slurm-mig-new"],
     ("admin.md", "slurm-mig generate fleet.toml"): ["fleet.toml"],
 }
 #: GPUs of the machine; two where a page is not here.
