@@ -36,9 +36,14 @@ COLOURS: Final = {
 PALE: Final = ("#66ccee", "#bbaa22", "#ee9944")
 
 
-def text(x: float, y: float, words: str, *, size: int = 13, fill: str = "#222", end: str = "") -> str:
+def text(
+    x: float, y: float, words: str, *, size: int = 13, fill: str = "#222", end: str = ""
+) -> str:
+    """Words at a place; `end` is an SVG text-anchor."""
     anchor = f' text-anchor="{end}"' if end else ""
-    return f'<text x="{x:g}" y="{y:g}" font-size="{size}" fill="{fill}"{anchor}>{escape(words)}</text>'
+    return (
+        f'<text x="{x:g}" y="{y:g}" font-size="{size}" fill="{fill}"{anchor}>{escape(words)}</text>'
+    )
 
 
 def box(x: float, y: float, width: float, colour: str, words: str) -> str:
@@ -46,7 +51,9 @@ def box(x: float, y: float, width: float, colour: str, words: str) -> str:
     return (
         f'<rect x="{x + 1:g}" y="{y:g}" width="{width - 2:g}" height="{HEIGHT}" rx="4" '
         f'fill="{colour}"/>'
-        + text(x + width / 2, y + 22, words, fill="#222" if colour in PALE else "#fff", end="middle")
+        + text(
+            x + width / 2, y + 22, words, fill="#222" if colour in PALE else "#fff", end="middle"
+        )
     )
 
 
@@ -66,6 +73,7 @@ def row(y: float, label: str, slots: Sequence[Slot], units: int, remark: str) ->
 
 
 def drawing(title: str, width: int, height: float, lines: Sequence[str]) -> str:
+    """The file around the lines."""
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:g}" '
         f'font-family="sans-serif" role="img">\n<title>{escape(title)}</title>\n'
@@ -75,6 +83,7 @@ def drawing(title: str, width: int, height: float, lines: Sequence[str]) -> str:
 
 
 def scale(units: int, y: float = 20) -> list[str]:
+    """The numbers of the memory slots."""
     numbers = [
         text(LEFT + (unit + 0.5) * UNIT, y, str(unit), size=11, fill="#777", end="middle")
         for unit in range(units)
@@ -83,6 +92,7 @@ def scale(units: int, y: float = 20) -> list[str]:
 
 
 def rows(title: str, found: Sequence[tuple[str, Sequence[Slot], str]], units: int) -> str:
+    """A picture of GPUs, one below the other."""
     lines = scale(units)
     for number, (label, slots, remark) in enumerate(found):
         lines += row(32 + number * PITCH, label, slots, units, remark)
@@ -90,7 +100,10 @@ def rows(title: str, found: Sequence[tuple[str, Sequence[Slot], str]], units: in
 
 
 def request(*names: str) -> Request:
-    return Request(tuple(Item(Profile.parse(name), names.count(name)) for name in dict.fromkeys(names)))
+    """A request for one slice of each name; a name that comes twice counts twice."""
+    return Request(
+        tuple(Item(Profile.parse(name), names.count(name)) for name in dict.fromkeys(names))
+    )
 
 
 def wanted(geometry: Geometry, *names: str) -> list[Slot]:
@@ -126,11 +139,19 @@ def counting_picture(geometry: Geometry) -> str:
     found = weights.derive(geometry)
     wide = 8 * UNIT / found.capacity
     lines = [text(LEFT, 20, f"one GPU = {found.capacity} shards", size=11, fill="#777")]
-    sets = (("4g.40gb", "3g.40gb"), ("3g.40gb", "3g.40gb"), ("1g.10gb",) * 7, ("3g.40gb", "2g.20gb", "2g.20gb"), ("4g.40gb", "4g.40gb"), ("3g.40gb", "3g.40gb", "1g.10gb"))  # fmt: skip
+    sets = (
+        ("4g.40gb", "3g.40gb"),
+        ("3g.40gb", "3g.40gb"),
+        ("1g.10gb",) * 7,
+        ("3g.40gb", "2g.20gb", "2g.20gb"),
+        ("4g.40gb", "4g.40gb"),
+        ("3g.40gb", "3g.40gb", "1g.10gb"),
+    )
     for number, names in enumerate(sets):
         y, x = 32 + number * PITCH, float(LEFT)
         lines.append(
-            f'<rect x="{LEFT}" y="{y}" width="{8 * UNIT}" height="{HEIGHT}" fill="none" stroke="#888"/>'
+            f'<rect x="{LEFT}" y="{y}" width="{8 * UNIT}" height="{HEIGHT}" fill="none" '
+            'stroke="#888"/>'
         )
         total = 0
         for name in names:
@@ -140,7 +161,8 @@ def counting_picture(geometry: Geometry) -> str:
             x += cost * wide
         words = "fits" if _has_layout(geometry, names) else "no layout"
         shown = " + ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
-        lines.append(text(x + 14 if total > found.capacity else LEFT + 8 * UNIT + 14, y + 22, f"{total}: {words}", fill="#555"))  # fmt: skip
+        beside = max(x, LEFT + 8 * UNIT) + 14
+        lines.append(text(beside, y + 22, f"{total}: {words}", fill="#555"))
         lines.append(text(LEFT, y + 50, shown, size=11, fill="#777"))
         assert (total <= found.capacity) == (words == "fits")
     return drawing("Counting shards", 1060, 52 + len(sets) * PITCH, lines)

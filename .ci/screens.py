@@ -29,6 +29,7 @@ SCREENS = {
     "verify.txt": "slurm-mig verify --job 1",
     "audit.txt": "slurm-mig audit",
 }
+NO_JOBS = "while squeue -h | grep -q .; do sleep 1; done"
 #: Makes two things that a doctor has words for.
 ILLNESS = (
     "sed -i 's/^PrologFlags=.*/PrologFlags=Alloc/; /^JobAcctGatherParams/d' /etc/slurm/slurm.conf",
@@ -47,7 +48,7 @@ def steps() -> list[list[str]]:
         found.append([user, f"{command} && sleep 3"])
     while_running = [SCREENS[name] for name in ("status.txt", "status-cluster.txt", "verify.txt")]
     found += [["root", command] for command in while_running]
-    found.append(["root", "scancel -u alice; scancel -u bob; timeout 20 sh -c 'while squeue -h | grep -q .; do sleep 1; done'"])
+    found.append(["root", f"scancel -u alice; scancel -u bob; timeout 20 sh -c '{NO_JOBS}'"])
     found.append(["root", SCREENS["audit.txt"]])
     found += [["root", command] for command in ILLNESS]
     found.append(["root", SCREENS["doctor.txt"]])

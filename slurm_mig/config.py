@@ -262,7 +262,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "deadline",
         "deadline",
         _seconds,
-        f"{_A_TIME}, and more than lock_timeout + destroy_timeout + [stuck] timeout + [slurm] timeout",
+        f"{_A_TIME}, and more than lock_timeout + destroy_timeout + [stuck] timeout + "
+        "[slurm] timeout",
         "A hook that is not done by then, whatever it hangs in, is ended and drains the node. "
         "PrologEpilogTimeout has to be above this + [slurm] timeout + 2 s.",
     ),

@@ -17,6 +17,8 @@ NO_CGROUPS = {
     "ProctrackType=proctrack/cgroup": "ProctrackType=proctrack/linuxproc",
     "TaskPlugin=task/cgroup,task/affinity": "TaskPlugin=task/none",
 }
+#: 22.05 sets up no cgroup unless told to; since 23.11 there is a word that says so.
+NO_PLUGIN = "slurmd -V | grep -q ' 22' || echo CgroupPlugin=disabled >/etc/slurm/cgroup.conf"
 #: Waits that a reader's own slowness gives: before which command, for what.
 PATIENCE = {
     "sinfo": "until sinfo -h -o %T | grep -qx idle; do sleep 0.2; done",
@@ -49,25 +51,35 @@ def script() -> list[list[str]]:
         if text in PATIENCE:
             steps.append(["root", f"timeout 90 sh -c {shlex.quote(PATIENCE[text])}"])
         steps.append([command.user, text])
+        if text.endswith("/etc/slurm/cgroup.conf"):
+            steps.append(["root", NO_PLUGIN])
     return steps
 
 
 #: slurmdbd with a database of its own; alice is in account physics.
 DATABASE = (
     "mariadb-install-db --no-defaults --user=root --datadir=/var/lib/db --skip-test-db >/dev/null",
-    "mariadbd --no-defaults --user=root --datadir=/var/lib/db --socket=/run/db.socket "
-    "--skip-networking >/var/log/db.log 2>&1 & "
-    "timeout 40 sh -c 'until [ -S /run/db.socket ]; do sleep 0.2; done'",
-    "mariadb --no-defaults --socket=/run/db.socket -e 'CREATE USER slurm@localhost IDENTIFIED VIA "
-    "unix_socket; GRANT ALL ON *.* TO slurm@localhost'",
-    "printf '%s\\n' AuthType=auth/munge DbdHost=gpu01 SlurmUser=slurm StorageUser=slurm "
-    "StorageType=accounting_storage/mysql LogFile=/var/log/slurm/slurmdbd.log "
-    ">/etc/slurm/slurmdbd.conf && chmod 600 /etc/slurm/slurmdbd.conf && "
-    "chown slurm: /etc/slurm/slurmdbd.conf && systemctl start munge",
-    "MYSQL_UNIX_PORT=/run/db.socket slurmdbd -D >/dev/null 2>&1 & "
-    "timeout 40 sh -c 'until sacctmgr -n list cluster; do sleep 0.3; done' && "
-    "sacctmgr -i add cluster trial && sacctmgr -i add account physics && "
-    "sacctmgr -i add user alice account=physics",
+    (
+        "mariadbd --no-defaults --user=root --datadir=/var/lib/db --socket=/run/db.socket "
+        "--skip-networking >/var/log/db.log 2>&1 & "
+        "timeout 40 sh -c 'until [ -S /run/db.socket ]; do sleep 0.2; done'"
+    ),
+    (
+        "mariadb --no-defaults --socket=/run/db.socket -e 'CREATE USER slurm@localhost IDENTIFIED "
+        "VIA unix_socket; GRANT ALL ON *.* TO slurm@localhost'"
+    ),
+    (
+        "printf '%s\\n' AuthType=auth/munge DbdHost=gpu01 SlurmUser=slurm StorageUser=slurm "
+        "StorageType=accounting_storage/mysql LogFile=/var/log/slurm/slurmdbd.log "
+        ">/etc/slurm/slurmdbd.conf && chmod 600 /etc/slurm/slurmdbd.conf && "
+        "chown slurm: /etc/slurm/slurmdbd.conf && systemctl start munge"
+    ),
+    (
+        "MYSQL_UNIX_PORT=/run/db.socket slurmdbd -D >/dev/null 2>&1 & "
+        "timeout 40 sh -c 'until sacctmgr -n list cluster; do sleep 0.3; done' && "
+        "sacctmgr -i add cluster trial && sacctmgr -i add account physics && "
+        "sacctmgr -i add user alice account=physics"
+    ),
 )
 ACCOUNTED = "AccountingStorageType=accounting_storage/slurmdbd\nAccountingStorageHost=gpu01\n"
 

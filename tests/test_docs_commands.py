@@ -34,7 +34,7 @@ EXCUSED = {
     r"make (demo|test)\b": "tests/slurm/test_demo.py and continuous integration run them",
     r"make packages-deb\b|apt(-get)? |dpkg |ansible": "needs a package manager of the reader's",
     r"python3 -m venv \S+$": "tests/slurm/test_quickstart.py makes one",
-    r"(.*&& *)?\S*pip install\b": "needs the network; tests/slurm/test_quickstart.py installs wheels",
+    r"(.*&& *)?\S*pip install\b": "needs the network; test_quickstart.py installs wheels",
     r"pytest |\S*/pytest ": "would run the tests from within the tests",
 }
 #: What only a Slurm can answer.
@@ -72,9 +72,21 @@ PYTHON"""
 #: A slice for job 4711 of alice's, by the installed Prolog.
 HELD = (
     "slurm-mig install",
-    "SLURM_JOB_ID=4711 SLURM_JOB_UID=64001 SLURM_JOB_GID=64001 SLURM_JOB_USER=alice "
-    "SLURM_JOB_GPUS=0 SLURM_JOB_COMMENT=slurm-mig=1,3g.40gb/9/14:1 SLURMD_NODENAME=gpu01 "
-    "SLURM_SCRIPT_CONTEXT=prolog_slurmd /etc/slurm-mig/hooks/prolog 2>>/var/log/slurm-mig.log",
+    (
+        "SLURM_JOB_ID=4711 SLURM_JOB_UID=64001 SLURM_JOB_GID=64001 SLURM_JOB_USER=alice "
+        "SLURM_JOB_GPUS=0 SLURM_JOB_COMMENT=slurm-mig=1,3g.40gb/9/14:1 SLURMD_NODENAME=gpu01 "
+        "SLURM_SCRIPT_CONTEXT=prolog_slurmd /etc/slurm-mig/hooks/prolog 2>>/var/log/slurm-mig.log"
+    ),
+)
+#: What audit.md's second check finds.
+EDITS = "; ".join(
+    (
+        "DROP TRIGGER event_no_update",
+        "DROP TRIGGER event_no_delete",
+        "UPDATE event SET at = at + 1 WHERE seq = 96",
+        "DELETE FROM event WHERE seq = 200",
+        "UPDATE allocation SET user = 'eve' WHERE number = 101",
+    )
 )
 #: What a block finds: root's commands before it, by page and number of the block there, or what
 #: stands in the block. `fleet.toml` is the page's own description of a fleet.
@@ -82,8 +94,7 @@ BEFORE: dict[tuple[str, int | str], Sequence[str]] = {
     ("audit.md", 0): ["export SLURMD_NODENAME=gpu01", WEEK],
     ("audit.md", 3): [
         f"cp -a {Path(LEDGER).parent} /var/lib/kept",
-        f"sqlite3 {LEDGER} \"DROP TRIGGER event_no_update; DROP TRIGGER event_no_delete; UPDATE event SET at = at + 1 WHERE seq = 96; DELETE FROM event WHERE "
-        "seq = 200; UPDATE allocation SET user = 'eve' WHERE number = 101\"",
+        f'sqlite3 {LEDGER} "{EDITS}"',
     ],
     ("audit.md", 4): [
         f"rm -r {Path(LEDGER).parent} && mv /var/lib/kept {Path(LEDGER).parent}",
@@ -137,7 +148,9 @@ def prepared(block: pages.Block, number: int, *, slurm: bool = False) -> list[st
 def fleet_file(page: str) -> str:
     """The page's own description of a fleet, as the file that it is."""
     (path,) = [path for path in pages.PAGES if path.name == page]
-    (text,) = re.findall(r"^```toml\n(\[\[nodes\]\].*?)^```$", path.read_text(), re.DOTALL | re.M)
+    (text,) = re.findall(
+        r"^```toml\n(\[\[nodes\]\].*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE
+    )
     return f"cat >fleet.toml <<'FLEET'\n{text}FLEET"
 
 
@@ -160,8 +173,7 @@ def test_every_command_is_classified() -> None:
 WITH_COMMANDS = [
     path.name
     for path in pages.PAGES
-    if path.name not in FOLLOWED
-    and any(runnable(block, "here") for block in pages.blocks(path))
+    if path.name not in FOLLOWED and any(runnable(block, "here") for block in pages.blocks(path))
 ]
 
 
@@ -170,7 +182,7 @@ WITH_COMMANDS = [
 @pytest.mark.skipif(bool(worlds.missing()), reason=worlds.missing())
 @pytest.mark.parametrize("page", WITH_COMMANDS)
 def test_commands_that_need_no_slurm(page: str) -> None:
-    """In the order of the page, each block in a shell of its own, with the exit code it should have."""
+    """In the page's order, each block in a shell of its own, with the exit code it should have."""
     steps: list[list[list[str]]] = []
     shown: list[list[pages.Command | None]] = []
     for number, block in enumerate(found(page)):
@@ -227,7 +239,9 @@ def options(command: click.Command) -> set[str]:
 
 def prose(path: Path) -> str:
     """A page without its fenced blocks."""
-    return re.sub(r"^( *)```.*?^\1```$", "", path.read_text("utf-8"), flags=re.DOTALL | re.M)
+    return re.sub(
+        r"^( *)```.*?^\1```$", "", path.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
 
 
 @pytest.mark.parametrize("path", pages.PAGES, ids=lambda path: path.name)
@@ -262,4 +276,7 @@ def test_config_keys_in_the_text_exist(path: Path) -> None:
     for table in re.findall(r"(?<!\[)`\[(\w+)\]`|\[(\w+)\] table", text):
         assert (table[0] or table[1]) in TABLES | fleet, (path.name, table)
     for key, table in re.findall(r"`(\w+)(?: = [^`]*)?` in (?:the )?`?\[(\w+)\]`?", text):
-        assert table in fleet or (table, key) in {(i.table, i.key) for i in SETTINGS}, (path.name, key)
+        assert table in fleet or (table, key) in {(i.table, i.key) for i in SETTINGS}, (
+            path.name,
+            key,
+        )

@@ -81,7 +81,7 @@ def test_pictures_are_of_this_planner() -> None:
 
 
 def test_screens_are_of_the_commands_they_name() -> None:
-    """Each is there, begins with its command, is linked, and names no place of the machine it is from."""
+    """Each is there, begins with its command, is linked, and names no place of its origin."""
     screens = reference("screens").SCREENS
     pages = "".join(path.read_text() for path in (TOP / "docs").glob("*.md"))
     assert {path.name for path in (TOP / "docs/screens").iterdir()} == set(screens)
@@ -93,7 +93,11 @@ def test_screens_are_of_the_commands_they_name() -> None:
 
 
 #: What a message is made of where the code builds it: words between the values.
-SOURCES = [*TOP.glob("slurm_mig/**/*.py"), *TOP.glob("slurm_mig/data/lua/*.lua"), *TOP.glob("prolog/*")]
+SOURCES = [
+    *TOP.glob("slurm_mig/**/*.py"),
+    *TOP.glob("slurm_mig/data/lua/*.lua"),
+    *TOP.glob("prolog/*"),
+]
 #: In the first column, and not ours: of Slurm, NVIDIA, a library, or no message at all.
 NOT_OURS = re.compile(
     r"(Requested node|Invalid generic|Step requested|Prolog error|Epilog error|count reported|"

@@ -7,7 +7,6 @@ layers that vanish with it, /tmp, /run and /dev are empty ones. SPEC is a JSON o
 
     host      the machine's name
     simulate  [NVML name, count]: simulated GPUs, with nodes in /dev; none if not given
-    config    text behind [driver] in /etc/slurm-mig/config.toml
     opt       whether /opt/slurm-mig has this slurm-mig
     wheels    where pip looks, instead of the network
     keep      directories below /tmp that are seen in this world, too
@@ -28,7 +27,7 @@ from pathlib import Path
 
 TOP = Path(__file__).parents[1]
 #: Layers and programs of this world.
-HERE = Path("/mnt")
+HERE = next(Path(place) for place in ("/mnt", "/media") if not TOP.is_relative_to(place))
 LAYERS = ("/etc", "/opt", "/var", "/srv", "/root", "/usr/local/bin")
 USERS = {"alice": 64001, "bob": 64002}
 MACHINE = Path("/srv/mig")
@@ -48,13 +47,13 @@ def layers(keep: list[str]) -> None:
     for path in kept:
         (HERE / "kept" / path.name).mkdir(parents=True)
         call("mount", "--bind", path, HERE / "kept" / path.name)
-    for path in LAYERS:
-        upper, work = HERE / f"upper{path}", HERE / f"work{path}"
+    for layer in LAYERS:
+        upper, work = HERE / f"upper{layer}", HERE / f"work{layer}"
         upper.mkdir(parents=True)
         work.mkdir(parents=True)
-        shutil.copystat(path, upper)
-        options = f"lowerdir={path},upperdir={upper},workdir={work}"
-        call("mount", "-t", "overlay", "-o", options, "overlay", path)
+        shutil.copystat(layer, upper)
+        options = f"lowerdir={layer},upperdir={upper},workdir={work}"
+        call("mount", "-t", "overlay", "-o", options, "overlay", layer)
     call("mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", "/tmp")
     call("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run")
     for path in kept:
@@ -111,7 +110,7 @@ def programs() -> Path:
     return place
 
 
-def hardware(name: str, count: int, config: str) -> None:
+def hardware(name: str, count: int) -> None:
     """Simulated GPUs where a driver's would be."""
     from slurm_mig import catalog
     from slurm_mig.models import gpu_spec
@@ -123,7 +122,7 @@ def hardware(name: str, count: int, config: str) -> None:
         with machine.change(index) as board:
             board.set_mode(True, busy=False)
     CONFIG.parent.mkdir(mode=0o755)
-    CONFIG.write_text(f'[driver]\nlibrary = "simulator:{MACHINE}"\n{config}')
+    CONFIG.write_text(f'[driver]\nlibrary = "simulator:{MACHINE}"\n')
 
 
 def installed() -> None:
@@ -192,7 +191,7 @@ def main() -> None:
     people()
     place = programs()
     if spec.get("simulate"):
-        hardware(*spec["simulate"], spec.get("config", ""))
+        hardware(*spec["simulate"])
     if spec.get("opt"):
         installed()
     env = environ(place, spec.get("wheels"))

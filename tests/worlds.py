@@ -27,7 +27,7 @@ def missing() -> str:
 
 
 def run(spec: dict[str, Any], timeout: float = 90) -> Any:
-    """What each statement of each session did; CalledProcessError where the world does not stand."""
+    """What each statement of each session did; CalledProcessError where there is no world."""
     done = subprocess.run(
         [*UNSHARE, sys.executable, str(_WORLD)],
         input=json.dumps({"keep": [], **spec}), capture_output=True, text=True, check=True,

@@ -1,4 +1,4 @@
-"""Every command of the manual that needs a Slurm, as it stands, on the one that quickstart.md makes."""
+"""Every command of the manual that needs a Slurm, as it stands, on the quick start's own."""
 
 from __future__ import annotations
 
@@ -57,16 +57,21 @@ def test_commands_that_need_slurm(page: str) -> None:
     setup = quickstart.started(database=database)
     setup.append(["root", "ln -s /usr/bin/python3 /usr/local/bin/python"])
     setup += [["alice", text] for text in FILES]
-    sessions, shown = [setup], [[None] * len(setup)]
+    sessions = [setup]
+    shown: list[list[pages.Command | None]] = [[None] * len(setup)]
     for number, block in wanted(page):
         before = prepared(block, number, slurm=True)
         commands = runnable(block, "here", "slurm")
         steps = [["root", text] for text in before]
         for item in commands:
             user = pages.USER if SUBMISSIONS.match(item.text) else item.user
-            steps.append([user, f"timeout 3 {item.text}" if ENDLESS.match(item.text) else item.text])
+            steps.append(
+                [user, f"timeout 3 {item.text}" if ENDLESS.match(item.text) else item.text]
+            )
         sessions.append(steps)
-        shown.append([*[None] * len(before), *commands])  # type: ignore[list-item]
+        shown.append([])
+        shown[-1] += [None] * len(before)
+        shown[-1] += commands
     expected = {key: list(codes) for key, codes in CODES.items()}
     results = worlds.run(quickstart.SPEC | {"sessions": sessions}, timeout=150)
     for block_results, items in zip(results, shown, strict=True):

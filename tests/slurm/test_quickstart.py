@@ -7,17 +7,20 @@ import subprocess
 import sys
 import zipfile
 from importlib import metadata
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from .. import pages, quickstart, worlds
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(bool(worlds.missing()), reason=worlds.missing()),
 ]
+
 
 def wheels(directory: Path) -> Path:
     """Our wheel, and those of what it needs, made from what is installed here."""
