@@ -75,5 +75,5 @@ def test_commands_that_need_slurm(page: str) -> None:
     expected = {key: list(codes) for key, codes in CODES.items()}
     results = worlds.run(quickstart.SPEC | {"sessions": sessions}, timeout=150)
     for block_results, items in zip(results, shown, strict=True):
-        for result, item in zip(block_results, items, strict=True):
-            check(result, item, expected)
+        for result, shown_item in zip(block_results, items, strict=True):
+            check(result, shown_item, expected)
