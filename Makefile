@@ -9,7 +9,7 @@ WORKERS ?= 2
 JOBS ?= 2000
 SEED ?= 1
 
-.PHONY: manual demo test lint unit soak test-slurm test-slurm-versions test-pythons bench generated clean packages deb
+.PHONY: manual screens demo test lint unit soak test-slurm test-slurm-versions test-pythons bench generated clean packages deb
 
 demo: packages $(VENV)/.installed
 	@$(BIN)/slurm-mig demo
@@ -67,6 +67,11 @@ generated: $(VENV)/.installed
 	@$(BIN)/python -c 'from slurm_mig.doctor import all_checks, report; \
 	    print(report.manual(all_checks()), end="")' >>docs/doctor.md
 	@$(BIN)/python .ci/reference.py docs
+	@$(BIN)/python .ci/pictures.py docs/pictures
+
+# docs/screens: real output, so each run's ids and times are its own. Root, for namespaces.
+screens: packages $(VENV)/.installed
+	@$(BIN)/python .ci/screens.py docs/screens
 
 packages:
 	@PYTHON=$(PYTHON) .ci/packages

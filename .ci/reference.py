@@ -13,7 +13,7 @@ import click
 
 from slurm_mig import __version__
 from slurm_mig.cli import VERBS, cli
-from slurm_mig.config import SETTINGS, shown_default
+from slurm_mig.config import SETTINGS, Setting, is_set, shown_default
 from slurm_mig.errors import EXIT_CODES
 
 if TYPE_CHECKING:
@@ -43,9 +43,15 @@ def config_page() -> str:
             "",
             item.text,
             "",
-            f"Allowed: {item.allowed}. Default: `{shown_default(item)}`.",
+            f"Allowed: {item.allowed}. {_default(item)}",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _default(item: Setting) -> str:
+    if is_set(item):
+        return f"Default: `{shown_default(item)}`."
+    return f"Not set by default; such as `{shown_default(item)}`."
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:

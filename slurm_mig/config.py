@@ -265,7 +265,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "deadline",
         "deadline",
         _seconds,
-        f"{_A_TIME}, and more than lock_timeout + destroy_timeout + [slurm] timeout",
+        f"{_A_TIME}, and more than lock_timeout + destroy_timeout + [stuck] timeout + "
+        "[slurm] timeout",
         "A hook that is not done by then, whatever it hangs in, is ended and drains the node. "
         "PrologEpilogTimeout has to be above this + [slurm] timeout + 2 s.",
     ),
@@ -549,9 +550,17 @@ def _unknown(path: Path, name: str, allowed: list[str]) -> ConfigFault:
 
 def shown_default(setting: Setting) -> str:
     """The default of a key, as TOML; what the sample shows where it is "not set"."""
+    return _toml(_default_of(setting)) if is_set(setting) else setting.unset
+
+
+def is_set(setting: Setting) -> bool:
+    """Whether a key that the file does not have still has a value."""
+    return _default_of(setting) not in (MISSING, None)
+
+
+def _default_of(setting: Setting) -> Any:
     (item,) = (item for item in fields(Config) if item.name == setting.field)
-    unset = item.default is MISSING or item.default is None
-    return setting.unset if unset else _toml(item.default)
+    return item.default
 
 
 def sample() -> str:

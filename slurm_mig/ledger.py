@@ -439,7 +439,7 @@ class Ledger:
                 f"{self._path} has schema version {version}, this slurm-mig {__version__} knows up "
                 f"to {SCHEMA} and its additions below {(SCHEMA // BREAKING + 1) * BREAKING}",
                 remedy="install the slurm-mig again that wrote it, or a later one "
-                '(docs/admin.md, "Upgrading")',
+                '(docs/upgrade.md, "Upgrading")',
             )
         return version >= SCHEMA
 

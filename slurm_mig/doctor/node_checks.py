@@ -241,7 +241,7 @@ def private(facts: Facts) -> Iterator[Problem]:
     WARNING,
     "users cannot make the directory for their steps' leases",
     needs=("node", "config"),
-    page="docs/admin.md: Tasks, steps and containers",
+    page="docs/jobs.md: Tasks, steps and containers",
 )
 def leases(facts: Facts) -> Iterator[Problem]:
     """Steps that ask for a part of their job see all of its slices, or stop."""

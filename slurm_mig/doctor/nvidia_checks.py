@@ -121,7 +121,7 @@ def capable(facts: Facts) -> Iterator[Problem]:
     WARNING,
     "instances that no record names",
     needs=("node", "driver", "ledger"),
-    page="docs/admin.md: After a crash",
+    page="docs/upgrade.md: After a crash",
 )
 def foreign(facts: Facts) -> Iterator[Problem]:
     """slurm-mig never touches them: Slurm counts room that is not there."""
@@ -149,7 +149,7 @@ def persistence(facts: Facts) -> Iterator[Problem]:
     WARNING,
     "a program that is known to block changes has a GPU open",
     needs=("node", "processes"),
-    page="NVIDIA MIG user guide: Enable MIG Mode; docs/admin.md: Whole GPUs",
+    page="NVIDIA MIG user guide: Enable MIG Mode; docs/jobs.md: Whole GPUs",
 )
 def holders(facts: Facts) -> Iterator[Problem]:
     """Switching MIG mode, a reset, the first instance or a teardown may fail with In use."""
@@ -269,7 +269,7 @@ def partitioner(facts: Facts) -> Iterator[Problem]:
     WARNING,
     "slurm-mig's boot unit is not enabled",
     needs=("node", "units"),
-    page="docs/admin.md",
+    page="docs/upgrade.md: At boot",
 )
 def boot_unit(facts: Facts) -> Iterator[Problem]:
     """After a reboot records of the last boot stay open, and MIG mode off, until a hook comes."""
@@ -282,7 +282,7 @@ def boot_unit(facts: Facts) -> Iterator[Problem]:
     WARNING,
     "slurm-mig's boot unit does not come before slurmd",
     needs=("node", "units"),
-    page="docs/admin.md; systemd.unit(5): Before=",
+    page="docs/upgrade.md: At boot; systemd.unit(5): Before=",
 )
 def boot_order(facts: Facts) -> Iterator[Problem]:
     """slurmd could start a job on a GPU that is not looked after yet."""

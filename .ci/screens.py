@@ -1,0 +1,74 @@
+"""Writes docs/screens/*.txt: what the commands print on a simulated site, as they print it.
+
+screens.py DIR    writes them below DIR (`make screens`; as root, it makes device nodes)
+
+The site is in a machine of its own (tests/world.py), with a Slurm as docs/quickstart.md sets it up.
+UUIDs and the days of jobs are this run's; everything else is the same each time.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests import quickstart, worlds
+
+JOBS = (
+    ("alice", "sbatch --gres=mig:3g.40gb:1 -J train job.sh"),
+    ("bob", "sbatch --gres=mig:1g.10gb:2 -J notebook job.sh"),
+    ("bob", "sbatch --gres=mig:2g.20gb:1 -J infer job.sh"),
+    ("alice", "sbatch --gres=mig:7g.80gb:1 -J big job.sh"),
+)
+#: What a screen shows, by its file's name.
+SCREENS = {
+    "status.txt": "slurm-mig status",
+    "status-cluster.txt": "slurm-mig status --cluster",
+    "doctor.txt": "slurm-mig doctor # again",
+    "verify.txt": "slurm-mig verify --job 1",
+    "audit.txt": "slurm-mig audit",
+}
+NO_JOBS = "while squeue -h | grep -q .; do sleep 1; done"
+#: Makes two things that a doctor has words for.
+ILLNESS = (
+    "sed -i 's/^PrologFlags=.*/PrologFlags=Alloc/; /^JobAcctGatherParams/d' /etc/slurm/slurm.conf",
+    "chmod 666 /var/lib/slurm-mig/ledger.db",
+    "systemctl restart slurmctld",
+    "timeout 20 sh -c 'until sinfo -h -o %T | grep -q idle; do sleep 0.2; done'",
+)
+
+
+def steps() -> list[list[str]]:
+    """The quick start, some jobs, and the commands while they run and after they have ended."""
+    found = quickstart.started()
+    for user in ("alice", "bob"):
+        found.append([user, "printf '#!/bin/sh\\nsleep 3000\\n' >job.sh"])
+    for user, command in JOBS:
+        found.append([user, f"{command} && sleep 3"])
+    while_running = [SCREENS[name] for name in ("status.txt", "status-cluster.txt", "verify.txt")]
+    found += [["root", command] for command in while_running]
+    found.append(["root", f"scancel -u alice; scancel -u bob; timeout 20 sh -c '{NO_JOBS}'"])
+    found.append(["root", SCREENS["audit.txt"]])
+    found += [["root", command] for command in ILLNESS]
+    found.append(["root", SCREENS["doctor.txt"]])
+    return found
+
+
+def main(directory: str) -> None:
+    """Write them."""
+    spec = quickstart.SPEC | {"sessions": [steps()]}
+    done = {item["statement"]: item for item in worlds.run(spec)[0]}
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    for name, command in SCREENS.items():
+        text = f"# {command.partition(' # ')[0]}\n{done[command]['out']}"
+        for place, usual in (
+            (str(Path(__file__).parents[1]), "/opt/slurm-mig/lib/python3/site-packages"),
+            (sys.prefix, "/opt/slurm-mig"),
+        ):
+            text = text.replace(place, usual)
+        Path(directory, name).write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
