@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slurm_mig import catalog
-from slurm_mig.cli._common import age, cell, open_node, print_json, slurm_of
+from slurm_mig.cli._common import age, cell, folded, open_node, print_json, slurm_of
 from slurm_mig.models import fleet_model
 from slurm_mig.overview import overview, total_room
 
@@ -32,7 +32,7 @@ def show(*, as_json: bool) -> None:
         return
     for view in views:
         click.echo("\n".join(_lines(view)) + "\n")
-    click.echo(f"room on all nodes, by shards: {_words(total_room(views))}")
+    click.echo(folded(f"room on all nodes, by shards: {_words(total_room(views))}", 4))
 
 
 def _plain(view: NodeView) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def _lines(view: NodeView) -> list[str]:
     if view.elsewhere:
         lines.append("  on these GPUs (this Slurm does not say on which):")
         lines += [_holder(item) for item in view.elsewhere]
-    lines.append(f"  room, by shards: {_words(view.room)}")
+    lines.append(folded(f"  room, by shards: {_words(view.room)}", 4))
     return lines
 
 

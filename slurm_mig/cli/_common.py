@@ -187,6 +187,15 @@ def cell(value: object) -> str:
     return "".join(char if char.isprintable() else "?" for char in str(value))
 
 
+def folded(text: str, indent: int) -> str:
+    """A line as several of at most 80 columns, the further ones indented."""
+    import textwrap
+
+    return textwrap.fill(
+        text, 80, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
 def age(seconds: float) -> str:
     """A duration for people: `26:03:09`, in hours."""
     minutes, rest = divmod(int(seconds), 60)

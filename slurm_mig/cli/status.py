@@ -12,6 +12,7 @@ from slurm_mig.allocation import ACTIVE, QUARANTINED
 from slurm_mig.cli._common import (
     age,
     cell,
+    folded,
     json_option,
     open_node,
     print_json,
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 #: Columns of the picture, divided among a GPU's placement units.
 WIDTH = 72
+
+#: Columns of a terminal that everybody has.
+COLUMNS = 80
 
 
 @click.command()
@@ -189,7 +193,9 @@ def _of_record(
 def picture(gpu: dict[str, Any]) -> str:
     """A GPU's slots as text: one cell per placement unit, one box per instance."""
     mode = mode_text(gpu["mig_mode"], gpu["mig_pending"])
-    lines = [f"GPU {gpu['gpu']}  {gpu['name']}  MIG {mode}  {gpu['uuid']}"]
+    head = f"GPU {gpu['gpu']}  {gpu['name']}  MIG {mode}"
+    apart = "  " if len(head) + 2 + len(gpu["uuid"]) <= COLUMNS else "\n  "
+    lines = [f"{head}{apart}{gpu['uuid']}"]
     if gpu["retired"]:
         lines += [f"  {Retired(**gpu['retired'])}"]
     lines += [f"  whole GPU        {_who(item)}{_why(item)}" for item in gpu["whole"]]
@@ -197,7 +203,7 @@ def picture(gpu: dict[str, Any]) -> str:
         lines += _boxes(gpu)
         lines += [_holder(item) for item in gpu["instances"]]
         free = ", ".join(f"{name} x{count}" for name, count in gpu["free"].items() if count)
-        lines.append(f"  fits now: {free or 'nothing'}")
+        lines.append(folded(f"  fits now: {free or 'nothing'}", 4))
     return "\n".join(lines) + "\n"
 
 
@@ -224,8 +230,9 @@ def _label(item: dict[str, Any]) -> str:
 
 def _holder(item: dict[str, Any]) -> str:
     place = f"{item['profile']}@{item['start']}"
-    devices = f"\n  {'':<16} ".join(item["uuids"]) or "no compute instance"
-    return f"  {place:<16} {_who(item)}  {devices}{_why(item)}"
+    lines = [f"  {place:<16} {_who(item)}"]
+    lines += [f"  {'':<16} {device}" for device in item["uuids"] or ["no compute instance"]]
+    return "\n".join(lines) + _why(item)
 
 
 def _why(item: dict[str, Any]) -> str:
@@ -233,7 +240,7 @@ def _why(item: dict[str, Any]) -> str:
     if "stuck_since" in item:
         since = age(time.time() - item["stuck_since"])
         lines.append(f"stuck for {since}, held now by {item['held_now']}")
-    return "".join(f"\n    {line}" for line in lines)
+    return "".join("\n" + folded(f"    {line}", 4) for line in lines)
 
 
 def _who(item: dict[str, Any]) -> str:
