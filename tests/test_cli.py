@@ -516,8 +516,10 @@ def test_watch(site: Site) -> None:
     command = [sys.executable, "-m", "slurm_mig", "status", "--watch", "0.1"]
     environ = {"SLURM_MIG_CONFIG": str(site.config), "PATH": "/usr/bin:/bin"}
     watching = subprocess.Popen(
-        command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell that runs the tests in the background has them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     assert watching.stdout
     for _ in range(2):
         while not watching.stdout.readline().startswith("GPU 1"):

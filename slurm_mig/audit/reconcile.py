@@ -363,11 +363,14 @@ def _clashes(held: list[Allocation], until: float) -> Iterator[Finding]:
 
 
 def _mask(record: Allocation) -> int:
-    """The units a record covers; a whole GPU covers all there can be."""
+    """The units a record covers; a whole GPU covers all there can be.
+
+    What of a stuck record went before the rest is marked as gone, and was free from then on.
+    """
     if record.whole:
         return -1
     mask = 0
-    for item in record.instances:
+    for item in record.present:
         mask |= item.placement.mask
     return mask
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from slurm_mig.allocation import LOST, QUARANTINED, REFUSED
+from slurm_mig.allocation import GONE, LOST, QUARANTINED, REFUSED
 from slurm_mig.cli._common import print_json, table, when
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def _table(items: Sequence[Holding]) -> None:
 def _cells(item: Holding, *, nodes: bool) -> list[object]:
     record, made = item.record, item.instance
     owner = record.owner
-    ids = "-" if made is None or made.gi_id is None else f"{made.gi_id}/{_or(made.ci_id, '-')}"
+    known = made is not None and made.gi_id not in (None, GONE)
+    ids = f"{made.gi_id}/{_or(made.ci_id, '-')}" if made and known else "-"
     return [
         "-" if owner.job_id is None else f"{owner.job_id}.{owner.restart}",
         owner.user or "-",

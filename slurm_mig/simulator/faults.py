@@ -81,9 +81,12 @@ class Faults:
     def set(self, rules: list[Rule]) -> None:
         """Replace all rules; an empty list clears them."""
         if rules:
-            self._path.write_text(json.dumps([asdict(rule) for rule in rules]), "ascii")
+            # In one step: a hook may be reading it.
+            fresh = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+            fresh.write_text(json.dumps([asdict(rule) for rule in rules]), "ascii")
             # Whatever the umask: faults strike users' commands, too.
-            self._path.chmod(0o644)
+            fresh.chmod(0o644)
+            fresh.replace(self._path)
         else:
             self._path.unlink(missing_ok=True)
 
@@ -102,19 +105,22 @@ class Faults:
 
         A user's call is struck if it is its turn, but not counted: the file is root's.
         """
-        if not self._path.exists():
-            return []
         counted = os.access(self._path, os.W_OK, effective_ids=True)
-        with self._path.open("r+" if counted else "r", encoding="ascii") as file:
+        try:
+            file = self._path.open("r+" if counted else "r", encoding="ascii")
+        except FileNotFoundError:
+            return []
+        with file:
             fcntl.flock(file, fcntl.LOCK_EX if counted else fcntl.LOCK_SH)
             rules = [Rule(**row) for row in json.loads(file.read())]
             hit = [rule for rule in rules if rule.matches(call)]
             for rule in hit:
                 rule.seen += 1
             if hit and counted:
+                # Counters grow, so the text never gets shorter: who is killed here leaves it whole.
                 file.seek(0)
-                file.truncate()
                 file.write(json.dumps([asdict(rule) for rule in rules]))
+                file.truncate()
         return [rule.effect for rule in hit if rule.due()]
 
 

@@ -393,10 +393,11 @@ def overlaps(records: Sequence[Allocation]) -> list[str]:
 def _same_units(first: Allocation, second: Allocation) -> bool:
     if first.whole or second.whole:
         return True
+    # What of a stuck record was gone already is marked so: only the rest was held on.
     return any(
         one.start < other.start + other.size and other.start < one.start + one.size
-        for one in first.instances
-        for other in second.instances
+        for one in first.present
+        for other in second.present
     )
 
 
