@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Two: the private clusters of the tests wait more than they work.
-WORKERS ?= 2
+# More than cores: the private clusters of the tests wait more than they work.
+WORKERS ?= 4
 
 JOBS ?= 2000
 SEED ?= 1
