@@ -317,7 +317,8 @@ def test_a_stuck_instance(make_site: Callable[..., Site]) -> None:
     assert f"pid {os.getpid()}" in done.stderr
     shown = site.cli("status").stdout
     assert "quarantined" in shown
-    assert re.search(rf"stuck for 0:00:0\d, held now by pid {os.getpid()} of root \(", shown)
+    words = " ".join(shown.split())
+    assert re.search(rf"stuck for 0:0\d:\d\d, held now by pid {os.getpid()} of root \(", words)
     assert re.search(r"^stuck: 1 on GPU 0, the oldest for 0:00:0\d$", shown, re.MULTILINE)
     data = parsed(site.cli("status", "--json"))
     (row,) = data["stuck"]
