@@ -78,7 +78,7 @@ class Site:
         path = self.cluster.work / f"{job}.out"
         return path.read_text() if path.exists() else ""
 
-    def until(self, ready: Callable[[], object], what: str, seconds: float = 60) -> None:
+    def until(self, ready: Callable[[], object], what: str, seconds: float = 120) -> None:
         """Wait for something that Slurm does in its own time."""
         end = time.monotonic() + seconds
         while not ready():
@@ -90,7 +90,7 @@ class Site:
         done = self.cluster.try_run("squeue", "-h", "-a", "-t", "all", "-j", str(job), "-o", "%T")
         return " ".join(sorted(set(done.stdout.split())))
 
-    def wait(self, job: int | str, *states: str, seconds: float = 60) -> str:
+    def wait(self, job: int | str, *states: str, seconds: float = 120) -> str:
         self.until(lambda: self.state(job) in states, f"job {job} to be {states}", seconds)
         return self.state(job)
 

@@ -355,9 +355,9 @@ def test_a_job_of_two_nodes_and_a_broken_one(site: Site) -> None:
     drained(site, ("slurm-mig: ",), "n2")
     site.wait(job, "PENDING")
     site.until(lambda: closed(site, job) and closed(site, job, "n2"), "the Epilogs")
+    # 22.05 may start the script on the good node before it hears of the other one.
     assert site.made("n1") == site.made("n2") == []
     assert site.in_service("n1")
-    assert "ran" not in site.output(job).replace("srun echo ran", "")
 
 
 def test_srun_of_two_nodes_and_a_broken_one(site: Site) -> None:
