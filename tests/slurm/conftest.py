@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 ALICE, BOB = USERS["alice"], USERS["bob"]
 NODES = (SandboxNode("n1", ((H100, 2),)), SandboxNode("n2", ((RTX, 1), (A30, 1))))
+#: Lines of each log that a failure shows.
+STORY = 40
 PREFIX = Path(os.environ["SLURM_PREFIX"]) if os.environ.get("SLURM_PREFIX") else None
 
 
@@ -82,8 +84,17 @@ class Site:
         """Wait for something that Slurm does in its own time."""
         end = time.monotonic() + seconds
         while not ready():
-            assert time.monotonic() < end, f"{what}: {self.run('squeue', '-o', '%i %T %r %R')}"
+            if time.monotonic() >= end:
+                pytest.fail(f"{what} did not come within {seconds} s\n{self.story()}", pytrace=False)
             time.sleep(0.1)
+
+    def story(self) -> str:
+        """What whoever reads a failure elsewhere needs: the jobs, the nodes, the logs' ends."""
+        lines = [self.cluster.try_run("squeue", "-a", "-t", "all", "-o", "%i %T %r %R").stdout]
+        lines.append(self.cluster.try_run("sinfo", "-N", "-o", "%N %T %E").stdout)
+        for log in sorted((self.cluster.root / "log").iterdir()):
+            lines += [f"-- {log.name}", *log.read_text("utf-8", "replace").splitlines()[-STORY:]]
+        return "\n".join(lines)
 
     def state(self, job: int | str) -> str:
         """A job's state; empty once slurmctld has forgotten it."""
