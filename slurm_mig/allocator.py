@@ -497,10 +497,11 @@ class Allocator:
             return record
         self._withdraw_environment(record)
         self._feeds.hide(record, gpu.index)
-        record = self._with_ids(record, gpu)
+        seen = self._driver.instances(gpu)
+        record = _with_ids(record, seen)
         if record.phase != phases.RELEASING:
             record = self._ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
-        self._take_from_user(record, gpu)
+        self._take_from_user(record, seen)
         held = self._free(record, gpu, self._monotonic() + patience)
         if held:
             return self._set_aside(record, gpu, held, self._users(gpu, held, users), done)
@@ -655,11 +656,10 @@ class Allocator:
         found = self._driver.instance(gpu, item.gi_id)
         return found if found is not None and find(item, [found]) else None
 
-    def _take_from_user(self, record: Allocation, gpu: Gpu) -> None:
+    def _take_from_user(self, record: Allocation, seen: Sequence[GpuInstance]) -> None:
         """Close an ended job's instances to its user: nothing new starts on what resists."""
         if record.owner.job_id is None:
             return
-        seen = self._driver.instances(gpu)
         for item in record.instances:
             if item.gi_id is not None and item.ci_id is not None and find(item, seen):
                 self._capabilities.revoke(record.gpu_minor, item.gi_id, item.ci_id)
@@ -713,26 +713,6 @@ class Allocator:
                 return busy.cause
             now = self._fresh(gpu.uuid)
         return "" if now.mig_mode else "the GPU could not be reset"
-
-    def _with_ids(self, record: Allocation, gpu: Gpu) -> Allocation:
-        """Add what the hardware knows and a hook that died could not write down."""
-        seen = self._driver.instances(gpu)
-        before: list[Placement] = []
-        for place, item in enumerate(record.instances):
-            found = find(item, seen)
-            if item.gi_id is None and found is not None:
-                # The how-manieth of those that share the GPU instance.
-                number = before.count(item.placement)
-                compute = found.compute[number] if number < len(found.compute) else None
-                ids = replace(
-                    item,
-                    gi_id=found.gi_id,
-                    ci_id=compute.ci_id if compute else None,
-                    uuid=compute.uuid if compute else None,
-                )
-                record = record.with_instance(place, ids)
-            before.append(item.placement)
-        return record
 
     def _destroy(self, item: Instance, gpu: Gpu, until: float) -> str:
         """Destroy one instance, retrying while it is in use; returns why it could not."""
@@ -1124,6 +1104,26 @@ def find(item: Instance, seen: Sequence[GpuInstance]) -> GpuInstance | None:
             # A foreign instance in the same place has another compute instance.
             return found if item.uuid is None or not uuids or item.uuid in uuids else None
     return None
+
+
+def _with_ids(record: Allocation, seen: Sequence[GpuInstance]) -> Allocation:
+    """Add what the hardware knows and a hook that died could not write down."""
+    before: list[Placement] = []
+    for place, item in enumerate(record.instances):
+        found = find(item, seen)
+        if item.gi_id is None and found is not None:
+            # The how-manieth of those that share the GPU instance.
+            number = before.count(item.placement)
+            compute = found.compute[number] if number < len(found.compute) else None
+            ids = replace(
+                item,
+                gi_id=found.gi_id,
+                ci_id=compute.ci_id if compute else None,
+                uuid=compute.uuid if compute else None,
+            )
+            record = record.with_instance(place, ids)
+        before.append(item.placement)
+    return record
 
 
 def _stuck_words(stuck: Sequence[Slot]) -> str:

@@ -19,6 +19,7 @@ from slurm_mig.errors import (
     Held,
     InstanceBusy,
 )
+from slurm_mig.text import ascii_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -204,9 +205,8 @@ def keep_out(node: Node, fault: SlurmMigError) -> None:
     facts = node.slurm.node(node.name)
     if "DRAIN" in facts.state and not facts.reason.startswith(REASON):
         return
-    text = " ".join(f"{REASON}{fault}".split())
-    printable = "".join(char if " " <= char <= "~" else "?" for char in text)
-    node.slurm.drain(node.name, printable[:REASON_LENGTH], replace=True)
+    reason = ascii_line(f"{REASON}{fault}")[:REASON_LENGTH]
+    node.slurm.drain(node.name, reason, replace=True)
 
 
 def let_in(node: Node) -> bool:

@@ -12,6 +12,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from slurm_mig.text import shown
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -41,7 +43,7 @@ class SlurmMigError(Exception):
             text += f"; {self.remedy}"
         # A newline in a log line would let a user's text forge a second line, an escape
         # sequence rewrite the first.
-        return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
+        return shown(" ".join(text.split()))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from slurm_mig.errors import NodeFault
 from slurm_mig.files import private_directory, replace_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
     from pathlib import Path
 
     from slurm_mig.allocation import Allocation
@@ -35,23 +35,19 @@ class Feeds:
         owner = record.owner
         if owner.job_id is None:
             return
-        texts = (f"{owner.job_id} {owner.uid}\n", f"{owner.job_id}\n")
-        for directory, text in zip((self._gpustat, self._dcgm), texts, strict=True):
-            if directory is not None:
-                self._write(directory, self._names(record, index, directory), text)
+        if self._gpustat is not None:
+            self._write(self._gpustat, _of_gpustat(record), f"{owner.job_id} {owner.uid}\n")
+        if self._dcgm is not None:
+            self._write(self._dcgm, _of_dcgm(record, index), f"{owner.job_id}\n")
 
     def hide(self, record: Allocation, index: int) -> None:
         """Take the files of a record away again."""
-        for directory in (self._gpustat, self._dcgm):
-            if directory is not None:
-                for name in self._names(record, index, directory):
-                    self._remove(directory / name)
+        if self._gpustat is not None:
+            self._remove(self._gpustat, _of_gpustat(record))
+        if self._dcgm is not None:
+            self._remove(self._dcgm, _of_dcgm(record, index))
 
-    def _names(self, record: Allocation, index: int, directory: Path) -> list[str]:
-        names = _of_dcgm(record, index) if directory == self._dcgm else _of_gpustat(record)
-        return list(dict.fromkeys(names))
-
-    def _write(self, directory: Path, names: list[str], text: str) -> None:
+    def _write(self, directory: Path, names: Iterable[str], text: str) -> None:
         try:
             private_directory(directory, 0o755)
             for name in names:
@@ -59,20 +55,21 @@ class Feeds:
         except NodeFault as fault:
             self.problems.append(fault.cause)
 
-    def _remove(self, path: Path) -> None:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as problem:
-            self.problems.append(f"remove {path}: {problem.strerror}")
+    def _remove(self, directory: Path, names: Iterable[str]) -> None:
+        for name in names:
+            try:
+                (directory / name).unlink(missing_ok=True)
+            except OSError as problem:
+                self.problems.append(f"remove {directory / name}: {problem.strerror}")
 
 
-def _of_gpustat(record: Allocation) -> Iterator[str]:
-    yield from record.uuids or ([record.gpu_uuid] if record.whole else [])
+def _of_gpustat(record: Allocation) -> tuple[str, ...]:
+    return record.uuids or ((record.gpu_uuid,) if record.whole else ())
 
 
-def _of_dcgm(record: Allocation, index: int) -> Iterator[str]:
-    for item in record.instances:
-        if item.gi_id is not None:
-            yield f"{index}.{item.gi_id}"
+def _of_dcgm(record: Allocation, index: int) -> list[str]:
     if record.whole:
-        yield str(index)
+        return [str(index)]
+    # Compute instances that share a GPU instance have one file.
+    ids = dict.fromkeys(item.gi_id for item in record.instances if item.gi_id is not None)
+    return [f"{index}.{gi_id}" for gi_id in ids]

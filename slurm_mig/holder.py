@@ -10,6 +10,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from slurm_mig.text import ascii_line
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -68,8 +70,8 @@ class Place:
         main = (systemd or unified or [""])[0]
         shown = next((match.string for match in found), main)
         return cls(
-            path=printable(shown),
-            unit=printable(_unit(main)),
+            path=ascii_line(shown),
+            unit=ascii_line(_unit(main)),
             job=jobs.pop() if len(jobs) == 1 and len(uids) <= 1 else None,
             job_uid=uids.pop() if len(uids) == 1 else None,
             doubtful=len(jobs) > 1 or len(uids) > 1 or (like and not found),
@@ -192,12 +194,6 @@ class Holders:
             names.append("not all processes could be looked at in time")
         # A handle that leaked in the driver has no process any more (mig-facts.md h).
         return ", ".join(names) or "no process that can be found (see dmesg)"
-
-
-def printable(text: str) -> str:
-    """Printable ASCII on one line: no newline, escape or odd letter of a user's."""
-    line = " ".join(text.split())
-    return "".join(char if " " <= char <= "~" else "?" for char in line)
 
 
 def named(pids: Sequence[int]) -> Holders:

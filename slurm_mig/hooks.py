@@ -29,6 +29,7 @@ from slurm_mig.errors import (
     Unknown,
     about,
 )
+from slurm_mig.text import ascii_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -139,8 +140,7 @@ def _readable(value: str) -> str:
 
 def _clean(value: object) -> str:
     """Printable ASCII on one line: a log must not carry a user's newlines or escapes."""
-    text = " ".join(str(value).split())
-    return "".join(char if " " <= char <= "~" else "?" for char in text)[:1000]
+    return ascii_line(str(value))[:1000]
 
 
 # -- prolog --------------------------------------------------------------------

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.audit.timeline import OTHERS
 from slurm_mig.errors import UsageFault
+from slurm_mig.text import shown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -234,7 +235,7 @@ def _title(picture: Picture) -> str:
 
 def _plain(text: str) -> str:
     """One printable line, in which `$` does not begin a formula."""
-    return "".join(char if char.isprintable() else "?" for char in text).replace("$", r"\$")
+    return shown(text).replace("$", r"\$")
 
 
 def _local(seconds: float) -> datetime:
@@ -248,7 +249,7 @@ def _with_titles(svg: str, picture: Picture) -> str:
         kind, number = match[1], int(match[2])
         lines = _box_lines(picture.boxes[number]) if kind == "box" else _mark_lines(picture, number)
         # A form feed or an escape is no XML, not even as an entity.
-        text = "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
+        text = "\n".join(map(shown, lines))
         return f"{match[0]}<title>{html.escape(text)}</title>"
 
     return re.sub(r'<g id="(box|mark)-(\d+)">', titled, svg)

@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from slurm_mig.holder import GPU, INSTANCE, Holder, Holders, Place, named, printable
+from slurm_mig.holder import GPU, INSTANCE, Holder, Holders, Place, named
+from slurm_mig.text import ascii_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -189,7 +190,7 @@ class Processes:
         return replace(
             holder,
             user=user,
-            command=printable(command.decode("utf-8", "replace")),
+            command=ascii_line(command.decode("utf-8", "replace")),
             environment_job=job,
             environment_restart=restart,
         )
@@ -238,7 +239,7 @@ class Processes:
         fields = after.split()
         if len(fields) < 20 or fields[0] in ("Z", "X"):
             return "", 0
-        return printable(before.partition("(")[2]), int(fields[19])
+        return ascii_line(before.partition("(")[2]), int(fields[19])
 
     def _uids(self, pid: int) -> tuple[int, ...]:
         for line in self._read(pid, "status").splitlines():
@@ -271,7 +272,7 @@ def _user(uid: int) -> str:
     import pwd
 
     try:
-        return printable(pwd.getpwuid(uid).pw_name)
+        return ascii_line(pwd.getpwuid(uid).pw_name)
     except KeyError:
         return ""
 

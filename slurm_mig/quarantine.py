@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.allocation import QUARANTINED
 from slurm_mig.files import replace_file
-from slurm_mig.holder import printable
+from slurm_mig.text import ascii_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -150,4 +150,4 @@ class Fence:
 def drain_reason(past: Sequence[SetAside]) -> str:
     """One printable line; scontrol(1) takes quotation marks at the end for its own."""
     told = "; ".join(f"GPU {item.record.gpu_minor} {item.record.reason}" for item in past)
-    return printable(REASON + told).replace('"', "'")[:LONGEST].rstrip()
+    return ascii_line(REASON + told).replace('"', "'")[:LONGEST].rstrip()

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slurm_mig.allocation import Owner
-from slurm_mig.holder import GPU, Holder, Holders, Place, printable
+from slurm_mig.holder import GPU, Holder, Holders, Place
+from slurm_mig.text import ascii_line
 
 ALICE = Owner(7, restart=1, uid=64001, gid=64001, user="alice")
 
@@ -192,7 +193,7 @@ def test_the_nearest_are_told() -> None:
 @given(st.text())
 def test_text_is_one_printable_line(text: str) -> None:
     """Whatever a user calls his process."""
-    assert all(" " <= char <= "~" for char in printable(text))
+    assert all(" " <= char <= "~" for char in ascii_line(text))
 
 
 def test_there_and_back() -> None:

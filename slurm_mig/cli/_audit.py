@@ -11,6 +11,7 @@ import click
 
 from slurm_mig.allocation import GONE, LOST, QUARANTINED, REFUSED
 from slurm_mig.cli._common import print_json, table, when
+from slurm_mig.text import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -211,5 +212,5 @@ def _csv_cell(value: object) -> object:
     """A user's or account's name must be no formula to whoever opens the file."""
     if not isinstance(value, str):
         return value
-    text = "".join(char if char.isprintable() else "?" for char in value)
+    text = shown(value)
     return f"'{text}" if value.startswith(_FORMULA) else text

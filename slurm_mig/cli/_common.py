@@ -15,6 +15,7 @@ from slurm_mig.allocation import Owner
 from slurm_mig.config import load
 from slurm_mig.errors import ConfigFault, NotPermitted, SlurmFault, UsageFault
 from slurm_mig.node import Node
+from slurm_mig.text import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -184,7 +185,7 @@ def cell(value: object) -> str:
     if value is None:
         return "?"
     # A job or user name must not move the cursor or forge a row.
-    return "".join(char if char.isprintable() else "?" for char in str(value))
+    return shown(str(value))
 
 
 def folded(text: str, indent: int) -> str:

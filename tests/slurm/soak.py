@@ -95,7 +95,7 @@ class Soak:
             slurm_conf=f"PrologEpilogTimeout={args.timeout}\nMinJobAge=20\n"
             f"SlurmdTimeout={args.away - 10}\nUnkillableStepTimeout=120\n",
             config=f"retry_delay_max = 20\n[hooks]\nlock_timeout = {args.timeout / 2}\n"
-            f'destroy_timeout = 3\n[tasks]\nleases = "{root}/work/leases"\n',
+            f'destroy_timeout = 3\n[tasks]\nleases = "{Path(root, "work", "leases")}"\n',
         )
         self.counts: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
