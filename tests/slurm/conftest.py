@@ -85,7 +85,7 @@ class Site:
         end = time.monotonic() + seconds
         while not ready():
             if time.monotonic() >= end:
-                pytest.fail(f"{what} did not come within {seconds} s\n{self.story()}", pytrace=False)
+                pytest.fail(f"{what}: not within {seconds} s\n{self.story()}", pytrace=False)
             time.sleep(0.1)
 
     def story(self) -> str:
