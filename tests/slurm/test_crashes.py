@@ -86,7 +86,8 @@ def spend_forgotten(site: Site) -> None:
 
     22.05's slurmd believes that such a job's Prolog has run already, so our TaskProlog stops it.
     """
-    last = max(item.owner.job_id or 0 for name in ("n1", "n2") for item in site.records(name))
+    known = [item for name in ("n1", "n2") for item in site.records(name)]
+    last = max((item.owner.job_id or 0 for item in known), default=0)
     while site.sbatch("--hold", script="true") < last:
         pass
     site.run("scancel", "-u", "alice")
