@@ -16,7 +16,7 @@ demo: packages $(VENV)/.installed
 
 # pytest comes last: what continuous integration reads is its closing line.
 test: lint
-	@$(BIN)/pytest -q -n $(WORKERS) --dist loadfile tests
+	@$(BIN)/pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder tests
 
 lint: packages $(VENV)/.developer
 	@$(BIN)/ruff check --quiet .
@@ -26,11 +26,11 @@ lint: packages $(VENV)/.developer
 
 # The part of `test` without daemons, and the part with.
 unit: packages $(VENV)/.developer
-	@$(BIN)/pytest -q -n $(WORKERS) tests --ignore tests/slurm
+	@$(BIN)/pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder tests --ignore tests/slurm
 
 # SLURM_PREFIX=DIR: the Slurm below that directory instead of this machine's.
 test-slurm: packages $(VENV)/.developer
-	@$(BIN)/pytest -q -n $(WORKERS) --dist loadfile tests/slurm
+	@$(BIN)/pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder tests/slurm
 
 # Jobs of all shapes while everything is cancelled, killed and hung; half an hour for 2 000.
 soak: packages $(VENV)/.developer

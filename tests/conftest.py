@@ -40,13 +40,39 @@ def geometry_of(name: str) -> Geometry:
     return catalog.find(name).geometry()
 
 
+#: Files whose tests share something dear, or look at every process of the machine: with several
+#: workers one of them runs the whole file.
+SHARED = ("test_hostile.py", "test_packages.py", "test_processes.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, with the reason, what needs rights this run does not have."""
-    if os.geteuid() == 0:
-        return
+    """Keep a file that shares a cluster on one worker; skip, with the reason, what needs root."""
+    groups: dict[str, list[pytest.Item]] = {}
     for item in items:
+        if item.path.parent.name == "slurm" or item.path.name in SHARED:
+            name = item.nodeid.partition("::")[0]
+            item.add_marker(pytest.mark.xdist_group(name))
+            groups.setdefault(name, []).append(item)
+        if os.geteuid() == 0:
+            continue
         if item.get_closest_marker("root") or item.get_closest_marker("slurm"):
             item.add_marker(pytest.mark.skip(reason="needs root: device nodes, changing uid"))
+    if "PYTEST_XDIST_WORKER" in os.environ and groups:
+        items[:] = mixed(list(groups.values()), items)
+
+
+def mixed(groups: list[list[pytest.Item]], items: list[pytest.Item]) -> list[pytest.Item]:
+    """Groups, with an equal share of all other tests behind each.
+
+    Most groups wait for Slurm: some workers compute meanwhile.
+    """
+    grouped = {id(item) for group in groups for item in group}
+    rest = [item for item in items if id(item) not in grouped]
+    return [
+        item
+        for number, group in enumerate(groups)
+        for item in (*group, *rest[number :: len(groups)])
+    ]
 
 
 def build_machine(root: Path, *gpus: str, **options: object) -> Machine:
@@ -191,7 +217,8 @@ def job_environ(job: int, stamp: str, gpus: str = "0") -> dict[str, str]:
         "SLURM_JOB_USER": "alice",
         "SLURM_JOB_RESTART_COUNT": "0",
         "SLURMD_NODENAME": "n1",
-        "SLURM_CONF": "/nonexistent/slurm.conf",
+        # For a file that is missing Slurm's commands wait a minute.
+        "SLURM_CONF": "/dev/null",
         "SLURM_SCRIPT_CONTEXT": "prolog_slurmd",
     }
     if stamp:

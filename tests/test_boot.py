@@ -348,7 +348,7 @@ def test_a_broken_ledger_keeps_the_node_out_too(site: Site) -> None:
 def test_a_configuration_that_cannot_be_read(site: Site) -> None:
     """Code 11 before anything else; the search for scontrol is then the usual one."""
     site.config.write_text("[gpus]\nmanagd = 1\n")
-    done = site.cli("reconcile", "--boot", "--wait", "0", SLURM_CONF="/nonexistent")
+    done = site.cli("reconcile", "--boot", "--wait", "0", SLURM_CONF="/dev/null")
     assert done.returncode == 11
 
 

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -224,10 +225,8 @@ def test_leases_go_with_the_job(run: RunFiles, public_tmp: Path, kind: str) -> N
         leases.symlink_to(precious)
     if kind == "deep":
         # Deeper than Python recurses, and than one path reaches.
-        subprocess.run(
-            ["/bin/sh", "-c", "n=0; while [ $n -lt 3000 ]; do mkdir d; cd -P d; n=$((n+1)); done"],
-            cwd=leases, check=True,
-        )  # fmt: skip
+        program = "import os\nfor _ in range(3000): os.mkdir('d'); os.chdir('d')"
+        subprocess.run([sys.executable, "-c", program], cwd=leases, check=True)
     subprocess.run(["/bin/chown", "-Rh", "64001:64001", str(place)], check=True)
     run.mark(ALICE, leases=str(leases))
     run.withdraw(7)

@@ -135,6 +135,7 @@ class Library:
         # Here, for no exception gets out of a C function.
         self._machine.check()
         self._handles: list[Handle] = []
+        self._places: dict[Handle, int] = {}
         self._sessions = 0
         self._pointers: dict[str, Any] = {}
         # nvmlErrorString hands out addresses: the texts must stay where they are.
@@ -576,9 +577,10 @@ class Library:
     # -- handles and rights --------------------------------------------------
 
     def _intern(self, handle: Handle) -> int:
-        if handle not in self._handles:
+        place = self._places.setdefault(handle, len(self._handles))
+        if place == len(self._handles):
             self._handles.append(handle)
-        return 0x1000 + 16 * self._handles.index(handle)
+        return 0x1000 + 16 * place
 
     def _write_handle(self, out: int, handle: Handle) -> None:
         _write_struct(out, c_void_p(self._intern(handle)))

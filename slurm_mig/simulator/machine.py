@@ -204,6 +204,7 @@ class Machine:
             self.latency_ms: dict[str, float] = facts["latency_ms"]
             self.gpus: list[dict[str, Any]] = facts["gpus"]
             self._geometries = [_board(facts) for facts in self.gpus]
+        self._states = [root / f"gpu{index}.json" for index in range(len(self.gpus))]
         self._read: dict[int, tuple[tuple[int, int], dict[str, Any]]] = {}
 
     @property
@@ -216,7 +217,7 @@ class Machine:
         facts = self.gpus[index]
         fixed = self._geometries[index]
         board = Board(fixed.geometry, facts["uuid"], fixed.mirrored, fixed.resetless)
-        with _intact(self.root / f"gpu{index}.json"):
+        with _intact(self._states[index]):
             board.load(self._state(index))
         return board
 
@@ -229,11 +230,12 @@ class Machine:
 
     def _state(self, index: int) -> dict[str, Any]:
         """A GPU's state file, read again only when it was replaced."""
-        path = f"{self.root}/gpu{index}.json"
-        status = os.stat(path)  # noqa: PTH116  # asked for by every NVML call
+        path = self._states[index]
+        # Asked for by every NVML call.
+        status = path.stat()
         seen = (status.st_ino, status.st_mtime_ns)
         if index not in self._read or self._read[index][0] != seen:
-            self._read[index] = (seen, json.loads(Path(path).read_text("ascii")))
+            self._read[index] = (seen, json.loads(path.read_text("ascii")))
         return self._read[index][1]
 
     @contextmanager
@@ -243,7 +245,7 @@ class Machine:
             fcntl.flock(lock, fcntl.LOCK_EX)
             board = self.board(index)
             yield board
-            _replace(self.root / f"gpu{index}.json", board.to_dict())
+            _replace(self._states[index], board.to_dict())
             self.tree.show(self.gpus[index]["minor"], board)
 
     # -- processes -----------------------------------------------------------

@@ -224,9 +224,11 @@ def test_a_requeue_by_an_administrator(site: Site, options: list[str]) -> None:
 def test_a_time_limit(build: Callable[..., Site]) -> None:
     """TIMEOUT ends the job; its slices go."""
     site = build(slurm_conf="OverTimeLimit=0\n")
-    job = site.sbatch("--gres=mig:3g.40gb:1", "--time=0:05", script="sleep 300")
-    # Slurm counts in minutes and looks every 30 seconds or so.
-    site.wait(job, "TIMEOUT", seconds=150)
+    job = site.sbatch("--gres=mig:3g.40gb:1", script="sleep 300")
+    site.until(site.made, "the slice")
+    # Slurm rounds --time up to a minute, and looks every 30 seconds or so.
+    site.run("scontrol", "update", f"jobid={job}", "endtime=now+1")
+    site.wait(job, "TIMEOUT")
     site.until(lambda: site.record(job).phase == phases.RELEASED, "the Epilog")
     site.check_clean()
 
