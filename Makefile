@@ -9,31 +9,31 @@ WORKERS ?= 4
 JOBS ?= 2000
 SEED ?= 1
 
-.PHONY: manual screens demo test lint unit soak test-slurm test-slurm-versions test-pythons bench generated clean packages deb
+.PHONY: manual screens demo test lint unit soak test-slurm test-slurm-versions test-pythons bench generated clean packages test-packages deb
 
 demo: packages $(VENV)/.installed
 	@$(BIN)/slurm-mig demo
 
 # pytest comes last: what continuous integration reads is its closing line.
 test: lint
-	@$(BIN)/pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder tests
+	@$(BIN)/pytest -q -n $(WORKERS) tests
 
-lint: packages $(VENV)/.developer
+lint: test-packages $(VENV)/.developer
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-logo >/dev/null || $(BIN)/lint-imports --no-logo
 
 # The part of `test` without daemons, and the part with.
-unit: packages $(VENV)/.developer
-	@$(BIN)/pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder tests --ignore tests/slurm
+unit: test-packages $(VENV)/.developer
+	@$(BIN)/pytest -q -n $(WORKERS) tests --ignore tests/slurm
 
 # SLURM_PREFIX=DIR: the Slurm below that directory instead of this machine's.
-test-slurm: packages $(VENV)/.developer
-	@$(BIN)/pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder tests/slurm
+test-slurm: test-packages $(VENV)/.developer
+	@$(BIN)/pytest -q -n $(WORKERS) tests/slurm
 
 # Jobs of all shapes while everything is cancelled, killed and hung; half an hour for 2 000.
-soak: packages $(VENV)/.developer
+soak: test-packages $(VENV)/.developer
 	@$(BIN)/python -m tests.slurm.soak --jobs $(JOBS) --seed $(SEED)
 
 # The same tests against each Slurm that Debian has, in roots that are made once and kept in
@@ -75,6 +75,9 @@ screens: packages $(VENV)/.installed
 
 packages:
 	@PYTHON=$(PYTHON) .ci/packages
+
+test-packages: packages
+	@PYTHON=$(PYTHON) .ci/packages test
 
 $(VENV)/.installed: pyproject.toml | packages
 	@$(PYTHON) -m venv $(VENV)

@@ -179,7 +179,7 @@ def requirements() -> list[str]:
 def pytest(program: Path | str, report: Path | str, *what: str) -> list[str]:
     """Command line of one run; PYTEST in the environment adds options of one's own."""
     workers = os.environ.get("WORKERS", "2")
-    options = ["-q", "-n", workers, "--dist", "loadgroup", "--no-loadscope-reorder", "-p", "no:cacheprovider"]
+    options = ["-q", "-n", workers, "-p", "no:cacheprovider"]
     own = os.environ.get("PYTEST", "").split()
     return [str(program), *options, f"--junitxml={report}", *what, *own]
 

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -40,38 +40,57 @@ def geometry_of(name: str) -> Geometry:
     return catalog.find(name).geometry()
 
 
-#: Files whose tests share something dear, or look at every process of the machine: with several
-#: workers one of them runs the whole file.
+#: Files whose tests share something dear, or look at every process of the machine.
 SHARED = ("test_hostile.py", "test_packages.py", "test_processes.py")
 
 
+def group(name: str) -> str:
+    """The file of a test that one worker runs as a whole, in order; of others the test itself.
+
+    `name` is its node id; every file of tests/slurm has a cluster.
+    """
+    file = name.partition("::")[0]
+    return file if "slurm/" in file or file.endswith(SHARED) else name
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give out groups, not tests: `--dist loadgroup` does nothing with pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    made = LoadScopeScheduling(config, log)
+    made._split_scope = group
+    return made
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file that shares a cluster on one worker; skip, with the reason, what needs root."""
-    groups: dict[str, list[pytest.Item]] = {}
-    for item in items:
-        if item.path.parent.name == "slurm" or item.path.name in SHARED:
-            name = item.nodeid.partition("::")[0]
-            item.add_marker(pytest.mark.xdist_group(name))
-            groups.setdefault(name, []).append(item)
-        if os.geteuid() == 0:
-            continue
+    """Skip, with the reason, what needs root; mix what several workers run."""
+    for item in items if os.geteuid() != 0 else ():
         if item.get_closest_marker("root") or item.get_closest_marker("slurm"):
             item.add_marker(pytest.mark.skip(reason="needs root: device nodes, changing uid"))
-    if "PYTEST_XDIST_WORKER" in os.environ and groups:
-        items[:] = mixed(list(groups.values()), items)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items[:] = mixed(items)
 
 
-def mixed(groups: list[list[pytest.Item]], items: list[pytest.Item]) -> list[pytest.Item]:
-    """Groups, with an equal share of all other tests behind each.
+def mixed(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Files that stay together, with an equal share of all other tests behind each.
 
-    Most groups wait for Slurm: some workers compute meanwhile.
+    Most of those files wait for Slurm: some workers compute meanwhile.
     """
-    grouped = {id(item) for group in groups for item in group}
-    rest = [item for item in items if id(item) not in grouped]
+    files: dict[str, list[pytest.Item]] = {}
+    single = []
+    for item in items:
+        name = group(item.nodeid)
+        if name == item.nodeid:
+            single.append(item)
+        else:
+            files.setdefault(name, []).append(item)
+    if not files:
+        return items
     return [
         item
-        for number, group in enumerate(groups)
-        for item in (*group, *rest[number :: len(groups)])
+        for number, together in enumerate(files.values())
+        for item in (*together, *single[number :: len(files)])
     ]
 
 

@@ -112,7 +112,9 @@ class Site:
         return match[1] if match else ""
 
     def node_state(self, name: str = "n1") -> str:
-        return self.run("sinfo", "-h", "-N", "-n", name, "-o", "%T").strip()
+        # All nodes: asked for one, slurmctld 22.05 goes on telling "mixed" of a job that has ended.
+        lines = self.run("sinfo", "-h", "-N", "-o", "%N %T").splitlines()
+        return next(line.split()[1] for line in lines if line.split()[0] == name)
 
     def in_service(self, name: str = "n1") -> bool:
         """Not drained, not down: jobs may still be sent there."""

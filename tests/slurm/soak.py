@@ -33,7 +33,7 @@ from slurm_mig.simulator import Machine
 from slurm_mig.slurm_commands import CommandClient
 
 from .accounted import MISSING, Accounted
-from .conftest import PREFIX, enable_mig
+from .conftest import PREFIX, Site, enable_mig
 from .soak_checks import REPEATED, Drain, Injected, Run, Seen, Start, Verdict, causes, compare
 from .soak_plan import MISCHIEF, NODES, Act, Submit, plan
 
@@ -526,7 +526,7 @@ class Soak:
         for record in self.records(node):
             if record.open:
                 yield f"{node}: record {record.number} of {record.owner} is {record.phase}"
-        state = self.cluster.run("sinfo", "-h", "-N", "-n", node, "-o", "%T").split()[0]
+        state = Site(self.cluster).node_state(node)
         if state != "idle":
             yield f"{node} is {state}"
 

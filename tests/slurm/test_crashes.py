@@ -303,6 +303,14 @@ def restart(site: Site, *, kill: bool) -> None:
     site.until(lambda: site.cluster.try_run("sinfo").returncode == 0, "slurmctld")
 
 
+def saved(site: Site, job: int) -> None:
+    """Wait until slurmctld has written its state, which it does some seconds after a change."""
+    state = site.cluster.root / "state/job_state"
+    changed = time.time()
+    site.run("scontrol", "update", f"jobid={job}", "admincomment=changed")
+    site.until(lambda: state.stat().st_mtime > changed, "the state to be written")
+
+
 @pytest.mark.parametrize("kill", [False, True])
 def test_slurmctld_lost_during_the_prolog(site: Site, kill: bool) -> None:
     """The Prolog ends its work; the job's end takes it down, or reconcile if Slurm forgot it.
@@ -327,8 +335,7 @@ def test_slurmctld_lost_during_the_job(site: Site, kill: bool) -> None:
     job = site.sbatch(*ON_N1, script="echo up; sleep 300")
     site.until(lambda: "up" in site.output(job), "the job")
     if kill:
-        # slurmctld writes its state every five seconds (SAVE_MAX_WAIT).
-        time.sleep(7)
+        saved(site, job)
     restart(site, kill=kill)
     site.until(lambda: site.state(job) == "RUNNING", "the job to be known")
     assert site.record(job).phase == phases.ACTIVE
