@@ -41,7 +41,9 @@ class Accounted(Cluster):
     def _start_mariadb(self) -> None:
         data, socket = self.root / "db", self.root / "db.socket"
         install = str(_find("mariadb-install-db"))
-        options = ["--no-defaults", "--user=root", f"--datadir={data}"]
+        # Two that install at once take each other's temporary tables away in /tmp.
+        spool = self.root / "spool"
+        options = ["--no-defaults", "--user=root", f"--datadir={data}", f"--tmpdir={spool}"]
         subprocess.run([install, *options, "--skip-test-db"], check=True, capture_output=True)
         self._daemons["mariadbd"] = start_daemon(
             [str(_find("mariadbd")), *options, f"--socket={socket}", "--skip-networking"],

@@ -136,7 +136,7 @@ def reconcile(site: Site, *words: str) -> subprocess.CompletedProcess[str]:
         "SLURM_MIG_CONFIG": str(site.cluster.root / "nodes/n1/config.toml"),
         "SLURMD_NODENAME": "n1",
     }
-    command = [sys.executable, "-m", "slurm_mig", "audit", "--reconcile", "--tolerance", "4"]
+    command = [sys.executable, "-m", "slurm_mig", "audit", "--reconcile", "--tolerance", "15"]
     return subprocess.run(
         [*command, *words], env=environ, capture_output=True, text=True, check=False, timeout=60
     )
@@ -152,7 +152,7 @@ def reconciled(site: Site) -> list[tuple[str, int]]:
 
 def test_the_ledger_against_the_accounting(accounted: Site, client: CommandClient) -> None:
     """Real jobs agree: ended, refused and put back, cancelled, whole; edits do not."""
-    two = accounted.sbatch("--gres=mig:1g.10gb:2,mig:2g.20gb:1", script="sleep 10")
+    two = accounted.sbatch("--gres=mig:1g.10gb:2,mig:2g.20gb:1", script="sleep 18")
     whole = accounted.sbatch("--gres=gpu:1", script="sleep 2")
     accounted.wait(whole, "COMPLETED")
     accounted.wait(two, "COMPLETED")
@@ -163,9 +163,12 @@ def test_the_ledger_against_the_accounting(accounted: Site, client: CommandClien
     client.cancel(str(refused))
     accounted.unblock()
     accounted.settle()
-    accounted.until(lambda: not reconciled(accounted), "ledger and accounting to agree")
-    assert "accounting agree" in reconcile(accounted).stdout
-    assert "clock of n1" in reconcile(accounted).stderr
+    until = time.monotonic() + 60
+    while reconciled(accounted) and time.monotonic() < until:
+        time.sleep(0.5)
+    done = reconcile(accounted)
+    assert "accounting agree" in done.stdout, done.stdout
+    assert "clock of n1" in done.stderr
 
     node = accounted.cluster.node("n1")
     (held,) = [item for item in node.ledger.history() if item.owner.job_id == two]
