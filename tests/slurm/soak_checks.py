@@ -29,6 +29,8 @@ PROLOG = 60.0
 UNSAVED = 12.0
 
 
+UNDONE = "Prolog failed half-way, undone"
+
 #: Where a job was cancelled while its Prolog ran into a failure, slurmd 22.05 reports that
 #: failure again every 15 s, and slurmctld drains the node each time (seen in its log).
 REPEATED = "slurmd reported a failed Prolog again"
@@ -280,7 +282,9 @@ def _carved(
     """One record for the slices of a run, one for each of its whole GPUs; held to its end."""
     given = _of_this_run(run, [item for item in carved if item.number in active], injected, verdict)
     if not given:
-        verdict.rows["Prolog failed half-way, undone"] += 1
+        again = any(item.number in active for item in carved)
+        row = "id given out again by a killed slurmctld, nothing carved" if again else UNDONE
+        verdict.rows[row] += 1
         if not any(item.covers(run.node, run.start - 60, run.end + 60) for item in injected):
             verdict.violations.append(f"{name}: carving failed without a cause")
         return
@@ -315,15 +319,13 @@ def _of_this_run(
         for record in given
         if Counter(item.profile for item in record.instances) == Counter(run.profiles)
     ]
-    if run.gpus or len(given) < 2 or not fitting:
-        return given
-    mine = min(fitting, key=lambda record: abs(record.created - run.start))
-    others = [record for record in given if record is not mine]
-    if not all(_unsaved(record.created, injected) for record in others):
+    mine = sorted(fitting, key=lambda record: abs(record.created - run.start))[:1]
+    others = [record for record in given if record not in mine]
+    if run.gpus or not all(_unsaved(record.created, injected) for record in others):
         return given
     for record in others:
         _unknown(record, injected, verdict)
-    return [mine]
+    return mine
 
 
 def _without_record(

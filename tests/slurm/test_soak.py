@@ -135,6 +135,10 @@ def test_what_a_killed_slurmctld_forgets() -> None:
     revived = replace(RUN, end=1300.0)
     assert judge(RECORD, runs=(revived,), injected=(CTLD,)).violations == []
     assert judge(RECORD, runs=(revived,)).violations != []
+    other = replace(RECORD, instances=(Instance("1g.10gb", 19, 0, 1, 7, 0, "MIG-1"),))
+    assert judge(other, injected=(CTLD,)).violations == []
+    assert judge(other, RECORD, injected=(CTLD,)).rows["slices, equal"] == 1
+    assert judge(other, injected=(long_ago,)).violations != []
 
 
 @pytest.mark.parametrize(
