@@ -526,9 +526,18 @@ class Soak:
         for record in self.records(node):
             if record.open:
                 yield f"{node}: record {record.number} of {record.owner} is {record.phase}"
-        state = Site(self.cluster).node_state(node)
+        state = self.last_state(node)
         if state != "idle":
             yield f"{node} is {state}"
+
+    def last_state(self, node: str) -> str:
+        """A node's state, once a restarted slurmctld has heard of it."""
+        until = time.monotonic() + 60
+        while True:
+            state = Site(self.cluster).node_state(node)
+            if not re.search(r"comp|unk|\*", state) or time.monotonic() > until:
+                return state
+            time.sleep(0.5)
 
     # -- what is compared ----------------------------------------------------
 

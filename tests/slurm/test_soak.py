@@ -111,6 +111,9 @@ def test_a_run_without_a_record() -> None:
     start = Start("prolog", "n1", 7, 0, 1000.1)
     assert judge(starts=(start,)).violations != []
     assert judge(seen=(SEEN,)).violations != []
+    # That of a job which was forgotten, and whose number this run was given.
+    forgotten = judge(seen=(replace(SEEN, visible=""),), injected=(CTLD,))
+    assert forgotten.violations == []
     killed = Injected("kill-hook", "n1", 1000.0, 1030.0)
     assert judge(starts=(start,), injected=(killed,)).violations == []
     whole = replace(RUN, profiles={}, gpus=1)
