@@ -28,8 +28,8 @@ SUITES: Final = {"bookworm": "22.05", "trixie": "24.11", "forky": "26.05"}
 KEPT: Final = 30 * 86400
 
 PACKAGES: Final = (
-    "slurmctld", "slurmd", "slurm-client", "munge", "libnss-wrapper",
-    "python3", "python3-venv", "iproute2",
+    "slurmctld", "slurmd", "slurmdbd", "slurm-client", "munge", "libnss-wrapper",
+    "mariadb-server", "sqlite3", "python3", "python3-venv", "iproute2",
 )  # fmt: skip
 
 _TOOL: Final = CHECKOUT / ".ci/root"
