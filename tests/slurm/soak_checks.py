@@ -31,6 +31,9 @@ UNSAVED = 12.0
 
 UNDONE = "Prolog failed half-way, undone"
 
+#: Longest time from a failing hook's own drain to slurmd's, as looked at, in seconds.
+TOLD_TWICE = 5.0
+
 #: Where a job was cancelled while its Prolog ran into a failure, slurmd 22.05 reports that
 #: failure again every 15 s, and slurmctld drains the node each time (seen in its log).
 REPEATED = "slurmd reported a failed Prolog again"
@@ -132,8 +135,21 @@ def causes(drains: Sequence[Drain], injected: Sequence[Injected]) -> list[str | 
         )
         if cause is None and again and killed:
             cause = "brought back by a slurmctld that was killed before it saved the resume"
+        if cause is None and _told_twice(drain, zip(drains, found, strict=False)):
+            cause = "resumed between the hook's own drain and slurmd's"
         found.append(cause)
     return found
+
+
+def _told_twice(drain: Drain, earlier: Iterable[tuple[Drain, str | None]]) -> bool:
+    """A hook drains with its reason, and ends; then slurmd drains once more with its own."""
+    return bool(re.match("(prolog|epilog) error", drain.reason, re.IGNORECASE)) and any(
+        known
+        and other.node == drain.node
+        and other.reason.startswith("slurm-mig: ")
+        and 0 <= drain.at - other.at < TOLD_TWICE
+        for other, known in earlier
+    )
 
 
 def _cause(drain: Drain, injected: Iterable[Injected]) -> str | None:
@@ -255,7 +271,8 @@ def _row(
     if len(restarts) > 1 and not any(i.covers(run.node, run.start, until) for i in forgot):
         verdict.violations.append(f"{name}: records of runs {sorted(restarts)}")
     if carved:
-        _carved(name, run, carved, active, injected, verdict)
+        ends = [item.at for item in starts if _same_place(item, run) and item.hook == "epilog"]
+        _carved(name, run, carved, active, injected, ends, verdict)
         if refused and not any(record.reason in _UNDONE for record in carved):
             verdict.violations.append(f"{name}: refused and carved")
     elif refused:
@@ -265,6 +282,10 @@ def _row(
     else:
         row = _without_record(name, run, until, starts, seen, injected, verdict, told=told)
         verdict.rows[row] += 1
+
+
+def _same_place(start: Start, run: Run) -> bool:
+    return (start.job, start.node) == (run.job, run.node)
 
 
 #: Why a record was closed although nothing of it was ever a job's.
@@ -277,9 +298,14 @@ def _carved(
     carved: Sequence[Allocation],
     active: frozenset[int],
     injected: Sequence[Injected],
+    epilogs: Sequence[float],
     verdict: Verdict,
 ) -> None:
-    """One record for the slices of a run, one for each of its whole GPUs; held to its end."""
+    """One record for the slices of a run, one for each of its whole GPUs; held to its end.
+
+    The end of a heterogeneous job's run, as Slurm has it, is that of its slowest component:
+    by then the `epilogs` of the others have run.
+    """
     given = _of_this_run(run, [item for item in carved if item.number in active], injected, verdict)
     if not given:
         again = any(item.number in active for item in carved)
@@ -294,7 +320,8 @@ def _carved(
     for record in given:
         held.update(item.profile for item in record.instances)
         ended = record.ended or run.end
-        early = run.end - ROUNDING - ended
+        begun = [at for at in epilogs if record.created < at <= ended]
+        early = min([run.end - ROUNDING, *begun]) - ended
         if early > 0 and _unsaved(ended, injected):
             verdict.rows["ended, brought back by a killed slurmctld, ended again"] += 1
             return
@@ -354,7 +381,8 @@ def _without_record(
     began = [
         item
         for item in starts
-        if (item.hook, item.job, item.node) == ("prolog", run.job, run.node)
+        if item.hook == "prolog"
+        and _same_place(item, run)
         and item.restart == run.restart
         and run.start - PROLOG <= item.at < until
     ]

@@ -80,6 +80,17 @@ def test_a_row_that_is_not(record: Allocation, says: str) -> None:
     assert any(says in text for text in judge(record).violations)
 
 
+def test_slices_that_went_with_their_epilog() -> None:
+    """Slurm's end of a run can be later, with a slower component; without its Epilog none goes."""
+    early = replace(RECORD, ended=1004.0)
+    epilog = Start("epilog", "n1", 7, 0, 1003.5)
+    assert judge(early, starts=(epilog,)).violations == []
+    assert judge(early, starts=(replace(epilog, at=1005.0),)).violations != []
+    assert judge(early, starts=(replace(epilog, at=999.0),)).violations != []
+    assert judge(early, starts=(replace(epilog, node="n2"),)).violations != []
+    assert judge(early, starts=(replace(epilog, hook="prolog"),)).violations != []
+
+
 def test_a_slice_used_twice() -> None:
     """Two records of one GPU with common units at one time; one after the other is fine."""
     other = replace(RECORD, owner=Owner(8, user="bob"), number=2, created=1005.0, ended=1020.0)
@@ -169,6 +180,17 @@ def test_drains_and_their_causes(reason: str, kind: str, explained: bool) -> Non
     assert (causes([drain], [mischief]) == [kind]) is explained
     assert causes([drain], [replace(mischief, node="n2")]) == [None]
     assert causes([drain], [replace(mischief, until=1005.0)]) == [None]
+
+
+def test_a_drain_told_twice() -> None:
+    """Resumed before slurmd told of the failed hook, too; not any other node, nor much later."""
+    ours = Drain("n1", "draining", "slurm-mig: job 7: GPU 0: create: Unknown Error", 1010.0)
+    theirs = Drain("n1", "drained", "Epilog error", 1012.0)
+    mischief = [Injected("driver-error", "n1", 1000.0, 1030.0)]
+    assert all(causes([ours, theirs], mischief))
+    assert causes([ours, replace(theirs, at=1020.0)], mischief)[1] is None
+    assert causes([ours, replace(theirs, node="n2")], mischief)[1] is None
+    assert causes([ours, theirs], [])[1] is None
 
 
 def test_a_drain_that_comes_back() -> None:
