@@ -95,7 +95,14 @@ SIGNATURES: Final[dict[str, str]] = {
 
 _KINDS: Final = {"p": c_void_p, "u": c_uint, "s": c_char_p}
 _ARCHITECTURES: Final = {"Ampere": 7, "Hopper": 9, "Blackwell": 10}
-_GI_ENUM_COUNT: Final = 18
+#: Profile enums and ids that driver 580.159.04 knows, read on an H100: past the last enum and
+#: for any other id it answers INVALID_ARGUMENT, and for an id of other GPUs NOT_FOUND.
+_GI_ENUM_COUNT: Final = 17
+_KNOWN_IDS: Final = frozenset(
+    (0, 5, 6, 9, 10, 14, 15, 19, 20, 21, 32, 35, 38, 47, 48, 64, 65, 66, 67)
+)
+#: Ids of other GPUs from here on have no placement there; those below are refused.
+_VARIANT_IDS: Final = 32
 _CI_ENUM_COUNT: Final = 9
 _MESSAGES: Final = {
     codes.SUCCESS: b"Success",
@@ -299,6 +306,8 @@ class Library:
         _write_struct(out, abi.Memory(mib << 20, mib << 20, 0))
 
     def _nvmlDeviceGetAttributes_v2(self, device: int, out: int) -> None:
+        if self._handle(device).gi_id is None:
+            raise Refused(codes.NOT_SUPPORTED)
         board, instance, compute = self._mig(device)
         row = board.row(instance.profile_id)
         ci = board.ci_profiles(instance)[compute.profile_id]
@@ -387,13 +396,15 @@ class Library:
 
     def _nvmlDeviceGetGpuInstanceProfileInfoByIdV(self, device: int, ident: int, out: int) -> None:
         _check_version(out, abi.GpuInstanceProfileInfoV2)
-        self._write_gi_profile_v2(out, self._live(self._gpu(device)).row(ident))
+        board = self._live(self._gpu(device))
+        if _elsewhere(board, ident):
+            raise Refused(codes.NOT_FOUND)
+        self._write_gi_profile_v2(out, board.row(ident))
 
     @staticmethod
     def _write_gi_profile_v2(out: int, row: GpuProfile) -> None:
-        info = abi.GpuInstanceProfileInfoV2(
-            version=_read_uint(out), name=f"MIG {row.name}".encode()
-        )
+        # The driver leaves no version in its answer (seen on an H100, 580.159.04).
+        info = abi.GpuInstanceProfileInfoV2(name=f"MIG {row.name}".encode())
         _write_struct(out, _fill_gi_profile(info, row))
 
     def _profile(self, device: int, enum: int) -> GpuProfile:
@@ -409,22 +420,22 @@ class Library:
     def _nvmlDeviceGetGpuInstancePossiblePlacements_v2(
         self, device: int, profile_id: int, out: int | None, count: int
     ) -> int:
-        self._root()
-        row = self._live(self._gpu(device)).row(profile_id)
+        board = self._seen(self._gpu(device))
+        rows = [] if _without_place(board, profile_id) else [board.row(profile_id)]
+        places = [
+            abi.Placement(place.start, place.size) for row in rows for place in row.placements
+        ]
         if out is None:
-            _write_uint(count, len(row.placements))
+            _write_uint(count, len(places))
             return codes.SUCCESS
-        places = [abi.Placement(place.start, place.size) for place in row.placements]
         return _write_array(out, count, places)
 
     def _nvmlDeviceGetGpuInstanceRemainingCapacity(
         self, device: int, profile_id: int, out: int
     ) -> None:
-        self._root()
-        board = self._live(self._gpu(device))
-        if not board.mig_current:
-            raise Refused(codes.NOT_SUPPORTED)
-        _write_uint(out, board.capacity(profile_id))
+        board = self._seen(self._gpu(device))
+        none = _without_place(board, profile_id)
+        _write_uint(out, 0 if none else board.capacity(profile_id))
 
     def _nvmlDeviceCreateGpuInstance(self, device: int, profile_id: int, out: int) -> None:
         self._create(device, profile_id, None, out)
@@ -445,12 +456,10 @@ class Library:
         self._write_handle(out, Handle(index, made.gi_id, made.serial))
 
     def _nvmlDeviceGetGpuInstances(self, device: int, profile_id: int, out: int, count: int) -> int:
-        self._root()
         index = self._gpu(device)
-        board = self._live(index)
-        if not board.mig_current:
-            raise Refused(codes.NOT_SUPPORTED)
-        board.row(profile_id)
+        board = self._seen(index)
+        if not _elsewhere(board, profile_id):
+            board.row(profile_id)
         found = [
             c_void_p(self._intern(Handle(index, item.gi_id, item.serial)))
             for item in board.instances
@@ -463,12 +472,8 @@ class Library:
         return codes.SUCCESS
 
     def _nvmlDeviceGetGpuInstanceById(self, device: int, gi_id: int, out: int) -> None:
-        self._root()
         index = self._gpu(device)
-        board = self._live(index)
-        if not board.mig_current:
-            raise Refused(codes.NOT_SUPPORTED)
-        item = board.instance(gi_id)
+        item = self._seen(index).instance(gi_id)
         self._write_handle(out, Handle(index, item.gi_id, item.serial))
 
     def _nvmlGpuInstanceGetInfo(self, instance: int, out: int) -> None:
@@ -604,6 +609,17 @@ class Library:
             raise Refused(codes.GPU_IS_LOST)
         return board
 
+    def _seen(self, index: int) -> Board:
+        """For reading what is and what fits: root in MIG mode, anybody else without it.
+
+        Without MIG mode an H100 (580.159.04) answers as if it were empty: capacities in full,
+        no instance. The header's NOT_SUPPORTED was not seen there.
+        """
+        board = self._live(index)
+        if board.mig_current:
+            self._root()
+        return board
+
     def _instance(self, pointer: int) -> tuple[Handle, Board, SimInstance]:
         """A GPU instance by handle; INVALID_ARGUMENT once it is dead."""
         handle = self._handle(pointer)
@@ -629,6 +645,19 @@ class Library:
     def _root() -> None:
         if os.geteuid() != 0:
             raise Refused(codes.NO_PERMISSION)
+
+
+def _elsewhere(board: Board, profile_id: int) -> bool:
+    """Whether the driver knows the profile, but this GPU has none of it."""
+    own = {row.profile_id for row in board.geometry.profiles}
+    return profile_id in _KNOWN_IDS - own
+
+
+def _without_place(board: Board, profile_id: int) -> bool:
+    """Whether a profile of other GPUs has no room here, ever; NOT_SUPPORTED for some of them."""
+    if _elsewhere(board, profile_id) and profile_id < _VARIANT_IDS:
+        raise Refused(codes.NOT_SUPPORTED)
+    return _elsewhere(board, profile_id)
 
 
 def _find_instance(board: Board, handle: Handle) -> SimInstance:
