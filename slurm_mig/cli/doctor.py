@@ -22,7 +22,7 @@ from slurm_mig.node import Node
 if TYPE_CHECKING:
     from slurm_mig.doctor.check import Result
 
-_FILE = OnePath(path_type=Path, dir_okay=False)
+_FILE = OnePath(path_type=Path, dir_okay=False, exists=True)
 
 
 @click.command()
@@ -92,6 +92,11 @@ def _check(sources: Sources, *, strict: bool, as_json: bool) -> None:
     finally:
         node.close()
     result, reasons = examine(facts, all_checks()), dict(facts.gaps)
+    if not result.done:
+        # Nothing found because nothing was read must not pass for a sound system.
+        raise UsageFault(
+            f"nothing to check: slurm.conf: {reasons['slurm.conf']}; name one with --slurm-conf"
+        )
     if as_json:
         print_json(report.data(result, reasons))
     else:

@@ -170,7 +170,10 @@ class _Gatherer:
         chosen = self.sources.slurm_conf or os.environ.get("SLURM_CONF")
         if chosen:
             return Path(chosen).absolute()
-        return next((path for path in USUAL if path.is_file()), USUAL[0])
+        found = next((path for path in USUAL if path.is_file()), None)
+        if found is None:
+            self.gaps["slurm.conf"] = f"none of {', '.join(map(str, USUAL))}"
+        return found or USUAL[0]
 
     def _beside(self, option: Path | None, name: str) -> Path:
         return option.absolute() if option else self._slurm_path.with_name(name)
@@ -184,20 +187,25 @@ class _Gatherer:
     def gres(self) -> conf.Conf:
         """gres.conf; on a node one that is not there says nothing, which the checks then see."""
         path = self._beside(self.sources.gres_conf, "gres.conf")
-        return self._conf("gres.conf", path, optional=self.here)
+        return self._conf("gres.conf", path, optional=self._may_lack)
 
     @cached_property
     def cgroup(self) -> conf.Conf:
         """cgroup.conf; without it Slurm's defaults hold."""
         path = self._beside(self.sources.cgroup_conf, "cgroup.conf")
-        return self._conf("cgroup.conf", path, optional=self.here)
+        return self._conf("cgroup.conf", path, optional=self._may_lack)
+
+    @property
+    def _may_lack(self) -> bool:
+        """Whether a file that is not beside slurm.conf means that Slurm has its defaults."""
+        return self.here and "slurm.conf" not in self.gaps
 
     def _conf(self, area: str, path: Path, *, optional: bool = False) -> conf.Conf:
         try:
             text = path.read_text("utf-8", "replace")
         except OSError as problem:
             if not (optional and isinstance(problem, FileNotFoundError)):
-                self.gaps[area] = f"{path}: {problem.strerror}"
+                self.gaps.setdefault(area, f"{path}: {problem.strerror}")
             return conf.Conf(str(path), ())
         return conf.parse(str(path), text, _read)
 
@@ -286,12 +294,19 @@ class _Gatherer:
         managed = [node.name for node in self.nodes if node.managed]
         if not self.sources.live:
             return "only files are read (--no-live, or --slurm-conf)"
-        if not own or own not in managed:
+        if "slurm.conf" in self.gaps and not self.sources.node:
+            # Before Slurm is set up the driver's side can be looked at all the same.
+            if not self._has_driver():
+                return f"neither a slurm.conf nor {self.node.root / 'proc/driver/nvidia'} is here"
+        elif not own or own not in managed:
             name = own or socket.gethostname()
             return f"this machine ({name}) is no node with mig counts in {self.slurm.path}"
         if self.sources.node not in ("", own):
             return f"this machine is {own}, not {self.sources.node}"
         return "" if os.geteuid() == 0 else "root needed to look at this machine"
+
+    def _has_driver(self) -> bool:
+        return (self.node.root / "proc/driver/nvidia").is_dir()
 
     @cached_property
     def target(self) -> str:

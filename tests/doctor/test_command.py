@@ -103,6 +103,31 @@ def test_files_on_a_login_node_for_anybody(clinic: Clinic) -> None:
     assert {item["code"] for item in json.loads(done.stdout)["findings"]} == {"SM202"}
 
 
+@pytest.mark.parametrize(
+    "option", ["--slurm-conf", "--gres-conf", "--cgroup-conf", "--job-submit", "--cli-filter"]
+)
+def test_a_named_file_that_is_not_there(clinic: Clinic, option: str) -> None:
+    """A mistyped path in somebody's CI is no sound system."""
+    done = doctor(clinic, option, "/nonexistent")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"'{option}': File '/nonexistent' does not exist" in done.stderr
+
+
+def test_nothing_to_check(clinic: Clinic) -> None:
+    """No slurm.conf, no GPU: exit code 2, not 0 findings."""
+    clinic.slurm_conf.unlink()
+    (clinic.sim / "proc/driver/nvidia").rename(clinic.sim / "proc/driver/other")
+    for name in ("job_submit.lua", "cli_filter.lua", "cgroup.conf", "gres.conf"):
+        clinic.file(name).unlink()
+    for options in ((), ("--json",), ("--no-live",)):
+        done = doctor(clinic, *options)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == (
+            f"slurm-mig: nothing to check: slurm.conf: {clinic.slurm_conf}: "
+            "No such file or directory; name one with --slurm-conf\n"
+        )
+
+
 def test_slurm_conf_and_live(clinic: Clinic) -> None:
     """--live with --slurm-conf looks at both; --no-live without it at the usual files alone."""
     assert (

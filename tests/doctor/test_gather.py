@@ -52,6 +52,29 @@ def test_the_machine_is_found_by_its_host_name(
     assert "node" in clinic.facts().gaps
 
 
+def test_a_node_before_its_slurm(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver's side is looked at on its own; no file of Slurm's counts as left out."""
+    monkeypatch.setenv("SLURM_CONF", str(clinic.root / "none.conf"))
+    monkeypatch.setenv("SLURMD_NODENAME", "")
+    facts = clinic.facts()
+    assert [gpu.minor for gpu in facts.gpus]
+    assert {"slurm.conf", "gres.conf", "cgroup.conf"} <= set(facts.gaps)
+    assert not {"node", *LOCAL} & set(facts.gaps)
+    assert clinic.codes() == []
+    (clinic.sim / "proc/driver/nvidia").rename(clinic.sim / "proc/driver/other")
+    assert "neither a slurm.conf nor" in clinic.facts().gaps["node"]
+
+
+def test_where_slurm_conf_is_looked_for(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every place is named."""
+    monkeypatch.delenv("SLURM_CONF")
+    monkeypatch.setattr("slurm_mig.doctor.gather.USUAL", (clinic.root / "a", clinic.root / "b"))
+    gap = clinic.facts().gaps["slurm.conf"]
+    assert gap == f"none of {clinic.root}/a, {clinic.root}/b"
+    clinic.slurm_conf.rename(clinic.root / "b")
+    assert "slurm.conf" not in clinic.facts().gaps
+
+
 def test_without_root(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files can be looked at; the node not."""
     monkeypatch.setattr(os, "geteuid", lambda: 64001)
