@@ -326,13 +326,18 @@ class NvmlDriver:
         )
 
     def remaining(self, gpu: Gpu, profile_id: int) -> int | None:
-        """How many more of a profile the driver says fit; None while MIG mode is off."""
-        if not gpu.mig_mode:
+        """How many more of a profile the driver says fit; None where it does not say.
+
+        Without MIG mode 580.159.04 counts the empty GPU, as nvidia-smi shows it; the header
+        has NOT_SUPPORTED for that.
+        """
+        function, action = pynvml.nvmlDeviceGetGpuInstanceRemainingCapacity, "read capacity"
+        try:
+            return int(self._ask(action, function, self._device(gpu), profile_id, gpu=str(gpu)))
+        except pynvml.NVMLError_NotSupported:
             return None
-        function = pynvml.nvmlDeviceGetGpuInstanceRemainingCapacity
-        return int(
-            self._call("read capacity", function, self._device(gpu), profile_id, gpu=str(gpu))
-        )
+        except pynvml.NVMLError as problem:
+            raise _fault(problem, action, str(gpu)) from problem
 
     # -- instances -----------------------------------------------------------
 

@@ -60,13 +60,13 @@ def test_profiles_of_an_h100_digit_for_digit(make_site: Callable[..., Site]) -> 
 
 
 def test_profiles_as_json(make_site: Callable[..., Site]) -> None:
-    """The same, for programs; free is null while MIG mode is off, unknown numbers are null."""
+    """The same, for programs; unknown numbers are null."""
     rows = parsed(make_site("h20-96gb", mig=False).cli("profiles", "--json"))
     first = rows[0]
     assert (first["profile"], first["id"], first["total"]) == ("1g.12gb", 19, 7)
-    assert (first["free"], first["memory_gib"], first["sm"]) == (None, None, None)
+    assert (first["free"], first["memory_gib"], first["sm"]) == (7, None, None)
     text = make_site("h20-96gb", mig=False).cli("profiles").stdout
-    assert " ".join(text.splitlines()[1].split()) == "0 1g.12gb 19 -/7 ? No ? ? ? ? ? ?"
+    assert " ".join(text.splitlines()[1].split()) == "0 1g.12gb 19 7/7 ? No ? ? ? ? ? ?"
 
 
 def test_free_counts_follow_what_is_there(site: Site) -> None:

@@ -124,7 +124,21 @@ def test_mig_off_is_no_instances(driver: NvmlDriver) -> None:
     for gpu in driver.gpus():
         if not gpu.mig_mode:
             assert driver.instances(gpu) == []
-            assert driver.remaining(gpu, 0) is None
+            assert driver.remaining(gpu, 0) in (1, None)
+
+
+def test_capacity_where_the_driver_does_not_tell(
+    carve: Callable[..., tuple[Machine, NvmlDriver, Gpu]],
+) -> None:
+    """Not supported is no answer; anything else is a fault."""
+    machine, driver, gpu = carve(H100, on=False)
+    assert driver.remaining(gpu, 19) == 7
+    call = "nvmlDeviceGetGpuInstanceRemainingCapacity"
+    machine.faults.set([Rule(call, "error:NOT_SUPPORTED")])
+    assert driver.remaining(gpu, 19) is None
+    machine.faults.set([Rule(call, "error:UNKNOWN")])
+    with pytest.raises(DriverFault, match="read capacity"):
+        driver.remaining(gpu, 19)
 
 
 def test_an_unknown_uuid_is_a_lost_gpu(driver: NvmlDriver) -> None:

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 #: Seconds between two looks at the queue, and two at the nodes.
 LOOK = 0.7
 LOOK_NODES = 1.5
+#: Refusals of `scontrol release` before a job is given up.
+RELEASES = 3
 
 #: Tries of a mischief that found nobody to strike, in seconds.
 PATIENCE = 20.0
@@ -105,6 +107,8 @@ class Soak:
         self.later: list[tuple[float, Callable[[], None]]] = []
         self.clients: list[tuple[float, subprocess.Popen[str]]] = []
         self.helpers: list[subprocess.Popen[bytes]] = []
+        #: How often slurmctld refused to release a job.
+        self.releases: Counter[str] = Counter()
         self.queue: list[Queued] = []
         self.away: set[str] = set()
         self.rules: dict[str, tuple[float, Act]] = {}
@@ -207,8 +211,21 @@ class Soak:
                 self.cluster.try_run("scontrol", "update", f"nodename={node}", "state=resume")
         for job in self.queue:
             if job.state == "PENDING" and job.reason == "launch failed requeued held":
-                self.cluster.try_run("scontrol", "release", job.reference)
-                self.counts["released after a failed Prolog"] += 1
+                self.release(job)
+
+    def release(self, job: Queued) -> None:
+        """Let a job go that is held since its Prolog failed.
+
+        A slurmctld that is restarted while slurmdbd is about to answer loses the job's
+        database index, and refuses to change the job ever after: it can only be cancelled.
+        """
+        if self.releases[job.reference] >= RELEASES:
+            self.cluster.try_run("scancel", job.reference)
+            self.counts["cancelled, for slurmctld would not release it"] += 1
+            return
+        done = self.cluster.try_run("scontrol", "release", job.reference)
+        self.releases[job.reference] += done.returncode != 0
+        self.counts["released after a failed Prolog"] += done.returncode == 0
 
     # -- submissions ---------------------------------------------------------
 
