@@ -205,7 +205,7 @@ class Machine:
             self.gpus: list[dict[str, Any]] = facts["gpus"]
             self._geometries = [_board(facts) for facts in self.gpus]
         self._states = [root / f"gpu{index}.json" for index in range(len(self.gpus))]
-        self._read: dict[int, tuple[tuple[int, int], dict[str, Any]]] = {}
+        self._read: dict[int, tuple[tuple[int, int], Board]] = {}
 
     @property
     def minors(self) -> list[int]:
@@ -213,12 +213,20 @@ class Machine:
         return [facts["minor"] for facts in self.gpus]
 
     def board(self, index: int) -> Board:
-        """The present state of one GPU, for reading."""
-        facts = self.gpus[index]
-        fixed = self._geometries[index]
-        board = Board(fixed.geometry, facts["uuid"], fixed.mirrored, fixed.resetless)
+        """The present state of one GPU, for reading alone; read again only when it was replaced."""
         with _intact(self._states[index]):
-            board.load(self._state(index))
+            # Asked for by every NVML call.
+            status = self._states[index].stat()
+            seen = (status.st_ino, status.st_mtime_ns)
+            if index not in self._read or self._read[index][0] != seen:
+                self._read[index] = (seen, self._load(index))
+        return self._read[index][1]
+
+    def _load(self, index: int) -> Board:
+        fixed = self._geometries[index]
+        board = Board(fixed.geometry, self.gpus[index]["uuid"], fixed.mirrored, fixed.resetless)
+        with _intact(self._states[index]):
+            board.load(json.loads(self._states[index].read_text("ascii")))
         return board
 
     def check(self) -> None:
@@ -228,22 +236,12 @@ class Machine:
         with _intact(self.root / "faults.json"):
             self.faults.rules()
 
-    def _state(self, index: int) -> dict[str, Any]:
-        """A GPU's state file, read again only when it was replaced."""
-        path = self._states[index]
-        # Asked for by every NVML call.
-        status = path.stat()
-        seen = (status.st_ino, status.st_mtime_ns)
-        if index not in self._read or self._read[index][0] != seen:
-            self._read[index] = (seen, json.loads(path.read_text("ascii")))
-        return self._read[index][1]
-
     @contextmanager
     def change(self, index: int) -> Iterator[Board]:
         """One GPU's state for writing; kept only when the block ends well."""
         with _opened(self.root / f"gpu{index}.lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            board = self.board(index)
+            board = self._load(index)
             yield board
             _replace(self._states[index], board.to_dict())
             self.tree.show(self.gpus[index]["minor"], board)
