@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig import allocation as phases
@@ -24,8 +25,10 @@ from slurm_mig.errors import (
     GpuLost,
     Held,
     InstanceBusy,
+    LedgerFault,
     NodeFault,
     NoRoom,
+    SlurmFault,
     SlurmMigError,
     about,
 )
@@ -82,6 +85,20 @@ class Report:
     done: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
+    #: GPUs that could not be brought in order, by UUID, and why; in `left`, too.
+    faults: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Time:
+    """What one hook has for slices that stay in use, however many they are; in seconds.
+
+    `wait` for trying again, `fix` for remedies and for naming who holds them. Waiting for
+    locks is not counted.
+    """
+
+    wait: float
+    fix: float
 
 
 class Allocator:
@@ -144,6 +161,7 @@ class Allocator:
             self._refuse_whole(gpu, owner)
             gpu = self._with_mig_mode(now)
             there = self._driver.instances(gpu)
+            self._note_gone(gpu, there)
             chosen = self._plan(request, gpu, start, there)
             with ExitStack() as undo:
                 record = self._intend(owner, request, gpu, chosen, undo)
@@ -194,7 +212,8 @@ class Allocator:
             if record.owner.same_run(owner) and record.phase == phases.ACTIVE:
                 if record.request in requests:
                     return record
-                self._try_tear_down(record, gpu, "left by an earlier job of that number")
+                until = self._monotonic() + SWEEP_PATIENCE
+                self._try_tear_down(record, gpu, "left by an earlier job of that number", until)
         return None
 
     def _with_mig_mode(self, gpu: Gpu) -> Gpu:
@@ -207,13 +226,23 @@ class Allocator:
                 "MIG mode is off, and switching it on resets this GPU",
                 remedy=f"run `slurm-mig enable --gpu {gpu.minor}` while it is idle",
             )
-        gpu = self._driver.set_mig_mode(gpu, on=True)
+        busy = self._retry(
+            lambda: self._driver.set_mig_mode(gpu, on=True), self._monotonic() + CREATE_PATIENCE
+        )
+        if busy is not None:
+            raise self._occupied(gpu, busy) from busy
+        gpu = self._fresh(gpu.uuid)
         if not gpu.mig_mode:
             raise DriverFault(
                 "MIG mode is off, and still is after the driver switched it on",
                 remedy=f"run `slurm-mig enable --gpu {gpu.minor}`, or reset the GPU",
             )
         return gpu
+
+    def _occupied(self, gpu: Gpu, busy: InstanceBusy) -> NoRoom:
+        """Whoever has the GPU open may be a user: that must not drain the node."""
+        users = self._stuck.holders(gpu, None).text(public=True)
+        return NoRoom(f"{busy.cause}, used by {users}", remedy=busy.remedy)
 
     @contextmanager
     def _locked(self, uuid: str, action: str) -> Iterator[Gpu]:
@@ -238,7 +267,7 @@ class Allocator:
     def _plan(
         self, request: Request, gpu: Gpu, start: int | None, there: Sequence[GpuInstance]
     ) -> Plan:
-        geometry, present = self._driver.geometry(gpu), self._slots(gpu, there)
+        geometry, present = self._driver.geometry(gpu), self._taken(gpu, there)
 
         def chosen(taken: Sequence[Slot]) -> Plan:
             if start is None:
@@ -269,6 +298,20 @@ class Allocator:
         }
         return list(slots)
 
+    def _taken(self, gpu: Gpu, there: Sequence[GpuInstance]) -> list[Slot]:
+        """What is there, by the driver's list or by the ledger.
+
+        A list that for a moment lacks a neighbour's slice must not give its place away.
+        """
+        geometry = self._driver.geometry(gpu)
+        recorded = (
+            Slot(geometry.by_id(item.profile_id), item.placement)
+            for record in self._ledger.open_on(gpu.uuid)
+            if record.phase in (phases.ACTIVE, phases.QUARANTINED)
+            for item in record.present
+        )
+        return list(dict.fromkeys([*self._slots(gpu, there), *recorded]))
+
     def _slots(self, gpu: Gpu, there: Sequence[GpuInstance]) -> list[Slot]:
         geometry = self._driver.geometry(gpu)
         return [Slot(geometry.by_id(item.profile_id), item.placement) for item in there]
@@ -294,12 +337,31 @@ class Allocator:
         for place, wanted in enumerate(record.instances):
             # Compute instances that share a GPU instance follow one another.
             if made is None or made.placement != wanted.placement:
-                made = self._create(gpu, wanted, before)
+                made = self._make(record, place, gpu, before)
             compute = self._create_compute(gpu, made.gi_id, wanted.compute_slices)
             ids = replace(wanted, gi_id=made.gi_id, ci_id=compute.ci_id, uuid=compute.uuid)
             record = record.with_instance(place, ids)
         self._look_again(record, gpu)
         return record
+
+    def _make(self, record: Allocation, place: int, gpu: Gpu, before: set[int]) -> GpuInstance:
+        """Make the GPU instance of a record's item number `place`.
+
+        One that was not made must not be looked for by its placement afterwards: what is
+        found there is somebody else's. What the driver did before another failure is not known.
+        """
+        wanted = record.instances[place]
+        try:
+            return self._create(gpu, wanted, before)
+        except SlurmMigError as fault:
+            unmade = [
+                item
+                for item in record.instances[place:]
+                if isinstance(fault, NoRoom) or item.placement != wanted.placement
+            ]
+            kept = record.without(unmade).moved(phases.RELEASING)
+            self._ledger.save(kept, phases.RELEASING)
+            raise
 
     def _create(self, gpu: Gpu, wanted: Instance, before: set[int]) -> GpuInstance:
         """Make one GPU instance; NoRoom while something keeps the GPU from being partitioned.
@@ -314,13 +376,12 @@ class Allocator:
 
         busy = self._retry(create, self._monotonic() + CREATE_PATIENCE)
         if busy is not None:
-            # Whoever has the GPU open may be a user: that must not drain the node.
-            users = self._stuck.holders(gpu, None).text(public=True)
-            raise NoRoom(f"{busy.cause}, used by {users}", remedy=busy.remedy) from busy
+            raise self._occupied(gpu, busy) from busy
         (found,) = made
         if (found.profile_id, found.placement) != (wanted.profile_id, wanted.placement):
             if found.gi_id not in before:
-                self._driver.destroy_gpu_instance(gpu, found.gi_id)
+                destroy = partial(self._driver.destroy_gpu_instance, gpu, found.gi_id)
+                self._retry(destroy, self._monotonic() + CREATE_PATIENCE)
             raise DriverFault(
                 f"{wanted} was asked for, the driver made GPU instance {found.gi_id} of profile "
                 f"id {found.profile_id} at {found.placement}",
@@ -330,7 +391,10 @@ class Allocator:
         return found
 
     def _create_compute(self, gpu: Gpu, gi_id: int, slices: int | None) -> ComputeInstance:
-        """Make one compute instance in a GPU instance of ours, where nobody can be in the way."""
+        """Make one compute instance in a GPU instance of ours.
+
+        Until its nodes are closed any user could have opened it: he is in the way, not the node.
+        """
         made: list[ComputeInstance] = []
 
         def create() -> None:
@@ -338,7 +402,11 @@ class Allocator:
 
         busy = self._retry(create, self._monotonic() + CREATE_PATIENCE)
         if busy is not None:
-            raise busy
+            holders = self._stuck.holders(gpu, self._driver.instance(gpu, gi_id))
+            if not holders.found and holders.complete:
+                raise busy
+            users = holders.text(public=True)
+            raise NoRoom(f"{busy.cause}, used by {users}", remedy=busy.remedy) from busy
         return made[0]
 
     def _look_again(self, record: Allocation, gpu: Gpu) -> None:
@@ -409,7 +477,7 @@ class Allocator:
                 raise BadRequest(_SLICES_ONLY, remedy=_ASK_LARGEST)
             # MIG mode is off after a reboot of Hopper and later: the policy holds all the same.
             if not gpu.mig_mode and not (policy == "full-profile" and gpu.resetless):
-                return self._without_mig(owner, gpu, phases.WHOLE)
+                return self._taken_over(owner, gpu) or self._without_mig(owner, gpu, phases.WHOLE)
             if policy == "mig-off":
                 return self._switched_off(owner, gpu, reset=reset)
         return self.allocate(owner, largest, gpu)
@@ -423,11 +491,28 @@ class Allocator:
             raise BadRequest(_SLICES_ONLY, remedy=_ASK_LARGEST)
         return self._without_mig(owner, gpu, phases.WHOLE_MIG_OFF)
 
-    def _without_mig(self, owner: Owner, gpu: Gpu, request: str) -> Allocation:
+    def _taken_over(self, owner: Owner, gpu: Gpu) -> Allocation | None:
+        """Let the next job's end bring MIG mode back, where that is due since an earlier one.
+
+        Else it would come back under the job, as soon as what was in its way has ended.
+        """
+        due = [
+            record
+            for record in self._ledger.open_on(gpu.uuid)
+            if record.request == phases.WHOLE_MIG_OFF and record.phase == phases.QUARANTINED
+        ]
+        return self._without_mig(owner, gpu, phases.WHOLE_MIG_OFF, due) if due else None
+
+    def _without_mig(
+        self, owner: Owner, gpu: Gpu, request: str, due: Sequence[Allocation] = ()
+    ) -> Allocation:
         """Record first, then switch: a hook that dies here leaves what the next one undoes."""
         self._files.mark(owner)
         record = self._ledger.add(self._record(owner, gpu, request), phases.PLANNED)
-        if request == phases.WHOLE_MIG_OFF:
+        for earlier in due:
+            going = self._ledger.save(earlier.moved(phases.RELEASING), phases.RELEASING)
+            self._ledger.finish(going, phases.RELEASED, f"the GPU went on to {owner}")
+        if request == phases.WHOLE_MIG_OFF and not due:
             try:
                 self._leave_mig_mode(gpu)
             except SlurmMigError:
@@ -442,8 +527,7 @@ class Allocator:
         until = self._monotonic() + self._destroy_timeout
         busy = self._retry(lambda: self._driver.set_mig_mode(gpu, on=False), until)
         if busy is not None:
-            users = self._stuck.holders(gpu, None).text(public=True)
-            raise NoRoom(f"{busy.cause}, used by {users}") from busy
+            raise self._occupied(gpu, busy) from busy
         # On Ampere the wish alone is success to NVML: without its reset the mode stays.
         if self._fresh(gpu.uuid).mig_mode:
             raise NoRoom("MIG mode stays on: something keeps the GPU from being reset")
@@ -467,6 +551,33 @@ class Allocator:
         of it is still in use after the deadline: the slice is set aside, not the
         node. Raises NodeFault when the driver fails otherwise.
         """
+        return self._release(record, reason, self._time(), over=over)
+
+    def release_all(
+        self, records: Iterable[Allocation], reason: str, *, over: bool = False
+    ) -> list[Allocation]:
+        """`release` several within the time of one; one that fails keeps no other from its end.
+
+        Raises the first NodeFault after the last record.
+        """
+        time_left, ended, first = self._time(), [], None
+        for record in records:
+            try:
+                ended.append(self._release(record, reason, time_left, over=over))
+            except LedgerFault:
+                raise
+            except NodeFault as fault:
+                first = first or fault
+        if first is not None:
+            raise first
+        return ended
+
+    def _time(self) -> Time:
+        return Time(self._destroy_timeout, self._stuck.timeout)
+
+    def _release(
+        self, record: Allocation, reason: str, time_left: Time, *, over: bool
+    ) -> Allocation:
         with about(job=record.owner.job_id, gpu=record.gpu_uuid):
             if record.boot_id != self._boot_id and record.request != phases.WHOLE_MIG_OFF:
                 return self._ledger.finish(record, phases.LOST, "the node was rebooted")
@@ -474,39 +585,97 @@ class Allocator:
                 self._sweep(gpu, None)
                 # Another hook, or the sweep, may have finished it by now.
                 record = self._ledger.find(record.number)
-                patience = min(SWEEP_PATIENCE, self._destroy_timeout)
-                record = self._tear_down(record, gpu, reason, patience, users={})
-            return self._insist(record, gpu, reason, self._destroy_timeout - patience, over=over)
+                started = self._monotonic()
+                until = started + min(SWEEP_PATIENCE, time_left.wait)
+                record = self._tear_down(record, gpu, reason, until, users={})
+                time_left.wait = max(0, time_left.wait - (self._monotonic() - started))
+            return self._insist(record, gpu, reason, time_left, over=over)
 
     def _tear_down(
         self,
         record: Allocation,
         gpu: Gpu,
         reason: str,
-        patience: float = SWEEP_PATIENCE,
+        until: float | None = None,
         *,
         done: Sequence[str] = (),
         users: Mapping[int | None, str] | None = None,
     ) -> Allocation:
-        """Under the lock, so not for long: `patience` seconds, and a look for holders.
+        """Under the lock, so not for long: till `until`, and a look for holders.
 
         `users` by GPU instance id where they are known already, or are not to be looked
-        for now; `done` is what was done to get here.
+        for now; `done` is what was done to get here. Raises DriverFault with the record
+        set aside, so that a later hook tries again.
         """
         if not record.open:
             return record
+        until = self._monotonic() + SWEEP_PATIENCE if until is None else until
         self._withdraw_environment(record)
+        record = self._unclaimed(record)
         self._feeds.hide(record, gpu.index)
         seen = self._driver.instances(gpu)
         record = _with_ids(record, seen)
         if record.phase != phases.RELEASING:
             record = self._ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
         self._take_from_user(record, seen)
-        held = self._free(record, gpu, self._monotonic() + patience)
+        try:
+            held = self._free(record, gpu, until)
+        except GpuLost:
+            raise
+        except DriverFault as fault:
+            self._save_stuck(record, gpu, str(fault))
+            raise
         if held:
-            return self._set_aside(record, gpu, held, self._users(gpu, held, users), done)
+            looks = self._users(gpu, held, until + self._stuck.look) if users is None else users
+            return self._set_aside(record, gpu, held, looks, done)
         self._remove_nodes(record, record.present, gpu)
         return self._ledger.finish(record, phases.RELEASED, "; ".join([reason, *done]))
+
+    def _unclaimed(self, record: Allocation) -> Allocation:
+        """The record without places that went on to another one: its own slices there are gone.
+
+        Ids and MIG UUID in one place are always the same (mig-facts.md a): without this a
+        record that could not be closed would take the next job's slice for its own.
+        """
+        claimed = {
+            (item.profile_id, item.placement)
+            for other in self._ledger.open_on(record.gpu_uuid)
+            if other.number != record.number
+            and (other.number > record.number or other.phase == phases.ACTIVE)
+            for item in other.present
+        }
+        lost = [item for item in record.present if (item.profile_id, item.placement) in claimed]
+        return record.without(lost) if lost else record
+
+    def _save_stuck(self, record: Allocation, gpu: Gpu, reason: str) -> None:
+        """Set a record aside that the driver failed on, without what of it is gone already."""
+        with suppress(DriverFault):
+            gone = self._gone(record, gpu, self._driver.instances(gpu))
+            self._remove_nodes(record, gone, gpu)
+            record = record.without(gone)
+        self._ledger.save(record.moved(phases.QUARANTINED, reason), phases.QUARANTINED)
+
+    def _gone(self, record: Allocation, gpu: Gpu, seen: Sequence[GpuInstance]) -> list[Instance]:
+        """What of a record neither the driver's list nor its own id shows."""
+        return [
+            item
+            for item in record.present
+            if find(item, seen) is None and self._known(item, gpu) is None
+        ]
+
+    def _note_gone(self, gpu: Gpu, seen: Sequence[GpuInstance]) -> None:
+        """Before a place is given away: what was set aside there and is gone has no claim to it."""
+        for record in self._ledger.open_on(gpu.uuid):
+            gone = self._gone(record, gpu, seen) if record.phase == phases.QUARANTINED else []
+            if not gone:
+                continue
+            self._remove_nodes(record, gone, gpu)
+            going = self._ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
+            rest = going.without(gone)
+            if rest.present:
+                self._ledger.save(rest.moved(phases.QUARANTINED), phases.QUARANTINED)
+            else:
+                self._ledger.finish(rest, phases.RELEASED, "no longer there")
 
     def _free(self, record: Allocation, gpu: Gpu, until: float) -> list[StillThere]:
         """Take down what a record names; what of it is there afterwards, and why.
@@ -538,7 +707,7 @@ class Allocator:
         return list(held.values())
 
     def _insist(
-        self, record: Allocation, gpu: Gpu, reason: str, patience: float, *, over: bool
+        self, record: Allocation, gpu: Gpu, reason: str, time_left: Time, *, over: bool
     ) -> Allocation:
         """Go on with what was set aside: wait, then use the remedies, then name who holds it.
 
@@ -546,11 +715,21 @@ class Allocator:
         GPU at once: whoever waits for their hooks must not run into its lock timeout, for
         that would drain the node.
         """
-        record = self._keep_trying(record, gpu, reason, self._monotonic() + patience)
+        started = self._monotonic()
+        record = self._keep_trying(record, gpu, reason, started + time_left.wait)
+        time_left.wait = max(0, time_left.wait - (self._monotonic() - started))
         if record.phase != phases.QUARANTINED:
             return record
+        started = self._monotonic()
+        record = self._use_remedies(record, gpu, reason, started + time_left.fix, over=over)
+        time_left.fix = max(0, time_left.fix - (self._monotonic() - started))
+        return record
+
+    def _use_remedies(
+        self, record: Allocation, gpu: Gpu, reason: str, end: float, *, over: bool
+    ) -> Allocation:
         # The last look for holders has to be in time, too.
-        until = self._monotonic() + self._stuck.timeout - self._stuck.look
+        until = end - self._stuck.look
         done: list[str] = []
         for remedy in self._stuck.remedies:
             permit = self._permit(record, over=over)
@@ -567,10 +746,11 @@ class Allocator:
                 break
         if record.phase != phases.QUARANTINED:
             return record
-        users = self._users(gpu, self._still_there(record, gpu))
+        users = self._users(gpu, self._still_there(record, gpu), end)
         with self._locked(gpu.uuid, f"set aside {record.owner}") as gpu:
             record = self._ledger.find(record.number)
-            return self._tear_down(record, gpu, reason, 0, done=done, users=users)
+            now = self._monotonic()
+            return self._tear_down(record, gpu, reason, now, done=done, users=users)
 
     def _keep_trying(
         self, record: Allocation, gpu: Gpu, reason: str, until: float, done: Sequence[str] = ()
@@ -590,7 +770,7 @@ class Allocator:
         return record
 
     def _still_there(self, record: Allocation, gpu: Gpu) -> list[StillThere]:
-        seen = self._driver.instances(gpu)
+        seen, record = self._driver.instances(gpu), self._unclaimed(record)
         found = {each.gi_id: each for item in record.present if (each := find(item, seen))}
         if record.request == phases.WHOLE_MIG_OFF:
             return [StillThere(None, "")]
@@ -635,16 +815,9 @@ class Allocator:
         reason = "; ".join([*texts, *done])
         return self._ledger.save(record.moved(phases.QUARANTINED, reason), phases.QUARANTINED)
 
-    def _users(
-        self,
-        gpu: Gpu,
-        held: Sequence[StillThere],
-        known: Mapping[int | None, str] | None = None,
-    ) -> Mapping[int | None, str]:
+    def _users(self, gpu: Gpu, held: Sequence[StillThere], end: float) -> Mapping[int | None, str]:
         """Who holds what is still there, by GPU instance id; one look's time for all."""
-        if known is not None:
-            return known
-        until = self._monotonic() + self._stuck.look
+        until = min(end, self._monotonic() + self._stuck.look)
         return {
             item.gi_id: self._stuck.holders(gpu, item.found, until - self._monotonic()).text()
             for item in held
@@ -749,22 +922,39 @@ class Allocator:
         `owner` is about to be served: another run of the same job cannot still be
         alive, so its slices go too (ids are reused, Epilogs may be missing).
         """
+        until = self._monotonic() + SWEEP_PATIENCE
         for record in self._ledger.open_on(gpu.uuid):
             if record.boot_id != self._boot_id:
-                if record.request == phases.WHOLE_MIG_OFF:
-                    # Ampere keeps the mode over a reboot, also the one that was meant for a job.
-                    self._restore_mig_mode(gpu, self._monotonic())
-                self._ledger.finish(record, phases.LOST, "the node was rebooted")
+                self._close_with_boot(record, gpu)
             elif record.phase == phases.QUARANTINED:
                 self._try_again(record, gpu)
                 self._withdraw_files(record)
             elif record.phase != phases.ACTIVE:
-                self._try_tear_down(record, gpu, "finished for a hook that died")
+                self._try_tear_down(record, gpu, "finished for a hook that died", until)
                 self._withdraw_files(record)
             elif missing := self._missing(record, gpu):
-                self._close_lost(record, gpu, missing)
+                self._close_lost(record, gpu, missing, until)
             elif owner and _superseded(record.owner, owner):
-                self._try_tear_down(record, gpu, "left by an earlier run of the job")
+                self._try_tear_down(record, gpu, "left by an earlier run of the job", until)
+
+    def _close_with_boot(self, record: Allocation, gpu: Gpu) -> None:
+        """Close a record of an earlier boot: its instances went with it."""
+        if record.request == phases.WHOLE_MIG_OFF:
+            # Ampere keeps the mode over a reboot, also the one that was meant for a job.
+            why = self._restore_mig_mode(gpu, self._monotonic())
+            if why:
+                # It stays due: else the next job's Prolog would find the mode off and no reason.
+                self._set_mode_aside(record, why)
+                return
+        self._ledger.finish(record, phases.LOST, "the node was rebooted")
+
+    def _set_mode_aside(self, record: Allocation, why: str) -> None:
+        if record.phase == phases.QUARANTINED:
+            return
+        if record.phase != phases.RELEASING:
+            record = self._ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
+        reason = f"MIG mode is still off: {why}"
+        self._ledger.save(record.moved(phases.QUARANTINED, reason), phases.QUARANTINED)
 
     def _try_again(self, record: Allocation, gpu: Gpu, reason: str = "no longer in use") -> None:
         """Retry at once what is set aside; on record only when something of it has gone.
@@ -772,31 +962,26 @@ class Allocator:
         Every hook comes by here: with each of them on record the ledger would grow, and
         each would look for the holders again.
         """
+        rest = self._unclaimed(record)
         try:
-            held = self._free(record, gpu, self._monotonic())
+            held = self._free(rest, gpu, self._monotonic())
         except GpuLost:
             raise
         except DriverFault:
             return
         if not held or len(held) < len({item.placement for item in record.present}):
-            self._try_tear_down(record, gpu, reason, patience=0)
+            self._try_tear_down(record, gpu, reason, self._monotonic())
 
-    def _try_tear_down(
-        self, record: Allocation, gpu: Gpu, reason: str, patience: float = SWEEP_PATIENCE
-    ) -> None:
+    def _try_tear_down(self, record: Allocation, gpu: Gpu, reason: str, until: float) -> None:
         """Clear another's left-overs; what resists is set aside and does not stop this hook."""
         try:
-            self._tear_down(record, gpu, reason, patience)
+            self._tear_down(record, gpu, reason, until)
         except GpuLost:
             raise
-        except DriverFault as fault:
-            stuck = self._ledger.find(record.number)
-            if stuck.phase in (phases.PLANNED, phases.ACTIVE):
+        except DriverFault:
+            if self._ledger.find(record.number).phase in (phases.PLANNED, phases.ACTIVE):
                 # Not even begun, for what is there could not be read: nothing says so on record.
                 raise
-            if stuck.phase == phases.RELEASING:
-                stuck = stuck.moved(phases.QUARANTINED, str(fault))
-                self._ledger.save(stuck, phases.QUARANTINED)
 
     def _withdraw_files(self, record: Allocation) -> None:
         """Take away what an Epilog that was killed left: Slurm does not run it again."""
@@ -829,7 +1014,9 @@ class Allocator:
         compute = self._driver.compute_instance(gpu, found.gi_id, item.ci_id)
         return compute is not None and compute.uuid == item.uuid
 
-    def _close_lost(self, record: Allocation, gpu: Gpu, missing: list[Instance]) -> None:
+    def _close_lost(
+        self, record: Allocation, gpu: Gpu, missing: list[Instance], until: float
+    ) -> None:
         """Instances of an active record are gone: somebody destroyed them, or a reset did."""
         names = ", ".join(str(item) for item in missing)
         reason = f"{names} taken away from outside, or the GPU was reset"
@@ -842,7 +1029,7 @@ class Allocator:
             self._remove_nodes(record, record.instances, gpu)
             self._ledger.finish(record, phases.LOST, reason)
         else:
-            self._try_tear_down(record, gpu, reason)
+            self._try_tear_down(record, gpu, reason, until)
 
     def reconcile(self, live_jobs: Callable[[], frozenset[int]] | None) -> Report:
         """Bring ledger and hardware to one truth on every GPU.
@@ -856,17 +1043,35 @@ class Allocator:
         self._close_earlier_boots(report)
         gpus, faults = self._driver.survey()
         report.left += [str(fault) for fault in faults]
+        if not faults:
+            self._close_replaced({gpu.uuid for gpu in gpus}, report)
         gpus = [gpu for gpu in gpus if gpu.mig_capable]
         report.left += self._records_without_gpu({gpu.uuid for gpu in gpus})
+        silence: SlurmFault | None = None
         for gpu in gpus:
             try:
                 with about(gpu=str(gpu)):
                     self._reconcile_gpu(gpu, live_jobs, report)
-            except DriverFault as fault:
-                # One GPU whose driver fails stops no work on the others.
+            except LedgerFault:
+                raise
+            except SlurmFault as fault:
+                # Its left-overs have been swept: only jobs could not be asked for.
+                silence = silence or fault
+            except NodeFault as fault:
+                # One GPU that fails, or whose lock is held, stops no work on the others.
                 report.left.append(str(fault))
+                report.faults[gpu.uuid] = str(fault)
+        if silence is not None:
+            raise silence
         self._remove_stale_files(live_jobs, report)
         return report
+
+    def _close_replaced(self, present: set[str], report: Report) -> None:
+        """Close what waits for a GPU's MIG mode when another card is in its place since a boot."""
+        for record in self._ledger.all_open():
+            if record.boot_id != self._boot_id and record.gpu_uuid not in present:
+                self._ledger.finish(record, phases.LOST, "the node was rebooted without its GPU")
+                report.done.append(f"{_name(record)}: lost with its GPU")
 
     def foresee(self, live_jobs: Callable[[], frozenset[int]] | None) -> Report:
         """What `reconcile` would do, as far as looking tells; nothing is changed.
@@ -944,11 +1149,12 @@ class Allocator:
 
     def _relieve(self, gpu: Gpu, numbers: Iterable[int], live: frozenset[int] | None) -> None:
         """Use the remedies on what is quarantined; in jobs that live on nobody is killed."""
+        time_left = Time(0, self._stuck.timeout)
         for number in numbers:
             record = self._ledger.find(number)
             if record.phase == phases.QUARANTINED:
                 over = live is not None and record.owner.job_id not in live
-                self._insist(record, gpu, "no longer in use", 0, over=over)
+                self._insist(record, gpu, "no longer in use", time_left, over=over)
 
     def collect(self, gpu: Gpu, live_jobs: Callable[[], frozenset[int]]) -> list[Allocation]:
         """Take down on one GPU what belongs to jobs that Slurm no longer has here.
@@ -969,8 +1175,9 @@ class Allocator:
             for record in self._ledger.open_on(gpu.uuid)
             if record.phase == phases.ACTIVE and record.owner.job_id not in (None, *live)
         ]
+        until = self._monotonic() + SWEEP_PATIENCE
         for record in gone:
-            self._try_tear_down(record, gpu, "its job is no longer on this node")
+            self._try_tear_down(record, gpu, "its job is no longer on this node", until)
             if record.owner.job_id is not None:
                 self._files.withdraw(record.owner.job_id)
         return [record.number for record in gone]
@@ -1000,11 +1207,13 @@ class Allocator:
         if live is None:
             return
         # Listed before Slurm is asked: a job whose file was there by then is still known.
-        found = self._files.jobs()
-        held = {record.owner.job_id for record in self._ledger.all_open()}
-        for job in sorted(found - live() - held):
-            self._files.withdraw(job)
-            report.done.append(f"job {job}: left-over files removed")
+        found = self._files.runs()
+        jobs = live()
+        for job in sorted({run.job for run in found} - jobs):
+            # A run of that job may have begun since: what it has is not in the list.
+            if not self._ledger.open_of_job(job):
+                self._files.withdraw_listed([run for run in found if run.job == job])
+                report.done.append(f"job {job}: left-over files removed")
 
     # -- for administrators --------------------------------------------------
 
@@ -1038,7 +1247,15 @@ class Allocator:
             return self.adopt_settled(owner, gpu, found)
 
     def adopt_settled(self, owner: Owner, gpu: Gpu, found: GpuInstance) -> Allocation:
-        """Like `adopt`, for a caller who has the GPU `settled`."""
+        """Like `adopt`, for a caller who has the GPU `settled`.
+
+        Held when it is another's by now: a job may have been given the place.
+        """
+        if found not in self.foreign_instances(gpu):
+            raise Held(
+                f"GPU instance {found.gi_id} at {found.placement} is no longer what it was",
+                remedy="see `slurm-mig status`, and try again",
+            )
         name = str(self._driver.geometry(gpu).by_id(found.profile_id).name)
         compute = found.compute[0] if found.compute else None
         place = found.placement
@@ -1068,7 +1285,7 @@ class Allocator:
 
         Returns it as `released`, or `quarantined` if it is in use beyond the deadline.
         """
-        return self._tear_down(record, gpu, reason, self._destroy_timeout)
+        return self._tear_down(record, gpu, reason, self._monotonic() + self._destroy_timeout)
 
     # -- records without carving ---------------------------------------------
 

@@ -88,6 +88,9 @@ def bring_up(
     report = node.allocator().reconcile(None)
     found.done += report.done
     found.foreign += report.foreign
+    # A managed GPU that cannot be brought in order would drain the node at its first job.
+    managed = {gpu.uuid for gpu in filter(node.managed, gpus)}
+    found.mismatches += [text for uuid, text in report.faults.items() if uuid in managed]
     found.left += [line for line in report.left if line not in found.mismatches]
     for gpu in filter(node.managed, gpus):
         _have_mig_mode(node, gpu, found, again)

@@ -64,12 +64,14 @@ class Feeds:
 
 
 def _of_gpustat(record: Allocation) -> tuple[str, ...]:
-    return record.uuids or ((record.gpu_uuid,) if record.whole else ())
+    """Not of what is gone: the next instance in its place has the same UUID."""
+    uuids = tuple(item.uuid for item in record.present if item.uuid)
+    return uuids or ((record.gpu_uuid,) if record.whole else ())
 
 
 def _of_dcgm(record: Allocation, index: int) -> list[str]:
     if record.whole:
         return [str(index)]
     # Compute instances that share a GPU instance have one file.
-    ids = dict.fromkeys(item.gi_id for item in record.instances if item.gi_id is not None)
+    ids = dict.fromkeys(item.gi_id for item in record.present if item.gi_id is not None)
     return [f"{index}.{gi_id}" for gi_id in ids]

@@ -47,6 +47,9 @@ INTERNAL_ERROR: Final = 1
 #: How often a job's AdminComment is written before the last look at it.
 ADMIN_COMMENT_TRIES: Final = 3
 
+#: Seconds that a log line waits for syslog to take it; stderr has it by then.
+SYSLOG_WAIT: Final = 0.5
+
 #: Levels of syslog that a hook's line can have, the worst last.
 LEVELS: Final = ("INFO", "WARNING", "ERR")
 
@@ -121,13 +124,18 @@ class Line:
     def write(self) -> None:
         """To syslog and to stderr, which slurmd logs."""
         import syslog
+        import threading
 
         took = round((time.monotonic() - self.started) * 1000)
         words = [*self.words, f"ms={took}", *([f"head={self.head}"] if self.head else [])]
         line = " ".join([self.hook, *words, "; ".join(self.said)]).strip()
-        syslog.openlog("slurm-mig", syslog.LOG_PID, syslog.LOG_DAEMON)
-        syslog.syslog(getattr(syslog, f"LOG_{self.level}"), line)
         sys.stderr.write(f"slurm-mig: {line}\n")
+        syslog.openlog("slurm-mig", syslog.LOG_PID, syslog.LOG_DAEMON)
+        level = getattr(syslog, f"LOG_{self.level}")
+        # A daemon that no longer reads would keep a hook for ever.
+        writer = threading.Thread(target=syslog.syslog, args=(level, line), daemon=True)
+        writer.start()
+        writer.join(SYSLOG_WAIT)
 
 
 def _readable(value: str) -> str:
@@ -218,7 +226,19 @@ def _request(node: Node, job: Job, gpus: Sequence[Gpu], line: Line) -> Request |
         raise _no_answer(job, "what the job asked for", fault) from fault
     if facts is None:
         raise Unknown("Slurm does not know the job", job=job.job_id)
-    return requests.from_gres(facts.tres_per_node)
+    request = requests.from_gres(facts.tres_per_node)
+    if request is None and _shards_alone(facts.tres_per_node):
+        raise BadRequest(
+            "the job has shards of a GPU, but no slice",
+            remedy="ask for slices: --gres=mig:<profile>:<count>",
+            job=job.job_id,
+        )
+    return request
+
+
+def _shards_alone(text: str) -> bool:
+    """Whether a job would be given a whole GPU for what counts as a part of one."""
+    return requests.holds_shards(text) and not requests.holds_gpu(text)
 
 
 def _no_answer(job: Job, what: str, fault: SlurmFault) -> Unknown:
@@ -259,18 +279,19 @@ def _slices(
             remedy="compare `managed` in the [gpus] table of the config with gres.conf",
         )
     record = allocator.allocate(job.owner, request, gpu)
-    if node.config.admin_comment:
-        _tell_accounting(node, job, record, line)
+    _tell_accounting(node, job, record.uuids, line)
     line.add(gpu=gpu.minor, made=",".join(map(str, record.instances)), uuids=",".join(record.uuids))
     line.say("INFO", "carved")
 
 
-def _tell_accounting(node: Node, job: Job, record: Allocation, line: Line) -> None:
+def _tell_accounting(node: Node, job: Job, uuids: Sequence[str], line: Line) -> None:
     """Add this node's MIG UUIDs to the job's AdminComment; no job is refused for that.
 
     Another node of the job may write at the same moment: so it is read again.
     """
-    ours = f"slurm-mig:{node.name}={','.join(record.uuids)}"
+    if not (node.config.admin_comment and uuids):
+        return
+    ours = f"slurm-mig:{node.name}={','.join(uuids)}"
     try:
         facts = node.slurm.job(job.job_id)
         reference = job.owner.het_leader or (facts.reference if facts else job.job_id)
@@ -336,10 +357,13 @@ def _whole_gpus(
                 record = allocator.give_whole(job.owner, gpu, policy, reset=config.whole_reset)
             given.append((index, gpu, record))
     except JobFault:
-        for record in (record for _, _, record in given if record is not None):
-            allocator.release(record, "another GPU of the job was refused")
+        records = [record for _, _, record in given if record is not None]
+        allocator.release_all(records, "another GPU of the job was refused")
         raise
     allocator.publish_whole(job.owner, [(index, gpu.uuid, record) for index, gpu, record in given])
+    # A whole GPU may be its largest instance.
+    uuids = [uuid for _, _, record in given if record is not None for uuid in record.uuids]
+    _tell_accounting(node, job, uuids, line)
     line.add(gpus=",".join(str(gpu.minor) for gpu in gpus))
     made = [f"{gpu.minor}: {record.made if record else 'not managed'}" for _, gpu, record in given]
     line.say("INFO", "; ".join(made))
@@ -389,11 +413,16 @@ def epilog(node: Node, job: Job, line: Line) -> None:
     """Tear down what the ledger says this job has, whatever the environment says."""
     records = node.ledger.open_of_job(job.job_id)
     reason = "the job ended"
-    released = [node.allocator().release(record, reason, over=True) for record in records]
-    retries = node.files.retries(job.job_id)
-    node.files.withdraw(job.job_id)
-    for retry in retries:
-        _postpone(node, *retry.split())
+    released: list[Allocation] = []
+    try:
+        if records:
+            released = node.allocator().release_all(records, reason, over=True)
+    finally:
+        # Also where a GPU is lost: nothing of an ended job's is to stay open to its user.
+        retries = node.files.retries(job.job_id)
+        node.files.withdraw(job.job_id)
+        for retry in retries:
+            _postpone(node, *retry.split())
     odd = [
         f"{item.phase}: {item.reason}"
         for item in released

@@ -15,16 +15,20 @@ import errno
 import json
 import os
 import secrets
+import signal
+import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig import allocation as phases
 from slurm_mig.capabilities import read_access
 from slurm_mig.errors import NodeFault, SlurmMigError, UsageFault
-from slurm_mig.files import trusted
+from slurm_mig.files import find_program, trusted
+from slurm_mig.processes import until_end
 from slurm_mig.runfiles import job_of
 
 if TYPE_CHECKING:
@@ -38,6 +42,13 @@ OPEN, CLOSED, ABSENT = "open", "closed", "absent"
 
 #: Ways to reach something.
 READ, WRITE, MAKE, LIST = "read", "write", "make a file in", "list"
+
+#: Seconds for all tries as one user.
+LONGEST: Final = 30.0
+
+#: What the hooks run beside this package, as root: modules, and programs of Slurm's.
+HOOK_IMPORTS: Final = ("pynvml", "filelock", "os")
+SLURM_PROGRAMS: Final = ("scontrol", "squeue", "scancel")
 
 #: Looked at by root: nobody has to be asked for these.
 ROOTS: Final = "root's view"
@@ -167,7 +178,7 @@ class Isolation:
     def _nodes_of(self, record: Allocation) -> Iterator[tuple[str, list[tuple[str, Path]]]]:
         from slurm_mig.capabilities import capability_minors
 
-        for item in record.instances:
+        for item in record.present:
             if item.gi_id is not None and item.ci_id is not None:
                 minors = capability_minors(record.gpu_minor, item.gi_id, item.ci_id)
                 paths = map(self._node.capabilities.node, minors)
@@ -197,7 +208,7 @@ class Isolation:
         for record in self._records:
             if record.phase != phases.ACTIVE or not _is_a_jobs(record):
                 continue
-            for item in record.instances:
+            for item in record.present:
                 if item.gi_id is None or item.ci_id is None:
                     continue
                 ids = record.gpu_minor, item.gi_id, item.ci_id
@@ -280,6 +291,14 @@ class Isolation:
         found = {f"hook {name}": self._hooks / name for name in hooks}
         found["directory of the hooks"] = self._hooks
         found["package slurm_mig"] = Path(__file__).parent
+        for name in HOOK_IMPORTS:
+            spec = find_spec(name)
+            if spec is not None and spec.origin is not None:
+                found[f"package {name}"] = Path(spec.origin)
+                found[f"directory of {name}"] = Path(spec.origin).parent
+        for name in SLURM_PROGRAMS:
+            if program := find_program(name, self._node.config.slurm_bin):
+                found[f"program {name}"] = program
         if python := _python_of(self._hooks / "prolog"):
             found["Python of the hooks"] = python
         if self._node.config.library.startswith("/"):
@@ -374,11 +393,20 @@ def attempt(subject: Subject, wanted: Sequence[Try]) -> list[Try]:
         os.close(reading)
         _child(subject, groups, wanted, writing)
     os.close(writing)
-    with open(reading, "rb") as pipe:  # noqa: PTH123  # a descriptor, not a name
-        told = pipe.read()
+    try:
+        told, ended = until_end(reading, time.monotonic() + LONGEST)
+    finally:
+        os.close(reading)
+    if not ended:
+        # The process is the user's: he can stop it, though not keep it from being killed.
+        os.kill(pid, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if status != 0:
-        raise NodeFault(f"trying as uid {subject.uid} ended with {status}")
+        how = f"ended with {status}" if ended else f"did not end within {LONGEST:g} s"
+        raise NodeFault(
+            f"trying as uid {subject.uid} {how}",
+            remedy="see what processes of that user do, and try again",
+        )
     return [
         replace(item, found=found) for item, found in zip(wanted, json.loads(told), strict=True)
     ]

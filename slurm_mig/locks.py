@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -80,9 +80,11 @@ class Locks:
         """
         left = remove_abandoned(self._root)
         for note in self._root.glob("*.holder"):
-            if note.lstat().st_mtime < before:
-                note.unlink(missing_ok=True)
-                left.append(note)
+            # A hook may leave its lock, and take its note away, at this very moment.
+            with suppress(FileNotFoundError):
+                if note.lstat().st_mtime < before:
+                    note.unlink()
+                    left.append(note)
         return left
 
     @staticmethod

@@ -17,6 +17,7 @@ import stat
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -164,7 +165,9 @@ class Processes:
     def _crowded(self, pid: str) -> bool:
         """Whether a process has so many descriptors that it could hide others for want of time."""
         try:
-            return len(os.listdir(f"{self._proc}/{pid}/fd")) > MANY  # noqa: PTH208
+            # Not all of them: to count millions takes the very time.
+            with os.scandir(f"{self._proc}/{pid}/fd") as found:
+                return next(islice(found, MANY, None), None) is not None
         except OSError:
             return False
 
@@ -291,10 +294,10 @@ def _in_child(
         _tell_parent(work, done)
     os.close(done)
     try:
-        text, ended = _until_end(ready, time.monotonic() + timeout)
+        text, ended = until_end(ready, time.monotonic() + timeout)
     finally:
         os.close(ready)
-        _end(child)
+        end(child)
     lines = text.split(b"\n")
     # The last one is empty, or cut off.
     told = [json.loads(line) for line in lines[:-1]]
@@ -324,7 +327,8 @@ def _tell_parent(work: Callable[[Callable[[Holder], None]], None], pipe: int) ->
         os._exit(0)
 
 
-def _until_end(pipe: int, until: float) -> tuple[bytes, bool]:
+def until_end(pipe: int, until: float) -> tuple[bytes, bool]:
+    """What comes through a pipe till `until`, and whether that was all."""
     text = b""
     poll = select.poll()
     poll.register(pipe, select.POLLIN)
@@ -338,7 +342,7 @@ def _until_end(pipe: int, until: float) -> tuple[bytes, bool]:
         text += part
 
 
-def _end(child: int, patience: float = 0.5) -> None:
+def end(child: int, patience: float = 0.5) -> None:
     """Kill and reap it, unless it hangs in the kernel."""
     with suppress(ProcessLookupError):
         os.kill(child, signal.SIGKILL)

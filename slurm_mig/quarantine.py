@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 #: How the reason of such a drain begins; no fault's text does.
 REASON: Final = "slurm-mig: stuck slices: "
 
+#: How the mark begins as long as the drain may not have been set.
+GOING: Final = "going to be "
+
 #: Longest reason that is set, in characters.
 LONGEST: Final = 250
 
@@ -100,14 +103,32 @@ class Fence:
         Raises SlurmFault when Slurm does not answer, and LockTimeout; then nothing is
         marked as done, and the next hook or reconcile tries again.
         """
-        if self.idle or bool(self._past()) == self._mark.exists():
+        if self._settled(self._past()):
             return ""
         # Two hooks with different views must not have the last word in turn.
         with self._locks.hold(["drain"], "drain or resume the node"):
             past = self._past()
-            if bool(past) == self._mark.exists():
+            if self._settled(past):
                 return ""
             return self._drain(past) if past else self._resume()
+
+    def _settled(self, past: Sequence[SetAside]) -> bool:
+        if self.idle:
+            return True
+        return self._done if past else not self._mark.exists()
+
+    @property
+    def _done(self) -> bool:
+        """Whether the node was drained for certain.
+
+        The mark of a hook that died over it says only that it is going to be, and one that a
+        power cut emptied says nothing.
+        """
+        try:
+            text = self._mark.read_text("utf-8")
+        except FileNotFoundError:
+            return False
+        return bool(text) and not text.startswith(GOING)
 
     def _past(self) -> list[SetAside]:
         """What is stuck for long enough, when that is enough to drain."""
@@ -124,20 +145,23 @@ class Fence:
             self._remember(facts.reason)
             return ""
         if facts.reason or "DRAIN" in facts.state:
+            self._mark.unlink(missing_ok=True)
             return f"not drained for stuck slices: it is {state} already, {facts.reason!r}"
         reason = drain_reason(past)
+        # First of all: a drain that nothing tells to be ours would never be taken back.
+        self._remember(f"{GOING}{reason}")
         self._slurm.drain(self._node, reason)
         # As Slurm has it: it may have changed the text.
         self._remember(self._slurm.node(self._node).reason or reason)
         return f"drained: {reason}"
 
     def _resume(self) -> str:
-        ours = self._mark.read_text("utf-8")
+        ours = self._mark.read_text("utf-8") if self._done else ""
         facts = self._slurm.node(self._node)
         done = f"no longer drained by slurm-mig, but by {facts.reason!r}"
         if "DRAIN" not in facts.state:
             done = ""
-        elif facts.reason == ours:
+        elif facts.reason == ours or (not ours and facts.reason.startswith(REASON)):
             self._slurm.undrain(self._node)
             done = "resumed: its slices are no longer stuck"
         self._mark.unlink(missing_ok=True)

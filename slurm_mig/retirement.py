@@ -90,6 +90,7 @@ class Retirement:
         """What retiring it would come to; with `sweep` what dead hooks left is finished first.
 
         Raises Held while a job has something there or strange instances are in it,
+        Unresolved where something of an earlier layout that has to go is in use,
         ProfileNotOffered or NoRoom for a layout that cannot be.
         """
         with self._allocator.settled(gpu, "look before retiring", sweep=sweep):
@@ -106,6 +107,10 @@ class Retirement:
         foreign = [item for item in strange if item not in ours]
         slots = self._slots(gpu, layout, geometry, before, foreign)
         strays = [item for item in ours if slot_of(item, geometry) not in slots]
+        for item in strays:
+            # Jobs on a static layout are Slurm's alone: they are in no record.
+            name = str(slot_of(item, geometry))
+            self._node.stuck.check_unused(gpu, item, name, "retire")
         complete = [slot_of(item, geometry) for item in strange if item.compute]
         present = tuple(slot for slot in slots if slot in complete)
         return Goal(gpu, slots, present, tuple(records), tuple(strays))

@@ -13,6 +13,7 @@ ledger is the truth.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,32 @@ from slurm_mig.files import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from slurm_mig.allocation import Owner
+
+
+@dataclass(frozen=True, slots=True)
+class RunFile:
+    """A file of a job's as it was seen: one that was written since is another one."""
+
+    path: Path
+    inode: int
+    written: int
+
+    @property
+    def job(self) -> int:
+        """Id of its job."""
+        return job_of(self.path)
+
+    @classmethod
+    def seen(cls, path: Path) -> RunFile | None:
+        """The file as it is now; None when a hook has just removed it."""
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            return None
+        return cls(path, status.st_ino, status.st_mtime_ns)
 
 
 class RunFiles:
@@ -101,6 +127,22 @@ class RunFiles:
             if job_of(path) == job_id:
                 path.unlink(missing_ok=True)
 
+    def runs(self) -> list[RunFile]:
+        """Every file of a job as it is now."""
+        return [file for file in map(RunFile.seen, self._all()) if file is not None]
+
+    def withdraw_listed(self, files: Sequence[RunFile]) -> None:
+        """Remove these files, unless they were written anew since they were listed.
+
+        By the name of their job alone the files of a run that has just begun would go, too.
+        """
+        same = [file.path for file in files if RunFile.seen(file.path) == file]
+        for path in sorted(same, key=lambda item: item.parent == self._jobs):
+            leases = self._notes(path.name, "leases") if path.parent == self._jobs else []
+            path.unlink(missing_ok=True)
+            for directory in leases:
+                remove_as_owner(Path(directory))
+
     def withdraw_run(self, owner: Owner) -> None:
         """Remove everything of one run; a refused one's stays, for its tasks and its Epilog."""
         if any((self._env / f"{stem}.refused").exists() for stem in _stems(owner)):
@@ -125,7 +167,7 @@ class RunFiles:
 
     def jobs_before(self, time: float) -> set[int]:
         """Ids of jobs all of whose files are older than that (seconds since the epoch)."""
-        found = [(job_of(path), path.lstat().st_mtime) for path in self._all()]
+        found = [(file.job, file.written / 1e9) for file in self.runs()]
         return {job for job, _ in found} - {job for job, at in found if at >= time}
 
     def remove_abandoned(self) -> list[Path]:

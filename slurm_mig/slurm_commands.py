@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 from typing import TYPE_CHECKING, Any
 
 from slurm_mig import hostlist
-from slurm_mig.errors import SlurmFault
-from slurm_mig.files import SEARCH, find_program
+from slurm_mig.errors import ConfigFault, NodeFault, SlurmFault
+from slurm_mig.files import SEARCH, find_program, trusted
 from slurm_mig.slurm import LIVE_STATES, AccountingRow, JobFacts, NodeFacts, Share
 
 if TYPE_CHECKING:
@@ -226,10 +227,13 @@ class CommandClient:
 
         Slurm itself would replace it, an administrator's too.
         """
+        # Both together within the time of one: hooks have no more when they are given up.
+        until = time.monotonic() + self._timeout
         facts = self.node(node)
         if "DRAIN" in facts.state and facts.reason and not replace:
             return
-        self._run("scontrol", "update", f"nodename={node}", "state=drain", f"reason={reason}")
+        command = ("scontrol", "update", f"nodename={node}", "state=drain", f"reason={reason}")
+        self._run(*command, until=until)
 
     def undrain(self, node: str) -> None:
         """Take a node's drain and its reason back; one that is down stays down."""
@@ -249,7 +253,9 @@ class CommandClient:
             if text not in fault.cause:
                 raise
 
-    def _run(self, name: str, *arguments: str) -> str:
+    def _run(self, name: str, *arguments: str, until: float | None = None) -> str:
+        """A command's output; no longer than the timeout, or than `until` if that comes first."""
+        left = self._timeout if until is None else max(0.1, until - time.monotonic())
         command = [str(self._find(name)), *arguments]
         shown = " ".join(command)[:200]
         if self._tell is not None:
@@ -264,11 +270,11 @@ class CommandClient:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 env=environment,
-                timeout=self._timeout,
+                timeout=left,
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise SlurmFault(f"{shown}: no answer within {self._timeout:g} s") from None
+            raise SlurmFault(f"{shown}: no answer within {round(left, 1):g} s") from None
         except OSError as problem:
             raise SlurmFault(f"{shown}: {problem.strerror}") from problem
         if done.returncode != 0:
@@ -280,11 +286,22 @@ class CommandClient:
     def _find(self, name: str) -> Path:
         found = find_program(name, self._directory)
         if found is not None:
+            if os.geteuid() == 0:
+                _check_program(found)
             return found
         raise SlurmFault(
             f"no {name} in {self._directory or ', '.join(SEARCH)}",
             remedy="set `bin` in the [slurm] table of the config",
         )
+
+
+def _check_program(path: Path) -> None:
+    """Root runs no program that a user could have put there; ConfigFault names the step."""
+    try:
+        with trusted(path):
+            return
+    except NodeFault as fault:
+        raise ConfigFault(f"run {path.name}: {fault.cause}", remedy=fault.remedy) from fault
 
 
 def _gpu_indexes(detail: str) -> tuple[int, ...]:

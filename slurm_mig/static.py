@@ -12,12 +12,9 @@ from typing import TYPE_CHECKING
 
 from slurm_mig import allocation as phases
 from slurm_mig.errors import DriverFault, Held, Unresolved, about
-from slurm_mig.holder import INSTANCE
 from slurm_mig.layouts import Built, built, target
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from slurm_mig.allocation import Allocation, Owner
     from slurm_mig.driver import Gpu, GpuInstance
     from slurm_mig.layouts import Declared
@@ -92,7 +89,8 @@ class Static:
             layout = target(declared, geometry, [item for _, item in there])
             wanted = {item.key for item in layout}
             going = [pair for pair in there if pair[1].key not in wanted]
-            self._check_unused(gpu, going)
+            for found, item in going:
+                self._node.stuck.check_unused(gpu, found, str(item), "apply")
             seen = {item.key for _, item in there}
             return Steps(
                 gpu,
@@ -115,15 +113,6 @@ class Static:
                 raise Held(
                     f"{record.owner} of user {record.owner.user} has {record.made}",
                     remedy="drain the node and let its jobs end, or cancel them",
-                )
-
-    def _check_unused(self, gpu: Gpu, going: Sequence[tuple[GpuInstance, Built]]) -> None:
-        for found, item in going:
-            holders = self._node.stuck.holders(gpu, found)
-            if any(holder.has == INSTANCE for holder in holders.found):
-                raise Unresolved(
-                    f"{item} has to go and is in use by {holders.text()}",
-                    remedy="end what uses it, and apply again",
                 )
 
     # -- doing ---------------------------------------------------------------

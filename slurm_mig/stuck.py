@@ -11,7 +11,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from slurm_mig.errors import SlurmMigError
+from slurm_mig.errors import SlurmMigError, Unresolved
+from slurm_mig.holder import INSTANCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -75,6 +76,18 @@ class Stuck:
         """
         timeout = self.look if within is None else max(0.0, min(within, self.look))
         return self._looker().holding(self._target(gpu, found), timeout)
+
+    def check_unused(self, gpu: Gpu, found: GpuInstance, name: str, work: str) -> None:
+        """Unresolved, naming the holders, where something has an instance open that is to go.
+
+        Asked before the first change: a layout that is taken down by half helps nobody.
+        """
+        holders = self.holders(gpu, found)
+        if any(holder.has == INSTANCE for holder in holders.found):
+            raise Unresolved(
+                f"{name} has to go and is in use by {holders.text()}",
+                remedy=f"end what uses it, and {work} again",
+            )
 
     def apply(
         self, remedy: str, gpu: Gpu, found: GpuInstance | None, permit: Permit, until: float

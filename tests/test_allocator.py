@@ -247,7 +247,7 @@ def test_an_undo_that_fails_leaves_the_record_open(world: World) -> None:
     with pytest.raises(DriverFault):
         world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
     assert world.made() == ["3g.40gb@4"]
-    assert world.phases() == [phases.RELEASING]
+    assert world.phases() == [phases.QUARANTINED]
 
     world.machine.faults.set([])
     (world.root / "devices").rename(world.machine.tree.proc / "devices")
@@ -446,7 +446,7 @@ def test_another_driver_fault_is_the_nodes(world: World) -> None:
     world.machine.faults.set([Rule("nvmlComputeInstanceDestroy", "error:UNKNOWN")])
     with pytest.raises(DriverFault, match="job 7: GPU 0"):
         world.allocator.release(mine, "x")
-    assert world.phases() == [phases.RELEASING]
+    assert world.phases() == [phases.QUARANTINED]
     assert world.allocator.release(world.ledger.find(1), "x").phase == phases.RELEASED
 
 
@@ -551,10 +551,15 @@ def test_a_mode_that_does_not_come_back(pair: World) -> None:
             pair.allocator.allocate(BOB, ask("3g.40gb"), pair.gpu(0))
         # As a whole it can be had all the same.
         again = pair.allocator.give_whole(BOB, pair.gpu(0), "auto", reset=False)
-        assert again.request == phases.WHOLE
-        pair.allocator.release(again, "x")
-    pair.allocator.allocate(BOB, ask("3g.40gb"), pair.gpu(0))
+        assert again.request == phases.WHOLE_MIG_OFF
+    # What was in the way has ended, but the GPU is the next job's now: its end brings MIG back.
     assert pair.ledger.find(record.number).phase == phases.RELEASED
+    pair.allocator.reconcile(lambda: frozenset({8}))
+    assert pair.machine.board(0).mig_current is False
+    assert pair.ledger.find(again.number).phase == phases.ACTIVE
+    pair.allocator.release(again, "x")
+    assert pair.machine.board(0).mig_current is True
+    pair.allocator.allocate(BOB, ask("3g.40gb"), pair.gpu(0))
 
 
 def test_a_mode_that_cannot_be_left(pair: World) -> None:

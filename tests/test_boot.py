@@ -285,6 +285,15 @@ def test_a_gpu_that_something_holds_for_a_while(make_site: Callable[..., Site]) 
     assert "switch MIG mode on" in line
 
 
+def test_a_gpu_that_cannot_be_brought_in_order(site: Site) -> None:
+    """Its first job would drain the node: so slurmd is not started, and an old drain stays."""
+    site.machine.faults.set([Rule("nvmlDeviceGetGpuInstances", "error:UNKNOWN", times=0)])
+    found = up(site)
+    assert any("list instances" in line for line in found.mismatches)
+    with pytest.raises(HardwareMismatch):
+        found.check()
+
+
 def test_a_mode_that_only_a_reset_brings(make_site: Callable[..., Site]) -> None:
     """The wish alone is success to NVML: said, with what to do."""
     site = make_site(A100, mig=False)

@@ -7,6 +7,8 @@ import re
 import signal
 import sqlite3
 import subprocess
+import syslog
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurm_mig import allocation as phases
+from slurm_mig.hooks import SYSLOG_WAIT, Line
 from slurm_mig.simulator.faults import Rule
 
 from .conftest import H100, Site, job_environ
@@ -93,6 +96,30 @@ def workers(site: Site) -> list[int]:
         if mark in command and state not in "ZX":
             found.append(int(entry.name))
     return found
+
+
+def test_a_slow_slurmctld_does_not_add_to_it(site: Site) -> None:
+    """The drain of a hook that is given up is two commands within the time of one."""
+    (site.root / "bin/scontrol").write_text("#!/bin/sh\nsleep 5\necho NodeName=n1 State=IDLE\n")
+    hanging(site, "nvmlDeviceGetCount_v2")
+    begun = time.monotonic()
+    assert site.prolog(7, STAMP).returncode == 26
+    assert time.monotonic() - begun < 8 + 6 + 2
+
+
+def test_a_syslog_that_reads_no_longer(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As with a journald that hangs: slurmd has the line, and the hook goes on."""
+    blocked = threading.Event()
+    monkeypatch.setattr(syslog, "syslog", lambda *_: blocked.wait(60))
+    line = Line("prolog")
+    line.say("INFO", "carved")
+    begun = time.monotonic()
+    line.write()
+    assert time.monotonic() - begun < SYSLOG_WAIT + 2
+    blocked.set()
+    assert capfd.readouterr().err.endswith("carved\n")
 
 
 def test_a_prolog_that_hangs_while_it_carves(site: Site) -> None:

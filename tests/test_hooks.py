@@ -406,6 +406,29 @@ def test_whole_gpus(make_site: Callable[..., Site]) -> None:
     assert {item.phase for item in records(site)} == {phases.RELEASED}
 
 
+def test_shards_alone_are_no_whole_gpu(site: Site) -> None:
+    """job_submit.lua refuses such a job; where it is not loaded the node does."""
+    slurm_commands(site, squeue=squeue(7, "gres:shard:14"))
+    done = site.prolog(7, "")
+    assert done.returncode == 0
+    assert "the job has shards of a GPU, but no slice" in done.stderr
+    assert records(site)[0].phase == phases.REFUSED
+    slurm_commands(site, squeue=squeue(8, "gres:shard:14,gres:gpu:1"))
+    assert "whole GPU" in site.prolog(8, "").stderr
+
+
+def test_a_whole_gpu_that_is_its_largest_slice_is_told_to_accounting(
+    make_site: Callable[..., Site],
+) -> None:
+    """The job has a MIG UUID like others: sacct alone answers for it, too."""
+    site = make_site(A100, config="[feed]\nadmin_comment = true\n")
+    log = slurm_commands(site, squeue=squeue(7, "gres:gpu:1"))
+    assert site.prolog(7, "").returncode == 0
+    (record,) = records(site)
+    assert "admincomment=" in log.read_text()
+    assert f"slurm-mig:n1={record.uuids[0]}" in log.read_text()
+
+
 def test_a_whole_gpu_job_gets_all_its_gpus_or_none(make_site: Callable[..., Site]) -> None:
     """The second GPU is refused: what was given of the first is taken back, the job is held."""
     site = make_site(H100, A30)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -338,6 +339,29 @@ def test_tries_wait_for_nothing(public_tmp: Path) -> None:
     tried = [Try("x", action, public_tmp / "fifo") for action in ("read", "write", "list")]
     found = attempt(Subject(ALICE, ALICE), tried)
     assert [item.found.partition(":")[0] for item in found] == ["open"] * 3
+
+
+def test_a_user_who_stops_the_child(public_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs as him, so he can: the command ends all the same, and not as a success."""
+    monkeypatch.setattr(isolation, "LONGEST", 0.5)
+    monkeypatch.setitem(
+        isolation._TRIES, isolation.READ, lambda _: os.kill(os.getpid(), signal.SIGSTOP)
+    )
+    wanted = [Try("x", isolation.READ, public_tmp)]
+    with pytest.raises(NodeFault, match=r"uid 64777 did not end within 0\.5 s"):
+        attempt(Subject(64777, 64777), wanted)
+
+
+def test_what_is_gone_of_a_stuck_record_has_no_nodes(two: Site) -> None:
+    """Its id says so: taken for a number it would name the nodes of another GPU."""
+    node = two.node()
+    try:
+        record = node.ledger.all_open()[0]
+        found = Isolation(node, two.root / "hooks")
+        assert list(found._nodes_of(record))
+        assert list(found._nodes_of(record.without(record.instances))) == []
+    finally:
+        node.close()
 
 
 def test_groups_count(public_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,6 +226,31 @@ def test_a_process_with_very_many_descriptors(crowd: Crowd) -> None:
     assert [holder.pid for holder in found] == [plain.pid, crowd_of_one.pid]
 
 
+def test_a_crowd_is_not_counted_to_its_end(tmp_path: Path) -> None:
+    """Millions of descriptors are read no further than it takes to know that they are many."""
+    for pid, count in (("5", processes.MANY + 1), ("6", processes.MANY)):
+        (tmp_path / pid / "fd").mkdir(parents=True)
+        for number in range(count):
+            (tmp_path / pid / "fd" / str(number)).touch()
+    crowded = Processes(tmp_path)._crowded
+    assert (crowded("5"), crowded("6"), crowded("7")) == (True, False, False)
+
+
+def test_crowds_hide_nobody(crowd: Crowd) -> None:
+    """Many processes with as many descriptors as they may have, of no device at all."""
+    null = os.open("/dev/null", os.O_RDONLY)
+    many = [null, *(os.dup(null) for _ in range(4 * processes.MANY))]
+    try:
+        for _ in range(40):
+            sleeper = subprocess.Popen(["/bin/sleep", "300"], pass_fds=many)
+            crowd.started.append(sleeper)
+    finally:
+        for descriptor in many:
+            os.close(descriptor)
+    plain = crowd.start("nvidia-cap21")
+    assert [holder.pid for holder in Processes().holding(TARGET, 10).found] == [plain.pid]
+
+
 def test_a_directory_of_processes_that_is_odd(tmp_path: Path) -> None:
     """Nothing in it, files for directories, no right to see: nobody is found, no error."""
     (tmp_path / "1").mkdir()

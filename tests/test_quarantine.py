@@ -246,6 +246,52 @@ def test_a_hook_that_died_between_drain_and_mark(ward: Ward) -> None:
     assert ward.settle(slices=1).startswith("resumed")
 
 
+def test_a_hook_that_died_in_the_drain_itself(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it held is free before the next hook comes: its drain is taken back all the same."""
+    record = ward.stick(5)
+    drain = FakeSlurm.drain
+
+    def killed(slurm: FakeSlurm, node: str, reason: str) -> None:
+        drain(slurm, node, reason)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FakeSlurm, "drain", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ward.settle(slices=1, after=0)
+    monkeypatch.undo()
+    ward.free(record)
+    assert ward.settle(slices=1, after=0).startswith("resumed")
+    assert (ward.slurm.reason, ward.mark.exists()) == ("", False)
+
+
+def test_a_hook_that_died_before_the_drain(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mark alone is no drain: the next hook sets it."""
+    ward.stick(5)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FakeSlurm, "drain", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ward.settle(slices=1, after=0)
+    monkeypatch.undo()
+    assert ward.settle(slices=1, after=0).startswith("drained")
+    assert ward.slurm.reason == ward.mark.read_text()
+
+
+@pytest.mark.parametrize("theirs", ["", "fan broken"])
+def test_a_mark_that_a_power_cut_emptied(ward: Ward, theirs: str) -> None:
+    """The drain is known as ours by its first words; another's stays."""
+    record = ward.stick(5)
+    ward.settle(slices=1, after=0)
+    ward.mark.write_text("")
+    ward.slurm.reason = theirs or ward.slurm.reason
+    ward.free(record)
+    done = ward.settle(slices=1, after=0)
+    assert done.startswith("no longer drained by slurm-mig" if theirs else "resumed")
+    assert not ward.mark.exists()
+
+
 def test_one_at_a_time(ward: Ward) -> None:
     """Two hooks with different views of the ledger do not undo each other's work."""
     ward.stick(5)

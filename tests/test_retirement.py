@@ -166,6 +166,22 @@ def test_what_is_in_use_stays_and_is_named(make_site: Callable[..., Site]) -> No
     assert made(site) == ["7g.80gb@0"]
 
 
+def test_a_static_slice_that_is_in_use(make_site: Callable[..., Site]) -> None:
+    """A job on it is in no record of ours: found before the first instance goes."""
+    site = make_site(H100, config="[hooks]\ndestroy_timeout = 0.1\n")
+    retire(site, "3g.40gb:2")
+    board = site.machine.board(0)
+    late = max(board.instances, key=lambda item: item.start)
+    site.machine.hold(os.getpid(), board.mig_uuid(late, late.compute[0]))
+    before = marks(site)
+    with pytest.raises(Unresolved, match=r"3g\.40gb@4 has to go and is in use by pid"):
+        retire(site, "none")
+    assert (made(site), marks(site)) == (["3g.40gb@0", "3g.40gb@4"], before)
+    site.machine.let_go(os.getpid())
+    retire(site, "none")
+    assert made(site) == []
+
+
 def test_strange_instances(site: Site) -> None:
     """Part of the layout: kept as they are. Not part of it: refused, untouched."""
     with site.machine.change(0) as board:

@@ -263,3 +263,44 @@ def test_only_root_says_where_leases_are(run: RunFiles, tmp_path: Path) -> None:
     run.withdraw(7)
     assert precious.exists()
     assert (tmp_path / "run/jobs").stat().st_uid == 0
+
+
+def test_files_of_a_run_that_has_just_begun_stay(run: RunFiles, tmp_path: Path) -> None:
+    """They were listed before: only what is still the same file goes."""
+    run.refuse(ALICE, "print x\n")
+    run.mark(ALICE, leases=str(tmp_path / "none"))
+    listed = run.runs()
+    later = Owner(7, 1, uid=64001, gid=64001)
+    run.mark(later)
+    run.publish(later, "a")
+    run.mark(ALICE)
+    run.withdraw_listed(listed)
+    left = sorted(path.name for path in tmp_path.glob("run/*/*"))
+    assert left == ["7.0", "7.1", "7.1"]
+    run.withdraw_listed(run.runs())
+    assert list(tmp_path.glob("run/*/*")) == []
+
+
+def test_leases_of_a_listed_run_go_with_it(run: RunFiles, public_tmp: Path) -> None:
+    """Its user made them; nothing else brings them away."""
+    leases = public_tmp / "leases"
+    leases.mkdir()
+    os.chown(public_tmp, 64001, 64001)
+    os.chown(leases, 64001, 64001)
+    run.mark(ALICE, leases=str(leases))
+    run.withdraw_listed(run.runs())
+    end = time.monotonic() + 10
+    while leases.exists():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_file_that_goes_while_it_is_looked_at(
+    run: RunFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An Epilog at work beside us is no reason to fail."""
+    run.mark(ALICE)
+    listed = run._all()
+    run.withdraw(7)
+    monkeypatch.setattr(run, "_all", lambda: listed)
+    assert (run.jobs_before(time.time() + 9), run.runs()) == (set(), [])

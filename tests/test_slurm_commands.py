@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig.errors import SlurmFault
+from slurm_mig.errors import ConfigFault, SlurmFault
 from slurm_mig.slurm_commands import CommandClient
 
 if TYPE_CHECKING:
@@ -70,6 +71,31 @@ def test_a_drained_node_keeps_its_reason(
     script = f"case $* in *update*) echo $* >{tmp_path}/asked ;; *) echo '{line}' ;; esac"
     client(scontrol=script).drain("n1", "slurm-mig: x")
     assert (tmp_path / "asked").exists() is drained
+
+
+def test_a_drain_takes_no_longer_than_one_command(client: Callable[..., CommandClient]) -> None:
+    """A hook that is given up has time for one; a slow slurmctld answers the first of two."""
+    slow = client(timeout=1.5, scontrol="sleep 1; echo 'NodeName=n1 State=IDLE'")
+    begun = time.monotonic()
+    with pytest.raises(SlurmFault, match=r"no answer within 0\.\d s"):
+        slow.drain("n1", "slurm-mig: x")
+    assert time.monotonic() - begun < 2.5
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("place", ["program", "directory"])
+def test_root_runs_no_program_of_a_users(
+    client: Callable[..., CommandClient], tmp_path: Path, place: str
+) -> None:
+    """The one he put into Slurm's directory least of all."""
+    scripts = client(squeue=f"touch {tmp_path}/ran")
+    os.chown(tmp_path / "squeue" if place == "program" else tmp_path, 64001, 64001)
+    try:
+        with pytest.raises(ConfigFault, match=r"run squeue: .* owned by uid 64001"):
+            scripts.job(4)
+    finally:
+        os.chown(tmp_path, 0, 0)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_gpus_of_a_job_on_one_of_its_nodes(client: Callable[..., CommandClient]) -> None:

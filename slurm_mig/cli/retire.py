@@ -45,7 +45,8 @@ def command(
 ) -> None:
     """End the management of GPUs and leave them in a static layout, as Slurm itself supports it.
 
-    Nothing is changed while a job has something on one of them. After a crash, run it again.
+    Nothing is changed while a job has something on one of them, or something of an earlier
+    layout that has to go is in use. After a crash, run it again.
     """
     wanted = _understood(layout, mig_off=mig_off, undo=undo)
     require_root()

@@ -1,0 +1,365 @@
+"""Whose an instance is, where a place had several owners: none is taken for another's.
+
+GI ids and MIG UUIDs are the same for whatever lies in one place, so a record that could not
+be closed looks like the owner of what the next job has there.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from slurm_mig import allocation as phases
+from slurm_mig.allocation import GONE
+from slurm_mig.errors import DriverFault, GpuLost, Held, InstanceBusy, NoRoom
+from slurm_mig.feeds import Feeds
+from slurm_mig.nvml import NvmlDriver
+from slurm_mig.simulator.faults import Rule
+
+from .conftest import A100, H100
+from .test_allocator import ALICE, BOB, ROOT, World, ask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from slurm_mig.driver import Gpu
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def world(public_tmp: Path) -> Iterator[World]:
+    made = World(public_tmp, H100, H100)
+    yield made
+    made.close()
+
+
+def alive(world: World) -> None:
+    """Bob's job has what it was given."""
+    (record,) = world.ledger.open_of_job(8)
+    assert record.phase == phases.ACTIVE
+    board = world.machine.board(0)
+    there = {board.mig_uuid(gi, ci) for gi in board.instances for ci in gi.compute}
+    assert set(record.uuids) <= there
+
+
+# -- a teardown that fails half-way -----------------------------------------------------
+
+
+def test_a_stuck_record_never_takes_the_next_jobs_slice(world: World) -> None:
+    """One of two instances went, the driver failed on the other: the free place is given away."""
+    mine = world.allocator.allocate(ALICE, ask("1g.10gb", "3g.40gb"), world.gpu())
+    rule = Rule("nvmlGpuInstanceDestroy", "error:RESET_REQUIRED", skip=1, times=0)
+    world.machine.faults.set([rule])
+    with pytest.raises(DriverFault):
+        world.allocator.release(mine, "x")
+    assert [item.gi_id == GONE for item in world.ledger.find(mine.number).instances] == [
+        True,
+        False,
+    ]
+    # The same place, and so the same ids and UUID.
+    his = world.allocator.allocate(BOB, ask("1g.10gb"), world.gpu())
+    assert his.uuids[0] == mine.uuids[0]
+    world.machine.faults.set([])
+    world.allocator.reconcile(lambda: frozenset({8}))
+    alive(world)
+    assert world.ledger.find(mine.number).phase == phases.RELEASED
+    assert world.made() == [str(item) for item in his.instances]
+
+
+def test_what_was_set_aside_unseen_is_looked_at_before_its_place_goes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hook died after its destroy, and the next one could not look: nothing is marked yet."""
+    world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    world.killed("nvmlGpuInstanceDestroy", "kill-after", "release")
+    listed, failing = NvmlDriver.instances, iter([DriverFault("not now"), DriverFault("nor now")])
+
+    def instances(self: NvmlDriver, gpu: Gpu) -> list[Any]:
+        if sys._getframe(1).f_code.co_name in ("_seen_after", "_save_stuck"):
+            for fault in failing:
+                raise fault
+        return listed(self, gpu)
+
+    monkeypatch.setattr(NvmlDriver, "instances", instances)
+    world.allocator.allocate(BOB, ask("3g.40gb"), world.gpu())
+    assert next(failing, None) is None
+    world.reopen()
+    world.allocator.reconcile(lambda: frozenset({8}))
+    alive(world)
+    assert world.ledger.of_job(7)[0].phase == phases.RELEASED
+
+
+def test_a_place_that_went_on_is_no_longer_the_records(world: World) -> None:
+    """Whatever the ledger of an older version says of it: the newer record has the better claim."""
+    mine = world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    world.allocator.release(mine, "x")
+    his = world.allocator.allocate(BOB, ask("3g.40gb"), world.gpu())
+    # As if it had never been closed, nor marked.
+    with world.ledger._db:
+        world.ledger._db.execute(
+            "UPDATE allocation SET phase = 'quarantined', ended = NULL WHERE number = ?",
+            (mine.number,),
+        )
+    old = world.ledger.find(mine.number)
+    assert (old.instances, old.phase) == (his.instances, phases.QUARANTINED)
+    world.allocator.release(old, "again")
+    world.allocator.reconcile(lambda: frozenset({8}))
+    alive(world)
+    assert world.ledger.find(mine.number).phase == phases.RELEASED
+    nodes = list((world.machine.tree.dev / "nvidia-caps").iterdir())
+    assert {(node.stat().st_uid, node.stat().st_mode & 0o777) for node in nodes} == {(64002, 0o400)}
+
+
+def test_feeds_of_what_is_gone_are_not_taken_away_again(world: World, tmp_path: Path) -> None:
+    """The file has the name of the UUID, which is the next job's by now."""
+    mine = world.allocator.allocate(ALICE, ask("1g.10gb", "3g.40gb"), world.gpu())
+    feeds = Feeds(tmp_path / "gpustat", tmp_path / "dcgm")
+    feeds.show(mine, 0)
+    gone = mine.without([mine.instances[0]])
+    feeds.hide(gone, 0)
+    assert (tmp_path / "gpustat" / mine.uuids[0]).exists()
+    assert not (tmp_path / "gpustat" / mine.uuids[1]).exists()
+    assert len(list((tmp_path / "dcgm").iterdir())) == 1
+
+
+# -- a carve that fails -----------------------------------------------------------------
+
+
+def test_a_refused_carve_leaves_alone_who_was_faster(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An administrator's nvidia-smi makes the same profile in the planned place meanwhile."""
+    create = NvmlDriver.create_gpu_instance
+
+    def late(self: NvmlDriver, gpu: Gpu, profile_id: int, place: Any) -> object:
+        monkeypatch.undo()
+        world.strange(start=place.start, profile_id=profile_id)
+        return create(self, gpu, profile_id, place)
+
+    monkeypatch.setattr(NvmlDriver, "create_gpu_instance", late)
+    with pytest.raises(NoRoom):
+        world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    assert world.made() == ["3g.40gb@4"]
+    assert world.ledger.all_open() == []
+
+
+def test_what_was_made_before_the_refusal_goes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own ids; only what was never made is somebody else's."""
+    create = NvmlDriver.create_gpu_instance
+
+    def late(self: NvmlDriver, gpu: Gpu, profile_id: int, place: Any) -> object:
+        if profile_id == 9:
+            world.strange(start=place.start, profile_id=profile_id)
+        return create(self, gpu, profile_id, place)
+
+    monkeypatch.setattr(NvmlDriver, "create_gpu_instance", late)
+    with pytest.raises(NoRoom):
+        world.allocator.allocate(ALICE, ask("1g.10gb", "3g.40gb"), world.gpu())
+    assert world.made() == ["3g.40gb@4"]
+
+
+def test_a_list_without_a_neighbour_gives_away_no_place(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a moment the driver shows an empty GPU; the ledger knows better."""
+    world.allocator.allocate(BOB, ask("3g.40gb"), world.gpu())
+    listed = NvmlDriver.instances
+
+    def instances(self: NvmlDriver, gpu: Gpu) -> list[Any]:
+        return [] if sys._getframe(1).f_code.co_name == "allocate" else listed(self, gpu)
+
+    monkeypatch.setattr(NvmlDriver, "instances", instances)
+    world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    assert world.made() == ["3g.40gb@0", "3g.40gb@4"]
+    alive(world)
+
+
+def test_made_elsewhere_and_busy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the driver made in the wrong place is destroyed as patiently as anything else."""
+    create, destroy = NvmlDriver.create_gpu_instance, NvmlDriver.destroy_gpu_instance
+    busy = iter([InstanceBusy("in use")])
+
+    def elsewhere(self: NvmlDriver, gpu: Gpu, profile_id: int, _place: Any) -> object:
+        row = self.geometry(gpu).by_id(profile_id)
+        return create(self, gpu, profile_id, min(row.placements))
+
+    def at_first_not(self: NvmlDriver, gpu: Gpu, gi_id: int) -> None:
+        for fault in busy:
+            raise fault
+        destroy(self, gpu, gi_id)
+
+    monkeypatch.setattr(NvmlDriver, "create_gpu_instance", elsewhere)
+    monkeypatch.setattr(NvmlDriver, "destroy_gpu_instance", at_first_not)
+    with pytest.raises(DriverFault, match="was asked for"):
+        world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    assert world.made() == []
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_compute_instance_that_is_refused_as_in_use(world: World, *, held: bool) -> None:
+    """A user who opened the new instance's node is in the way; without one the driver is."""
+    rule = Rule("nvmlGpuInstanceCreateComputeInstance", "error:IN_USE", times=0)
+    world.machine.faults.set([rule])
+    if held:
+        world.machine.hold(os.getpid(), world.gpu().uuid)
+        rules = [rule, Rule("nvmlDeviceGetComputeRunningProcesses_v3", "error:UNKNOWN", times=0)]
+        world.machine.faults.set(rules)
+        world.machine.let_go(os.getpid())
+        world.allocator._stuck = Crowd()  # type: ignore[assignment]
+    with pytest.raises(NoRoom if held else InstanceBusy):
+        world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    assert world.made() == []
+
+
+class Crowd:
+    """A user's process has every instance open."""
+
+    timeout = look = 0.1
+    remedies = ()
+
+    def holders(self, *_: object) -> Any:
+        from slurm_mig.holder import INSTANCE, Holder, Holders
+
+        return Holders((Holder(4242, INSTANCE, 1, (64003,), name="squatter"),), complete=True)
+
+
+def test_a_gpu_in_use_while_its_mig_mode_comes_on(world: World) -> None:
+    """Hopper after a driver reload: whoever uses the GPU may be a user, and the node stays."""
+    with world.machine.change(0) as board:
+        board.set_mode(False, busy=False)
+    with world.used(0), pytest.raises(NoRoom, match=f"used by pid {os.getpid()}"):
+        world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+
+
+# -- administrators ---------------------------------------------------------------------
+
+
+def test_a_foreign_instance_that_became_a_jobs(world: World) -> None:
+    """`destroy --foreign` looked, and then a job was given the place: its slice is not adopted."""
+    world.strange(start=4, profile_id=9)
+    (seen,) = world.allocator.foreign_instances(world.gpu())
+    with world.machine.change(0) as board:
+        board.instances.clear()
+    world.allocator.allocate(BOB, ask("3g.40gb"), world.gpu())
+    with pytest.raises(Held, match="no longer what it was"):
+        world.allocator.adopt(ROOT, world.gpu(), seen)
+    alive(world)
+
+
+# -- several GPUs -----------------------------------------------------------------------
+
+
+def test_a_lost_gpu_does_not_keep_the_others_slices(world: World) -> None:
+    """The Epilog takes down what it can, and then says what it cannot."""
+    records = [world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu(n)) for n in (0, 1)]
+    world.machine.lose(0)
+    world.reopen()
+    with pytest.raises(GpuLost):
+        world.allocator.release_all(records, "the job ended", over=True)
+    assert world.made(1) == []
+    assert world.ledger.find(records[1].number).phase == phases.RELEASED
+
+
+def test_several_stuck_records_share_one_hooks_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left-overs of one user on all GPUs must not add up to a hook that is given up."""
+    records = [world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu(n)) for n in (0, 1)]
+    clock = [0.0]
+    monkeypatch.setattr(world.allocator, "_monotonic", lambda: clock[0])
+    monkeypatch.setattr(world.allocator, "_sleep", lambda s: clock.__setitem__(0, clock[0] + s))
+    monkeypatch.setattr(world.allocator, "_destroy_timeout", 5.0)
+    world.machine.faults.set([Rule("nvmlGpuInstanceDestroy", "error:IN_USE", times=0)])
+    ended = world.allocator.release_all(records, "the job ended")
+    assert [record.phase for record in ended] == [phases.QUARANTINED] * 2
+    assert 5.0 <= clock[0] < 7.0
+
+
+@pytest.mark.parametrize("fault", ["lock", "driver"])
+def test_reconcile_goes_on_with_the_other_gpus(world: World, fault: str) -> None:
+    """Somebody holds one GPU's lock, or its driver fails: said, and no reason to stop."""
+    world.close()
+    pid = os.fork()
+    if pid == 0:
+        world.open()
+        world.machine.faults.set([Rule("nvmlDeviceCreateGpuInstanceWithPlacement", "kill-after")])
+        world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu(1))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    world.machine.faults.set([])
+    world.open()
+    uuid = world.gpu(0).uuid
+    world.allocator._locks._deadline = 0.2
+    if fault == "driver":
+        world.machine.faults.set([Rule("nvmlDeviceGetGpuInstances", "error:UNKNOWN", times=1)])
+        report = world.allocator.reconcile(None)
+    else:
+        held = other_lock(world)
+        report = world.allocator.reconcile(None)
+        os.close(held)
+    assert list(report.faults) == [uuid]
+    assert world.made(1) == []
+
+
+def other_lock(world: World) -> int:
+    """GPU 0's lock, held beside us."""
+    import fcntl
+
+    with world.allocator._locks.hold([world.gpu(0).uuid], "make it"):
+        pass
+    path = next((world.root / "run/locks").glob(f"{world.gpu(0).uuid}*.lock"))
+    descriptor = os.open(path, os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
+
+
+# -- MIG mode over a reboot ---------------------------------------------------------------
+
+
+@pytest.fixture
+def ampere(public_tmp: Path) -> Iterator[World]:
+    made = World(public_tmp, A100)
+    yield made
+    made.close()
+
+
+def given(world: World) -> Callable[[], str]:
+    """Alice has the whole GPU, without MIG; her record's phase."""
+    record = world.allocator.give_whole(ALICE, world.gpu(), "mig-off", reset=True)
+    assert record.request == phases.WHOLE_MIG_OFF
+    return lambda: world.ledger.find(record.number).phase
+
+
+def test_a_mode_that_cannot_come_back_after_a_reboot_stays_due(ampere: World) -> None:
+    """Busy at the first look: else the next Prolog would find MIG off and drain the node."""
+    phase = given(ampere)
+    ampere.machine.reboot()
+    ampere.reopen()
+    with ampere.used(0):
+        ampere.allocator.reconcile(None)
+        assert phase() == phases.QUARANTINED
+        with pytest.raises(NoRoom, match="MIG mode is still off"):
+            ampere.allocator.allocate(BOB, ask("3g.40gb"), ampere.gpu())
+    ampere.allocator.allocate(BOB, ask("3g.40gb"), ampere.gpu())
+    assert phase() == phases.LOST
+
+
+def test_a_gpu_that_was_replaced(ampere: World) -> None:
+    """Another card answers since the reboot: what waits for the old one's mode is over."""
+    phase = given(ampere)
+    ampere.close()
+    ampere.machine.reboot()
+    facts = ampere.machine.root / "machine.json"
+    new = "GPU-11111111-2222-3333-4444-555555555555"
+    facts.write_text(facts.read_text().replace(ampere.machine.gpus[0]["uuid"], new))
+    ampere.open()
+    report = ampere.allocator.reconcile(None)
+    assert (phase(), report.left) == (phases.LOST, [])
