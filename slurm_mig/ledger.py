@@ -163,15 +163,20 @@ class Retired:
 
 
 class Ledger:
-    """An open ledger. Several processes may have it open; each write is atomic."""
+    """An open ledger. Several processes may have it open; each write is atomic.
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        self._path = path
+    Without a path it is an empty one in memory, for who only looks where there is none.
+    """
+
+    def __init__(self, path: Path | None, clock: Callable[[], float] = time.time) -> None:
+        self._path = path or ":memory:"
         self._clock = clock
-        private_directory(path.parent, 0o700)
+        if path is not None:
+            private_directory(path.parent, 0o700)
         with self._guarded("open"):
             try:
-                _create_private(path)
+                if path is not None:
+                    _create_private(path)
             except NodeFault as fault:
                 raise LedgerFault(f"ledger: {fault.cause}", remedy=fault.remedy) from fault
             self._db = self._open()

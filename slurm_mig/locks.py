@@ -25,9 +25,13 @@ if TYPE_CHECKING:
 
 
 class Locks:
-    """Locks in `root`; `deadline` is the longest wait in seconds."""
+    """Locks in `root`; `deadline` is the longest wait in seconds.
 
-    def __init__(self, root: Path, deadline: float) -> None:
+    Without `make` nothing is locked where `root` does not exist: no hook has run there.
+    """
+
+    def __init__(self, root: Path, deadline: float, *, make: bool = True) -> None:
+        self._make = make
         self._root = root
         self._deadline = deadline
         #: Seconds that the last call of `hold` had to wait.
@@ -40,6 +44,9 @@ class Locks:
         Raises LockTimeout naming the holder once `deadline` seconds have passed
         in all.
         """
+        if not self._make and not self._root.is_dir():
+            yield
+            return
         # Who may write above could put a directory of his own in this one's place.
         private_directory(self._root.parent, 0o755)
         private_directory(self._root, 0o700)

@@ -35,8 +35,12 @@ SIMULATOR = "simulator:"
 class Node:
     """Adapters of one node; every import is paid only by who uses it."""
 
-    def __init__(self, config: Config, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, config: Config, environ: Mapping[str, str] | None = None, *, look: bool = False
+    ) -> None:
+        """`look`: nothing is made that is not there, neither a ledger nor a directory."""
         self.config = config
+        self._look = look
         self._environ = os.environ if environ is None else environ
         #: Where adapters say what they are about to do, for who finds this process hanging.
         self.tell: Callable[[str], None] | None = None
@@ -103,17 +107,18 @@ class Node:
 
     @cached_property
     def ledger(self) -> Ledger:
-        """The ledger; made if there is none yet."""
+        """The ledger; made if there is none yet, or an empty one in memory for a mere look."""
         from slurm_mig.ledger import Ledger
 
-        return Ledger(self.config.ledger)
+        absent = self._look and not self.config.ledger.exists()
+        return Ledger(None if absent else self.config.ledger)
 
     @cached_property
     def locks(self) -> Locks:
         """One lock per GPU."""
         from slurm_mig.locks import Locks
 
-        return Locks(self.config.run / "locks", self.config.lock_timeout)
+        return Locks(self.config.run / "locks", self.config.lock_timeout, make=not self._look)
 
     @cached_property
     def capabilities(self) -> Capabilities:

@@ -112,3 +112,31 @@ def test_reconcile(site: Site) -> None:
     site.cli("simulator", "reboot", str(site.root / "sim"))
     assert "lost with a reboot" in dry(site, "reconcile")
     dry(site, "reconcile", "--boot", code=2)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("status",),
+        ("status", "--json"),
+        ("metrics",),
+        ("verify",),
+        ("export",),
+        ("gpus",),
+        ("profiles",),
+        ("enable", "--dry-run"),
+        ("disable", "--dry-run"),
+        ("create", "1g.10gb", "--dry-run"),
+        ("reset", "--dry-run"),
+        ("reconcile", "--no-slurm", "--dry-run"),
+        ("retire", "--layout", "3g.40gb:2", "--dry-run"),
+    ],
+    ids=" ".join,
+)
+def test_looking_makes_nothing(site: Site, words: tuple[str, ...]) -> None:
+    """Where no hook has run there is no ledger, and none because somebody looked."""
+    done = site.cli(*words)
+    # verify finds faults with where this checkout lies.
+    assert done.returncode in ((0, 27) if words == ("verify",) else (0,)), done.stderr
+    assert (site.root / "state").exists() is False
+    assert site.run.exists() is False

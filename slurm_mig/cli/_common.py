@@ -41,11 +41,11 @@ dry_run_option: Callable[[Any], Any] = click.option(
 
 
 @contextmanager
-def open_node() -> Iterator[Node]:
-    """This node, from the configuration the command line names."""
+def open_node(*, look: bool = False) -> Iterator[Node]:
+    """This node, from the configuration the command line names; `look`: nothing is made there."""
     config = load(click.get_current_context().obj)
     check_models(config)
-    node = Node(config)
+    node = Node(config, look=look)
     try:
         yield node
     finally:

@@ -38,7 +38,7 @@ def switch(chosen: str, *, on: bool, dry_run: bool, as_json: bool) -> None:
 def _foresee(chosen: str, *, on: bool, as_json: bool) -> None:
     """What switching would do to each GPU; Held where it would be refused."""
     rows, faults = [], []
-    with open_node() as node:
+    with open_node(look=True) as node:
         gpus, lost = choose_gpus(node, chosen)
         for gpu in gpus:
             try:

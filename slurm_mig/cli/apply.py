@@ -26,7 +26,7 @@ def command(file: Path, name: str | None, dry_run: bool, as_json: bool) -> None:
     """
     entries = read(file, name)
     require_root()
-    with open_node() as node:
+    with open_node(look=dry_run) as node:
         work = Static(node, administrator())
         pairs = meant(node, entries)
         # All are looked at before the first is changed.

@@ -25,7 +25,7 @@ def command(file: Path, name: str | None, as_json: bool) -> None:  # noqa: FBT00
     """
     entries = read(file, name)
     root_to_list()
-    with open_node() as node:
+    with open_node(look=True) as node:
         rows: list[dict[str, Any]] = [
             {
                 "gpu": gpu.minor,

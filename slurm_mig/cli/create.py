@@ -58,7 +58,7 @@ def command(
     Slurm does not know of it: use it on GPUs that jobs cannot get, or drain first.
     """
     require_root()
-    with open_node() as node:
+    with open_node(look=dry_run) as node:
         gpus, faults = choose_gpus(node, gpu)
         record = _create(node, gpus, profile, start, faults, dry_run=dry_run)
     if isinstance(record, Foreseen):

@@ -40,7 +40,7 @@ def command(
 ) -> None:
     """Destroy one instance by its MIG UUID, or by GPU minor and GPU instance id (0:9)."""
     require_root()
-    with open_node() as node:
+    with open_node(look=dry_run) as node:
         gpu, found = _find(node, uuid)
         record = owner_of(node, gpu, found)
         if record is None:

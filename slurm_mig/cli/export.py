@@ -23,7 +23,7 @@ from slurm_mig.cli._layouts import root_to_list, there
 def command(gpu: str, form: str, name: str) -> None:
     """Print the layout of GPUs, for `assert` and `apply`, or for mig-parted."""
     root_to_list()
-    with open_node() as node:
+    with open_node(look=True) as node:
         gpus, faults = choose_gpus(node, gpu)
         found = [(one, there(node, one)) for one in gpus]
     # A layout without the GPU that is lost would be taken for the whole.

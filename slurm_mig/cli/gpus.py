@@ -28,7 +28,7 @@ def command(supported: bool, as_json: bool) -> None:  # noqa: FBT001  # click pa
         if as_json:
             print_json({"supported": products})
         return
-    with open_node() as node:
+    with open_node(look=True) as node:
         gpus, faults = survey(node)
         here = [_gpu(node, gpu) for gpu in gpus]
         if as_json:

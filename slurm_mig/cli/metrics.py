@@ -38,7 +38,7 @@ KEPT = "metrics.json"
 def command(textfile: Path | None) -> None:
     """Print this node's metrics in Prometheus' text format."""
     render = _renderer()
-    with open_node() as node:
+    with open_node(look=True) as node:
         root_to_read(node)
         tally = _count(node)
         gpus, faults = survey(node)
@@ -88,7 +88,8 @@ def _count(node: Node) -> Tally:
         tally = Tally()
     for event in node.ledger.events_after(tally.last):
         tally.add(event)
-    replace_file(path, json.dumps(tally.to_dict()), mode=0o600)
+    if node.config.ledger.exists():
+        replace_file(path, json.dumps(tally.to_dict()), mode=0o600)
     return tally
 
 

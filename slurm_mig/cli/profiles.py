@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @json_option
 def command(gpu: str, as_json: bool) -> None:  # noqa: FBT001
     """Show the profiles each GPU offers, and how many are free."""
-    with open_node() as node:
+    with open_node(look=True) as node:
         gpus, faults = choose_gpus(node, gpu)
         rows = [row for item in gpus for row in _rows(node, item)]
     if as_json:

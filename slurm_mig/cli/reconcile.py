@@ -62,7 +62,7 @@ def command(
 
 
 def _reconcile(*, no_slurm: bool, dry_run: bool, as_json: bool) -> None:
-    with open_node() as node:
+    with open_node(look=dry_run) as node:
         live, silence = (None, "") if no_slurm else _asker(node)
         allocator = node.allocator()
         found = allocator.foresee(live) if dry_run else allocator.reconcile(live)

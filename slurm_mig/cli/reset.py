@@ -32,7 +32,7 @@ def command(
 ) -> None:
     """Destroy every instance of GPUs; MIG mode stays. Nothing is touched if any is held."""
     require_root()
-    with open_node() as node:
+    with open_node(look=dry_run) as node:
         gpus, faults = choose_gpus(node, gpu)
         strange = [(one, item) for one in gpus for item in node.allocator().foreign_instances(one)]
         if strange and not foreign:

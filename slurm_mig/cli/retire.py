@@ -50,7 +50,7 @@ def command(
     """
     wanted = _understood(layout, mig_off=mig_off, undo=undo)
     require_root()
-    with open_node() as node:
+    with open_node(look=dry_run) as node:
         chosen, faults = choose_gpus(node, gpu)
         gpus = _ours(node, chosen, every=gpu == "all", undo=undo)
         work = Retirement(node, administrator())

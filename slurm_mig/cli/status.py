@@ -85,7 +85,7 @@ def _again(show: Callable[[], None], watch: float | None) -> None:
 
 
 def _show(*, ask: bool, as_json: bool) -> None:
-    with open_node() as node:
+    with open_node(look=True) as node:
         root_to_read(node)
         gpus, faults = survey(node)
         seen = [describe(node, gpu) for gpu in gpus if gpu.mig_capable]

@@ -46,7 +46,7 @@ def command(job_id: int | None, uid: int | None, hooks: Path, as_json: bool) -> 
     require_root()
     if job_id is not None and uid is not None:
         raise UsageFault("--job and --uid both say who tries; give one of them")
-    with open_node() as node:
+    with open_node(look=True) as node:
         isolation = Isolation(node, hooks.absolute())
         subjects = isolation.subjects(job_id, uid) or isolation.subjects(None, NOBODY)
         tried = [item for subject in subjects if subject.uid for item in isolation.by(subject)]
