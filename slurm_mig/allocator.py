@@ -617,18 +617,18 @@ class Allocator:
         record = _with_ids(record, seen)
         if record.phase != phases.RELEASING:
             record = self._ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
-        self._take_from_user(record, seen)
         try:
+            self._take_from_user(record, seen)
             held = self._free(record, gpu, until)
+            if held:
+                looks = self._users(gpu, held, until + self._stuck.look) if users is None else users
+                return self._set_aside(record, gpu, held, looks, done)
+            self._remove_nodes(record, record.present, gpu)
         except GpuLost:
             raise
         except DriverFault as fault:
             self._save_stuck(record, gpu, str(fault))
             raise
-        if held:
-            looks = self._users(gpu, held, until + self._stuck.look) if users is None else users
-            return self._set_aside(record, gpu, held, looks, done)
-        self._remove_nodes(record, record.present, gpu)
         return self._ledger.finish(record, phases.RELEASED, "; ".join([reason, *done]))
 
     def _unclaimed(self, record: Allocation) -> Allocation:

@@ -273,16 +273,20 @@ class NvmlDriver:
     def _profile_info(self, device: object, enum: int, gpu: Gpu) -> Any:  # ctypes struct
         """The row, None where this GPU has no such profile; InvalidArgument past the last one.
 
-        A "no" is asked for twice: a profile that is missing would hide its instances.
+        A "no" is asked for twice: a profile that is missing would hide its instances, and an
+        end that is none all that follow.
         """
-        try:
-            return self._profile_row(device, enum, gpu)
-        except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_InvalidArgument):
-            pass
-        try:
-            return self._profile_row(device, enum, gpu)
-        except pynvml.NVMLError_NotSupported:
-            return None
+        past = 0
+        for _ in range(2):
+            try:
+                return self._profile_row(device, enum, gpu)
+            except pynvml.NVMLError_NotSupported:
+                pass
+            except pynvml.NVMLError_InvalidArgument as end:
+                past, last = past + 1, end
+        if past == 2:  # both times
+            raise last
+        return None
 
     def _profile_row(self, device: object, enum: int, gpu: Gpu) -> Any:  # ctypes struct
         """Version 2 of the call carries the name; drivers before it only know version 1."""
