@@ -15,7 +15,7 @@ import sqlite3
 import stat
 import tempfile
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -40,6 +40,13 @@ _PLAIN: Final = tuple(
     item.name for item in fields(Allocation) if item.name not in ("owner", "instances")
 )
 _INSTANCE: Final = tuple(item.name for item in fields(Instance))
+
+#: Columns that every version has: nothing stands for them where somebody took them away.
+_ALWAYS: Final = frozenset(
+    item.name
+    for item in (*fields(Owner), *fields(Allocation), *fields(Instance))
+    if item.default is MISSING
+)
 
 #: Later than any time on record, in seconds since the epoch.
 _FOREVER: Final = 1e18
@@ -111,8 +118,12 @@ class Archive:
             raise LedgerFault(f"{self.path} is no ledger of slurm-mig")
 
     def _there(self, table: str, names: Sequence[str]) -> tuple[str, ...]:
-        """Those of the columns that this ledger's version has."""
+        """Those of the columns that its version has; LedgerFault where one was taken away."""
         have = {row[1] for row in self._db.execute(f"PRAGMA table_info({table})")}
+        if missing := [name for name in names if name in _ALWAYS and name not in have]:
+            raise LedgerFault(
+                f"{self.path} is no ledger of slurm-mig: table {table} has no {', '.join(missing)}"
+            )
         return tuple(name for name in names if name in have)
 
     # -- what is in it ---------------------------------------------------------
@@ -417,7 +428,7 @@ def _check_readable(path: Path) -> None:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise UsageFault(f"read ledger {path}: it is no regular file")
-        # As above, should it have become a FIFO meanwhile.
+        # Nor does this wait, should it have become one meanwhile.
         os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     except PermissionError as problem:
         raise NotPermitted(f"read ledger {path}: {problem.strerror}") from problem

@@ -231,6 +231,22 @@ def test_a_column_that_came_later(
     assert read().find() == [record]
 
 
+@pytest.mark.parametrize(
+    ("table", "column"), [("allocation", "boot_id"), ("instance", "profile"), ("instance", "size")]
+)
+def test_a_column_that_was_taken_away(
+    ledger: Ledger, tmp_path: Path, table: str, column: str
+) -> None:
+    """Every version had it: there is no default for it."""
+    ledger.close()
+    path = tmp_path / "state/ledger.db"
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+    says = f"{path} is no ledger of slurm-mig: table {table} has no {column}"
+    with pytest.raises(LedgerFault, match=says):
+        Archive(path)
+
+
 def test_a_ledger_from_the_future(ledger: Ledger, tmp_path: Path) -> None:
     """With additions it is read; with a breaking change it is refused, both versions named."""
     ledger.close()

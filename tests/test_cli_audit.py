@@ -547,6 +547,24 @@ def test_reconcile(busy: Site) -> None:
     assert next(csv.DictReader(io.StringIO(out)))["kind"] == "unknown-job"
 
 
+def test_reconcile_with_a_copy(busy: Site, tmp_path: Path) -> None:
+    """It does not know what was released since: said in a line beside the finding."""
+    path = collect(busy, tmp_path / "all", "n1.db")
+    a_day_earlier(path)
+    held = {
+        row["job_id"]: row for row in parsed(busy.cli("audit", "--json", "--ledger", str(path)))
+    }
+    start, tres = held[9]["from"], "gres/mig:3g.40gb=1,gres/mig=1"
+    sacct(busy, f"9|bob||n1|COMPLETED|{start:.0f}|{start + 3600:.0f}|{tres}")
+    asked = ("audit", "--ledger", str(path), "--reconcile", "--since", str(start + 60))
+    done = busy.cli(*asked)
+    assert done.returncode == 29
+    assert "open-after-end" in done.stdout
+    says = "1 open records of copied ledgers are compared beyond the newest event of their copy"
+    assert says in done.stderr
+    assert says not in busy.cli("audit", "--reconcile").stderr
+
+
 def test_reconcile_with_an_empty_ledger(site: Site) -> None:
     """A job that was charged on this node all the same is found."""
     import time

@@ -142,7 +142,8 @@ def command(
         else:
             views.print_totals(totals(found, by, *span), by, form)
         if timeline is not None or by is not None:
-            notes = _cut_short(found, span[1]) + notes
+            open_ones = ((item.record, item.known) for item in found)
+            notes = _cut_short(open_ones, span[1], "count until") + notes
         for line in notes:
             views.note(line)
     return None
@@ -212,7 +213,7 @@ def _closing(stack: ExitStack, archive: Archive) -> Archive:
 
 def _found(archives: Sequence[Archive], wanted: dict[str, Any]) -> list[Holding]:
     """Holdings; of a record with several instances only those that are asked for."""
-    known = {id(archive): FOREVER if archive.live else archive.last()[1] for archive in archives}
+    known = _known(archives)
     return [
         item
         for record, archive in youngest(archives, wanted)
@@ -270,14 +271,18 @@ def _clocks(archives: Sequence[Archive], found: Sequence[Holding]) -> list[str]:
     return lines
 
 
-def _cut_short(found: Sequence[Holding], until: float) -> list[str]:
+def _known(archives: Sequence[Archive]) -> dict[int, float]:
+    """Until when each of them tells what was held: a copy until its newest event."""
+    return {id(archive): FOREVER if archive.live else archive.last()[1] for archive in archives}
+
+
+def _cut_short(found: Iterable[tuple[Allocation, float]], until: float, what: str) -> list[str]:
     """A line on what is open in a copy: nobody knows how long it was held after that."""
-    cut = [item for item in found if item.record.ended is None and item.known < until]
+    cut = {id(record): known for record, known in found if record.ended is None and known < until}
     if not cut:
         return []
-    records = len({id(item.record) for item in cut})
-    oldest = when(min(item.known for item in cut))
-    count = f"{records} open records of copied ledgers count until the newest event of their copy"
+    oldest = when(min(cut.values()))
+    count = f"{len(cut)} open records of copied ledgers {what} the newest event of their copy"
     return [f"{count}, the oldest of these at {oldest}"]
 
 
@@ -366,7 +371,11 @@ def _reconcile(
     own = set() if ledgers else {node.name}
     question = Question(here | own, since, until, tolerance)
     span_read = {"since": since - tolerance, "until": until + tolerance}
-    records = [record for record, _ in youngest(archives, wanted | span_read)]
+    read = youngest(archives, wanted | span_read)
+    records = [record for record, _ in read]
+    known = _known(archives)
+    open_ones = ((record, known[id(archive)]) for record, archive in read)
+    notes = _contradictions(archives) + _cut_short(open_ones, until, "are compared beyond")
     rows = slurm_of(node).accounting(since - tolerance, until + tolerance)
     found = compare(records, rows, question)
     matched = runs(rows, question)
@@ -375,7 +384,7 @@ def _reconcile(
     told = [str(item) for item in offsets] + clocks.between_nodes(records)
     span = {"since": since, "until": until, "tolerance": tolerance, "nodes": sorted(question.nodes)}
     views.print_findings(found, form, **span, runs=len(matched), records=len(records), clocks=told)
-    for line in _contradictions(archives) + (told if form != "json" else []):
+    for line in notes + (told if form != "json" else []):
         views.note(line)
     _tell_untracked(rows, records)
     if found:
