@@ -7,25 +7,33 @@ along, both are copied once more, into a private directory.
 
 from __future__ import annotations
 
+import fnmatch
 import glob
+import os
 import shutil
 import sqlite3
+import stat
 import tempfile
-from contextlib import ExitStack, contextmanager
-from dataclasses import fields
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import MISSING, fields
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote
 
 from slurm_mig.allocation import Allocation, Instance, Owner
 from slurm_mig.audit.chain import ChainCheck, Event, check_allocation
 from slurm_mig.audit.findings import Finding
+from slurm_mig.audit.rows import LATEST, is_text, is_time, is_whole, odd_record, short
 from slurm_mig.errors import LedgerFault, LedgerTooNew, NotPermitted, UsageFault
-from slurm_mig.ledger import BREAKING, SCHEMA, digest
+from slurm_mig.ledger import BREAKING, MIGRATIONS, SCHEMA, digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from slurm_mig.audit.copies import Key
+
+T = TypeVar("T")
 
 _OWNER: Final = tuple(item.name for item in fields(Owner))
 _PLAIN: Final = tuple(
@@ -33,10 +41,27 @@ _PLAIN: Final = tuple(
 )
 _INSTANCE: Final = tuple(item.name for item in fields(Instance))
 
+#: Columns that every version has: nothing stands for them where somebody took them away.
+_ALWAYS: Final = frozenset(
+    item.name
+    for item in (*fields(Owner), *fields(Allocation), *fields(Instance))
+    if item.default is MISSING
+)
+
 #: Later than any time on record, in seconds since the epoch.
 _FOREVER: Final = 1e18
 
 _EVENT: Final = "seq, at, kind, allocation, job_id, detail, digest"
+
+
+def _guards(db: sqlite3.Connection) -> dict[str, str]:
+    """Text of the event table's triggers by name."""
+    query = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'event'"
+    return dict(db.execute(query).fetchall())
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
 
 
 class Archive:
@@ -49,11 +74,14 @@ class Archive:
         LedgerFault for what is no ledger.
         """
         self.path = path
+        self.live = live
         _check_readable(path)
         with ExitStack() as undo, self._guarded("open"):
             address = self._address(undo, live=live)
             self._db = sqlite3.connect(address, uri=True, isolation_level=None)
             undo.callback(self._db.close)
+            # An edited text that is no UTF-8 must be named by its row, not end the reading.
+            self._db.text_factory = _text
             self._check_version()
             # A column that came later is left to its default.
             self._owner = self._there("allocation", _OWNER)
@@ -90,8 +118,12 @@ class Archive:
             raise LedgerFault(f"{self.path} is no ledger of slurm-mig")
 
     def _there(self, table: str, names: Sequence[str]) -> tuple[str, ...]:
-        """Those of the columns that this ledger's version has."""
+        """Those of the columns that its version has; LedgerFault where one was taken away."""
         have = {row[1] for row in self._db.execute(f"PRAGMA table_info({table})")}
+        if missing := [name for name in names if name in _ALWAYS and name not in have]:
+            raise LedgerFault(
+                f"{self.path} is no ledger of slurm-mig: table {table} has no {', '.join(missing)}"
+            )
         return tuple(name for name in names if name in have)
 
     # -- what is in it ---------------------------------------------------------
@@ -99,26 +131,48 @@ class Archive:
     def nodes(self) -> list[str]:
         """Nodes whose records it has; one, unless somebody renamed the node."""
         with self._guarded("read"):
-            return [name for (name,) in self._db.execute("SELECT DISTINCT node FROM allocation")]
+            names = self._db.execute("SELECT DISTINCT node FROM allocation").fetchall()
+        return [name for (name,) in names if is_text(name)]
 
     def gpus(self) -> list[tuple[str, str, int, str]]:
         """(node, UUID, device minor, name) of every GPU in it."""
-        query = "SELECT DISTINCT node, gpu_uuid, gpu_minor, gpu_name FROM allocation"
+        columns = "node, gpu_uuid, gpu_minor, gpu_name"
+        query = f"SELECT {columns}, min(number) FROM allocation GROUP BY {columns}"  # noqa: S608
         with self._guarded("read"):
-            return [tuple(row) for row in self._db.execute(query)]
+            rows = self._db.execute(query).fetchall()
+        for node, uuid, minor, name, number in rows:
+            if not (is_text(node) and is_text(uuid) and is_whole(minor) and is_text(name)):
+                what = ", ".join(map(short, (node, uuid, minor, name)))
+                raise self._edited(f"allocation {number}: {what} are no node and GPU")
+        return [row[:4] for row in rows]
 
     def last(self) -> tuple[int, float]:
         """Number and time of the last event; (0, 0.0) when there is none."""
         query = "SELECT seq, at FROM event ORDER BY seq DESC LIMIT 1"
         with self._guarded("read"):
-            row = self._db.execute(query).fetchone()
-        return (row[0], row[1]) if row else (0, 0.0)
+            seq, at = self._db.execute(query).fetchone() or (0, 0.0)
+        if not is_time(at):
+            raise self._edited(f"event {seq}: at is {short(at)}, which is no time")
+        return seq, at
 
-    def begins(self) -> float | None:
-        """Time of the first event; None when there is none."""
+    def length(self) -> int:
+        """Number of the last event; 0 when there is none."""
         with self._guarded("read"):
-            row = self._db.execute("SELECT at FROM event ORDER BY seq LIMIT 1").fetchone()
-        return row[0] if row else None
+            (seq,) = self._db.execute("SELECT max(seq) FROM event").fetchone()
+        return seq or 0
+
+    def ends(self) -> list[Key]:
+        """Keys of the first and the last record, for who looks for copies of one ledger."""
+        with self._guarded("read"):
+            ends = self._db.execute("SELECT min(number), max(number) FROM allocation").fetchone()
+        return [key for number in ends if number is not None and (key := self.key(number))]
+
+    def key(self, number: int) -> Key | None:
+        """Number, node and time of creation of a record; None when there is none."""
+        query = "SELECT number, node, created FROM allocation WHERE number = ?"
+        with self._guarded("read"):
+            row = self._db.execute(query, (number,)).fetchone()
+        return None if row is None else (row[0], row[1], row[2])
 
     def digest_of(self, seq: int) -> str | None:
         """Digest of an event; None when there is none of that number."""
@@ -142,11 +196,13 @@ class Archive:
     ) -> list[Allocation]:
         """Allocations that existed in [since, until), oldest first.
 
-        `gpu` is a device minor or UUID, `uuid` a MIG UUID, `profile` the name of an
-        instance, of a refused request or `whole GPU`, `outcome` a phase. A refusal
-        exists for an instant.
+        `gpu` is a device minor, or how a UUID begins; `uuid` how a MIG UUID begins, in
+        the driver's spelling, or a GPU's; `profile` the name of an instance, of a
+        refused request or `whole GPU`, `outcome` a phase. A refusal exists for an
+        instant.
         """
         by_minor = gpu is not None and gpu.isascii() and gpu.isdigit() and len(gpu) < 10
+        of_gpu = uuid is not None and uuid.startswith("GPU-")
         if since is not None and until is None:
             # Without an upper bound SQLite would not take the index of both times.
             until = _FOREVER
@@ -157,15 +213,36 @@ class Archive:
             ("a.user = :user", "user", user),
             ("a.account = :account", "account", account),
             ("a.node = :node", "node", node),
-            ("a.gpu_minor = :gpu" if by_minor else "a.gpu_uuid = :gpu", "gpu", gpu),
-            ("a.number IN (SELECT allocation FROM instance WHERE uuid = :uuid)", "uuid", uuid),
+            ("a.gpu_minor = :gpu" if by_minor else _BEGINS.format("gpu"), "gpu", gpu),
+            (_BEGINS.format("uuid") if of_gpu else _INSTANCE_BEGINS, "uuid", uuid),
             (_PROFILE, "profile", profile),
             ("a.phase = :outcome", "outcome", outcome),
         ]
         given = [(clause, name, value) for clause, name, value in wanted if value is not None]
         where = " AND ".join(clause for clause, _, _ in given) or "1"
         with self._guarded("read"):
-            return list(self._read(where, {name: value for _, name, value in given}))
+            if since is not None or until is not None:
+                self._check_times()
+            found = list(self._read(where, {name: value for _, name, value in given}))
+        for record in found:
+            if what := odd_record(record):
+                raise self._edited(f"allocation {record.number}: {what}")
+        return found
+
+    def _check_times(self) -> None:
+        """LedgerFault for a record whose times are none: a span would leave it out unseen."""
+        for name in ("created", "ended"):
+            where = f"{name} NOT BETWEEN 0 AND ? LIMIT 1"
+            query = f"SELECT number, {name} FROM allocation WHERE {where}"  # noqa: S608
+            for number, value in self._db.execute(query, (LATEST,)):
+                what = f"{name} is {short(value)}, which is no time"
+                raise self._edited(f"allocation {number}: {what}")
+
+    def _edited(self, what: str) -> LedgerFault:
+        return LedgerFault(
+            f"ledger {self.path}: {what}",
+            remedy="it was edited or damaged: `slurm-mig audit --check` says what else differs",
+        )
 
     def _read(self, where: str, values: Mapping[str, object]) -> Iterator[Allocation]:
         columns = [f"a.{name}" for name in (*self._owner, *self._plain)]
@@ -202,7 +279,32 @@ class Archive:
             for event in self._events("seq"):
                 chain.look(event)
             found = [] if state == "ok" else [Finding("damaged", f"{self.path}: {state}")]
-            return chain, [*found, *chain.findings(), *self._check_allocations()]
+            found += chain.findings()
+            named = {item.event for item in found if item.kind == "changed"} - {None}
+            more = (
+                item
+                for item in self._check_allocations()
+                if item.kind != "changed" or item.event not in named
+            )
+            return chain, [*found, *more, *self._check_guards()]
+
+    def _check_guards(self) -> Iterator[Finding]:
+        """Whether the triggers that let nobody change an event by mistake are as they were made."""
+        there = _guards(self._db)
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        with closing(sqlite3.connect(":memory:")) as db:
+            db.executescript(MIGRATIONS[0])
+            made = _guards(db)
+        # A later version's may read otherwise.
+        lost = [
+            name
+            for name, text in made.items()
+            if name not in there or (version <= SCHEMA and there[name] != text)
+        ]
+        if lost:
+            names = ", ".join(sorted(lost))
+            text = f"triggers {names} are gone, or others: events can be edited"
+            yield Finding("unguarded", text)
 
     @contextmanager
     def _one_state(self) -> Iterator[None]:
@@ -220,6 +322,9 @@ class Archive:
         # Event 0 and below are of no allocation; their chain is checked all the same.
         events = groupby(self._events("allocation, seq"), key=lambda event: event.allocation)
         for number, group in events:
+            if not is_whole(number):
+                # No number of an allocation; the chain names its events.
+                continue
             while record is not None and record.number < number:
                 yield from check_allocation(record.number, record, [])
                 record = next(records, None)
@@ -247,6 +352,15 @@ class Archive:
             ) from problem
 
 
+#: A GPU's UUID begins like that, however it is written.
+_BEGINS: Final = "lower(substr(a.gpu_uuid, 1, length(:{0}))) = lower(:{0})"
+
+#: An instance's does: between the text and the last one that begins with it, for the index.
+_INSTANCE_BEGINS: Final = (
+    "a.number IN (SELECT allocation FROM instance "
+    "WHERE uuid BETWEEN :uuid AND :uuid || char(1114111))"
+)
+
 #: An instance of that profile, a refused request that names it, or a whole GPU.
 _PROFILE: Final = (
     "(a.number IN (SELECT allocation FROM instance WHERE profile = :profile) "
@@ -256,10 +370,14 @@ _PROFILE: Final = (
 
 
 def collected(patterns: Iterable[str]) -> list[Path]:
-    """The files that patterns such as `DIR/*.db` name; UsageFault for one that names none."""
+    """The files that patterns such as `DIR/*.db` name; UsageFault for one that names none.
+
+    NotPermitted for a directory that may not be read: an audit without a node's
+    ledger would look like one of a node where nobody held anything.
+    """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        paths = sorted(glob.glob(pattern))  # noqa: PTH207  # a whole pattern, absolute or not
+        paths = sorted(_matching(pattern))
         paths = [path for path in paths if not path.endswith(("-wal", "-shm"))]
         if not paths:
             raise UsageFault(f"--ledger {pattern!r} names no file")
@@ -267,10 +385,51 @@ def collected(patterns: Iterable[str]) -> list[Path]:
     return list(found)
 
 
-def _check_readable(path: Path) -> None:
+def _matching(pattern: str) -> list[str]:
+    """As glob.glob() has it, which passes over what it may not read."""
+    if not glob.has_magic(pattern):
+        return [pattern] if _exists(pattern) else []
+    directory, name = os.path.split(pattern)
+    # A pattern that ends with a slash names directories alone.
+    places = _matching(directory) if glob.has_magic(directory) else [directory]
+    if not glob.has_magic(name):
+        paths = [os.path.join(place, name) for place in places]  # noqa: PTH118  # as glob has it
+        return [path for path in paths if _exists(path)]
+    return [
+        os.path.join(place, entry)  # noqa: PTH118
+        for place in places
+        for entry in fnmatch.filter(_entries(place or "."), name)
+        if name.startswith(".") or not entry.startswith(".")
+    ]
+
+
+def _exists(path: str) -> bool:
+    return _tried(os.lstat, path, os.path.dirname(path) or ".") is not None  # noqa: PTH120
+
+
+def _entries(directory: str) -> list[str]:
+    return _tried(os.listdir, directory, directory) or []
+
+
+def _tried(call: Callable[[str], T], path: str, directory: str) -> T | None:
+    """None for what is not there, and for nothing else."""
     try:
-        with path.open("rb"):
-            pass
+        return call(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except PermissionError as problem:
+        raise NotPermitted(f"--ledger: read directory {directory}: {problem.strerror}") from problem
+    except OSError as problem:
+        raise UsageFault(f"--ledger: read directory {directory}: {problem.strerror}") from problem
+
+
+def _check_readable(path: Path) -> None:
+    """Before SQLite opens it, which waits for ever at a FIFO that nobody writes to."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UsageFault(f"read ledger {path}: it is no regular file")
+        # Nor does this wait, should it have become one meanwhile.
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     except PermissionError as problem:
         raise NotPermitted(f"read ledger {path}: {problem.strerror}") from problem
     except OSError as problem:

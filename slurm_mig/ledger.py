@@ -515,9 +515,16 @@ def _busy(problem: BaseException) -> bool:
 
 
 def digest(before: str, content: Sequence[object]) -> str:
-    """SHA-256 over the previous row's digest and this row, as canonical JSON."""
-    text = json.dumps([before, *content], separators=(",", ":"))
+    """SHA-256 over the previous row's digest and this row, as canonical JSON.
+
+    A byte string, which only an edit puts there, has a digest, too: that no row has.
+    """
+    text = json.dumps([before, *content], separators=(",", ":"), default=_unwritten)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _unwritten(value: object) -> dict[str, str]:
+    return {"bytes": repr(value)}
 
 
 def _create_private(path: Path) -> None:

@@ -72,6 +72,8 @@ class Tally:
     #: Allocation -> when its carve, or its teardown, began.
     carving: dict[str, float] = field(default_factory=dict)
     ending: dict[str, float] = field(default_factory=dict)
+    #: Allocation -> when it got stuck first: each try to release it says so again.
+    stuck: dict[str, float] = field(default_factory=dict)
 
     def add(self, event: Event) -> None:
         """Count one event; those that were counted before are passed over."""
@@ -81,11 +83,21 @@ class Tally:
         if "waited" in event.detail:
             self.lock_wait.add(float(event.detail["waited"]))
         self._time(event)
-        if event.kind in (*_ENDED, QUARANTINED):
+        if self._first_stuck(event) or event.kind in _ENDED:
             self.outcomes[event.kind] = self.outcomes.get(event.kind, 0) + 1
         if event.kind == REFUSED:
             kind = str(event.detail.get("fault", UNKNOWN))
             self.refusals[kind] = self.refusals.get(kind, 0) + 1
+
+    def _first_stuck(self, event: Event) -> bool:
+        """Whether it is an allocation's first quarantine; its end lets the number be forgotten."""
+        number = str(event.allocation)
+        if event.kind in _ENDED:
+            self.stuck.pop(number, None)
+        if event.kind != QUARANTINED or number in self.stuck:
+            return False
+        self.stuck[number] = event.at
+        return True
 
     def _time(self, event: Event) -> None:
         """From intent to active, and from the first destroy to the last look."""
@@ -117,6 +129,8 @@ class Tally:
                 fields[name] = Histogram(**fields[name])
                 if len(fields[name].counts) != len(BUCKETS) + 1:
                     raise ValueError(f"{name} has other buckets")
+            if "stuck" not in fields:
+                raise ValueError("of a version that counted each retry of a quarantined slice")
             return cls(**fields)
         except (TypeError, KeyError) as problem:
             raise ValueError(f"{type(problem).__name__}: {problem}") from problem

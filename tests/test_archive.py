@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import json
 import os
 import shutil
 import sqlite3
 import stat
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from slurm_mig import allocation as phases
-from slurm_mig.archive import Archive, collected
+from slurm_mig.archive import _INSTANCE_BEGINS, Archive, collected
 from slurm_mig.errors import LedgerFault, LedgerTooNew, NotPermitted, UsageFault
 from slurm_mig.ledger import BREAKING, MIGRATIONS, SCHEMA, Ledger, digest
 
@@ -25,7 +28,6 @@ from .test_ledger import Clock, planned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from slurm_mig.allocation import Allocation
 
@@ -229,6 +231,22 @@ def test_a_column_that_came_later(
     assert read().find() == [record]
 
 
+@pytest.mark.parametrize(
+    ("table", "column"), [("allocation", "boot_id"), ("instance", "profile"), ("instance", "size")]
+)
+def test_a_column_that_was_taken_away(
+    ledger: Ledger, tmp_path: Path, table: str, column: str
+) -> None:
+    """Every version had it: there is no default for it."""
+    ledger.close()
+    path = tmp_path / "state/ledger.db"
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+    says = f"{path} is no ledger of slurm-mig: table {table} has no {column}"
+    with pytest.raises(LedgerFault, match=says):
+        Archive(path)
+
+
 def test_a_ledger_from_the_future(ledger: Ledger, tmp_path: Path) -> None:
     """With additions it is read; with a breaking change it is refused, both versions named."""
     ledger.close()
@@ -272,8 +290,58 @@ def test_patterns(tmp_path: Path) -> None:
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     """A directory is none."""
-    with pytest.raises(UsageFault, match="Is a directory"):
+    with pytest.raises(UsageFault, match="no regular file"):
         Archive(tmp_path)
+
+
+def test_patterns_are_globs(tmp_path: Path) -> None:
+    """Every one of them names the files that glob.glob() has."""
+    for name in ("a.db", ".b.db", "n1/a.db", "n2/a.db", "n2/.c/a.db", "file"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "gone.db").symlink_to("/nowhere")
+    for pattern in (
+        "*",
+        "*.db",
+        ".*",
+        "*/a.db",
+        "*/*.db",
+        "n?/*",
+        "n[2]/.*/*",
+        "*/",
+        "a.db",
+        "**/*",
+    ):
+        expected = sorted(glob.glob(f"{tmp_path}/{pattern}"))  # noqa: PTH207
+        assert sorted(map(str, collected([f"{tmp_path}/{pattern}"]))) == [
+            path.rstrip("/") for path in expected
+        ], pattern
+    with pytest.raises(UsageFault, match="names no file"):
+        collected([f"{tmp_path}/file/*.db"])
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    """A FIFO that nobody writes to would be waited for, for ever."""
+    fifo = tmp_path / "x.db"
+    os.mkfifo(fifo)
+    for path in (fifo, Path("/dev/null")):
+        with pytest.raises(UsageFault, match=f"read ledger {path}: it is no regular file"):
+            Archive(path)
+
+
+def test_how_uuids_begin(ledger: Ledger, clock: Clock, read: Callable[[], Archive]) -> None:
+    """One that is a beginning of another is both; a GPU's means all that was on it."""
+    for job in range(1, 12):
+        live(ledger, clock, planned(job, gpu="GPU-ab" if job < 11 else "GPU-ac"), 1000, 2000)
+    archive = read()
+    assert numbers(archive, uuid="MIG-1") == [1, 10, 11]
+    assert numbers(archive, uuid="MIG-11") == [11]
+    assert numbers(archive, gpu="gpu-AC") == numbers(archive, uuid="GPU-ac") == [11]
+    assert numbers(archive, gpu="GPU-a%") == []
+    query = f"EXPLAIN QUERY PLAN SELECT * FROM allocation a WHERE {_INSTANCE_BEGINS}"
+    plan = archive._db.execute(query, {"uuid": "MIG-1"}).fetchall()
+    assert any("INDEX instance_uuid (uuid>? AND uuid<?)" in row[3] for row in plan)
 
 
 def test_somebody_elses_ledger(public_tmp: Path) -> None:
@@ -343,6 +411,163 @@ def test_a_hook_that_writes_meanwhile(
     assert archive.check()[0].events == 10
 
 
+def edited(path: Path, edit: str, *, anew: bool = False) -> Archive:
+    """A ledger after an edit by whoever has the rights; `anew` hashes its chain again."""
+    with closing(sqlite3.connect(path)) as db:
+        guards = db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for name, _ in guards:
+            db.execute(f"DROP TRIGGER {name}")
+        db.executescript(edit)
+        db.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
+        before = ""
+        for row in db.execute("SELECT * FROM event ORDER BY seq").fetchall() if anew else ():
+            before = digest(before, row[:-1])
+            db.execute("UPDATE event SET digest = ? WHERE seq = ?", (before, row[0]))
+        for _, text in guards:
+            db.execute(text)
+        db.commit()
+    return Archive(path, live=True)
+
+
+@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (
+            "event SET kind = x'ff' WHERE seq = 4",
+            "event 4 was changed: kind is b'\\xff', which is no",
+        ),
+        (
+            "event SET at = 'foo' WHERE seq = 4",
+            "event 4 was changed: at is 'foo', which is no time",
+        ),
+        ("event SET at = 9e999 WHERE seq = 2", "event 2 was changed: at is inf, which is no time"),
+        ("event SET allocation = 'x' WHERE seq = 4", "allocation is 'x', which is no whole number"),
+        ("event SET job_id = 'x' WHERE seq = 4", "job_id is 'x', which is no whole number"),
+        ("event SET detail = cast(x'ff' AS TEXT) WHERE seq = 4", "which is no text"),
+        ("event SET detail = '{' WHERE seq = 4", "event 4 "),
+        ("event SET detail = '[]' WHERE seq = 1", "event 1 "),
+        ("event SET detail = '{\"owner\": 1}' WHERE seq = 1", "event 1 "),
+        ("allocation SET user = x'ff'", "allocation 1: owner.user is"),
+        ("allocation SET user = cast(x'ff' AS TEXT)", "allocation 1: owner.user is"),
+        ("allocation SET node = x'ff'", "allocation 1: node is"),
+        ("allocation SET job_id = x'ff'", "allocation 1: owner.job_id is"),
+        ("allocation SET created = 'foo'", 'allocation 1: created is "foo"'),
+        ("allocation SET ended = 'foo'", 'allocation 1: ended is "foo"'),
+        ("allocation SET ended = 1e308", "allocation 1: ended is 1e+308"),
+        ("allocation SET ended = -1e308", "allocation 1: ended is -1e+308"),
+        ("allocation SET ended = 9e999", "allocation 1: ended is Infinity"),
+        ("allocation SET gpu_minor = 'x'", 'allocation 1: gpu_minor is "x"'),
+        ("instance SET start = 'x'", "allocation 1: instances is"),
+    ],
+)
+def test_values_that_are_none_are_named(
+    ledger: Ledger, clock: Clock, tmp_path: Path, edit: str, says: str, *, anew: bool
+) -> None:
+    """No edit ends the check before it has said which row it is, hashed anew or not."""
+    live(ledger, clock, planned(7), 1000, 2000)
+    live(ledger, clock, planned(8), 3000, 4000)
+    ledger.close()
+    archive = edited(tmp_path / "state/ledger.db", f"UPDATE {edit}", anew=anew)
+    found = archive.check()[1]
+    assert any(says in item.text for item in found), found
+    json.dumps([asdict(item) for item in found])
+    archive.close()
+
+
+def test_what_events_say_of_a_time_is_none_either(
+    ledger: Ledger, clock: Clock, tmp_path: Path
+) -> None:
+    """Record and events agree, and every other audit refuses the value: so the check names it."""
+    live(ledger, clock, planned(7), 1000, 2000)
+    ledger.close()
+    both = (
+        "UPDATE allocation SET ended = 1e308;"
+        "UPDATE event SET detail = replace(detail, '2000.0', '1e308') WHERE seq = 4"
+    )
+    archive = edited(tmp_path / "state/ledger.db", both, anew=True)
+    (found,) = archive.check()[1]
+    assert (found.kind, found.allocation) == ("changed", 1)
+    assert found.text == "allocation 1: ended is 1e+308, which is no time"
+    archive.close()
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        ("allocation SET user = x'ff'", "user is b'\\xff', which is no text"),
+        ("allocation SET node = cast(x'ff' AS TEXT)", "node is '\\udcff', which is no text"),
+        ("allocation SET created = 'foo'", "created is 'foo', which is no time"),
+        ("allocation SET created = -1", "created is -1.0, which is no time"),
+        ("allocation SET ended = 'foo'", "ended is 'foo', which is no time"),
+        ("allocation SET ended = 1e308", "ended is 1e+308, which is no time"),
+        ("allocation SET ended = -1e308", "ended is -1e+308, which is no time"),
+        ("allocation SET ended = 9e999", "ended is inf, which is no time"),
+        ("allocation SET gpu_minor = 'x'", "gpu_minor is 'x', which is no whole number"),
+        ("instance SET start = 'x'", "start is 'x', which is no number of slots"),
+        ("instance SET size = 1000000000", "size is 1000000000, which is no number of slots"),
+        ("instance SET uuid = x'ff'", "uuid is b'\\xff', which is no text"),
+    ],
+)
+def test_values_that_are_none_are_refused(
+    ledger: Ledger, clock: Clock, tmp_path: Path, edit: str, says: str
+) -> None:
+    """In a span, too, which a comparison with such a time would pass over."""
+    live(ledger, clock, planned(7), 1000, 2000)
+    ledger.close()
+    path = tmp_path / "state/ledger.db"
+    archive = edited(path, f"UPDATE {edit}")
+    for wanted in ({}, {"since": 500.0}, {"until": 5000.0}, {"since": 1500.0, "until": 1600.0}):
+        with pytest.raises(LedgerFault) as fault:
+            archive.find(**wanted)  # type: ignore[arg-type]
+        assert str(fault.value).startswith(f"ledger {path}: allocation 1: {says}; it was edited")
+        assert "`slurm-mig audit --check`" in str(fault.value)
+    archive.close()
+
+
+def test_a_gpu_and_a_last_time_that_are_none(ledger: Ledger, clock: Clock, tmp_path: Path) -> None:
+    """Also where no record is read: for the picture's bands, and beside the future's clock."""
+    live(ledger, clock, planned(7), 1000, 2000)
+    ledger.close()
+    path = tmp_path / "state/ledger.db"
+    edits = "UPDATE event SET at = 'foo' WHERE seq = 4; UPDATE allocation SET gpu_name = x'ff'"
+    archive = edited(path, edits)
+    with pytest.raises(LedgerFault, match="event 4: at is 'foo', which is no time"):
+        archive.last()
+    with pytest.raises(LedgerFault, match=r"allocation 1: 'n1', 'GPU-a', 0, b.* are no node and"):
+        archive.gpus()
+    archive.close()
+
+
+@pytest.mark.parametrize(
+    ("edit", "names"),
+    [
+        ("DROP TRIGGER event_no_update", "event_no_update"),
+        (
+            "DROP TRIGGER event_no_delete; DROP TRIGGER event_no_update",
+            "event_no_delete, event_no_up",
+        ),
+        (
+            (
+                "DROP TRIGGER event_no_delete; CREATE TRIGGER event_no_delete "
+                "BEFORE DELETE ON event BEGIN SELECT 1; END"
+            ),
+            "event_no_delete",
+        ),
+    ],
+)
+def test_missing_triggers_are_found(
+    ledger: Ledger, read: Callable[[], Archive], tmp_path: Path, edit: str, names: str
+) -> None:
+    """Who drops them has edited, or is about to; another of the same name guards nothing."""
+    ledger.close()
+    with closing(sqlite3.connect(tmp_path / "state/ledger.db")) as db:
+        db.executescript(edit)
+    (found,) = read().check()[1]
+    assert found.kind == "unguarded"
+    assert found.text.startswith(f"triggers {names}")
+
+
 @pytest.mark.parametrize(
     ("edit", "kind", "says"),
     [
@@ -400,7 +625,7 @@ def test_a_row_hashed_anew_escapes_the_chain_alone(
             before = digest(before, row[:-1])
             db.execute("UPDATE event SET digest = ? WHERE seq = ?", (before, row[0]))
     archive = read()
-    assert archive.check()[1] == []
+    assert [item.kind for item in archive.check()[1]] == ["unguarded"]
     number, _, start = head.partition(":")
     assert not str(archive.digest_of(int(number))).startswith(start)
     assert archive.digest_of(99) is None

@@ -189,7 +189,7 @@ ONE = [*FOR, f"n1={H100}:1"]
         (["audit", "--job", "x"], 2, "Allowed: whole numbers from 1 to 4294967295"),
         (["audit", "--since", "nan"], 2, "time 'nan': write 2026-03-01"),
         (["audit", "--until", "inf"], 2, "time 'inf'"),
-        (["audit", "--since", "5", "--until", "4"], 2, "--since 5 is after --until 4"),
+        (["audit", "--since", "20260302", "--until", "20260301"], 2, "is after --until 20260301"),
         (["audit", "--user", ""], 2, "--user is empty"),
         (["audit", "--uuid", "\udcff"], 2, "--uuid '\\udcff' is not UTF-8"),
         (["--config", "", "status"], 2, "'' is no path"),
@@ -485,8 +485,11 @@ def test_the_chain_is_checked(site: Site) -> None:
     assert site.cli("audit", "--check").returncode == 0
     assert parsed(site.cli("audit", "--check", "--json")) == {"broken_event": None, "findings": []}
     with closing(sqlite3.connect(site.root / "state/ledger.db")) as db, db:
-        db.execute("DROP TRIGGER event_no_update")
+        name = "event_no_update"
+        (guard,) = db.execute("SELECT sql FROM sqlite_master WHERE name = ?", (name,)).fetchone()
+        db.execute(f"DROP TRIGGER {name}")
         db.execute("UPDATE event SET at = 5 WHERE seq = 2")
+        db.execute(guard)
     refused(site.cli("audit", "--check"), 29, "event 2 does not follow")
     assert parsed(site.cli("audit", "--check", "--json"), 29)["broken_event"] == 2
 

@@ -14,8 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from slurm_mig.cli import _audit as views
+from slurm_mig.cli._common import parse_time
+from slurm_mig.cli.audit import MOST_DRAWN, _draw
+from slurm_mig.errors import UsageFault
 from slurm_mig.ledger import digest
 
+from .audit.records import held, record
 from .conftest import H100, cli_as
 from .test_cli import commands, parsed, refused
 from .test_hooks import STAMP
@@ -72,6 +77,14 @@ def test_filters(busy: Site) -> None:
         (["--at", "2000-01-01"], []),
         (["--since", str(row["from"])], [9]),
         (["--until", str(row["from"])], [7, 8]),
+        (["--gpu", "01"], [9]),
+        (["--gpu", row["gpu_uuid"][:13]], [9]),
+        (["--gpu", row["gpu_uuid"].swapcase()], [9]),
+        (["--uuid", row["uuid"][:13]], [9]),
+        (["--uuid", row["uuid"].swapcase()], [9]),
+        (["--uuid", row["gpu_uuid"]], [9]),
+        (["--profile", "3G.40GB"], [7, 9]),
+        (["--profile", "Whole gpu"], []),
     ):
         assert jobs(busy.cli("audit", "--json", *words)) == expected, words
 
@@ -131,7 +144,7 @@ def test_a_user_is_no_formula(site: Site, name: str) -> None:
         (["--totals", "phase"], "'phase' is not one of 'user', 'account', 'profile', 'node'"),
         (["--outcome", "gone"], "'gone' is not one of 'planned', 'active'"),
         (["--heads", "-"], "--heads belongs to --check"),
-        (["--at", "5", "--since", "4"], "--at is a time of its own"),
+        (["--at", "2026", "--since", "5"], "--at is a time of its own"),
         (["--at", "soon"], "time 'soon': write 2026-03-01"),
         (["--account", ""], "--account is empty"),
         (["--profile", "\udcff"], "is not UTF-8"),
@@ -140,6 +153,34 @@ def test_a_user_is_no_formula(site: Site, name: str) -> None:
         (["--timeline", "x.svg"], "no GPU is on record here"),
         (["--reconcile", "--user", "bob", "--job", "7"], "leave --user, --job out"),
         (["--reconcile", "--tolerance", "-1"], "is not in the range"),
+        (["--reconcile", "--tolerance", "inf"], "is not in the range"),
+        (["--reconcile", "--tolerance", "nan"], "--tolerance nan: write seconds from 0 to 86400"),
+        (["--tolerance", "60"], "--tolerance belongs to --reconcile"),
+        (["--totals", "user", "--colour-by", "user"], "--colour-by belongs to --timeline"),
+        (["--timeline", "x.svg", "--csv"], "--timeline draws and prints no rows: leave --csv out"),
+        (["--timeline", "x.svg", "--json"], "leave --json out"),
+        (
+            ["--check", "--user", "bob", "--job", "7"],
+            "--check looks at every event: leave --user, ",
+        ),
+        (["--check", "--at", "soon"], "leave --at out"),
+        (["--gpu", "foo"], "--gpu 'foo': write a device minor (0), a GPU's UUID, or how it begins"),
+        (["--gpu", "-1"], "--gpu '-1': write"),
+        (["--gpu", "1234567890"], "--gpu '1234567890': write"),
+        (["--gpu", "MIG-22f4ac07"], "--gpu 'MIG-22f4ac07': write"),
+        (["--uuid", "foo"], "--uuid 'foo': write a UUID as nvidia-smi -L prints it, or how it"),
+        (["--uuid", "MIG-"], "--uuid 'MIG-': write"),
+        (["--uuid", "MIG-22f4ac07ad"], "--uuid 'MIG-22f4ac07ad': write"),
+        (["--uuid", "GPU-5fd4f087-86f3-7a43-b711-4771313afc500"], "313afc500': write"),
+        (["--profile", "foo"], "--profile 'foo': write `whole GPU`, or [<c>c.]<g>g.<m>gb"),
+        (["--profile", "3g"], "--profile '3g': write"),
+        (["--since", "2026"], "seconds since the epoch (1000000000 to 100000000000)"),
+        (["--since", "5"], "time '5': write"),
+        (["--since", "-1790000000"], "time '-1790000000': write"),
+        (["--until", "1e10"], "time '1e10': write"),
+        (["--until", "100000000001"], "time '100000000001': write"),
+        (["--at", "1969-12-31"], "time '1969-12-31': write 2026-03-01, 2026-03-01T12:30 (years"),
+        (["--at", "20261301"], "time '20261301': write"),
     ],
 )
 def test_mistakes(site: Site, words: list[str], says: str) -> None:
@@ -147,19 +188,54 @@ def test_mistakes(site: Site, words: list[str], says: str) -> None:
     refused(site.cli("audit", *words), 2, says)
 
 
+def test_eight_digits_are_a_date() -> None:
+    """As seconds they would be a day of 1970, with nothing in it."""
+    assert parse_time("20261126") == parse_time("2026-11-26") == parse_time("20261126T00")
+    assert parse_time("1790000000") == 1.79e9
+    assert parse_time("1790000000.25") == 1.79e9 + 0.25
+    assert parse_time("1000000000") == 1e9
+
+
+def test_csv_is_printed_as_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row by row: all of them in memory are several times the ledger."""
+    seen: list[str] = []
+
+    class Out(io.StringIO):
+        def write(self, text: str) -> int:
+            seen.append(text.partition(",")[0])
+            return len(text)
+
+    def row(item: int) -> dict[str, object]:
+        seen.append(f"made {item}")
+        return dict.fromkeys(views._COLUMNS, item)
+
+    monkeypatch.setattr(views, "_row", row)
+    monkeypatch.setattr("sys.stdout", Out())
+    views.print_rows([1, 2], "csv")  # type: ignore[list-item]
+    assert seen == ["allocation", "made 1", "1", "made 2", "2"]
+
+
 # -- integrity --------------------------------------------------------------------------
 
 
 def tamper(site: Site, statements: str, *, anew: bool = False) -> None:
-    """As root may; `anew` hashes the whole chain again."""
-    with closing(sqlite3.connect(site.root / "state/ledger.db")) as db, db:
-        for trigger in ("event_no_update", "event_no_delete"):
-            db.execute(f"DROP TRIGGER IF EXISTS {trigger}")
+    """As root may, who leaves no trigger missing; `anew` hashes the whole chain again."""
+    edit(site.root / "state/ledger.db", statements, anew=anew)
+
+
+def edit(path: Path, statements: str, *, anew: bool = False, guarded: bool = True) -> None:
+    """The same in any file; not `guarded`: without putting the triggers back."""
+    with closing(sqlite3.connect(path)) as db, db:
+        guards = db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for name, _ in guards:
+            db.execute(f"DROP TRIGGER {name}")
         db.execute(statements)
         before = ""
         for row in db.execute("SELECT * FROM event ORDER BY seq").fetchall() if anew else ():
             before = digest(before, row[:-1])
             db.execute("UPDATE event SET digest = ? WHERE seq = ?", (before, row[0]))
+        for _, text in guards if guarded else ():
+            db.execute(text)
 
 
 def test_check(busy: Site) -> None:
@@ -232,6 +308,58 @@ def test_a_log_without_heads(busy: Site, tmp_path: Path) -> None:
 # -- many nodes ----------------------------------------------------------------------
 
 
+def a_day_earlier(path: Path) -> None:
+    """As if it was copied a day ago."""
+    for change in (
+        "event SET at = at - 86400",
+        "allocation SET created = created - 86400, ended = ended - 86400",
+    ):
+        edit(path, f"UPDATE {change}", anew=True)
+
+
+def test_an_open_record_of_a_copy_counts_as_far_as_the_copy_tells(
+    busy: Site, tmp_path: Path
+) -> None:
+    """What came after its newest event nobody knows: it may have been released the next minute."""
+    path = collect(busy, tmp_path / "all", "n1.db")
+    a_day_earlier(path)
+    asked = ["audit", "--ledger", str(path)]
+    done = busy.cli(*asked, "--totals", "user", "--json")
+    rows = {row["user"]: row for row in parsed(done)}
+    assert rows["bob"]["slices"] == 1
+    assert rows["bob"]["slice_hours"] < 0.1
+    says = "1 open records of copied ledgers count until the newest event of their copy, the oldest"
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"slurm-mig: {says} of these at 20")
+    drawn = busy.cli(*asked, "--timeline", str(tmp_path / "t.svg"))
+    assert says in drawn.stderr
+    # In a span before that, and of what is closed, there is nothing to say.
+    last = parsed(busy.cli(*asked, "--json"))[-1]["from"]
+    for words in (["--until", str(last)], ["--user", "alice"]):
+        assert busy.cli(*asked, "--totals", "user", *words).stderr == ""
+    assert busy.cli("audit", "--totals", "user").stderr == ""
+
+
+def test_a_directory_that_may_not_be_read(busy: Site, public_tmp: Path) -> None:
+    """Is named: the fleet's bill would lack its node, and nobody would see it."""
+    for name in ("n1", "n2"):
+        path = collect(busy, public_tmp / name, "ledger.db")
+        path.chmod(0o644)
+    asked = ("audit", "--json", "--ledger")
+    assert cli_as(64001, *asked, f"{public_tmp}/*/ledger.db").returncode == 0
+    closed = public_tmp / "n2"
+    for mode, pattern in (
+        (0o700, "*/ledger.db"),
+        (0o700, "*/*.db"),
+        (0o711, "*/*.db"),
+        (0o700, "n2/*.db"),
+        (0o700, "n2/ledger.db"),
+    ):
+        closed.chmod(mode)
+        done = cli_as(64001, *asked, f"{public_tmp}/{pattern}")
+        refused(done, 21, f"--ledger: read directory {closed}: Permission denied")
+
+
 def test_collected_ledgers(make_site: Callable[..., Site], tmp_path: Path) -> None:
     """One question to all; the node is a column; sums go over all."""
     here = tmp_path / "all"
@@ -254,6 +382,84 @@ def test_collected_ledgers(make_site: Callable[..., Site], tmp_path: Path) -> No
     shutil.copy2(here / "n1.db", here / "n1-again.db")
     assert len(parsed(site.cli("audit", "--ledger", f"{here}/*.db", "--json"))) == 2
     assert sorted(path.name for path in here.iterdir()) == ["n1-again.db", "n1.db", "n2.db"]
+
+
+def test_an_older_copy_of_a_ledger_does_not_speak(busy: Site, tmp_path: Path) -> None:
+    """A slice that was released since is neither held nor billed, whichever filter is asked."""
+    here = tmp_path / "m3"
+    collect(busy, here, "monday.db")
+    busy.epilog(9)
+    collect(busy, here, "tuesday.db")
+    last = rows_of(busy)[9]["to"]
+    asked = ["audit", "--ledger", f"{here}/*.db"]
+    for words in (["--at", str(last + 5)], ["--since", str(last + 5)], ["--outcome", "active"]):
+        done = busy.cli(*asked, *words, "--json")
+        assert (parsed(done), done.stderr) == ([], "")
+    (row,) = parsed(busy.cli(*asked, "--job", "9", "--json"))
+    assert (row["phase"], row["to"]) == ("released", last)
+    once = busy.cli("audit", "--totals", "user", "--json")
+    assert parsed(busy.cli(*asked, "--totals", "user", "--json")) == parsed(once)
+
+
+def test_copies_that_contradict_each_other(busy: Site, tmp_path: Path) -> None:
+    """Both are whole by themselves: a finding that names both, and a line beside other answers."""
+    here = tmp_path / "m3"
+    forged = collect(busy, here, "a.db")
+    busy.epilog(9)
+    collect(busy, here, "b.db")
+    edit(forged, "UPDATE event SET at = at + 1 WHERE seq = 5", anew=True)
+    assert busy.cli("audit", "--ledger", str(forged), "--check").returncode == 0
+    asked = ["audit", "--ledger", f"{here}/*.db"]
+    (finding,) = parsed(busy.cli(*asked, "--check", "--json"), 29)["findings"]
+    assert (finding["kind"], finding["node"], finding["event"]) == ("contradicts", "n1", 5)
+    says = f"{here}/a.db and {here}/b.db are copies of one ledger and differ from event 5 on"
+    assert finding["text"] == says
+    for words in (["--json"], ["--totals", "node"]):
+        done = busy.cli(*asked, *words)
+        assert done.returncode == 0
+        assert done.stderr == f"slurm-mig: {says}; see `slurm-mig audit --check`\n"
+
+
+EDITED = ["event SET at = 'foo' WHERE seq = 7", "allocation SET user = x'ff' WHERE job_id = 9"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--json"],
+        ["--csv"],
+        ["--totals", "user"],
+        ["--timeline", "/dev/null/x.svg"],
+        ["--since", "2020-01-01"],
+    ],
+)
+@pytest.mark.parametrize("change", EDITED)
+def test_an_edited_ledger_is_named(busy: Site, change: str, words: list[str]) -> None:
+    """File and row in one line, whatever is asked; no half of an answer before it."""
+    tamper(busy, f"UPDATE {change}")
+    path, row = busy.root / "state/ledger.db", "event 7: at" if "at =" in change else "allocation 3"
+    done = busy.cli("audit", *words)
+    refused(done, 16, f"ledger {path}: {row}")
+    assert "`slurm-mig audit --check` says what else differs" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("form", [[], ["--json"], ["--csv"]])
+def test_every_edit_is_printed(busy: Site, form: list[str]) -> None:
+    """What is not printable, too."""
+    for change in (*EDITED, "allocation SET node = x'ff'", "event SET kind = x'ff' WHERE seq = 4"):
+        tamper(busy, f"UPDATE {change}")
+    done = busy.cli("audit", "--check", *form)
+    assert done.returncode == 29
+    assert "event 7 was changed: at is 'foo', which is no time" in done.stdout
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_triggers_that_are_gone(busy: Site) -> None:
+    """A finding, although every event is as it was."""
+    edit(busy.root / "state/ledger.db", "UPDATE event SET at = at", guarded=False)
+    refused(busy.cli("audit", "--check"), 29, "triggers event_no_delete, event_no_update are gone")
 
 
 def test_a_node_is_named_in_findings(make_site: Callable[..., Site], tmp_path: Path) -> None:
@@ -341,6 +547,24 @@ def test_reconcile(busy: Site) -> None:
     assert next(csv.DictReader(io.StringIO(out)))["kind"] == "unknown-job"
 
 
+def test_reconcile_with_a_copy(busy: Site, tmp_path: Path) -> None:
+    """It does not know what was released since: said in a line beside the finding."""
+    path = collect(busy, tmp_path / "all", "n1.db")
+    a_day_earlier(path)
+    held = {
+        row["job_id"]: row for row in parsed(busy.cli("audit", "--json", "--ledger", str(path)))
+    }
+    start, tres = held[9]["from"], "gres/mig:3g.40gb=1,gres/mig=1"
+    sacct(busy, f"9|bob||n1|COMPLETED|{start:.0f}|{start + 3600:.0f}|{tres}")
+    asked = ("audit", "--ledger", str(path), "--reconcile", "--since", str(start + 60))
+    done = busy.cli(*asked)
+    assert done.returncode == 29
+    assert "open-after-end" in done.stdout
+    says = "1 open records of copied ledgers are compared beyond the newest event of their copy"
+    assert says in done.stderr
+    assert says not in busy.cli("audit", "--reconcile").stderr
+
+
 def test_reconcile_with_an_empty_ledger(site: Site) -> None:
     """A job that was charged on this node all the same is found."""
     import time
@@ -389,3 +613,12 @@ def test_timeline(busy: Site, tmp_path: Path, name: str) -> None:
         text = out.read_text("utf-8")
         assert "job 9 (bob)" in text
         assert "slices by profile" in text
+
+
+def test_a_picture_of_too_much() -> None:
+    """Is refused before minutes are spent on it, with what makes it less."""
+    found = held(record()) * (MOST_DRAWN + 1)
+    with pytest.raises(
+        UsageFault, match=f"at most {MOST_DRAWN} .* these are {MOST_DRAWN + 1}: ask"
+    ):
+        _draw(Path("x.svg"), [], found, {}, "user")

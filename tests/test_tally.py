@@ -37,6 +37,27 @@ def test_a_carve_and_a_teardown() -> None:
     assert made.carving == made.ending == {}
 
 
+def test_a_stuck_slice_counts_once() -> None:
+    """However often a boot, a reconcile or an Epilog tries again: it is one that got stuck."""
+    retry = [("releasing", 60.0, 1), ("quarantined", 61.0, 1)]
+    made = tally(("planned", 10, 1), *retry, ("quarantined", 62, 2), *retry, *retry)
+    assert made.outcomes == {"quarantined": 2}
+    assert made.stuck == {"1": 61.0, "2": 62.0}
+    for kind, number in (("released", 1), ("lost", 2)):
+        made.add(Event(made.last + 1, 70, kind, number, {}))
+    assert made.outcomes == {"quarantined": 2, "released": 1, "lost": 1}
+    assert made.stuck == {}
+
+
+def test_a_file_that_counted_each_retry() -> None:
+    """Is counted anew from the ledger, or the wrong number would stay for ever."""
+    data = Tally().to_dict()
+    assert Tally.from_dict(data) == Tally()
+    del data["stuck"]
+    with pytest.raises(ValueError, match="counted each retry"):
+        Tally.from_dict(data)
+
+
 def test_a_roll_back_is_no_carve() -> None:
     """Nor does its teardown begin with the intent."""
     made = tally(("planned", 10, 1), ("releasing", 20, 1), ("released", 20.5, 1))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.audit.findings import Finding
+from slurm_mig.audit.rows import is_text, is_time, is_whole, odd_event, odd_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -77,19 +78,26 @@ class ChainCheck:
         #: Times at which the node's clock was set back: (event, seconds).
         self.set_back: list[tuple[int, float]] = []
 
+    @property
+    def last(self) -> int:
+        """Number of the last event that was looked at."""
+        return self._expected - 1
+
     def look(self, event: Event) -> None:
         """Take the next event."""
         self.events += 1
         if event.seq != self._expected:
             self._gaps.append(_gap(self._expected, event.seq))
-        elif self._digest(self._before, event.content) != event.digest:
+        # Whoever hashes the table anew gives a digest to values that nobody can read, too.
+        elif self._digest(self._before, event.content) != event.digest or odd_event(event):
             if len(self._broken) < NAMED:
                 self._broken.append((event, self._before))
             else:
                 self._uncounted += 1
-        if event.at < self._last_at:
-            self.set_back.append((event.seq, self._last_at - event.at))
-        self._last_at = event.at
+        if is_time(event.at):
+            if event.at < self._last_at:
+                self.set_back.append((event.seq, self._last_at - event.at))
+            self._last_at = event.at
         self._before, self._expected = event.digest, event.seq + 1
 
     def findings(self) -> list[Finding]:
@@ -105,6 +113,8 @@ class ChainCheck:
         if written is not None:
             text = f"event {event.seq} was written as event {written}"
             return Finding("reordered", text, event=event.seq)
+        if odd := odd_event(event):
+            return Finding("changed", f"event {event.seq} was changed: {odd}", event=event.seq)
         before = f", or event {event.seq - 1} with its digest" if event.seq > 1 else ""
         text = f"event {event.seq} does not follow: it was changed{before}"
         return Finding("changed", text, event=event.seq)
@@ -178,13 +188,17 @@ def check_allocation(
         text = f"allocation {number} is gone; event {events[0].seq} made it"
         return [Finding("removed", text, event=events[0].seq, allocation=number)]
     told = _told(events)
-    if told is None:
-        # Its chain is broken, and says so; there is nothing to compare with.
-        return []
+    if isinstance(told, Finding):
+        return [told]
     have = _plain(record)
     differ = [name for name in have if name in told and told[name] != have[name]]
     if not differ and not _end_fits(record, events[-1], told):
-        differ, told["ended"] = ["ended"], f"about {events[-1].at:.0f}"
+        at = events[-1].at
+        differ, told["ended"] = ["ended"], f"about {at:.0f}" if is_time(at) else "not known"
+    if not differ and (odd := odd_record(record)):
+        # What its events say, too, once somebody has hashed them anew.
+        return [Finding("changed", f"allocation {number}: {odd}", allocation=number)]
+    owner = record.owner
     return [
         Finding(
             "disagrees",
@@ -192,29 +206,41 @@ def check_allocation(
             f"by event {events[-1].seq} it is {_short(told[name])}",
             event=events[-1].seq,
             allocation=number,
-            job_id=record.owner.job_id,
-            user=record.owner.user,
+            job_id=owner.job_id if is_whole(owner.job_id) else None,
+            user=owner.user if is_text(owner.user) else "",
         )
         for name in differ
     ]
 
 
-def _told(events: Sequence[Event]) -> dict[str, Any] | None:
-    """What the events lead to: the first has everything, later ones what changed."""
+def _told(events: Sequence[Event]) -> dict[str, Any] | Finding:
+    """What the events lead to: the first has everything, later ones what changed.
+
+    Else the event that cannot be read: there is nothing to compare with.
+    """
     told: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     for event in events:
-        try:
-            facts = json.loads(event.detail)
-        except ValueError:
-            return None
-        if not isinstance(facts, dict):
-            return None
+        read = _facts(event.detail)
+        if read is None or not isinstance(read.get("owner", {}), dict):
+            text = f"event {event.seq} was changed: its detail is not what slurm-mig writes"
+            return Finding("changed", text, event=event.seq)
+        facts = read
         told.update(facts)
-    owner = told.pop("owner", None)
+    owner = told.pop("owner", {})
     # `ended` of the first event says nothing of a record that later events close.
-    if len(events) > 1 and "ended" not in json.loads(events[-1].detail):
+    if len(events) > 1 and "ended" not in facts:
         told.pop("ended", None)
-    return told | {f"owner.{name}": value for name, value in dict(owner or {}).items()}
+    return told | {f"owner.{name}": value for name, value in owner.items()}
+
+
+def _facts(detail: object) -> dict[str, Any] | None:
+    """The detail of an event; None for what is no JSON object."""
+    try:
+        facts = json.loads(detail) if isinstance(detail, str) else None
+    except (ValueError, RecursionError):
+        return None
+    return facts if isinstance(facts, dict) else None
 
 
 def _plain(record: Allocation) -> dict[str, Any]:
@@ -230,9 +256,11 @@ def _end_fits(record: Allocation, last: Event, told: dict[str, Any]) -> bool:
         return True
     if record.ended is None or record.open:
         return record.open and record.ended is None
+    if not (is_time(record.ended) and is_time(last.at)):
+        return False
     return -1 <= last.at - record.ended <= WRITTEN_WITHIN
 
 
 def _short(value: object) -> str:
-    text = json.dumps(value, sort_keys=True)
+    text = json.dumps(value, sort_keys=True, default=repr)
     return text if len(text) <= 120 else text[:117] + "..."

@@ -7,12 +7,14 @@ from typing import Final
 
 #: Kinds of findings that `--check` has, and what each means.
 CHECKED: Final[dict[str, str]] = {
-    "changed": "an event is not the one that was written",
+    "changed": "an event is not as it was written, or a row has an impossible value",
     "removed": "events, or a row that events speak of, are gone",
     "reordered": "an event stands where another was written",
     "rewritten": "the chain is not the one whose head syslog has",
+    "contradicts": "two copies of one ledger tell different histories",
     "disagrees": "a row of the present truth says other than its events",
     "added": "a row that no event speaks of",
+    "unguarded": "the triggers that keep events from being changed are gone, or others",
     "damaged": "SQLite finds the file damaged",
 }
 

@@ -35,13 +35,20 @@ class Holding:
 
     `compute` and `memory` are the parts of the GPU that nobody else could have
     meanwhile, 0 to 1: compute instances that share a GPU instance divide its
-    part among them. None where the GPU's size is not known.
+    part among them. None where the GPU's size is not known. Of an open record
+    nothing is `known` after that time: a copied ledger ends with its newest event.
     """
 
     record: Allocation
     instance: Instance | None
     compute: float | None
     memory: float | None
+    known: float = FOREVER
+
+    @property
+    def ended(self) -> float:
+        """When it was given back, or until when it is known to have been held."""
+        return self.known if self.record.ended is None else self.record.ended
 
     @property
     def profile(self) -> str:
@@ -52,24 +59,23 @@ class Holding:
 
     def seconds(self, since: float, until: float) -> float:
         """How long it was held in [since, until); `until` must not lie in the future."""
-        ended = until if self.record.ended is None else self.record.ended
-        return max(0.0, min(ended, until) - max(self.record.created, since))
+        return max(0.0, min(self.ended, until) - max(self.record.created, since))
 
 
-def holdings(record: Allocation, size: Size) -> list[Holding]:
-    """A record's instances with their shares, in its order."""
+def holdings(record: Allocation, size: Size, known: float = FOREVER) -> list[Holding]:
+    """A record's instances with their shares, in its order; what is open is so until `known`."""
     if not record.instances:
         share = 1.0 if record.whole else None
-        return [Holding(record, None, share, share)]
-    return [_holding(record, item, size) for item in record.instances]
+        return [Holding(record, None, share, share, known)]
+    return [_holding(record, item, size, known) for item in record.instances]
 
 
-def _holding(record: Allocation, item: Instance, size: Size) -> Holding:
+def _holding(record: Allocation, item: Instance, size: Size, known: float) -> Holding:
     sharing = sum(other.placement == item.placement for other in record.instances)
     slices = _slices(item.profile)
     compute = slices / size.slices / sharing if slices and size.slices else None
     memory = item.size / size.units / sharing if size.units else None
-    return Holding(record, item, compute, memory)
+    return Holding(record, item, compute, memory, known)
 
 
 def _slices(name: str) -> int | None:

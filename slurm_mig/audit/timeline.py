@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.allocation import QUARANTINED, REFUSED
-from slurm_mig.audit.holdings import FOREVER
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -156,13 +155,12 @@ def _box(
 ) -> Box:
     record, key = item.record, _key(item, by)
     low, high = _slots(item, units)
-    ended = FOREVER if record.ended is None else record.ended
     return Box(
         band,
         low,
         high,
         max(record.created, span[0]),
-        min(ended, span[1]),
+        min(item.ended, span[1]),
         key if key in keys else OTHERS,
         _lines(item),
         (record.created, record.ended),

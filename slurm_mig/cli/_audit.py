@@ -32,7 +32,8 @@ def print_rows(items: Sequence[Holding], form: str) -> None:
     if form == "table":
         _table(items)
     else:
-        _print(form, [_row(item) for item in items], list(_COLUMNS))
+        # One at a time: a year of a fleet as rows is far more than as records.
+        _print(form, (_row(item) for item in items), list(_COLUMNS))
 
 
 def _table(items: Sequence[Holding]) -> None:
@@ -195,9 +196,9 @@ def note(text: str) -> None:
     click.echo(f"slurm-mig: {text}", err=True)
 
 
-def _print(form: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+def _print(form: str, rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> None:
     if form == "json":
-        print_json(rows)
+        print_json(list(rows))
         return
     writer = csv.writer(sys.stdout)
     writer.writerow(columns)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+import re
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -38,6 +38,14 @@ gpu_option: Callable[[Any], Any] = click.option(
 dry_run_option: Callable[[Any], Any] = click.option(
     "--dry-run", is_flag=True, help="Only say what would be done."
 )
+
+
+#: Seconds since the epoch that are taken for such: of the years 2001 to 5138.
+FIRST_SECOND: Final = 10**9
+LAST_SECOND: Final = 10**11
+
+#: A number that is no date in ISO 8601's basic format.
+_SECONDS: Final = re.compile(r"(?![0-9]{8}\Z)[0-9]+(\.[0-9]+)?")
 
 
 @contextmanager
@@ -212,16 +220,20 @@ def when(seconds: float | None) -> str:
 
 
 def parse_time(text: str) -> float:
-    """Seconds since the epoch from `2026-03-01`, `2026-03-01T12:00` (local) or a number."""
+    """Seconds since the epoch from `2026-03-01`, `2026-03-01T12:00` (local) or such a number.
+
+    Eight digits are a date, `20260301`: as seconds they would be a day of 1970, and a
+    question about it has an empty answer.
+    """
     try:
-        seconds = float(text)
-        if math.isfinite(seconds):
-            return seconds
-    except ValueError:
-        pass
-    try:
-        return datetime.fromisoformat(text).timestamp()
+        number = _SECONDS.fullmatch(text)
+        seconds = float(text) if number else datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError):
+        seconds = -1.0
+        number = None
+    if not (FIRST_SECOND if number else 0) <= seconds <= LAST_SECOND:
         raise UsageFault(
-            f"time {text!r}: write 2026-03-01, 2026-03-01T12:30 or seconds since the epoch"
-        ) from None
+            f"time {text!r}: write 2026-03-01, 2026-03-01T12:30 (years 1970 to 5137) or seconds "
+            f"since the epoch ({FIRST_SECOND} to {LAST_SECOND})"
+        )
+    return seconds

@@ -14,10 +14,12 @@ import click
 from slurm_mig.allocation import TRANSITIONS
 from slurm_mig.archive import Archive, collected
 from slurm_mig.audit import clocks
-from slurm_mig.audit.holdings import Size, holdings
+from slurm_mig.audit.copies import contradictions, youngest
+from slurm_mig.audit.holdings import FOREVER, Size, holdings
 from slurm_mig.audit.totals import BY, totals
+from slurm_mig.cli import _asked as asked
 from slurm_mig.cli import _audit as views
-from slurm_mig.cli._common import open_node, parse_time, root_to_read, slurm_of
+from slurm_mig.cli._common import open_node, root_to_read, slurm_of, when
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.errors import AuditFindings, UsageFault
 
@@ -26,12 +28,20 @@ if TYPE_CHECKING:
 
     from slurm_mig.allocation import Allocation
     from slurm_mig.audit.chain import Head
+    from slurm_mig.audit.copies import Contradiction
     from slurm_mig.audit.findings import Finding
     from slurm_mig.audit.holdings import Holding
     from slurm_mig.node import Node
 
 #: What `--reconcile` compares unless it is told: the last day, in seconds.
 LAST_DAY: Final = 86400.0
+
+#: Most slices and refusals in one picture: beyond it a page has no room for them, and drawing
+#: takes minutes.
+MOST_DRAWN: Final = 20_000
+
+#: Options that mean something in one mode alone.
+BELONGS: Final = {"heads": "--check", "tolerance": "--reconcile", "colour_by": "--timeline"}
 
 PICTURES: Final = (".png", ".svg", ".html")
 
@@ -49,8 +59,8 @@ def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--user", help="Only this user's."),
             click.option("--account", help="Only this account's."),
             click.option("--node", help="Only on this node."),
-            click.option("--gpu", help="Only on this GPU, by device minor or UUID."),
-            click.option("--uuid", help="Only this MIG UUID."),
+            click.option("--gpu", help="Only on this GPU, by minor or start of its UUID."),
+            click.option("--uuid", help="Only this MIG UUID, or its start; all of a GPU by its."),
             click.option("--profile", help="Only this profile, or `whole GPU`."),
             click.option("--outcome", type=click.Choice(list(TRANSITIONS)), help="Only this."),
         )
@@ -111,10 +121,10 @@ def command(
     """
     check, reconcile = flags.pop("check"), flags.pop("reconcile")
     form = _form(as_csv=flags.pop("as_csv"), as_json=flags.pop("as_json"))
-    _one_of({"--totals": by, "--check": check, "--reconcile": reconcile, "--timeline": timeline})
-    if heads is not None and not check:
-        raise UsageFault("--heads belongs to --check")
-    wanted = _wanted(flags)
+    modes = {"--totals": by, "--check": check, "--reconcile": reconcile, "--timeline": timeline}
+    _check_mode(_one_of(modes), form, asked.given(flags))
+    _check_tolerance(tolerance)
+    wanted = asked.wanted(flags)
     with ExitStack() as stack:
         if reconcile:
             return _reconcile(stack, ledgers, wanted, tolerance, form)
@@ -122,13 +132,20 @@ def command(
         if check:
             return _check(archives, heads, form)
         found = _found(archives, wanted)
+        # Known before anything is printed: a fault after half an answer would be overlooked.
+        notes = _contradictions(archives) + _clocks(archives, found)
+        span = _span_for_sums(wanted)
         if timeline is not None:
-            return _draw(timeline, archives, found, wanted, colour_by)
-        if by is None:
+            _draw(timeline, archives, found, wanted, colour_by)
+        elif by is None:
             views.print_rows(found, form)
         else:
-            views.print_totals(totals(found, by, *_span_for_sums(wanted)), by, form)
-        _tell_clocks(archives, found)
+            views.print_totals(totals(found, by, *span), by, form)
+        if timeline is not None or by is not None:
+            open_ones = ((item.record, item.known) for item in found)
+            notes = _cut_short(open_ones, span[1], "count until") + notes
+        for line in notes:
+            views.note(line)
     return None
 
 
@@ -138,44 +155,34 @@ def _form(*, as_csv: bool, as_json: bool) -> str:
     return "csv" if as_csv else "json" if as_json else "table"
 
 
-def _one_of(options: dict[str, object]) -> None:
+def _one_of(options: dict[str, object]) -> str:
+    """The one that is given; empty for none."""
     given = [name for name, value in options.items() if value]
     if len(given) > 1:
         raise UsageFault(f"{' and '.join(given)}: choose one")
+    return "".join(given)
+
+
+def _check_tolerance(seconds: float) -> None:
+    # Click's range has room for what compares with nothing.
+    if not math.isfinite(seconds):
+        raise UsageFault(f"--tolerance {seconds}: write seconds from 0 to {LAST_DAY:.0f}")
 
 
 # -- what is asked for -----------------------------------------------------------
 
 
-def _wanted(options: dict[str, Any]) -> dict[str, Any]:
-    """The filters, with times read; UsageFault names the one that makes no sense."""
-    names = ("user", "account", "node", "gpu", "uuid", "profile")
-    _check_names({f"--{name}": options[name] for name in names})
-    since, until, at = (options.pop(name) for name in ("since", "until", "at"))
-    if at is not None:
-        if since is not None or until is not None:
-            raise UsageFault("--at is a time of its own: leave --since and --until out")
-        instant = parse_time(at)
-        return options | {"since": instant, "until": math.nextafter(instant, math.inf)}
-    first, last = _span(since, until)
-    return options | {"since": first, "until": last}
-
-
-def _span(since: str | None, until: str | None) -> tuple[float | None, float | None]:
-    first = None if since is None else parse_time(since)
-    last = None if until is None else parse_time(until)
-    if first is not None and last is not None and first > last:
-        raise UsageFault(f"--since {since} is after --until {until}: nothing can be between them")
-    return first, last
-
-
-def _check_names(options: dict[str, str | None]) -> None:
-    for option, name in options.items():
-        if name == "":
-            raise UsageFault(f"{option} is empty; name one, or leave it out for all")
-        # A byte that is no UTF-8 stands as half a surrogate pair, which SQLite does not take.
-        if name and any("\ud800" <= char <= "\udfff" for char in name):
-            raise UsageFault(f"{option} {name!r} is not UTF-8")
+def _check_mode(mode: str, form: str, filters: Sequence[str]) -> None:
+    """UsageFault for an option that would be passed over, and with it what was meant by it."""
+    context = click.get_current_context()
+    for name, its in BELONGS.items():
+        typed = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if typed and mode != its:
+            raise UsageFault(f"--{name.replace('_', '-')} belongs to {its}")
+    if mode == "--timeline" and form != "table":
+        raise UsageFault(f"--timeline draws and prints no rows: leave --{form} out")
+    if mode == "--check" and filters:
+        raise UsageFault(f"--check looks at every event: leave {', '.join(filters)} out")
 
 
 def _span_for_sums(wanted: dict[str, Any]) -> tuple[float, float]:
@@ -204,35 +211,24 @@ def _closing(stack: ExitStack, archive: Archive) -> Archive:
     return archive
 
 
-def _records(archives: Iterable[Archive], wanted: dict[str, Any]) -> list[Allocation]:
-    """Records of all ledgers, oldest first; of two copies of one ledger each record once."""
-    found: dict[tuple[str, int, float], Allocation] = {}
-    for archive in archives:
-        for record in archive.find(**wanted):
-            key = (record.node, record.number, record.created)
-            # The copy that has the end is the younger one.
-            if key not in found or found[key].ended is None:
-                found[key] = record
-    return sorted(found.values(), key=lambda item: (item.created, item.node, item.number))
-
-
-def _found(archives: Iterable[Archive], wanted: dict[str, Any]) -> list[Holding]:
+def _found(archives: Sequence[Archive], wanted: dict[str, Any]) -> list[Holding]:
     """Holdings; of a record with several instances only those that are asked for."""
+    known = _known(archives)
     return [
         item
-        for record in _records(archives, wanted)
-        for item in holdings(record, size_of(record.gpu_name))
+        for record, archive in youngest(archives, wanted)
+        for item in holdings(record, size_of(record.gpu_name), known[id(archive)])
         if _meant(item, wanted)
     ]
 
 
 def _meant(item: Holding, wanted: dict[str, Any]) -> bool:
-    if item.instance is None:
+    made, uuid = item.instance, wanted["uuid"]
+    if made is None:
         return True
-    return wanted["uuid"] in (None, item.instance.uuid) and wanted["profile"] in (
-        None,
-        item.instance.profile,
-    )
+    if uuid is not None and uuid.startswith("MIG-") and not (made.uuid or "").startswith(uuid):
+        return False
+    return wanted["profile"] in (None, made.profile)
 
 
 @cache
@@ -246,7 +242,23 @@ def size_of(gpu_name: str) -> Size:
     return Size()
 
 
-def _tell_clocks(archives: Sequence[Archive], found: Sequence[Holding]) -> None:
+def _contradictions(archives: Sequence[Archive]) -> list[str]:
+    """A line on what another copy denies, so that nobody takes it for certain."""
+    found = contradictions(archives)
+    if not found:
+        return []
+    more = f" (and {len(found) - 1} copies more)" if len(found) > 1 else ""
+    return [f"{_contradiction(found[0])}{more}; see `slurm-mig audit --check`"]
+
+
+def _contradiction(found: Contradiction[Archive]) -> str:
+    return (
+        f"{found.other.path} and {found.one.path} are copies of one ledger and differ from "
+        f"event {found.event} on"
+    )
+
+
+def _clocks(archives: Sequence[Archive], found: Sequence[Holding]) -> list[str]:
     """Beside collected ledgers, what is known of the clocks they were written by."""
     records = {id(item.record): item.record for item in found}.values()
     lines = clocks.between_nodes(records)
@@ -256,8 +268,22 @@ def _tell_clocks(archives: Sequence[Archive], found: Sequence[Holding]) -> None:
         # Whose it is takes a look at every row.
         if max(newest, written) > now:
             lines += clocks.in_the_future(_name(archive), newest, written, now)
-    for line in lines:
-        views.note(line)
+    return lines
+
+
+def _known(archives: Sequence[Archive]) -> dict[int, float]:
+    """Until when each of them tells what was held: a copy until its newest event."""
+    return {id(archive): FOREVER if archive.live else archive.last()[1] for archive in archives}
+
+
+def _cut_short(found: Iterable[tuple[Allocation, float]], until: float, what: str) -> list[str]:
+    """A line on what is open in a copy: nobody knows how long it was held after that."""
+    cut = {id(record): known for record, known in found if record.ended is None and known < until}
+    if not cut:
+        return []
+    oldest = when(min(cut.values()))
+    count = f"{len(cut)} open records of copied ledgers {what} the newest event of their copy"
+    return [f"{count}, the oldest of these at {oldest}"]
 
 
 def _name(archive: Archive) -> str:
@@ -269,6 +295,7 @@ def _name(archive: Archive) -> str:
 
 def _check(archives: Sequence[Archive], text: Iterable[str] | None, form: str) -> None:
     from slurm_mig.audit import chain
+    from slurm_mig.audit.findings import Finding
 
     seen = None if text is None else list(chain.heads(text))
     found: list[Finding] = []
@@ -277,10 +304,16 @@ def _check(archives: Sequence[Archive], text: Iterable[str] | None, form: str) -
         looked, findings = archive.check()
         nodes = archive.nodes()
         if seen is not None:
-            findings += _check_heads(archive, [head for head in seen if head.node in nodes])
+            findings += _check_heads(
+                archive, [head for head in seen if head.node in nodes], looked.last
+            )
         found += _placed(findings, archive, several=len(archives) > 1)
         counts.append(f"{_name(archive)}: {looked.events} events")
         notes += clocks.set_back(_name(archive), looked.set_back)
+    found += [
+        Finding("contradicts", _contradiction(item), _name(item.one), event=item.event)
+        for item in contradictions(archives)
+    ]
     broken = next((item.event for item in found if item.event is not None), None)
     views.print_findings(found, form, broken_event=broken)
     if found:
@@ -293,7 +326,7 @@ def _check(archives: Sequence[Archive], text: Iterable[str] | None, form: str) -
         click.echo(f"{'; '.join(counts)}: every event follows from the one before it{heads}")
 
 
-def _check_heads(archive: Archive, seen: Sequence[Head]) -> list[Finding]:
+def _check_heads(archive: Archive, seen: Sequence[Head], last: int) -> list[Finding]:
     from slurm_mig.audit.chain import check_heads
 
     if not seen:
@@ -301,7 +334,7 @@ def _check_heads(archive: Archive, seen: Sequence[Head]) -> list[Finding]:
             f"--heads: no line of {_name(archive)} with a head (`head=...`) is in that text",
             remedy="try `journalctl -t slurm-mig _UID=0 | slurm-mig audit --check --heads -`",
         )
-    return check_heads(seen, archive.digest_of, archive.last()[0])
+    return check_heads(seen, archive.digest_of, last)
 
 
 def _placed(found: Iterable[Finding], archive: Archive, *, several: bool) -> list[Finding]:
@@ -337,7 +370,12 @@ def _reconcile(
     # Its own name counts although it has recorded nothing: a job may be charged all the same.
     own = set() if ledgers else {node.name}
     question = Question(here | own, since, until, tolerance)
-    records = _records(archives, wanted | {"since": since - tolerance, "until": until + tolerance})
+    span_read = {"since": since - tolerance, "until": until + tolerance}
+    read = youngest(archives, wanted | span_read)
+    records = [record for record, _ in read]
+    known = _known(archives)
+    open_ones = ((record, known[id(archive)]) for record, archive in read)
+    notes = _contradictions(archives) + _cut_short(open_ones, until, "are compared beyond")
     rows = slurm_of(node).accounting(since - tolerance, until + tolerance)
     found = compare(records, rows, question)
     matched = runs(rows, question)
@@ -346,7 +384,7 @@ def _reconcile(
     told = [str(item) for item in offsets] + clocks.between_nodes(records)
     span = {"since": since, "until": until, "tolerance": tolerance, "nodes": sorted(question.nodes)}
     views.print_findings(found, form, **span, runs=len(matched), records=len(records), clocks=told)
-    for line in told if form != "json" else ():
+    for line in notes + (told if form != "json" else []):
         views.note(line)
     _tell_untracked(rows, records)
     if found:
@@ -356,11 +394,9 @@ def _reconcile(
 
 
 def _only_times(wanted: dict[str, Any]) -> None:
-    given = [f"--{name}" for name, value in wanted.items() if value is not None]
-    other = [name for name in given if name not in ("--since", "--until")]
+    other = [name for name in asked.given(wanted) if name not in ("--since", "--until")]
     if other:
-        names = ", ".join(other).replace("job_id", "job")
-        raise UsageFault(f"--reconcile compares everything in a span: leave {names} out")
+        raise UsageFault(f"--reconcile compares everything in a span: leave {', '.join(other)} out")
 
 
 def _tell_untracked(rows: Iterable[Any], records: Sequence[Allocation]) -> None:
@@ -384,6 +420,11 @@ def _draw(
 ) -> None:
     if out.suffix not in PICTURES:
         raise UsageFault(f"--timeline {out}: allowed endings are {', '.join(PICTURES)}")
+    if len(found) > MOST_DRAWN:
+        raise UsageFault(
+            f"--timeline draws at most {MOST_DRAWN} slices and refusals, these are {len(found)}: "
+            "ask for less, by --since and --until, --node, --gpu or --user"
+        )
     from slurm_mig.audit.timeline import Gpu, picture
     from slurm_mig.painter import paint
 
@@ -392,10 +433,14 @@ def _draw(
         Gpu(node, uuid, minor, name, size_of(name).units)
         for archive in archives
         for node, uuid, minor, name in archive.gpus()
-        if wanted["node"] in (None, node) and wanted["gpu"] in (None, uuid, str(minor))
+        if wanted["node"] in (None, node) and _is_gpu(wanted["gpu"], uuid, minor)
     }
     if not gpus:
         raise UsageFault("--timeline: no GPU is on record here, so there is nothing to draw")
     drawn = picture(found, gpus, by, since=wanted["since"], until=wanted["until"], now=now)
     paint(drawn, out)
     click.echo(f"{out}: {len(drawn.boxes)} slices, {len(drawn.marks)} refusals")
+
+
+def _is_gpu(wanted: str | None, uuid: str, minor: int) -> bool:
+    return wanted in (None, str(minor)) or uuid.lower().startswith(str(wanted).lower())

@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from slurm_mig.allocation import QUARANTINED
+from slurm_mig.audit.holdings import holdings
 from slurm_mig.audit.timeline import COLOURED, OTHERS, Gpu, Picture, picture
 
-from .records import held, record, refusal, whole
+from .records import H100_SIZE, held, record, refusal, whole
 
 if TYPE_CHECKING:
     from slurm_mig.allocation import Allocation
@@ -29,6 +30,14 @@ def test_slots_and_times() -> None:
     assert second.held[1] is None
     assert first.lines == ("job 7 (alice, physics)", "3g.40gb@4", "MIG-1-0", "released")
     assert (drawn.since, drawn.until) == (1200, 3000)
+
+
+def test_what_a_copy_does_not_tell_is_not_drawn() -> None:
+    """A slice that is open in it ends with its newest event, and one that is younger is none."""
+    items = holdings(record(7, 1000, None), H100_SIZE, 1700.0)
+    items += holdings(record(8, 1800, None), H100_SIZE, 1700.0)
+    drawn = picture(items, GPUS, "user", since=None, until=None, now=3000.0)
+    assert [(box.since, box.until) for box in drawn.boxes] == [(1000, 1700)]
 
 
 def test_idle_gpus_are_shown() -> None:

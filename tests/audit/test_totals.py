@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from slurm_mig.audit.holdings import Size
+from slurm_mig.audit.holdings import Size, holdings
 from slurm_mig.audit.totals import BY, totals
 
-from .records import held, record, refusal, whole
+from .records import H100_SIZE, held, record, refusal, whole
 
 HOUR = 3600.0
 
@@ -31,6 +31,17 @@ def test_only_the_span_counts() -> None:
     """A job across its ends counts for what lies inside."""
     (total,) = totals(held(record(1, 0, 10 * HOUR)), "user", 4 * HOUR, 5 * HOUR)
     assert total.slice_hours == 1.0
+
+
+def test_what_is_open_counts_as_far_as_it_is_known() -> None:
+    """In a copied ledger to its newest event; what is closed counts whole."""
+    items = [
+        *holdings(record(1, 0, None), H100_SIZE, 2 * HOUR),
+        *holdings(record(2, 0, 3 * HOUR, user="bob"), H100_SIZE, 2 * HOUR),
+        *holdings(whole(3, 5 * HOUR, None), H100_SIZE, 2 * HOUR),
+    ]
+    found = {total.key: total.slice_hours for total in totals(items, "user", 0, 9 * HOUR)}
+    assert found == {"alice": 2.0, "bob": 3.0}
 
 
 def test_refusals_are_counted_and_weigh_nothing() -> None:
