@@ -41,7 +41,20 @@ def geometry_of(name: str) -> Geometry:
 
 
 #: Files whose tests share something dear, or look at every process of the machine.
-SHARED = ("test_hostile.py", "test_packages.py", "test_processes.py")
+SHARED = ("test_hostile.py", "test_packages.py")
+
+#: Files whose processes would see each other's devices.
+SEEING = ("tests/test_processes.py", "tests/test_stuck.py")
+
+#: What takes a worker longest; begun last, one of these would keep all others waiting.
+LONG = (
+    "tests/slurm/test_crashes.py",
+    "tests/slurm/test_cheats.py",
+    "tests/slurm/test_requests.py",
+    "tests/test_hostile.py",
+    "tests/slurm/test_stuck.py",
+    "tests/slurm/test_demo.py",
+)
 
 
 def group(name: str) -> str:
@@ -50,6 +63,8 @@ def group(name: str) -> str:
     `name` is its node id; every file of tests/slurm has a cluster.
     """
     file = name.partition("::")[0]
+    if file in SEEING:
+        return SEEING[0]
     return file if "slurm/" in file or file.endswith(SHARED) else name
 
 
@@ -87,9 +102,10 @@ def mixed(items: list[pytest.Item]) -> list[pytest.Item]:
             files.setdefault(name, []).append(item)
     if not files:
         return items
+    order = sorted(files, key=lambda name: LONG.index(name) if name in LONG else len(LONG))
     return [
         item
-        for number, together in enumerate(files.values())
+        for number, together in enumerate(files[name] for name in order)
         for item in (*together, *single[number :: len(files)])
     ]
 
