@@ -370,7 +370,13 @@ class Ledger:
                 (seq,),
             )
             for row in rows:
-                detail = json.loads(row["detail"])
+                try:
+                    detail = json.loads(row["detail"])
+                except (ValueError, TypeError):
+                    raise LedgerFault(
+                        f"ledger {self._path}: event {row['seq']} is not as it was written",
+                        remedy="`slurm-mig audit --check` lists all that is not",
+                    ) from None
                 yield Event(row["seq"], row["at"], row["kind"], row["allocation"], detail)
 
     def last_event(self) -> tuple[int, str]:

@@ -54,6 +54,15 @@ def collect(site: Site, directory: Path, name: str) -> Path:
     return Path(shutil.copy2(site.root / "state/ledger.db", directory / name))
 
 
+@pytest.mark.parametrize("words", [(), ("--check",), ("--totals", "user"), ("--csv",)])
+def test_a_node_where_no_hook_has_run(site: Site, words: tuple[str, ...]) -> None:
+    """No ledger is no innocence: said, with a code, and none is made."""
+    done = site.cli("audit", *words)
+    assert (done.returncode, done.stdout) == (16, "")
+    assert f"no ledger at {site.root}/state/ledger.db: no hook has run here" in done.stderr
+    assert not (site.root / "state").exists()
+
+
 # -- questions -----------------------------------------------------------------------
 
 
@@ -150,7 +159,6 @@ def test_a_user_is_no_formula(site: Site, name: str) -> None:
         (["--profile", "\udcff"], "is not UTF-8"),
         (["--ledger", "/nowhere/*.db"], "--ledger '/nowhere/*.db' names no file"),
         (["--timeline", "x.gif"], "allowed endings are .png, .svg, .html"),
-        (["--timeline", "x.svg"], "no GPU is on record here"),
         (["--reconcile", "--user", "bob", "--job", "7"], "leave --user, --job out"),
         (["--reconcile", "--tolerance", "-1"], "is not in the range"),
         (["--reconcile", "--tolerance", "inf"], "is not in the range"),
@@ -186,6 +194,12 @@ def test_a_user_is_no_formula(site: Site, name: str) -> None:
 def test_mistakes(site: Site, words: list[str], says: str) -> None:
     """One line with the value and what is allowed."""
     refused(site.cli("audit", *words), 2, says)
+
+
+def test_nothing_to_draw(site: Site) -> None:
+    """A ledger without a record."""
+    assert site.cli("reconcile", "--no-slurm").returncode == 0
+    refused(site.cli("audit", "--timeline", "x.svg"), 2, "no GPU is on record here")
 
 
 def test_eight_digits_are_a_date() -> None:

@@ -21,7 +21,7 @@ from slurm_mig.cli import _asked as asked
 from slurm_mig.cli import _audit as views
 from slurm_mig.cli._common import open_node, root_to_read, slurm_of, when
 from slurm_mig.cli._usage import OnePath
-from slurm_mig.errors import AuditFindings, UsageFault
+from slurm_mig.errors import AuditFindings, LedgerFault, UsageFault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -124,6 +124,8 @@ def command(
     modes = {"--totals": by, "--check": check, "--reconcile": reconcile, "--timeline": timeline}
     _check_mode(_one_of(modes), form, asked.given(flags))
     _check_tolerance(tolerance)
+    if timeline is not None and timeline.suffix not in PICTURES:
+        raise UsageFault(f"--timeline {timeline}: allowed endings are {', '.join(PICTURES)}")
     wanted = asked.wanted(flags)
     with ExitStack() as stack:
         if reconcile:
@@ -196,12 +198,20 @@ def _span_for_sums(wanted: dict[str, Any]) -> tuple[float, float]:
 
 
 def _open(stack: ExitStack, ledgers: Sequence[str], node: Node | None = None) -> list[Archive]:
-    """Collected ledgers, or this node's own, which is made and brought up to date if need be."""
+    """Collected ledgers, or this node's own, which is brought up to date if need be.
+
+    Where there is none an empty answer would say that nobody ever held anything.
+    """
     if ledgers:
         return [_closing(stack, Archive(path)) for path in collected(ledgers)]
     if node is None:
         node = stack.enter_context(open_node())
     root_to_read(node)
+    if not node.config.ledger.exists():
+        raise LedgerFault(
+            f"no ledger at {node.config.ledger}: no hook has run here",
+            remedy="`--ledger` reads copies of other nodes' ledgers",
+        )
     assert node.ledger  # noqa: S101  # opened, and so migrated, by being asked for
     return [_closing(stack, Archive(node.config.ledger, live=True))]
 
@@ -362,7 +372,11 @@ def _reconcile(
 
     _only_times(wanted)
     node = stack.enter_context(open_node())
-    archives = _open(stack, ledgers, node)
+    if not ledgers:
+        root_to_read(node)
+    # Where no hook has ever run a job may have been charged all the same.
+    recorded = bool(ledgers) or node.config.ledger.exists()
+    archives = _open(stack, ledgers, node) if recorded else []
     now = time.time()
     until = now if wanted["until"] is None else min(wanted["until"], now)
     since = until - LAST_DAY if wanted["since"] is None else wanted["since"]
@@ -418,8 +432,6 @@ def _draw(
     wanted: dict[str, Any],
     by: str,
 ) -> None:
-    if out.suffix not in PICTURES:
-        raise UsageFault(f"--timeline {out}: allowed endings are {', '.join(PICTURES)}")
     if len(found) > MOST_DRAWN:
         raise UsageFault(
             f"--timeline draws at most {MOST_DRAWN} slices and refusals, these are {len(found)}: "
