@@ -231,6 +231,7 @@ BROKEN: dict[str, Callable[[Clinic], None]] = {
     "SM116": not_loaded,
     "SM117": other_counts,
     "SM118": drained,
+    "SM119": write("NodeName=login", "NodeName=login[1-"),
     "SM121": write("PrologEpilogTimeout=900", "PrologTimeout=20\nPrologEpilogTimeout=900"),
     "SM122": write("PrologEpilogTimeout=900", "EpilogTimeout=20\nPrologEpilogTimeout=900"),
     "SM123": without("BatchStartTimeout"),
