@@ -311,7 +311,7 @@ def test_a_healthy_node_has_no_finding(clinic: Clinic) -> None:
 
 def test_nor_when_slurmctld_answers(clinic: Clinic) -> None:
     """Its words for the same settings differ from the file's."""
-    clinic.loaded(BatchStartTimeout="900 sec", PrologFlags="Alloc,DeferBatch")
+    clinic.loaded(BatchStartTimeout="325 sec", PrologFlags="Alloc,DeferBatch")
     result = clinic.result()
     assert (result.findings, dict(result.skipped)) == ((), {})
 
