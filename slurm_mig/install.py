@@ -241,7 +241,9 @@ def _completions(share: Path) -> Iterator[File]:
         if kind is not None:
             made = kind(click.Command("slurm-mig"), {}, "slurm-mig", "_SLURM_MIG_COMPLETE")
             # Not `source`, which looks for a bash of its own first.
-            yield File(share / place, made.source_template % made.source_vars())
+            text = made.source_template % made.source_vars()
+            # fish's splits at every comma: a description would end at its first one.
+            yield File(share / place, text.replace('split "," ', 'split --max 1 "," '))
 
 
 def _man_pages(share: Path) -> Iterator[File]:

@@ -419,6 +419,20 @@ def test_bash_takes_the_completion(site: Site, tmp_path: Path) -> None:
     assert done.stdout.split() == ["retire"]
 
 
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish here")
+def test_fish_takes_the_completion(site: Site, tmp_path: Path) -> None:
+    """With a description to its end: it has commas."""
+    into(site, tmp_path)
+    complete(site, "slurm-mig instal")
+    script = tmp_path / "usr/local/share" / install.COMPLETIONS["fish"]
+    ask = f"source {script}; complete -C 'slurm-mig instal'"
+    environ = {"PATH": f"{site.root}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        ["fish", "-c", ask], env=environ, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("install\tWrite hooks, units, ")
+
+
 def test_an_installed_hook_runs(make_site: Callable[..., Site], tmp_path: Path) -> None:
     """From a prolog.d, as Slurm would run it."""
     site = make_site(H100)
