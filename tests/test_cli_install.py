@@ -186,6 +186,22 @@ def test_links_of_an_image_stay_in_it(site: Site, tmp_path: Path) -> None:
     assert tree(image) == {"etc", "usr/local", "data/config/slurm-mig/config.toml"}
 
 
+def test_linked_directories_of_an_image_are_its_own(site: Site, tmp_path: Path) -> None:
+    """What is looked at there is the image's too: a prolog.d, and what enables a unit."""
+    image = tmp_path / "image"
+    for name in ("own/prolog.d", "own/system/slurmd.service.requires", "etc/systemd"):
+        (image / name).mkdir(parents=True)
+    (image / "own/prolog.d/README").write_text("x")
+    (image / "etc/prolog.d").symlink_to("/own/prolog.d")
+    (image / "etc/systemd/system").symlink_to("/own/system")
+    done = into(site, image, "--prolog-d", "/etc/prolog.d")
+    assert "prolog.d/README is not an executable file" in done.stdout, done.stderr
+    unit = "slurm-mig-boot.service"
+    link = image / "own/system/slurmd.service.requires" / unit
+    link.symlink_to(f"/etc/systemd/system/{unit}")
+    assert into(site, image, "--uninstall").returncode == 23
+
+
 def test_a_linked_configuration_of_an_image(site: Site, tmp_path: Path) -> None:
     """It is the site's: read where the image has it, and not replaced by a sample."""
     directory = tmp_path / "etc/slurm-mig"

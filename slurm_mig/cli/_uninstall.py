@@ -111,7 +111,8 @@ def _check_units(there: list[Path], root: Path) -> None:
     for path in there:
         if path.suffix not in (".service", ".timer"):
             continue
-        for directory in below(root, Path("/etc/systemd/system")).glob("*.*"):
+        units = below(root, Path("/etc/systemd/system"), follow=True)
+        for directory in units.glob("*.*"):
             link = directory / path.name
             # Below an image's root it leads nowhere, so it must not be followed.
             if directory.suffix in (".wants", ".requires") and link.is_symlink():

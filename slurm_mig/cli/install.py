@@ -186,5 +186,6 @@ def _site_faults(places: Places, root: Path) -> list[str]:
         (places.epilog_d, install.EPILOG_NAME, False),
     ):
         if directory is not None:
-            found += install.site_faults(install.below(root, directory), ours, last=last)
+            there = install.below(root, directory, follow=True)
+            found += install.site_faults(there, ours, last=last)
     return found

@@ -612,12 +612,16 @@ def _read(path: str) -> str | None:
 
 def _content(path: Path) -> str:
     """A file's text; OSError for a FIFO or a device, which would keep the doctor waiting."""
-    # O_NONBLOCK: so that opening a FIFO does not wait for a writer.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
+    with open(path, "rb", opener=_at_once) as file:  # Path has no opener
         mode = os.fstat(file.fileno()).st_mode
         if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         return file.read().decode("utf-8", "replace")
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open it without waiting for the writer of a FIFO."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _may_be(path: Path) -> bool:
