@@ -39,6 +39,9 @@ BUNDLED: Final = ("nvidia-ml-py", "filelock", "click", "prometheus-client", "PyY
 #: What the configuration bounds in a unit with its defaults, in seconds (docs/admin.md).
 BOUNDED: Final = 130.0
 
+#: Where Debian's zsh looks for what packages bring; site-functions below /usr/share is upstream's.
+ZSH: Final = Path("/usr/share/zsh/vendor-completions/_slurm-mig")
+
 CONTROL: Final = f"""\
 Package: slurm-mig
 Version: {__version__}
@@ -176,7 +179,8 @@ def system_files(stage: Path) -> None:
         if file.path.suffix == ".1":
             write(stage, f"{file.path}.gz", packed(file.text))
         else:
-            write(stage, str(file.path), file.text)
+            zsh = file.path == places.share / install.COMPLETIONS["zsh"]
+            write(stage, str(ZSH if zsh else file.path), file.text)
     write(stage, str(CONFIG), sample())
     write(stage, "/usr/bin/slurm-mig", PROGRAM, mode=0o755)
     about = "/usr/share/doc/slurm-mig"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from slurm_mig.errors import UsageFault
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from slurm_mig.fleet import Fleet, GresName
     from slurm_mig.geometry import Geometry, GpuProfile
@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 SHARES: Final = ("largest", "compute", "memory")
 
 
-def billing(fleet: Fleet, prices: Mapping[str, float], by: str) -> dict[str, float]:
-    """TRES -> billing units for one of it.
+def billing(
+    fleet: Fleet, prices: Mapping[str, float], by: str, types: Collection[str] | None = None
+) -> dict[str, float]:
+    """TRES -> billing units for one of it, in a partition with these GPU types (None: with all).
 
     `prices` are units for a whole GPU by GPU type, `by` one of SHARES. Part of an
     instance pays its part. Raises UsageFault for a type without a price, and where one
-    profile name would have two prices.
+    profile name would have two prices in the partition.
     """
     for name in prices:
         if name not in gpu_types(fleet):
@@ -33,10 +35,26 @@ def billing(fleet: Fleet, prices: Mapping[str, float], by: str) -> dict[str, flo
     missing = [name for name in gpu_types(fleet) if name not in prices]
     if missing:
         raise UsageFault(f"billing: no price for GPU type {', '.join(missing)}")
-    found = {f"GRES/gpu:{name}": prices[name] for name in gpu_types(fleet)}
+    here = [name for name in gpu_types(fleet) if types is None or name in types]
+    found = {f"GRES/gpu:{name}": prices[name] for name in here}
     for gres in fleet.names.values():
-        found[f"GRES/mig:{gres.name}"] = _price(fleet, gres, prices, by)
+        if of := [name for name in gres.types if name in here]:
+            found[f"GRES/mig:{gres.name}"] = _price(fleet, gres, of, prices, by)
     return found
+
+
+def by_partition(
+    fleet: Fleet, partitions: Sequence[Sequence[str]], prices: Mapping[str, float], by: str
+) -> dict[str, dict[str, float]]:
+    """Partition -> `billing` for the GPU types of its nodes; "" for nodes that name none.
+
+    `partitions` are those of each group of the fleet, in its order.
+    """
+    types: dict[str, set[str]] = {}
+    for group, names in zip(fleet.groups, partitions, strict=True):
+        for name in names or ("",):
+            types.setdefault(name, set()).update(kind for kind, _ in group.by_minor().values())
+    return {name: billing(fleet, prices, by, found) for name, found in types.items()}
 
 
 def gpu_types(fleet: Fleet) -> list[str]:
@@ -45,16 +63,19 @@ def gpu_types(fleet: Fleet) -> list[str]:
     return list(dict.fromkeys(every))
 
 
-def _price(fleet: Fleet, gres: GresName, prices: Mapping[str, float], by: str) -> float:
+def _price(
+    fleet: Fleet, gres: GresName, types: Sequence[str], prices: Mapping[str, float], by: str
+) -> float:
     found = {}
-    for name in gres.types:
+    for name in types:
         geometry = fleet.models[name].geometry
         found[name] = prices[name] * share(geometry, geometry.by_id(gres.profile_id), by) / gres.per
     if len(set(found.values())) > 1:
         each = ", ".join(f"{value:.4g} on {name}" for name, value in found.items())
         raise UsageFault(
             f"billing: mig:{gres.name} would cost {each}",
-            remedy="Slurm has one price for a name: give these GPU types the same",
+            remedy="Slurm has one price for a name in a partition: say with `partitions` in each "
+            "[[nodes]] table which partition has which type, or give these types the same price",
         )
     return next(iter(found.values()))
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from slurm_mig.errors import SlurmMigError
-    from slurm_mig.geometry import Geometry, Placement
+    from slurm_mig.geometry import Geometry, GpuProfile, Placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,9 @@ class Driver(Protocol):
 
     def geometry(self, gpu: Gpu) -> Geometry:
         """The profile table with placements; works with MIG mode off."""
+
+    def offered(self, gpu: Gpu) -> Sequence[GpuProfile]:
+        """The profile table for everybody: rows without placements where only root is told."""
 
     def instances(self, gpu: Gpu) -> Sequence[GpuInstance]:
         """Every GPU instance, listed per profile, so that one without CI shows too."""

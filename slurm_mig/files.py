@@ -280,6 +280,7 @@ def replace_file(
 
     The name never shows a half-written file, and never one with the wrong owner.
     `reader`: a user (uid, gid) who may read it, too; he does not become its owner.
+    NodeFault where it cannot be written; nothing is left then, least of all on a full disk.
     """
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -293,8 +294,12 @@ def replace_file(
             if reader is not None and os.geteuid() == 0:
                 _let_read(descriptor, *reader)
         fresh.replace(path)
-    except OSError as problem:
-        raise NodeFault(f"write {path}: {problem.strerror}") from problem
+    except BaseException as problem:
+        with suppress(OSError):
+            fresh.unlink()
+        if isinstance(problem, OSError):
+            raise NodeFault(f"write {path}: {problem.strerror}") from problem
+        raise
 
 
 def _let_read(descriptor: int, uid: int, gid: int) -> None:

@@ -17,14 +17,17 @@
     hosts = "gpu[01-04]"
     gpus = ["NVIDIA H100 80GB HBM3:6", "l40s:2"]
     whole = [6, 7]
+    partitions = "hopper"
 
 GPUs are listed by device minor; those in `whole` are given out as they are, and one
-that is not in the catalogue then stands under Slurm's name for its type.
+that is not in the catalogue then stands under Slurm's name for its type. `partitions`
+is for prices: one profile may cost something else in another partition.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -39,12 +42,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class NodeText:
-    """One `[[nodes]]` table: `whole` are device minors, None for all of them."""
+    """One `[[nodes]]` table: `whole` are device minors, None for all of them.
+
+    `partitions` are those of Slurm's that these nodes are in; only prices ask for them.
+    """
 
     hosts: str
     gpus: tuple[str, ...]
     whole: tuple[int, ...] | None = ()
     devices: str = "/dev"
+    partitions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +102,7 @@ def _fleet(data: dict[str, Any]) -> FleetText:
 
 
 def _node(table: dict[str, Any]) -> NodeText:
-    _known(table, "[[nodes]] ", ("hosts", "gpus", "whole", "devices"))
+    _known(table, "[[nodes]] ", ("hosts", "gpus", "whole", "devices", "partitions"))
     for key in ("hosts", "gpus"):
         if key not in table:
             raise _Bad(f"[[nodes]] without {key}")
@@ -103,7 +110,8 @@ def _node(table: dict[str, Any]) -> NodeText:
         hosts=_get(table, "hosts", _text, ""),
         gpus=_get(table, "gpus", _texts, ()),
         whole=_get(table, "whole", _minors, ()),
-        devices=_get(table, "devices", _text, "/dev"),
+        devices=_get(table, "devices", _directory, "/dev"),
+        partitions=_get(table, "partitions", _partitions, ()),
     )
 
 
@@ -126,8 +134,25 @@ def _get(table: dict[str, Any], key: str, reader: Callable[[Any], Any], default:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value or not value.isprintable():
-        raise ValueError("a text without control characters")
+        raise ValueError("a text, not empty and without control characters")
     return value
+
+
+def _directory(value: Any) -> str:
+    """Slurm would look for a relative one where slurmd was started, and ends a value at a blank."""
+    if not isinstance(value, str) or not re.fullmatch(r"/[^\s,#\[\]]*", value):
+        raise ValueError("an absolute path without white space, commas, # and brackets")
+    return value
+
+
+def _partitions(value: Any) -> tuple[str, ...]:
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(
+        isinstance(item, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*", item, re.ASCII)
+        for item in values
+    ):
+        raise ValueError("a name of a partition or a list of them: letters, digits, _ . -")
+    return tuple(dict.fromkeys(values))
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -212,4 +237,6 @@ gpus = ["NVIDIA A30:2"]
 #[billing]
 #gpu = { h100 = 8, a30 = 2 }
 #by = "largest"
+# Slurm has one price for a profile in a partition. Where it differs between GPU models,
+# each [[nodes]] table says which partitions its nodes are in: partitions = ["hopper"]
 """

@@ -24,13 +24,17 @@ FILES: Final = (
     "cli_filter.lua",
 )
 
+#: Seconds for BatchStartTimeout: more than a hook takes before it is ended, with the defaults.
+BATCH_START: Final = 325
+
 
 def generate(
-    fleet: Fleet, *, hooks: str, billing: Mapping[str, float] | None = None
+    fleet: Fleet, *, hooks: str, billing: Mapping[str, Mapping[str, float]] | None = None
 ) -> Mapping[str, str]:
     """All files by name.
 
-    `hooks` is the directory of the installed hooks, `billing` TRES and what one costs.
+    `hooks` is the directory of the installed hooks; `billing` has for each partition ("" where
+    none is named) TRES and what one costs.
     """
     return {
         "slurm.conf.mig": slurm_conf(fleet, hooks, billing),
@@ -45,7 +49,9 @@ def _head(comment: str, what: str) -> str:
     return f"{comment} {what}, written by `slurm-mig generate` {__version__}. Do not edit.\n"
 
 
-def slurm_conf(fleet: Fleet, hooks: str, billing: Mapping[str, float] | None = None) -> str:
+def slurm_conf(
+    fleet: Fleet, hooks: str, billing: Mapping[str, Mapping[str, float]] | None = None
+) -> str:
     """Lines for slurm.conf. `Gres=` values are comments: they belong on the site's own lines."""
     lines = [
         "# Take these lines into slurm.conf, and each Gres= value onto that node's NodeName line.",
@@ -56,10 +62,16 @@ def slurm_conf(fleet: Fleet, hooks: str, billing: Mapping[str, float] | None = N
         f"Prolog={hooks}/prolog",
         f"Epilog={hooks}/epilog",
         f"TaskProlog={hooks}/task_prolog",
+        "# Longer than a Prolog takes at worst: a batch job that waits for its own is else taken",
+        "# for lost. With a longer `deadline` in config.toml it has to be longer, too.",
+        f"BatchStartTimeout={BATCH_START}",
         "# NVML held open by Slurm's own GPU accounting would block reconfiguration.",
         "JobAcctGatherParams=DisableGPUAcct",
         "# Where slurmdbd runs, this makes sacct and limits speak of profiles:",
         f"#AccountingStorageTRES={','.join(accounting_tres(fleet))}",
+        "# From Slurm 23.11 on (an older slurmctld does not start with it), added to the words of",
+        "# your own line, this takes the emptiest GPU, not the first: fewer jobs are refused.",
+        "#SelectTypeParameters=...,LL_SHARED_GRES",
         *_billing_lines(billing or {}),
         "",
     ]
@@ -70,12 +82,17 @@ def slurm_conf(fleet: Fleet, hooks: str, billing: Mapping[str, float] | None = N
     return _head("#", "Fragment for slurm.conf") + "\n".join(lines) + "\n"
 
 
-def _billing_lines(billing: Mapping[str, float]) -> list[str]:
-    if not billing:
-        return []
-    # sacct and limits keep many digits; four are more than any price has.
-    words = ",".join(f"{name}={weight:.4g}" for name, weight in billing.items())
-    return ["# Onto the lines of the partitions with these nodes:", f"#TRESBillingWeights={words}"]
+def _billing_lines(billing: Mapping[str, Mapping[str, float]]) -> list[str]:
+    lines = []
+    for partition, weights in billing.items():
+        # sacct and limits keep many digits; four are more than any price has.
+        words = ",".join(f"{name}={weight:.4g}" for name, weight in weights.items())
+        of = f"partition {partition}" if partition else "the partitions with these nodes"
+        lines += [
+            f"# Onto the line{'' if partition else 's'} of {of}:",
+            f"#TRESBillingWeights={words}",
+        ]
+    return lines
 
 
 def accounting_tres(fleet: Fleet) -> list[str]:

@@ -8,8 +8,10 @@ exactly that can be removed again.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import re
 import stat
 from contextlib import suppress
@@ -18,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import NodeFault, NotPermitted
-from slurm_mig.files import read_trusted, replace_file, trusted
+from slurm_mig.files import MAX_LINKS, read_trusted, replace_file, trusted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 #: slurm.conf key -> script below the source tree, or below `share` of an installed package.
 HOOKS: Final = {
@@ -145,9 +147,29 @@ def sources() -> Path:
     raise NodeFault(f"no hook scripts beside {package}", remedy="install slurm-mig again")
 
 
-def below(root: Path, path: Path) -> Path:
-    """A path of the installed system as it is found from here."""
-    return root / path.relative_to("/")
+def below(root: Path, path: Path, *, follow: bool = False) -> Path:
+    """A path of the installed system as it is found from here.
+
+    Links are taken as a process in the image takes them (chroot(2)): followed from here,
+    its absolute ones would have root write into the running system. `follow`: also a link
+    that stands at the path itself; NodeFault where links lead in a circle.
+    """
+    if root == Path("/"):
+        return path
+    names, found, links = [*reversed(path.parts)], root, 0
+    while names:
+        name = names.pop()
+        if name in ("/", ".."):
+            found = root if name == "/" or found == root else found.parent
+            continue
+        found /= name
+        if (names or follow) and found.is_symlink():
+            links += 1
+            if links > MAX_LINKS:
+                raise NodeFault(f"{root / path.relative_to('/')}: {os.strerror(errno.ELOOP)}")
+            names += reversed(found.readlink().parts)
+            found = found.parent
+    return found
 
 
 def without(root: Path, path: Path) -> Path:
@@ -219,7 +241,9 @@ def _completions(share: Path) -> Iterator[File]:
         if kind is not None:
             made = kind(click.Command("slurm-mig"), {}, "slurm-mig", "_SLURM_MIG_COMPLETE")
             # Not `source`, which looks for a bash of its own first.
-            yield File(share / place, made.source_template % made.source_vars())
+            text = made.source_template % made.source_vars()
+            # fish's splits at every comma: a description would end at its first one.
+            yield File(share / place, text.replace('split "," ', 'split --max 1 "," '))
 
 
 def _man_pages(share: Path) -> Iterator[File]:
@@ -233,7 +257,7 @@ def _config(runtime: Runtime, root: Path) -> Iterator[File]:
     config = runtime.config
     if "%n" in str(config):
         return
-    there = below(root, config)
+    there = below(root, config, follow=True)
     with suppress(OSError):
         if there.read_text("utf-8", "replace") == runtime.sample:
             return
@@ -251,7 +275,7 @@ def _log(etc: Path) -> Iterator[File]:
 
 def state(file: File, root: Path) -> str:
     """`new`, `same` or `changed`: what is there now, against what would be written."""
-    path = below(root, file.path)
+    path = below(root, file.path, follow=True)
     try:
         there = path.read_bytes()
         mode = stat.S_IMODE(path.stat().st_mode)
@@ -272,7 +296,7 @@ def check(made: Sequence[File], root: Path) -> None:
         except OSError as problem:
             raise NodeFault(f"make {directory}: {problem.strerror}") from problem
     for file in made:
-        if below(root, file.path).is_dir():
+        if below(root, file.path, follow=True).is_dir():
             raise NodeFault(f"{below(root, file.path)} is a directory, not a file")
 
 
@@ -291,11 +315,11 @@ def write(made: Sequence[File], root: Path, manifest: Path, keep: Sequence[Path]
     check(made, root)
     for directory in {below(root, file.path).parent for file in made}:
         check_place(directory, ())
-    listed = read_manifest(manifest) | {
+    every = read_manifest(manifest) | {
         str(file.path): file.digest for file in made if file.path not in keep
     }
     # First: what is written and in no manifest would never be removed.
-    _write_manifest(manifest, listed)
+    _write_manifest(manifest, every)
     for file in made:
         if state(file, root) != "same":
             path = below(root, file.path)
@@ -325,9 +349,9 @@ def read_manifest(path: Path) -> dict[str, str]:
         ) from problem
 
 
-def _write_manifest(path: Path, listed: Mapping[str, str]) -> None:
+def _write_manifest(path: Path, every: Mapping[str, str]) -> None:
     check_place(path.parent, ())
-    text = json.dumps({"files": dict(sorted(listed.items()))}, indent=1) + "\n"
+    text = json.dumps({"files": dict(sorted(every.items()))}, indent=1) + "\n"
     replace_file(path, text, mode=0o644)
 
 
@@ -342,12 +366,33 @@ class Removal:
     changed: tuple[Path, ...]
 
 
-def removal(manifest: Path, root: Path) -> Removal:
+def part_of(path: Path) -> str:
+    """Which of PARTS an installed file is of; its name tells, so a manifest of any age does."""
+    if path.suffix in (".service", ".timer"):
+        return "units"
+    if path.parent.name in ("rsyslog.d", "logrotate.d"):
+        return "log"
+    if path.name == "slurm-mig.conf":
+        return "tmpfiles"
+    if path.parent.name == "man1":
+        return "man"
+    if path.name.endswith(".sample"):
+        return "config"
+    return "completion" if str(path).endswith(tuple(COMPLETIONS.values())) else "hooks"
+
+
+def listed(manifest: Path, parts: Collection[str] = PARTS) -> dict[str, str]:
+    """The manifest's files of these PARTS: a part that nobody named is not taken away."""
+    every = read_manifest(manifest)
+    return {name: digest for name, digest in every.items() if part_of(Path(name)) in parts}
+
+
+def removal(manifest: Path, root: Path, parts: Collection[str] = PARTS) -> Removal:
     """What `remove` would do; paths without the root."""
     gone: list[Path] = []
     changed: list[Path] = []
-    for name, digest in read_manifest(manifest).items():
-        path = below(root, Path(name))
+    for name, digest in listed(manifest, parts).items():
+        path = below(root, Path(name), follow=True)
         if not path.is_file():
             continue
         same = hashlib.sha256(path.read_bytes()).hexdigest() == digest
@@ -355,13 +400,14 @@ def removal(manifest: Path, root: Path) -> Removal:
     return Removal(tuple(gone), tuple(changed))
 
 
-def remove(manifest: Path, root: Path) -> Removal:
+def remove(manifest: Path, root: Path, parts: Collection[str] = PARTS) -> Removal:
     """Remove what was installed and is unchanged, then directories of ours that are empty."""
-    listed = read_manifest(manifest)
-    plan = removal(manifest, root)
+    every, mine = read_manifest(manifest), listed(manifest, parts)
+    plan = removal(manifest, root, parts)
     for path in plan.gone:
         below(root, path).unlink()
-    left = {str(path): listed[str(path)] for path in plan.changed}
+    kept = {str(path) for path in plan.changed}
+    left = {name: digest for name, digest in every.items() if name in kept or name not in mine}
     if left:
         _write_manifest(manifest, left)
     else:

@@ -92,7 +92,8 @@ class Piece:
         compute = (row.slices,) if self.compute is None else self.compute
         if sum(compute) > row.slices:
             raise BadRequest(
-                f"{row.name} has {row.slices} compute slices, not {sum(compute)} ({compute})"
+                f"{row.name} has {row.slices} compute slices, not {sum(compute)}: "
+                f"compute = {[*compute]}"
             )
         return row, compute
 
@@ -222,13 +223,14 @@ def from_mig_parted(data: Any, name: str | None, where: str) -> tuple[Entry, ...
         raise UsageFault(f"{where} has no 'version: v1' of mig-parted's")
     _known(data, where, ("version", "mig-configs"))
     configs = data.get("mig-configs")
-    names = list(configs) if isinstance(configs, dict) else []
-    if name is None and len(names) == 1:
-        name = names[0]
-    if not isinstance(configs, dict) or name not in configs:
-        raise UsageFault(
-            f"{where}: no mig-configs {name!r}; name one with --name: {', '.join(map(str, names))}"
-        )
+    if not isinstance(configs, dict) or not configs:
+        raise UsageFault(f"{where}: no mig-configs; write a table of them, one with a name each")
+    if name is None and len(configs) == 1:
+        (name,) = configs
+    if name not in configs:
+        what = "several mig-configs" if name is None else f"no mig-configs {name!r}"
+        known = ", ".join(map(str, configs))
+        raise UsageFault(f"{where}: {what}; name one with --name: {known}")
     return tuple(_spec(item, f"{where}: {name}") for item in _tables(configs[name], where))
 
 

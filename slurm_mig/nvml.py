@@ -27,7 +27,7 @@ from slurm_mig.geometry import Engines, Geometry, GpuProfile, Placement
 from slurm_mig.profile import ATTRIBUTES, Profile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 #: nvml.h: a GPU holds at most this many GPU instances, each at most this many CIs.
 MAX_INSTANCES: Final = 15
@@ -255,7 +255,18 @@ class NvmlDriver:
             self._tables[gpu.uuid] = Geometry(tuple(sorted(rows, key=_table_order)))
         return self._tables[gpu.uuid]
 
-    def _rows(self, device: object, gpu: Gpu) -> Iterator[GpuProfile]:
+    def offered(self, gpu: Gpu) -> Sequence[GpuProfile]:
+        """The profile table as far as the caller may read it.
+
+        In MIG mode placements may be told to root alone (mig-facts.md d); rows have none then.
+        """
+        try:
+            return self.geometry(gpu).profiles
+        except NotPermitted:
+            rows = self._rows(self._device(gpu), gpu, placed=False)
+            return sorted(rows, key=_table_order)
+
+    def _rows(self, device: object, gpu: Gpu, *, placed: bool = True) -> Iterator[GpuProfile]:
         for enum in range(LAST_ENUM):
             try:
                 info = self._profile_info(device, enum, gpu)
@@ -265,9 +276,9 @@ class NvmlDriver:
                 return
             if info is None:
                 continue
-            places = self._placements(device, info.id, gpu)
+            places = self._placements(device, info.id, gpu) if placed else ()
             # A profile without a legal placement cannot be made: leave it out.
-            if places:
+            if places or not placed:
                 yield _row(info, self._name(device, info, enum, gpu), places)
 
     def _profile_info(self, device: object, enum: int, gpu: Gpu) -> Any:  # ctypes struct
@@ -597,7 +608,7 @@ def nominal_gb(memory_mib: int, total_bytes: int) -> int:
 
 def _table_order(row: GpuProfile) -> tuple[int, int, int]:
     """As `nvidia-smi mig -lgip` prints: by slices, then memory, then attribute."""
-    return row.slices, row.size, ATTRIBUTES.index(row.name.attribute)
+    return row.slices, row.name.memory_gb, ATTRIBUTES.index(row.name.attribute)
 
 
 def _row(info: Any, name: Profile, places: tuple[Placement, ...]) -> GpuProfile:

@@ -7,7 +7,7 @@ free. Whether a slot for it is free, only the node knows (`slurm-mig status` the
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ def total_room(views: Sequence[NodeView]) -> dict[str, int | None]:
 
 
 def _view(node: NodeFacts, shares: Sequence[Share], models: Sequence[Model]) -> NodeView:
+    if node.shards is None:
+        node = replace(node, shards=_added_up(node, shares, models))
     gpus = tuple(
         GpuView(
             index,
@@ -79,6 +81,32 @@ def _view(node: NodeFacts, shares: Sequence[Share], models: Sequence[Model]) -> 
     return NodeView(
         node.name, node.state, node.reason, gpus, elsewhere, _room(node, gpus, shares, models)
     )
+
+
+def _added_up(
+    node: NodeFacts, shares: Sequence[Share], models: Sequence[Model]
+) -> tuple[tuple[int, int], ...] | None:
+    """(used, all) shards of each GPU by what the jobs have: 22.05 counts wrongly itself.
+
+    None where a job's GPU is not known, or where the GPUs of a type cannot all be carved: an
+    occupied GPU would else be shown as free.
+    """
+    types = [*_types(node)]
+    used: Counter[int] = Counter()
+    for item in shares:
+        if item.gpus is None:
+            return None
+        for name, count in item.gres.items():
+            kind, _, type_name = name.partition(":")
+            places = [place for place in item.gpus if types[place : place + 1] == [type_name]]
+            if kind == "shard" and len(places) != 1:
+                return None
+            used.update({places[0]: count} if kind == "shard" else {})
+    full = {name: node.gres.get(f"shard:{name}", 0) // types.count(name) for name in types}
+    offered = _offered(node)
+    if any(full[name] and _weights(name, node, offered, models) is None for name in full):
+        return None
+    return tuple((used[place], full[name]) for place, name in enumerate(types))
 
 
 def _ours(share: Share) -> bool:
@@ -95,11 +123,7 @@ def _room(
     node: NodeFacts, gpus: Sequence[GpuView], shares: Sequence[Share], models: Sequence[Model]
 ) -> dict[str, int | None]:
     """Instances of each profile that still have room: by shards, and by Slurm's count of it."""
-    offered = {
-        name.removeprefix("mig:"): count
-        for name, count in node.gres.items()
-        if name.startswith("mig:")
-    }
+    offered = _offered(node)
     held: Counter[str] = Counter()
     for item in shares:
         held.update({n.removeprefix("mig:"): c for n, c in item.gres.items() if n[:4] == "mig:"})
@@ -108,6 +132,15 @@ def _room(
         fits = _fits(name, node, gpus, offered, models)
         found[name] = None if fits is None else min(fits, max(offered[name] - held[name], 0))
     return found
+
+
+def _offered(node: NodeFacts) -> dict[str, int]:
+    """Instances of each profile that Slurm may give out there."""
+    return {
+        name.removeprefix("mig:"): count
+        for name, count in node.gres.items()
+        if name.startswith("mig:")
+    }
 
 
 def _whole_instances(offered: Mapping[str, int]) -> Iterator[str]:

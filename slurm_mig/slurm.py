@@ -52,7 +52,7 @@ class NodeFacts:
     """What slurmctld says of one node: state words (`IDLE`, `DRAIN`), drain reason, gres.
 
     `shards` are (used, all) of each GPU by Slurm's index, None where this Slurm does not
-    tell them by GPU (22.05).
+    tell them by GPU (22.05, which also counts them wrongly: docs/slurm.md).
     """
 
     name: str
@@ -67,7 +67,7 @@ class Share:
     """What one job that runs has on one node.
 
     `since` in seconds since the epoch; `gpus` are Slurm's indexes, None where this Slurm
-    does not tell (22.05).
+    does not tell (without squeue's JSON plugin).
     """
 
     job_id: int

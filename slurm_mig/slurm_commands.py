@@ -128,7 +128,7 @@ class CommandClient:
         try:
             return _shares(self._run("squeue", "--json", "-a", "-t", states))
         except SlurmFault as fault:
-            # Without the JSON plugin, or 22.05, whose JSON has no gres.
+            # Without the JSON plugin: squeue's columns have no GPUs.
             if not fault.cause.startswith("squeue --json"):
                 raise
         widths = (20, 8, 12, 40, 400, 24, 1000)
@@ -308,10 +308,17 @@ def _gpu_indexes(detail: str) -> tuple[int, ...]:
     """Indexes in `gpu:a:0(IDX:),gpu:b:2(IDX:1-2)`."""
     found: set[int] = set()
     for ranges in re.findall(r"(?:^|,)gpu(?::[^(,]*)?\(IDX:([0-9,-]*)\)", detail):
-        for part in filter(None, ranges.split(",")):
-            first, _, last = part.partition("-")
-            found.update(range(int(first), int(last or first) + 1))
+        found |= _indexes(ranges)
     return tuple(sorted(found))
+
+
+def _indexes(ranges: str) -> set[int]:
+    """`0,2-3` as numbers; none of an empty text."""
+    found: set[int] = set()
+    for part in filter(None, ranges.split(",")):
+        first, _, last = part.partition("-")
+        found.update(range(int(first), int(last or first) + 1))
+    return found
 
 
 def _cut(line: str, widths: Sequence[int]) -> list[str]:
@@ -375,10 +382,12 @@ def _shares(output: str) -> list[Share]:
 
 
 def _share(job: dict[str, Any]) -> Iterator[Share]:
-    if not job["nodes"]:
+    # 22.05 lists every job, whatever states were asked for.
+    states = job["job_state"]
+    words = [states] if isinstance(states, str) else states
+    if not job["nodes"] or not {*words} & {*LIVE_STATES}:
         return
-    nodes = [item["name"] for item in job["job_resources"]["nodes"]["allocation"]]
-    start = job["start_time"]
+    nodes = _allocated(job["job_resources"])
     # A job without gres has an empty list.
     for node, detail in zip(nodes, job["gres_detail"] or [""] * len(nodes), strict=True):
         gres, gpus = _held(detail)
@@ -388,16 +397,31 @@ def _share(job: dict[str, Any]) -> Iterator[Share]:
             # A login node may not know every user.
             job["user_name"] or str(job["user_id"]),
             node,
-            float(start["number"]) if start["set"] else None,
+            _start(job["start_time"]),
             gres,
             gpus,
         )
 
 
+def _allocated(resources: dict[str, Any]) -> list[str]:
+    """Names of a job's nodes, in the order of its gres; 22.05 calls the list something else."""
+    if "allocated_nodes" in resources:
+        return [item["nodename"] for item in resources["allocated_nodes"]]
+    return [item["name"] for item in resources["nodes"]["allocation"]]
+
+
+def _start(value: Any) -> float | None:
+    """22.05 writes a plain number, 0 for none."""
+    if isinstance(value, int):
+        return float(value) or None
+    return float(value["number"]) if value["set"] else None
+
+
 def _held(detail: str) -> tuple[dict[str, int], tuple[int, ...]]:
     """Counts by name, and the indexes of the GPUs that they are on.
 
-    Unlike a node's, a job's shards are told for every GPU of the node, in their order.
+    Unlike a node's, a job's shards are told for every GPU of the node, in their order; by
+    22.05 as the one GPU that they are of.
     """
     gres: dict[str, int] = {}
     gpus: set[int] = set(_gpu_indexes(detail))
@@ -406,7 +430,9 @@ def _held(detail: str) -> tuple[dict[str, int], tuple[int, ...]]:
             gres[word] = int(inside.removeprefix("CNT:"))
         else:
             name, _, count = word.rpartition(":")
-            gres[name] = int(count)
+            # 22.05 tells 0 of each type that a node has and the job does not.
+            gres |= {name: int(count)} if int(count) else {}
+            gpus |= _indexes(inside[4:] if inside.startswith("IDX:") else "")
             used = enumerate(re.findall(r"(\d+)/\d+", inside))
             gpus |= {place for place, number in used if int(number)}
     return gres, tuple(sorted(gpus))

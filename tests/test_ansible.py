@@ -10,6 +10,7 @@ import click
 import pytest
 import yaml
 
+from slurm_mig import generator
 from slurm_mig.cli import VERBS, cli
 
 PAGE = (Path(__file__).parents[1] / "docs/ansible.md").read_text("utf-8")
@@ -26,8 +27,15 @@ MODULES = {
     "pip": {"name", "virtualenv", "virtualenv_command"},
     "command": {"argv"},
     "systemd": {"name", "enabled", "state", "daemon_reload"},
+    "slurp": {"src"},
+    "assert": {"that", "fail_msg"},
+    "replace": {"path", "regexp", "replace"},
+    "lineinfile": {"path", "line"},
 }
-KEYWORDS = {"name", "register", "when", "loop", "notify", "changed_when", "failed_when", "timeout"}
+KEYWORDS = {
+    "name", "register", "when", "loop", "loop_control", "notify", "changed_when", "failed_when",
+    "timeout",
+}  # fmt: skip
 
 
 def test_every_block_is_yaml() -> None:
@@ -45,6 +53,65 @@ def test_tasks(task: dict[str, Any]) -> None:
     if "mode" in task[module]:
         # A bare number would be taken as decimal.
         assert isinstance(task[module]["mode"], str)
+
+
+def test_every_generated_file_is_rolled_out() -> None:
+    """One that stays behind leaves nodes that Slurm refuses."""
+    copied = [
+        task["ansible.builtin.copy"].get("src", "")
+        for task in TASKS
+        if "ansible.builtin.copy" in task
+    ]
+    loops = [name for task in TASKS for name in task.get("loop", ()) if isinstance(name, str)]
+    for name in generator.FILES:
+        assert f"slurm/{name}" in copied or name in loops, name
+
+
+def test_what_changes_slurm_restarts_it() -> None:
+    """A changed Gres= or gres.conf holds only then; every handler that is told exists."""
+    told = [task["notify"] for task in TASKS if "notify" in task]
+    assert told
+    names = [task["name"] for task in TASKS]
+    for handlers in told:
+        assert handlers == ["Restart slurmctld", "Restart slurmd"]
+        assert names.index(handlers[0]) < names.index(handlers[1])
+    assert "scontrol, reconfigure" not in PAGE
+
+
+SLURM_CONF = """\
+NodeName=gpu1 CPUs=4 Gres=gpu:1
+#NodeName=gpu[01-04] CPUs=1
+NodeName=gpu[01-04] CPUs=64 gres=gpu:h100:8 State=UNKNOWN # rack 7
+NodeName=gpu[01-04]x CPUs=1
+NodeName=a30-[01-02] CPUs=32 Reason="to be seen" # old
+NodeName=login CPUs=4
+"""
+
+
+def test_gres_lands_on_the_nodes_lines() -> None:
+    """On those very lines, in place of an older value, and again without any change."""
+    fragment = (Path(__file__).parents[1] / "etc/slurm.conf.mig").read_text()
+    (variable,) = (block for block in BLOCKS if isinstance(block, dict))
+    (pattern,) = re.findall(r'regex_findall\("(.*?)", multiline', variable["slurm_mig_nodes"])
+    nodes = re.findall(pattern, fragment, re.MULTILINE)
+    assert [hosts for hosts, _ in nodes] == ["gpu[01-04]", "a30-[01-02]"]
+    (task,) = (
+        task["ansible.builtin.replace"] for task in TASKS if "ansible.builtin.replace" in task
+    )
+    text = SLURM_CONF
+    for _ in range(2):
+        for hosts, gres in nodes:
+            # ansible.builtin.replace: re.sub with MULTILINE.
+            regexp = task["regexp"].replace("{{ item.0 | regex_escape }}", re.escape(hosts))
+            replacement = task["replace"].replace("{{ item.1 }}", gres)
+            text = re.sub(regexp, replacement, text, flags=re.MULTILINE)
+        lines = text.splitlines()
+        assert lines[2] == f"NodeName=gpu[01-04] CPUs=64 Gres={nodes[0][1]} State=UNKNOWN # rack 7"
+        assert (
+            lines[4] == f'NodeName=a30-[01-02] CPUs=32 Reason="to be seen" Gres={nodes[1][1]} # old'
+        )
+    for place in (0, 1, 3, 5):
+        assert lines[place] == SLURM_CONF.splitlines()[place]
 
 
 def argvs() -> list[list[str]]:

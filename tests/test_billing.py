@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from slurm_mig.billing import SHARES, billing
+from slurm_mig.billing import SHARES, billing, by_partition
 from slurm_mig.errors import UsageFault
 from slurm_mig.fleet import Fleet, NodeGroup
 
@@ -50,6 +50,26 @@ def test_whole_gpus_have_a_price_too() -> None:
     assert billing(fleet, {"a30": 2, "l40s": 3}, "largest")["GRES/gpu:l40s"] == 3
 
 
+def test_prices_that_differ_between_partitions() -> None:
+    """Slurm has its weights on a partition's line: one profile may cost more on a newer GPU."""
+    fleet = Fleet((group("n1", H100), group("n2", A100), group("n3", A30)))
+    prices = {"h100": 8.0, "a100_80gb": 4.0, "a30": 2.0}
+    found = by_partition(fleet, [("hopper", "all80"), ("ampere",), ()], prices, "largest")
+    assert list(found) == ["hopper", "all80", "ampere", ""]
+    assert found["hopper"]["GRES/mig:1g.10gb"] == pytest.approx(8 / 7)
+    assert found["ampere"]["GRES/mig:1g.10gb"] == pytest.approx(4 / 7)
+    assert [name for name in found["ampere"] if "gpu:" in name] == ["GRES/gpu:a100_80gb"]
+    assert not [name for name in found[""] if name.startswith("GRES/mig:") and "10gb" in name]
+    assert found["all80"] == found["hopper"]
+
+
+def test_two_prices_in_one_partition() -> None:
+    """Which is wrong whatever line is written: both partitions would have to be named."""
+    fleet = Fleet((group("n1", H100), group("n2", A100)))
+    with pytest.raises(UsageFault, match="say with `partitions`"):
+        by_partition(fleet, [("a",), ("a", "b")], {"h100": 8, "a100_80gb": 4}, "largest")
+
+
 @pytest.mark.parametrize(
     ("prices", "says"),
     [
@@ -59,7 +79,7 @@ def test_whole_gpus_have_a_price_too() -> None:
     ],
 )
 def test_prices_that_cannot_be(prices: dict[str, float], says: str) -> None:
-    """Slurm has one weight for a name."""
+    """Slurm has one weight for a name in a partition."""
     fleet = Fleet((group("n1", H100), group("n2", A100)))
     with pytest.raises(UsageFault, match=says):
         billing(fleet, prices, "largest")

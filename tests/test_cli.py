@@ -59,6 +59,19 @@ def test_profiles_of_an_h100_digit_for_digit(make_site: Callable[..., Site]) -> 
     ]
 
 
+def test_profiles_for_everybody(site: Site) -> None:
+    """In MIG mode the driver tells placements and what is free to root alone: the rest is shown."""
+    mine, roots = (
+        [run("--config", str(site.config), "profiles", *more) for more in ((), ("--json",))]
+        for run in (lambda *words: cli_as(64001, *words), site.cli)
+    )
+    assert [(done.returncode, done.stderr) for done in mine] == [(0, "")] * 2
+    rows = [line.split() for line in mine[0].stdout.splitlines()]
+    assert [row[3] for row in rows[1:3]] == ["-/7", "-/1"]
+    hidden = {"free": None, "placements": None}
+    assert parsed(mine[1]) == [row | hidden for row in parsed(roots[1])]
+
+
 def test_profiles_as_json(make_site: Callable[..., Site]) -> None:
     """The same, for programs; unknown numbers are null."""
     rows = parsed(make_site("h20-96gb", mig=False).cli("profiles", "--json"))
@@ -515,6 +528,19 @@ def test_generate(site: Site, tmp_path: Path) -> None:
     assert data["gres.conf.mig"] in site.cli("generate", *node).stdout
 
 
+def test_watch_as_json(site: Site) -> None:
+    """A reading a line, each with its time: a stamp between them would be no JSON."""
+    command = [sys.executable, "-m", "slurm_mig", "status", "--json", "--watch", "0.1"]
+    environ = {"SLURM_MIG_CONFIG": str(site.config), "PATH": "/usr/bin:/bin"}
+    watching = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True)
+    assert watching.stdout
+    first, second = (json.loads(watching.stdout.readline()) for _ in range(2))
+    watching.kill()
+    watching.communicate(timeout=30)
+    assert [gpu["gpu"] for gpu in first["gpus"]] == [gpu["gpu"] for gpu in second["gpus"]]
+    assert 0 < second["time"] - first["time"] < 60
+
+
 def test_watch(site: Site) -> None:
     """One picture after the other, a fault among them; Ctrl-C ends it."""
     command = [sys.executable, "-m", "slurm_mig", "status", "--watch", "0.1"]
@@ -538,7 +564,8 @@ def test_watch(site: Site) -> None:
     _, said = watching.communicate(timeout=30)
     assert watching.returncode == 130
     assert said.endswith("slurm-mig: interrupted\n")
-    refused(site.cli("status", "--watch", "0"), 2, "0.1<=x<=86400")
+    for text in ("0", "nan", "-inf", "inf"):
+        refused(site.cli("status", "--watch", text), 2, "0.1<=x<=86400")
     refused(site.cli("status", "--cluster", "--slurm"), 2, "leave --slurm out")
 
 

@@ -133,6 +133,115 @@ def test_uninstall_keeps_what_was_changed(site: Site, tmp_path: Path) -> None:
     assert not (tmp_path / "etc/slurm-mig/hooks/prolog").exists()
 
 
+def test_uninstall_of_one_part(site: Site, tmp_path: Path) -> None:
+    """Nothing else goes, nor is forgotten: a removed Prolog drains the node."""
+    into(site, tmp_path, "--log-file")
+    before = tree(tmp_path)
+    assert into(site, tmp_path, "--uninstall", "--only", "man").returncode == 0
+    assert {Path(name).suffix for name in before - tree(tmp_path)} == {".1"}
+    again = into(site, tmp_path, "--uninstall", "--only", "man")
+    assert (again.returncode, "nothing of man is installed" in again.stdout) == (0, True)
+    assert into(site, tmp_path, "--uninstall").returncode == 0
+    assert tree(tmp_path) == {"etc/slurm-mig/config.toml"}
+
+
+def test_what_slurm_counts_on_holds_only_its_part(site: Site, tmp_path: Path) -> None:
+    """Man pages go although slurm.conf names a hook; the hook does not."""
+    into(site, tmp_path)
+    conf = tmp_path / "etc/slurm/slurm.conf"
+    conf.parent.mkdir()
+    conf.write_text("Prolog=/etc/slurm-mig/hooks/prolog\n")
+    assert into(site, tmp_path, "--uninstall", "--only", "man").returncode == 0
+    assert into(site, tmp_path, "--uninstall", "--only", "hooks").returncode == 23
+
+
+def test_each_file_tells_its_part(tmp_path: Path) -> None:
+    """By its name alone, wherever a site lets it lie: an old manifest says no more."""
+    runtime = Runtime(Path(sys.executable), Path("/etc/c.toml"), Path("/run/m"), sample="#")
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/c.toml").write_text("")
+    for site_dirs in ({}, {"prolog_d": Path("/p"), "epilog_d": Path("/e")}):
+        places = Places(Path("/h"), Path("/u"), Path("/s"), Path("/t"), Path("/c"), **site_dirs)
+        for part in install.PARTS:
+            made = install.files([part], places, runtime, tmp_path)
+            assert made, part
+            assert {install.part_of(file.path) for file in made} == {part}
+
+
+def test_links_of_an_image_stay_in_it(site: Site, tmp_path: Path) -> None:
+    """An absolute link means the image's own directory: the host's would be written to as root."""
+    image, host = tmp_path / "image", tmp_path / "host"
+    for path in (image / "data/config", image / "usr", host):
+        path.mkdir(parents=True)
+    (image / "etc").symlink_to("/data/config")
+    (image / "usr/local").symlink_to(f"../../..{host}")
+    (image / "data/config/systemd").symlink_to(host)
+    done = into(site, image)
+    assert done.returncode == 0, done.stderr
+    assert list(host.iterdir()) == []
+    assert (image / "data/config/slurm-mig/hooks/prolog").is_file()
+    assert (image / str(host)[1:] / "share/man/man1/slurm-mig.1").is_file()
+    assert (image / str(host)[1:] / "system/slurm-mig-boot.service").is_file()
+    assert into(site, image, "--uninstall").returncode == 0
+    assert tree(image) == {"etc", "usr/local", "data/config/slurm-mig/config.toml"}
+
+
+def test_linked_directories_of_an_image_are_its_own(site: Site, tmp_path: Path) -> None:
+    """What is looked at there is the image's too: a prolog.d, and what enables a unit."""
+    image = tmp_path / "image"
+    for name in ("own/prolog.d", "own/system/slurmd.service.requires", "etc/systemd"):
+        (image / name).mkdir(parents=True)
+    (image / "own/prolog.d/README").write_text("x")
+    (image / "etc/prolog.d").symlink_to("/own/prolog.d")
+    (image / "etc/systemd/system").symlink_to("/own/system")
+    done = into(site, image, "--prolog-d", "/etc/prolog.d")
+    assert "prolog.d/README is not an executable file" in done.stdout, done.stderr
+    unit = "slurm-mig-boot.service"
+    link = image / "own/system/slurmd.service.requires" / unit
+    link.symlink_to(f"/etc/systemd/system/{unit}")
+    assert into(site, image, "--uninstall").returncode == 23
+
+
+def test_a_linked_configuration_of_an_image(site: Site, tmp_path: Path) -> None:
+    """It is the site's: read where the image has it, and not replaced by a sample."""
+    directory = tmp_path / "etc/slurm-mig"
+    directory.mkdir(parents=True)
+    (directory / "config.toml").symlink_to("/site.toml")
+    (tmp_path / "site.toml").write_text('[paths]\nrun = "/run/site"\n')
+    assert into(site, tmp_path).returncode == 0
+    assert (directory / "config.toml").is_symlink()
+    assert "/run/site " in (tmp_path / "etc/tmpfiles.d/slurm-mig.conf").read_text()
+
+
+def test_links_in_a_circle(site: Site, tmp_path: Path) -> None:
+    """One line, not an endless walk."""
+    (tmp_path / "etc").symlink_to("/etc")
+    done = into(site, tmp_path)
+    assert done.returncode == 10
+    assert "Too many levels of symbolic links" in done.stderr
+
+
+@pytest.mark.parametrize("root", ["none", "image", "."])
+def test_a_root_that_is_no_image(site: Site, tmp_path: Path, root: str) -> None:
+    """A mistyped path would become a tree of its own, and the image would stay without hooks."""
+    named = root if root == "." else str(tmp_path / root)
+    if root == "image":
+        (tmp_path / root).write_text("")
+    done = into(site, Path(named))
+    assert (done.returncode, "--root" in done.stderr) == (2, True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_includes_of_an_image(site: Site, tmp_path: Path) -> None:
+    """Its slurm.conf names files as the image has them."""
+    into(site, tmp_path)
+    conf = tmp_path / "etc/slurm/slurm.conf"
+    conf.parent.mkdir()
+    conf.write_text("Include /etc/slurm/hooks-of-the-image.conf\n")
+    conf.with_name("hooks-of-the-image.conf").write_text("Prolog=/etc/slurm-mig/hooks/prolog\n")
+    assert into(site, tmp_path, "--uninstall").returncode == 23
+
+
 @pytest.mark.parametrize(
     "line", ["Prolog=/etc/slurm-mig/hooks/prolog", "TASKPROLOG=/etc/slurm-mig/hooks/*"]
 )
@@ -324,6 +433,20 @@ def test_bash_takes_the_completion(site: Site, tmp_path: Path) -> None:
     )
     done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["retire"]
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish here")
+def test_fish_takes_the_completion(site: Site, tmp_path: Path) -> None:
+    """With a description to its end: it has commas."""
+    into(site, tmp_path)
+    complete(site, "slurm-mig instal")
+    script = tmp_path / "usr/local/share" / install.COMPLETIONS["fish"]
+    ask = f"source {script}; complete -C 'slurm-mig instal'"
+    environ = {"PATH": f"{site.root}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        ["fish", "-c", ask], env=environ, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("install\tWrite hooks, units, ")
 
 
 def test_an_installed_hook_runs(make_site: Callable[..., Site], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from .conftest import H100
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-pytestmark = pytest.mark.skipif(not (pages.TOP / ".ci").exists(), reason="an sdist has no .ci/")
+pytestmark = pytest.mark.skipif(not (pages.TOP / ".ci").exists(), reason="no .ci/ here")
 
 #: Pages that a test follows as a whole.
 FOLLOWED = {"quickstart.md": "tests/slurm/test_quickstart.py"}

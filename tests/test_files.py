@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from contextlib import suppress
@@ -109,6 +110,31 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     """Named with the reason."""
     with pytest.raises(NodeFault, match="write .*/none/f: No such file"):
         files.replace_file(tmp_path / "none/f", "x", mode=0o600)
+
+
+def test_a_full_disk_keeps_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every further try would leave one more, where there is no room for any."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "f").write_text("old")
+    monkeypatch.setattr(os, "fchmod", full)
+    with pytest.raises(NodeFault, match="write .*/f: No space left"):
+        files.replace_file(tmp_path / "f", "new", mode=0o600)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"f": "old"}
+
+
+def test_a_deadline_keeps_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ends the writing takes the half-written file along, and goes on itself."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fchmod", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        files.replace_file(tmp_path / "f", "new", mode=0o600)
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- every step of a path ---------------------------------------------------------

@@ -25,6 +25,7 @@ hosts = "gpu[01-04]"
 gpus = ["NVIDIA H100 80GB HBM3:6", "l40s:2"]
 whole = [7, 6]
 devices = "/dev/x"
+partitions = ["fast", "all", "fast"]
 [[nodes]]
 hosts = "a"
 gpus = "NVIDIA A30"
@@ -41,7 +42,13 @@ def test_everything_that_can_stand_there(tmp_path: Path) -> None:
     """Each key, once."""
     assert fleetfile.read(written(tmp_path, WHOLE)) == FleetText(
         nodes=(
-            NodeText("gpu[01-04]", ("NVIDIA H100 80GB HBM3:6", "l40s:2"), (6, 7), "/dev/x"),
+            NodeText(
+                "gpu[01-04]",
+                ("NVIDIA H100 80GB HBM3:6", "l40s:2"),
+                (6, 7),
+                "/dev/x",
+                ("fast", "all"),
+            ),
             NodeText("a", ("NVIDIA A30",), None),
         ),
         types={"NVIDIA A30": "a30x"},
@@ -86,7 +93,12 @@ def test_the_samples_comments_are_keys(tmp_path: Path) -> None:
         ("[billing]\nby = 'x'", '"largest" or "compute" or "memory"'),
         ("[billing]\ngpu = -1", "from 0 on"),
         ("[billing]\ngpu = { a = true }", "from 0 on"),
-        ("hooks = ''", "hooks = '': allowed is a text"),
+        ("hooks = ''", "hooks = '': allowed is a text, not empty"),
+        ("[[nodes]]\nhosts = ''\ngpus = 'x'", "hosts = '': allowed is a text, not empty"),
+        ("[[nodes]]\nhosts = 'a'\ngpus = 'x'\ndevices = 'dev'", "'dev': allowed is an absolute"),
+        ("[[nodes]]\nhosts = 'a'\ngpus = 'x'\ndevices = '/a b'", "without white space"),
+        ("[[nodes]]\nhosts = 'a'\ngpus = 'x'\npartitions = 'a b'", "a name of a partition"),
+        ("[[nodes]]\nhosts = 'a'\ngpus = 'x'\npartitions = [1]", "a name of a partition"),
         ("= 1", "is not TOML"),
     ],
 )

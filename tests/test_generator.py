@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from slurm_mig import generator
 from slurm_mig import request as requests
+from slurm_mig.config import Config
 from slurm_mig.fleet import Fleet, NodeGroup
 
 from . import lua_host
@@ -53,7 +54,7 @@ def test_gres_conf_has_one_line_per_gpu_and_no_mig() -> None:
 def test_whole_gpus_have_no_shards() -> None:
     """Their line stands at their minor; what the node's config must say stands beside Gres=."""
     group = NodeGroup("n1", FLEET.groups[0].gpus[:1], whole=((0, "l40s"),))
-    texts = generator.generate(Fleet((group,)), hooks="/h", billing={"GRES/gpu:l40s": 1 / 3})
+    texts = generator.generate(Fleet((group,)), hooks="/h", billing={"": {"GRES/gpu:l40s": 1 / 3}})
     lines = texts["gres.conf.mig"].splitlines()[1:]
     assert [line.split()[2:5] for line in lines] == [
         ["Name=gpu", "Type=l40s", "File=/dev/nvidia0"],
@@ -63,6 +64,27 @@ def test_whole_gpus_have_no_shards() -> None:
     assert "[gpus] managed = [1]" in texts["slurm.conf.mig"]
     assert "#TRESBillingWeights=GRES/gpu:l40s=0.3333\n" in texts["slurm.conf.mig"]
     assert "gres/gpu:l40s,gres/gpu:h100," in texts["slurm.conf.mig"]
+
+
+def test_a_batch_job_is_not_taken_for_lost() -> None:
+    """While its Prolog may still run, whatever hangs (SM123)."""
+    line = next(
+        line for line in generator.slurm_conf(FLEET, "/h").splitlines() if "BatchStart" in line
+    )
+    assert line == f"BatchStartTimeout={generator.BATCH_START}"
+    assert Config().longest_hook < generator.BATCH_START < Config().longest_hook + 60
+
+
+def test_prices_of_each_partition() -> None:
+    """A line for each, with its name; the one without a name is for all."""
+    weights = {"hopper": {"GRES/gpu:h100": 8.0}, "": {"GRES/gpu:a30": 2.0}}
+    lines = generator.slurm_conf(FLEET, "/h", weights).splitlines()
+    place = lines.index("# Onto the line of partition hopper:")
+    assert lines[place + 1 : place + 4] == [
+        "#TRESBillingWeights=GRES/gpu:h100=8",
+        "# Onto the lines of the partitions with these nodes:",
+        "#TRESBillingWeights=GRES/gpu:a30=2",
+    ]
 
 
 def test_shard_sums_agree_on_both_sides() -> None:

@@ -106,7 +106,10 @@ GOOD: dict[str, Any] = {"devices": "all", "mig-enabled": True, "mig-devices": {"
         ([], None, "no 'version: v1'"),
         ({"version": "v2"}, None, "no 'version: v1'"),
         ({"version": "v1", "mig-configs": {"a": [GOOD], "b": [GOOD]}}, None, "--name: a, b"),
+        ({"version": "v1", "mig-configs": {"a": [GOOD], "b": [GOOD]}}, None, "several mig-configs"),
         ({"version": "v1", "mig-configs": {"a": [GOOD]}}, "c", "no mig-configs 'c'"),
+        ({"version": "v1", "mig-configs": {}}, None, "no mig-configs; write a table"),
+        ({"version": "v1"}, None, "no mig-configs; write a table"),
         ({"version": "v1", "mig-configs": {"a": []}}, None, "no GPUs are declared"),
         ({"version": "v1", "mig-configs": {"a": [GOOD | {"x": 1}]}}, None, "unknown key 'x'"),
         ({"version": "v1", "mig-configs": {"a": [GOOD | {"devices": "0"}]}}, None, "devices: '0'"),
@@ -214,7 +217,7 @@ def test_a_layout_that_cannot_be() -> None:
         layouts.target(one("instances = ['7g.80gb@0', '1g.10gb@0']"), GEOMETRY, [])
     with pytest.raises(NoRoom):
         layouts.target(one("counts = {'3g.40gb' = 3}"), GEOMETRY, [])
-    with pytest.raises(BadRequest, match="3 compute slices, not 4"):
+    with pytest.raises(BadRequest, match=r"3 compute slices, not 4: compute = \[2, 2\]$"):
         layouts.target(
             one("instances = [{instance = '3g.40gb@0', compute = [2, 2]}]"), GEOMETRY, []
         )

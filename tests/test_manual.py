@@ -14,9 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 TOP = Path(__file__).parents[1]
-pytestmark = pytest.mark.skipif(
-    not (TOP / ".ci/reference.py").exists(), reason="an sdist has no .ci/"
-)
+pytestmark = pytest.mark.skipif(not (TOP / ".ci/reference.py").exists(), reason="no .ci/ here")
 
 
 def reference(name: str = "reference") -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from slurm_mig import catalog
 from slurm_mig.fleet import Fleet, NodeGroup
 from slurm_mig.models import fleet_model
@@ -85,6 +87,45 @@ def test_names_with_the_type_before_them() -> None:
     assert one(node_of(A100, others=other)).room["a100_80gb_1g.10gb"] == 7
 
 
+def test_slurm_that_counts_no_shards() -> None:
+    """22.05: what the jobs have is added up, GPU by GPU, and an idle node has all its room."""
+    node = node_of(H100, A30, shards=None)
+    idle = one(node)
+    assert (idle.room["7g.80gb"], idle.room["4g.24gb"]) == (1, 1)
+    assert [gpu.shards for gpu in idle.gpus] == [(0, 31), (0, 4)]
+    jobs = [
+        share((0,), mig__3g_40gb=1, shard__h100=14),
+        share((0, 1), mig__1g_10gb=1, shard__h100=4, mig__1g_6gb=1, shard__a30=1),
+    ]
+    (busy,) = overview([node], jobs, MODELS)
+    assert [gpu.shards for gpu in busy.gpus] == [(18, 31), (1, 4)]
+    assert (busy.room["1g.10gb"], busy.room["7g.80gb"]) == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "shards"),
+    [
+        # docs/slurm.md: after a restart of slurmctld 22.05 jobs may get shards of no GPU.
+        ((), 14),
+        # Shares of each are not told.
+        ((0, 1), 14),
+        # A place that the node does not have.
+        ((2,), 14),
+    ],
+)
+def test_shards_of_a_gpu_that_is_not_known(gpus: tuple[int, ...], shards: int) -> None:
+    """Rather nothing than a GPU that is shown as free and is not."""
+    view = one(node_of(H100, H100, shards=None), share(gpus, mig__3g_40gb=1, shard__h100=shards))
+    assert set(view.room.values()) == {None}
+    assert [gpu.shards for gpu in view.gpus] == [None, None]
+
+
+def test_some_of_a_type_not_carved() -> None:
+    """Which ones Slurm 22.05 does not tell."""
+    view = one(node_of(H100, H100, whole=((2, "h100"),), shards=None))
+    assert {gpu.shards for gpu in view.gpus} == {None}
+
+
 def test_slurm_that_does_not_tell_gpus() -> None:
     """Nothing is made up: no room is known, and the jobs are on some GPU."""
     view = one(node_of(H100, H100, shards=None), share(None, mig__3g_40gb=1))
@@ -121,7 +162,7 @@ def test_the_sum_of_all_nodes() -> None:
     """Those that take jobs; what one of them cannot tell is not known of all."""
     views = [one(node_of(H100)), one(node_of(RTX)), one(node_of(H100, state="DRAIN"))]
     assert total_room(views)["7g.80gb"] == 1
-    assert total_room([*views, one(node_of(H100, shards=None))])["7g.80gb"] is None
+    assert total_room([*views, one(node_of(H100, shards=None), share(None))])["7g.80gb"] is None
 
 
 def test_every_product_is_known_by_its_node() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -78,10 +79,17 @@ def test_the_wheel_is_complete(wheel: Path) -> None:
 
 
 def test_the_sdist_is_complete(sdist: Path) -> None:
-    """The same, where they are in the source, with tests and manual."""
+    """The same, where they are in the source, with tests, manual and what the Makefile runs."""
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
+        modes = {item.name.partition("/")[2]: item.mode for item in archive.getmembers()}
     assert shipped() | {"Makefile", "CHANGELOG.md", "docs/admin.md", "tests/conftest.py"} <= names
+    named = set(
+        re.findall(r"(?<=\s)(?:\$\(BIN\)/python )?(\.ci/\S+)", (TOP / "Makefile").read_text())
+    )
+    assert {".ci/packages", ".ci/deb.py", ".ci/mkdocs.yml"} <= named <= names
+    assert modes[".ci/packages"] & 0o111
+    assert not [name for name in names if "__pycache__" in name]
 
 
 def test_the_wheel_works_alone(
@@ -115,7 +123,7 @@ def test_the_wheel_works_alone(
 
 needs_dpkg = pytest.mark.skipif(
     not (TOP / ".ci/deb.py").exists() or shutil.which("dpkg-deb") is None,
-    reason="no dpkg-deb here, or an sdist, which has no .ci/",
+    reason="no dpkg-deb or no .ci/ here",
 )
 
 
@@ -169,12 +177,15 @@ def test_what_is_in_the_debian_package(deb: Path) -> None:
         "./usr/lib/systemd/system/slurm-mig-reconcile.timer",
         "./usr/lib/tmpfiles.d/slurm-mig.conf",
         "./usr/share/bash-completion/completions/slurm-mig",
+        "./usr/share/zsh/vendor-completions/_slurm-mig",
         "./usr/share/man/man1/slurm-mig.1.gz",
         "./etc/slurm-mig/config.toml",
         "./opt/slurm-mig/lib/python3/site-packages/pynvml.py",
         "./opt/slurm-mig/lib/python3/site-packages/slurm_mig/share/prolog/prolog",
     } <= names
     assert not [name for name in names if name.endswith((".so", ".pyc")) or "/var/lib/" in name]
+    # Debian's zsh does not look there.
+    assert not [name for name in names if "site-functions" in name]
 
 
 @needs_dpkg

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurm_mig.errors import ConfigFault, SlurmFault
+from slurm_mig.slurm import Share
 from slurm_mig.slurm_commands import CommandClient
 
 if TYPE_CHECKING:
@@ -112,6 +113,34 @@ def test_gpus_of_a_job_on_one_of_its_nodes(client: Callable[..., CommandClient])
     assert asked.gpus(5, "n1") == (1,)
     assert asked.gpus(5, "n2") == (0, 1, 2, 3)
     assert asked.gpus(5, "n3") == ()
+
+
+def test_the_json_of_22_05(client: Callable[..., CommandClient]) -> None:
+    """Its words differ: states as one text, plain numbers for times, one GPU for shards."""
+
+    def job(number: int, state: str, nodes: str, *detail: str, start: int = 1000) -> object:
+        names = {"n[1-2]": ["n1", "n2"], "n2": ["n2"]}.get(nodes, [])
+        return {
+            "job_id": number, "job_state": state, "nodes": nodes, "restart_cnt": 2,
+            "name": "n2\n     Nodes=n2 GRES=shard:h100:8(IDX:1)",
+            "user_name": "alice", "user_id": 7, "start_time": start, "gres_detail": [*detail],
+            **({"job_resources": {"allocated_nodes": [{"nodename": name} for name in names]}}
+               if names else {}),
+        }  # fmt: skip
+
+    both = ("mig:3g.40gb(CNT:1),shard:h100:14(IDX:1)", "gpu:rtx:1(IDX:0),gpu:a30:0(IDX:)")
+    jobs = [
+        job(1, "RUNNING", "n[1-2]", *both),
+        job(2, "COMPLETING", "n2", start=0),
+        job(3, "PENDING", ""),
+        job(4, "COMPLETED", "n2", "gpu:rtx:1(IDX:0)"),
+    ]
+    answers = client(squeue=f"cat <<'END'\n{json.dumps({'jobs': jobs})}\nEND").shares()
+    assert answers == [
+        Share(1, 2, "alice", "n1", 1000.0, {"mig:3g.40gb": 1, "shard:h100": 14}, (1,)),
+        Share(1, 2, "alice", "n2", 1000.0, {"gpu:rtx": 1}, (0,)),
+        Share(2, 2, "alice", "n2", None, {}, ()),
+    ]
 
 
 def test_a_slurm_without_json(client: Callable[..., CommandClient]) -> None:

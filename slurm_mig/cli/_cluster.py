@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slurm_mig import catalog
-from slurm_mig.cli._common import age, cell, folded, open_node, print_json, slurm_of
+from slurm_mig.cli._common import age, cell, folded, open_node, slurm_of
 from slurm_mig.models import fleet_model
 from slurm_mig.overview import overview, total_room
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from slurm_mig.overview import GpuView, NodeView
     from slurm_mig.slurm import Share
 
@@ -20,15 +22,15 @@ if TYPE_CHECKING:
 BAR = 20
 
 
-def show(*, as_json: bool) -> None:
-    """Ask slurmctld and print every node that offers slices."""
+def show(emit: Callable[[dict[str, Any]], None] | None) -> None:
+    """Ask slurmctld and print every node that offers slices; as JSON where `emit` takes it."""
     with open_node() as node:
         slurm = slurm_of(node)
         nodes, shares = slurm.nodes(), slurm.shares()
     models = [fleet_model(product) for product in catalog.products() if product.known]
     views = overview(nodes, shares, models)
-    if as_json:
-        print_json({"nodes": [_plain(view) for view in views], "room": total_room(views)})
+    if emit:
+        emit({"nodes": [_plain(view) for view in views], "room": total_room(views)})
         return
     for view in views:
         click.echo("\n".join(_lines(view)) + "\n")

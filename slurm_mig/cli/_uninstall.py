@@ -13,11 +13,11 @@ import click
 from slurm_mig.doctor import conf
 from slurm_mig.doctor.gather import USUAL
 from slurm_mig.errors import Held, SlurmFault, Unresolved
-from slurm_mig.install import below, read_manifest, removal, remove
+from slurm_mig.install import PARTS, below, listed, removal, remove
 from slurm_mig.slurm_commands import CommandClient
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from slurm_mig.config import Config
 
@@ -25,24 +25,33 @@ if TYPE_CHECKING:
 _HOOK_KEY: Final = re.compile(r"(prolog|epilog|taskprolog)(\[\d+\])?")
 
 
-def uninstall(manifest: Path, root: Path, config: Config, *, force: bool, dry_run: bool) -> None:
-    """Remove exactly what stands in the manifest.
+def uninstall(
+    manifest: Path,
+    root: Path,
+    config: Config,
+    parts: Sequence[str],
+    *,
+    force: bool,
+    dry_run: bool,
+) -> None:
+    """Remove exactly what stands in the manifest of these parts.
 
     Held while slurm.conf names a hook or a unit is enabled: without its Prolog slurmd drains the
     node, and without a unit that it requires it does not start. Unresolved when files were
     changed since, which are left.
     """
-    listed = [Path(name) for name in read_manifest(manifest)]
+    there = [Path(name) for name in listed(manifest, parts)]
     if not force:
-        _check_slurm(listed, root, config)
-        _check_units(listed, root)
-    plan = removal(manifest, root) if dry_run else remove(manifest, root)
+        _check_slurm(there, root, config)
+        _check_units(there, root)
+    plan = (removal if dry_run else remove)(manifest, root, parts)
     for path in plan.gone:
         click.echo(f"{'would be removed' if dry_run else 'removed'}  {path}")
     for path in plan.changed:
         click.echo(f"kept, for it was changed  {path}")
-    if not listed:
-        click.echo(f"nothing is installed according to {manifest}")
+    if not there:
+        what = "nothing" if set(parts) == set(PARTS) else f"nothing of {', '.join(parts)}"
+        click.echo(f"{what} is installed according to {manifest}")
     if plan.changed:
         raise Unresolved(
             f"{len(plan.changed)} files were changed since they were installed",
@@ -50,9 +59,9 @@ def uninstall(manifest: Path, root: Path, config: Config, *, force: bool, dry_ru
         )
 
 
-def _check_slurm(listed: list[Path], root: Path, config: Config) -> None:
+def _check_slurm(there: list[Path], root: Path, config: Config) -> None:
     for where, key, value in _configured(root, config):
-        for path in listed:
+        for path in there:
             if fnmatchcase(str(path), value):
                 raise Held(
                     f"{where} has {key}={value}, and slurmd drains the node without {path}",
@@ -73,28 +82,37 @@ def _configured(root: Path, config: Config) -> Iterator[tuple[str, str, str]]:
                 if _HOOK_KEY.fullmatch(key):
                     yield from (("slurmctld", key, word) for word in value.split(","))
             return
+    yield from _written(root)
+
+
+def _written(root: Path) -> Iterator[tuple[str, str, str]]:
     named = os.environ.get("SLURM_CONF")
-    paths = [Path(named)] if named and root == Path("/") else [below(root, path) for path in USUAL]
-    for path in paths:
-        for entry in conf.parse(str(path), _text(str(path)) or "", _text).entries:
+
+    def read(path: str) -> str | None:
+        # An image's own includes, not the files of that name here.
+        return _text(below(root, Path(path), follow=True))
+
+    for path in [Path(named)] if named and root == Path("/") else USUAL:
+        for entry in conf.parse(str(path), read(str(path)) or "", read).entries:
             for key, value in entry.pairs:
                 if _HOOK_KEY.fullmatch(key):
                     yield str(path), key, value
 
 
-def _text(path: str) -> str | None:
+def _text(path: Path) -> str | None:
     try:
-        return Path(path).read_text("utf-8", "replace")
+        return path.read_text("utf-8", "replace")
     except OSError:
         return None
 
 
-def _check_units(listed: list[Path], root: Path) -> None:
+def _check_units(there: list[Path], root: Path) -> None:
     """Held where systemd would miss a unit (systemctl(1), enable: links below these)."""
-    for path in listed:
+    for path in there:
         if path.suffix not in (".service", ".timer"):
             continue
-        for directory in below(root, Path("/etc/systemd/system")).glob("*.*"):
+        units = below(root, Path("/etc/systemd/system"), follow=True)
+        for directory in units.glob("*.*"):
             link = directory / path.name
             # Below an image's root it leads nowhere, so it must not be followed.
             if directory.suffix in (".wants", ".requires") and link.is_symlink():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,9 +20,25 @@ from slurm_mig.errors import ConfigFault, DoctorFindings, UsageFault
 from slurm_mig.node import Node
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from slurm_mig.doctor.check import Result
 
-_FILE = OnePath(path_type=Path, dir_okay=False, exists=True)
+
+class _RegularFile(OnePath):
+    """A file to read that is there; a FIFO would keep the doctor waiting for a writer."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | PathLike[str]:  # the base class's own answer
+        """Refuse what cannot be read to its end."""
+        path = super().convert(value, param, ctx)
+        if not Path(os.fsdecode(path)).is_file():
+            self.fail(f"{str(value)!r} is not a regular file; name one", param, ctx)
+        return path
+
+
+_FILE = _RegularFile(path_type=Path, dir_okay=False, exists=True)
 
 
 @click.command()
@@ -38,7 +54,7 @@ _FILE = OnePath(path_type=Path, dir_okay=False, exists=True)
     help="Ask slurmctld and look at this machine, or only read files; with --slurm-conf "
     "only files unless --live is given.",
 )
-@click.option("--slurm-version", default="", metavar="23.11", help="Slurm's release, for files.")
+@click.option("--slurm-version", metavar="23.11", help="Slurm's release, for files.")
 @click.option(
     "--gpu-type",
     "types",
@@ -57,7 +73,7 @@ def command(
     cli_filter: Path | None,
     node: str,
     live: bool | None,  # noqa: FBT001
-    slurm_version: str,
+    slurm_version: str | None,
     types: tuple[str, ...],
     strict: bool,  # noqa: FBT001
     listing: bool,  # noqa: FBT001
@@ -105,12 +121,19 @@ def _check(sources: Sources, *, strict: bool, as_json: bool) -> None:
 
 
 def _config() -> tuple[Config, str]:
-    """The configuration, or the defaults and what is wrong with it: a finding like others."""
+    """The configuration, or the defaults and what is wrong with it: a finding like others.
+
+    Raises ConfigFault for one that the command line names: who mistypes it would have the
+    defaults checked instead.
+    """
+    named = click.get_current_context().obj
     try:
-        config = load(click.get_current_context().obj)
+        config = load(named)
         check_models(config)
     except ConfigFault as fault:
-        return Config(source=locate(click.get_current_context().obj, os.environ)), str(fault)
+        if named is not None:
+            raise
+        return Config(source=locate(named, os.environ)), str(fault)
     return config, ""
 
 
@@ -120,10 +143,12 @@ def _leave(result: Result, *, strict: bool) -> None:
         raise DoctorFindings(f"errors: {errors}, warnings: {warnings}; see the output")
 
 
-def _version(text: str) -> tuple[int, ...]:
-    if text and not re.fullmatch(r"\d{2}\.\d{2}(\.\d{1,3})?", text):
+def _version(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    if not re.fullmatch(r"\d{2}\.\d{2}(\.\d{1,3})?", text, re.ASCII):
         raise UsageFault(f"--slurm-version {text!r}: write it as 23.11 or 24.11.5")
-    return tuple(int(part) for part in text.split(".")) if text else ()
+    return tuple(int(part) for part in text.split("."))
 
 
 def _list(*, as_json: bool) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from slurm_mig import fleetfile
-from slurm_mig.billing import billing, gpu_types
+from slurm_mig.billing import by_partition, gpu_types
 from slurm_mig.cli._common import json_option, print_json
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.errors import NodeFault, Unresolved, UsageFault
@@ -117,13 +117,13 @@ def _files(text: FleetText, hooks: str | None) -> Mapping[str, str]:
     return generate(fleet, hooks=directory, billing=_billing(fleet, text))
 
 
-def _billing(fleet: Fleet, text: FleetText) -> dict[str, float]:
+def _billing(fleet: Fleet, text: FleetText) -> dict[str, dict[str, float]]:
     if text.prices is None:
         return {}
     prices = text.prices
     if isinstance(prices, float):
         prices = dict.fromkeys(gpu_types(fleet), prices)
-    return billing(fleet, prices, text.by)
+    return by_partition(fleet, [node.partitions for node in text.nodes], prices, text.by)
 
 
 def _compare(out: Path, files: Mapping[str, str], *, as_json: bool) -> None:

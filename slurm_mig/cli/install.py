@@ -87,6 +87,7 @@ def command(
         raise UsageFault("--units and --no-units exclude each other")
     if force and not away:
         raise UsageFault("--force goes with --uninstall")
+    _check_root(root)
     require_root()
     places = Places(
         hooks=hooks.absolute(),
@@ -95,9 +96,20 @@ def command(
         prolog_d=prolog_d and prolog_d.absolute(),
         epilog_d=epilog_d and epilog_d.absolute(),
     )
-    wanted = parts or tuple(part for part in install.PARTS if part != "log")
+    # The log's files are put there only on request; what is taken away is everything.
+    usual = install.PARTS if away else tuple(part for part in install.PARTS if part != "log")
+    wanted = parts or usual
     wanted += ("log",) if log_file and "log" not in wanted else ()
-    _run(wanted, places, root.absolute(), away=away, force=force, dry_run=dry_run)
+    _run(wanted, places, root, away=away, force=force, dry_run=dry_run)
+
+
+def _check_root(root: Path) -> None:
+    """UsageFault for an image that is not there: a mistyped path would become a new tree."""
+    if not root.is_absolute() or not root.is_dir():
+        raise UsageFault(
+            f"--root {root}: {'no such directory' if root.is_absolute() else 'a relative path'}",
+            remedy="name an existing directory by its absolute path",
+        )
 
 
 def _run(
@@ -108,7 +120,7 @@ def _run(
     if away:
         from slurm_mig.cli._uninstall import uninstall
 
-        uninstall(manifest, root, config, force=force, dry_run=dry_run)
+        uninstall(manifest, root, config, parts, force=force, dry_run=dry_run)
         return
     made = install.files(parts, places, runtime, root)
     if dry_run:
@@ -132,7 +144,7 @@ def _runtime(root: Path) -> tuple[Config, Runtime]:
     if root == Path("/"):
         config = load(option)
     else:
-        there = install.below(root, path)
+        there = install.below(root, path, follow=True)
         config = load(there) if there.exists() else Config()
     bounded = WAIT + config.lock_timeout + 2 * config.slurm_timeout
     python = install.without(root, Path(sys.executable))
@@ -174,5 +186,6 @@ def _site_faults(places: Places, root: Path) -> list[str]:
         (places.epilog_d, install.EPILOG_NAME, False),
     ):
         if directory is not None:
-            found += install.site_faults(install.below(root, directory), ours, last=last)
+            there = install.below(root, directory, follow=True)
+            found += install.site_faults(there, ours, last=last)
     return found

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slurm_mig.cli._common import choose_gpus, gpu_option, json_option, open_node, print_json, table
+from slurm_mig.errors import NotPermitted
 
 if TYPE_CHECKING:
     from slurm_mig.driver import Gpu
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 @gpu_option
 @json_option
 def command(gpu: str, as_json: bool) -> None:  # noqa: FBT001
-    """Show the profiles each GPU offers, and how many are free."""
+    """Show the profiles each GPU offers, and how many are free.
+
+    In MIG mode the driver tells only root how many are free; others see "-" there.
+    """
     with open_node(look=True) as node:
         gpus, faults = choose_gpus(node, gpu)
         rows = [row for item in gpus for row in _rows(node, item)]
@@ -64,7 +68,15 @@ def _print(rows: list[dict[str, Any]]) -> None:
 
 
 def _rows(node: Node, gpu: Gpu) -> list[dict[str, Any]]:
-    return [_row(node, gpu, row) for row in node.driver.geometry(gpu).profiles]
+    return [_row(node, gpu, row) for row in node.driver.offered(gpu)]
+
+
+def _free(node: Node, gpu: Gpu, row: GpuProfile) -> int | None:
+    """None where the driver tells nobody, or nobody but root: the table is for everybody."""
+    try:
+        return node.driver.remaining(gpu, row.profile_id)
+    except NotPermitted:
+        return None
 
 
 def _row(node: Node, gpu: Gpu, row: GpuProfile) -> dict[str, Any]:
@@ -72,7 +84,7 @@ def _row(node: Node, gpu: Gpu, row: GpuProfile) -> dict[str, Any]:
         "gpu": gpu.minor,
         "profile": str(row.name),
         "id": row.profile_id,
-        "free": node.driver.remaining(gpu, row.profile_id),
+        "free": _free(node, gpu, row),
         "total": row.max_instances,
         "memory_gib": None if row.memory_mib is None else row.memory_mib / 1024,
         "p2p": row.p2p,
@@ -82,5 +94,5 @@ def _row(node: Node, gpu: Gpu, row: GpuProfile) -> dict[str, Any]:
         "copy_engines": row.copy_engines,
         "jpeg": row.engines.jpeg,
         "ofa": row.engines.ofa,
-        "placements": [[place.start, place.size] for place in row.placements],
+        "placements": [[place.start, place.size] for place in row.placements] or None,
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -42,14 +44,27 @@ WIDTH = 72
 COLUMNS = 80
 
 
+class _Seconds(click.FloatRange):
+    """Seconds within bounds; `nan` lies within any, and no clock waits for it."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:  # the base class's own answer
+        """Refuse what is no number, then as click does."""
+        seconds = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return seconds
+
+
 @click.command()
 @click.option("--slurm", "ask", is_flag=True, help="Ask Slurm, too, for the node and the jobs.")
 @click.option("--cluster", is_flag=True, help="All nodes, as slurmctld counts them; for everybody.")
 @click.option(
     "--watch",
-    type=click.FloatRange(0.1, 86400),
+    type=_Seconds(0.1, 86400),
     metavar="SECONDS",
-    help="Show it again and again, until interrupted.",
+    help="Show it again and again, until interrupted; with --json one line each time.",
 )
 @json_option
 def command(
@@ -61,22 +76,24 @@ def command(
     """Show who holds what, with a picture of every GPU's slots."""
     if cluster and ask:
         raise UsageFault("--cluster asks Slurm already; leave --slurm out")
+    emit = (print_json if watch is None else _line) if as_json else None
     if cluster:
         from slurm_mig.cli import _cluster
 
-        _again(lambda: _cluster.show(as_json=as_json), watch)
+        _again(lambda: _cluster.show(emit), watch, as_json=as_json)
     else:
-        _again(lambda: _show(ask=ask, as_json=as_json), watch)
+        _again(lambda: _show(emit, ask=ask), watch, as_json=as_json)
 
 
-def _again(show: Callable[[], None], watch: float | None) -> None:
+def _again(show: Callable[[], None], watch: float | None, *, as_json: bool) -> None:
     """Show once, or every so many seconds; a fault is shown, too, and does not end the watch."""
     if watch is None:
         return show()
     while True:
-        # Does nothing where the output is no terminal: there one picture follows the other.
-        click.clear()
-        click.echo(when(time.time()))
+        if not as_json:
+            # Does nothing where the output is no terminal: there one picture follows the other.
+            click.clear()
+            click.echo(when(time.time()))
         try:
             show()
         except SlurmMigError as fault:
@@ -84,7 +101,12 @@ def _again(show: Callable[[], None], watch: float | None) -> None:
         time.sleep(watch)
 
 
-def _show(*, ask: bool, as_json: bool) -> None:
+def _line(data: dict[str, Any]) -> None:
+    """One reading of a watch for programs: a line each, with its time in it."""
+    click.echo(json.dumps({"time": time.time()} | data))
+
+
+def _show(emit: Callable[[dict[str, Any]], None] | None, *, ask: bool) -> None:
     with open_node(look=True) as node:
         root_to_read(node)
         gpus, faults = survey(node)
@@ -99,8 +121,8 @@ def _show(*, ask: bool, as_json: bool) -> None:
             "stuck": numbers(set_aside(node.ledger), time.time()),
             "faults": [str(fault) for fault in faults],
         }
-    if as_json:
-        print_json(data | ({"slurm": answer} if ask else {}))
+    if emit:
+        emit(data | ({"slurm": answer} if ask else {}))
     else:
         if answer:
             click.echo(f"Node {data['node']}  {answer['state']}  {answer['reason']}".rstrip())

@@ -200,6 +200,16 @@ def hosts(text: str) -> list[str]:
         return []
 
 
+def unreadable(conf: Conf) -> Iterator[tuple[Entry, str]]:
+    """Each line with a host list that cannot be read, and why: its nodes are known to nobody."""
+    for entry in conf.entries:
+        for key in ("NodeName", "NodeHostname"):
+            try:
+                hostlist.expand(entry.get(key, "none"))
+            except UsageFault as fault:
+                yield entry, str(fault)
+
+
 def read_gres(text: str) -> dict[str, int]:
     """`gpu:h100:2(S:0-1),mig:1g.10gb:14` as name and count; no count means one."""
     found: dict[str, int] = {}

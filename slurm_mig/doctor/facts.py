@@ -48,11 +48,13 @@ SEVERAL_PROLOGS_SINCE: Final = (24, 5)
 class PathFacts:
     """A path on the disk. `problem` says why it could not be looked at, or is empty.
 
+    `denied`: there may well be something, which the caller has no right to see.
     `unsafe_parent` is the first directory above it that is not root's alone to change.
     """
 
     path: str
     problem: str = ""
+    denied: bool = False
     directory: bool = False
     uid: int = 0
     mode: int = 0

@@ -6,6 +6,7 @@ checks that need it are named as not done.
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import socket
@@ -170,7 +171,7 @@ class _Gatherer:
         chosen = self.sources.slurm_conf or os.environ.get("SLURM_CONF")
         if chosen:
             return Path(chosen).absolute()
-        found = next((path for path in USUAL if path.is_file()), None)
+        found = next((path for path in USUAL if _may_be(path)), None)
         if found is None:
             self.gaps["slurm.conf"] = f"none of {', '.join(map(str, USUAL))}"
         return found or USUAL[0]
@@ -202,7 +203,7 @@ class _Gatherer:
 
     def _conf(self, area: str, path: Path, *, optional: bool = False) -> conf.Conf:
         try:
-            text = path.read_text("utf-8", "replace")
+            text = _content(path)
         except OSError as problem:
             if not (optional and isinstance(problem, FileNotFoundError)):
                 self.gaps.setdefault(area, f"{path}: {problem.strerror}")
@@ -336,10 +337,10 @@ class _Gatherer:
     def _job_submit(self) -> LuaFile:
         """Read on the controller, where it must be; elsewhere only if it is there."""
         path = self._beside(self.sources.job_submit, "job_submit.lua")
-        if not path.exists() and not (self.sources.job_submit or self._at_controller()):
+        if not _may_be(path) and not (self.sources.job_submit or self._at_controller()):
             self.gaps["job_submit.lua"] = f"no {path}; it lies beside slurm.conf on the controller"
             return LuaFile(())
-        return LuaFile(tuple(_lua_files(path)))
+        return self._lua("job_submit.lua", path)
 
     def _at_controller(self) -> bool:
         """On a host of slurmctld, or where a set of files is looked at by itself."""
@@ -353,10 +354,19 @@ class _Gatherer:
         path = self._beside(self.sources.cli_filter, "cli_filter.lua")
         plugins = self.slurm.last("CliFilterPlugins")
         wanted = plugins and conf.has_word(plugins.get("CliFilterPlugins"), "lua", "cli_filter/lua")
-        if not path.exists() and not (self.sources.cli_filter or wanted):
+        if not _may_be(path) and not (self.sources.cli_filter or wanted):
             self.gaps["cli_filter.lua"] = f"no {path}"
             return LuaFile(())
-        return LuaFile(tuple(_lua_files(path)))
+        return self._lua("cli_filter.lua", path)
+
+    def _lua(self, area: str, path: Path) -> LuaFile:
+        """The script with what it loads; a gap where it is not ours to read, which is not amiss."""
+        files = tuple(_lua_files(path))
+        for item in files:
+            if item.denied:
+                self.gaps[area] = f"{item.path}: {item.problem}"
+                return LuaFile(())
+        return LuaFile(files)
 
     # -- hooks -------------------------------------------------------------------
 
@@ -542,9 +552,10 @@ def look(path: Path, *, content: bool = False) -> PathFacts:
     """A path as it is now, with its text if asked for."""
     try:
         status = path.stat()
-        text = path.read_bytes()[:LONGEST].decode("utf-8", "replace") if content else ""
+        text = _content(path)[:LONGEST] if content else ""
     except OSError as problem:
-        return PathFacts(str(path), problem.strerror or str(problem))
+        denied = isinstance(problem, PermissionError)
+        return PathFacts(str(path), problem.strerror or str(problem), denied)
     return PathFacts(
         path=str(path),
         directory=stat.S_ISDIR(status.st_mode),
@@ -594,6 +605,28 @@ def _is_gpu(name: str) -> bool:
 
 def _read(path: str) -> str | None:
     try:
-        return Path(path).read_text("utf-8", "replace")
+        return _content(Path(path))
     except OSError:
         return None
+
+
+def _content(path: Path) -> str:
+    """A file's text; OSError for a FIFO or a device, which would keep the doctor waiting."""
+    with open(path, "rb", opener=_at_once) as file:  # Path has no opener
+        mode = os.fstat(file.fileno()).st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read().decode("utf-8", "replace")
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open it without waiting for the writer of a FIFO."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _may_be(path: Path) -> bool:
+    """Whether there is something, or may be: a place that is closed to the caller hides it."""
+    try:
+        return path.exists()
+    except OSError:
+        return True

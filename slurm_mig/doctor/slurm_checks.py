@@ -371,6 +371,19 @@ def out_of_service(facts: Facts) -> Iterator[Problem]:
             )
 
 
+@check(
+    "SM119",
+    ERROR,
+    "a list of hosts cannot be read",
+    needs=("slurm.conf",),
+    page="slurm.conf(5): NodeName",
+)
+def host_lists(facts: Facts) -> Iterator[Problem]:
+    """Slurm does not start with it, or with other nodes; those of the line are not checked here."""
+    for entry, reason in (*conf.unreadable(facts.slurm), *conf.unreadable(facts.gres)):
+        yield Problem(f"{entry.where}: {reason}", "correct the list on that line")
+
+
 # -- times ----------------------------------------------------------------------
 
 

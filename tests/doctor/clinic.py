@@ -37,7 +37,6 @@ ProctrackType=proctrack/cgroup
 TaskPlugin=task/affinity,task/cgroup
 JobAcctGatherType=jobacct_gather/cgroup
 AccountingStorageType=accounting_storage/slurmdbd
-BatchStartTimeout=900
 MessageTimeout=900
 PrologEpilogTimeout=900
 """

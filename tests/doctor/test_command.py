@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +113,57 @@ def test_a_named_file_that_is_not_there(clinic: Clinic, option: str) -> None:
     done = doctor(clinic, option, "/nonexistent")
     assert (done.returncode, done.stdout) == (2, "")
     assert f"'{option}': File '/nonexistent' does not exist" in done.stderr
+
+
+def test_a_named_fifo(clinic: Clinic) -> None:
+    """It would be waited for; beside slurm.conf it is a gap."""
+    fifo = clinic.root / "fifo"
+    os.mkfifo(fifo)
+    done = doctor(clinic, "--gres-conf", str(fifo))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is not a regular file" in done.stderr
+    clinic.file("gres.conf").unlink()
+    fifo.rename(clinic.file("gres.conf"))
+    assert "gres.conf: not a regular file" in doctor(clinic).stdout
+
+
+@pytest.mark.parametrize("text", ["", "24", "24.11 ", "24.1\u0661"])
+def test_a_release_that_is_none(clinic: Clinic, text: str) -> None:
+    """An empty variable in somebody's CI is no release, and no wish for another one."""
+    done = doctor(clinic, "--slurm-version", text)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "write it as 23.11" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["odd = 1\n", None])
+def test_a_named_configuration_that_is_wrong(clinic: Clinic, text: str | None) -> None:
+    """Exit code 11 as with every command; the machine's own one is a finding."""
+    config = clinic.root / "named.toml"
+    if text is not None:
+        config.write_text(text)
+    done = clinic.site.cli(
+        "--config", str(config), "doctor", "--slurm-conf", str(clinic.slurm_conf)
+    )
+    assert (done.returncode, done.stdout) == (11, "")
+    assert str(config) in done.stderr
+
+
+def test_a_script_that_is_not_ours_to_read(clinic: Clinic, public_tmp: Path) -> None:
+    """No right to see it is no fault of the site's: listed as not checked."""
+    copy = shutil.copytree(clinic.slurm_conf.parent, public_tmp / "slurm")
+    (copy / "job_submit.lua").chmod(0)
+    config = public_tmp / "none.toml"
+    config.write_text('[slurm]\nbin = "/nonexistent"\n')
+    command = ("--config", str(config), "doctor", "--slurm-version", "24.11")
+    done = cli_as(64001, *command, "--slurm-conf", str(copy / "slurm.conf"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"job_submit.lua: {copy}/job_submit.lua: Permission denied" in " ".join(
+        done.stdout.split()
+    )
+    assert "SM252" in done.stdout.partition("NOT CHECKED")[2]
+    copy.chmod(0o700)
+    done = cli_as(64001, *command, "--slurm-conf", str(copy / "slurm.conf"))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
 def test_nothing_to_check(clinic: Clinic) -> None:

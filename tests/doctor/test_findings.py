@@ -231,6 +231,7 @@ BROKEN: dict[str, Callable[[Clinic], None]] = {
     "SM116": not_loaded,
     "SM117": other_counts,
     "SM118": drained,
+    "SM119": write("NodeName=login", "NodeName=login[1-"),
     "SM121": write("PrologEpilogTimeout=900", "PrologTimeout=20\nPrologEpilogTimeout=900"),
     "SM122": write("PrologEpilogTimeout=900", "EpilogTimeout=20\nPrologEpilogTimeout=900"),
     "SM123": without("BatchStartTimeout"),
@@ -310,7 +311,7 @@ def test_a_healthy_node_has_no_finding(clinic: Clinic) -> None:
 
 def test_nor_when_slurmctld_answers(clinic: Clinic) -> None:
     """Its words for the same settings differ from the file's."""
-    clinic.loaded(BatchStartTimeout="900 sec", PrologFlags="Alloc,DeferBatch")
+    clinic.loaded(BatchStartTimeout="325 sec", PrologFlags="Alloc,DeferBatch")
     result = clinic.result()
     assert (result.findings, dict(result.skipped)) == ((), {})
 

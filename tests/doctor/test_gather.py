@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
@@ -18,7 +20,6 @@ from ..test_hooks import STAMP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from slurm_mig.config import Config
 
@@ -73,6 +74,41 @@ def test_where_slurm_conf_is_looked_for(clinic: Clinic, monkeypatch: pytest.Monk
     assert gap == f"none of {clinic.root}/a, {clinic.root}/b"
     clinic.slurm_conf.rename(clinic.root / "b")
     assert "slurm.conf" not in clinic.facts().gaps
+
+
+def test_a_directory_that_is_closed(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may lie there is a gap with its reason, not the end of the report."""
+    real = Path.exists
+
+    def exists(self: Path) -> bool:
+        if self.parent == clinic.slurm_conf.parent:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return real(self)
+
+    def opened(path: str | Path, *more: int, **where: int) -> int:
+        if Path(path).parent == clinic.slurm_conf.parent:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return os_open(path, *more, **where)
+
+    os_open = os.open
+    monkeypatch.setattr(Path, "exists", exists)
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.delenv("SLURM_CONF")
+    monkeypatch.setattr("slurm_mig.doctor.gather.USUAL", (clinic.slurm_conf,))
+    gaps = clinic.facts().gaps
+    for area, name in (("slurm.conf", "slurm.conf"), ("job_submit.lua", "job_submit.lua")):
+        assert gaps[area] == f"{clinic.file(name)}: Permission denied"
+
+
+@pytest.mark.parametrize("name", ["gpu[01-0", "gpu[01-99999999]", "gpu[2-1]"])
+@pytest.mark.parametrize("file", ["slurm.conf", "gres.conf"])
+def test_hosts_that_cannot_be_read(clinic: Clinic, file: str, name: str) -> None:
+    """A line that names no node would else pass for a node that is sound."""
+    path = clinic.file(file)
+    path.write_text(f"{path.read_text()}NodeName={name} Name=gpu Type=x File=/dev/nvidia0\n")
+    (finding,) = [item for item in clinic.result().findings if item.check.code == "SM119"]
+    number = len(path.read_text().splitlines())
+    assert finding.evidence.startswith(f"{path}:{number}: host list {name!r}")
 
 
 def test_without_root(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ class Billed(Accounted):
 def _weights(fleet: Fleet) -> str:
     """The line that the generator writes for partitions."""
     prices = billing(fleet, dict.fromkeys(gpu_types(fleet), 700.0), "compute")
-    text = generator.slurm_conf(fleet, "/x", prices)
+    text = generator.slurm_conf(fleet, "/x", {"": prices})
     (line,) = (line for line in text.splitlines() if "TRESBillingWeights=" in line)
     return line.removeprefix("#")
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 #: What the private cluster deserves: short times, no cgroups, a kernel module as it comes.
-DESERVED = {"SM123", "SM124", "SM401", "SM403", "SM610"}
+DESERVED = {"SM124", "SM401", "SM403", "SM610"}
 
 #: And where Slurm is new enough to have the option.
 SINCE_23_11 = {"SM109"}
