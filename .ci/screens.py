@@ -63,8 +63,12 @@ def main(directory: str) -> None:
     for name, command in SCREENS.items():
         text = f"# {command.partition(' # ')[0]}\n{done[command]['out']}"
         for place, usual in (
-            (str(Path(__file__).parents[1]), "/opt/slurm-mig/lib/python3/site-packages"),
+            # The environment lies in the checkout.
             (sys.prefix, "/opt/slurm-mig"),
+            (
+                str(Path(__file__).parents[1]),
+                f"/opt/slurm-mig/lib/python3.{sys.version_info.minor}/site-packages",
+            ),
         ):
             text = text.replace(place, usual)
         Path(directory, name).write_text(text, "utf-8")
