@@ -406,6 +406,19 @@ def test_whole_gpus(make_site: Callable[..., Site]) -> None:
     assert {item.phase for item in records(site)} == {phases.RELEASED}
 
 
+def test_programs_that_somebody_else_could_change(site: Site) -> None:
+    """The node is at fault, in one line; root runs none of them, not even for the reason."""
+    log = slurm_commands(site, squeue=squeue(7, "gres:gpu:1"))
+    (site.root / "bin").chmod(0o777)
+    done = site.prolog(7, "")
+    assert (done.returncode, log.exists()) == (11, False)
+    (line,) = done.stderr.splitlines()
+    assert f"run squeue: {site.root}/bin on the way to" in line
+    assert "the drain reason could not be set: run scontrol: " in line
+    (site.root / "bin").chmod(0o755)
+    assert site.prolog(7, "").returncode == 0
+
+
 def test_shards_alone_are_no_whole_gpu(site: Site) -> None:
     """job_submit.lua refuses such a job; where it is not loaded the node does."""
     slurm_commands(site, squeue=squeue(7, "gres:shard:14"))
