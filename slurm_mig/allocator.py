@@ -26,6 +26,7 @@ from slurm_mig.errors import (
     Held,
     InstanceBusy,
     LedgerFault,
+    LockTimeout,
     NodeFault,
     NoRoom,
     SlurmFault,
@@ -33,6 +34,7 @@ from slurm_mig.errors import (
     about,
 )
 from slurm_mig.feeds import Feeds
+from slurm_mig.holder import INSTANCE
 from slurm_mig.planner import Slot, plan, plan_at
 from slurm_mig.request import Item, Request
 from slurm_mig.stuck import Permit, Stuck
@@ -93,12 +95,21 @@ class Report:
 class Time:
     """What one hook has for slices that stay in use, however many they are; in seconds.
 
-    `wait` for trying again, `fix` for remedies and for naming who holds them. Waiting for
-    locks is not counted.
+    `wait` for trying again, `fix` for remedies and for naming who holds them. Waiting for a
+    lock is not counted; but once one was not to be had, none is waited for any more (`lock`).
     """
 
     wait: float
     fix: float
+    lock: float | None = None
+
+
+class Misplaced(DriverFault):
+    """The driver made an instance elsewhere than asked, and it does not go: it goes on record."""
+
+    def __init__(self, cause: str, made: Instance, remedy: str) -> None:
+        super().__init__(cause, remedy=remedy)
+        self.made = made
 
 
 class Allocator:
@@ -162,7 +173,7 @@ class Allocator:
             gpu = self._with_mig_mode(now)
             there = self._driver.instances(gpu)
             self._note_gone(gpu, there)
-            chosen = self._plan(request, gpu, start, there)
+            chosen = self._plan(request, gpu, start, self._taken(gpu, there))
             with ExitStack() as undo:
                 record = self._intend(owner, request, gpu, chosen, undo)
                 record = self._carve(record, gpu, {item.gi_id for item in there})
@@ -175,7 +186,9 @@ class Allocator:
     def foresee_plan(self, request: Request, gpu: Gpu, start: int | None = None) -> Plan:
         """Where `allocate` would put it now, raising what it would for want of room."""
         with about(gpu=str(gpu)), self._locked(gpu.uuid, "plan") as gpu:
-            return self._plan(request, gpu, start, self._driver.instances(gpu))
+            # By the driver alone: what the ledger has of dead hooks would be cleared first.
+            present = self._slots(gpu, self._driver.instances(gpu))
+            return self._plan(request, gpu, start, present)
 
     def _refuse_retired(self, gpu: Gpu, owner: Owner) -> None:
         """Look again under the lock: it may have been retired since the hook asked."""
@@ -245,12 +258,12 @@ class Allocator:
         return NoRoom(f"{busy.cause}, used by {users}", remedy=busy.remedy)
 
     @contextmanager
-    def _locked(self, uuid: str, action: str) -> Iterator[Gpu]:
+    def _locked(self, uuid: str, action: str, within: float | None = None) -> Iterator[Gpu]:
         """Hold a GPU's lock; the GPU as it is then: what was seen before may have changed.
 
         With an old MIG mode a job's slices would look gone, or a whole GPU like a broken one.
         """
-        with self._locks.hold([uuid], action):
+        with self._locks.hold([uuid], action, within):
             yield self._fresh(uuid)
 
     def _fresh(self, uuid: str) -> Gpu:
@@ -264,10 +277,8 @@ class Allocator:
             )
         return gpu
 
-    def _plan(
-        self, request: Request, gpu: Gpu, start: int | None, there: Sequence[GpuInstance]
-    ) -> Plan:
-        geometry, present = self._driver.geometry(gpu), self._taken(gpu, there)
+    def _plan(self, request: Request, gpu: Gpu, start: int | None, present: Sequence[Slot]) -> Plan:
+        geometry = self._driver.geometry(gpu)
 
         def chosen(taken: Sequence[Slot]) -> Plan:
             if start is None:
@@ -335,43 +346,54 @@ class Allocator:
     def _carve(self, record: Allocation, gpu: Gpu, before: set[int]) -> Allocation:
         made: GpuInstance | None = None
         for place, wanted in enumerate(record.instances):
-            # Compute instances that share a GPU instance follow one another.
-            if made is None or made.placement != wanted.placement:
-                made = self._make(record, place, gpu, before)
-            compute = self._create_compute(gpu, made.gi_id, wanted.compute_slices)
+            tries: list[int] = []
+            try:
+                if made is None or made.placement != wanted.placement:
+                    made = self._create(gpu, wanted, before, tries)
+                compute = self._create_compute(gpu, made.gi_id, wanted.compute_slices)
+            except SlurmMigError as fault:
+                there = made is not None and made.placement == wanted.placement
+                # Said "no" to at once: nothing was made, and what is there is somebody else's.
+                refused = isinstance(fault, NoRoom) and not there and len(tries) == 1
+                self._save_unmade(record, place, fault, refused=refused)
+                raise
             ids = replace(wanted, gi_id=made.gi_id, ci_id=compute.ci_id, uuid=compute.uuid)
             record = record.with_instance(place, ids)
         self._look_again(record, gpu)
         return record
 
-    def _make(self, record: Allocation, place: int, gpu: Gpu, before: set[int]) -> GpuInstance:
-        """Make the GPU instance of a record's item number `place`.
+    def _save_unmade(
+        self, record: Allocation, place: int, fault: SlurmMigError, *, refused: bool
+    ) -> None:
+        """Before a carve is undone that failed at item number `place`: what was never made.
 
-        One that was not made must not be looked for by its placement afterwards: what is
-        found there is somebody else's. What the driver did before another failure is not known.
+        It must not be looked for by its placement: an administrator may be there by now. What
+        the driver did before a fault is not known.
         """
-        wanted = record.instances[place]
-        try:
-            return self._create(gpu, wanted, before)
-        except SlurmMigError as fault:
-            unmade = [
-                item
-                for item in record.instances[place:]
-                if isinstance(fault, NoRoom) or item.placement != wanted.placement
-            ]
-            kept = record.without(unmade).moved(phases.RELEASING)
-            self._ledger.save(kept, phases.RELEASING)
-            raise
+        here = record.instances[place].placement
+        unmade = [
+            item
+            for item in record.instances[place:]
+            if item.placement != here or (refused and item.gi_id is None)
+        ]
+        record = record.without(unmade)
+        if isinstance(fault, Misplaced):
+            record = record.with_instance(place, fault.made)
+        self._ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
 
-    def _create(self, gpu: Gpu, wanted: Instance, before: set[int]) -> GpuInstance:
+    def _create(
+        self, gpu: Gpu, wanted: Instance, before: set[int], tries: list[int]
+    ) -> GpuInstance:
         """Make one GPU instance; NoRoom while something keeps the GPU from being partitioned.
 
-        What was made elsewhere than asked goes again at once: by its placement no record
-        would find it. Its id must be new, or it could be somebody else's.
+        `tries` grows by one for each call. What was made elsewhere than asked goes again at
+        once, for by its placement no record would find it: Misplaced, if it does not. Its id
+        must be new, or it could be somebody else's.
         """
         made: list[GpuInstance] = []
 
         def create() -> None:
+            tries.append(gpu.minor)
             made.append(self._driver.create_gpu_instance(gpu, wanted.profile_id, wanted.placement))
 
         busy = self._retry(create, self._monotonic() + CREATE_PATIENCE)
@@ -379,16 +401,29 @@ class Allocator:
             raise self._occupied(gpu, busy) from busy
         (found,) = made
         if (found.profile_id, found.placement) != (wanted.profile_id, wanted.placement):
-            if found.gi_id not in before:
-                destroy = partial(self._driver.destroy_gpu_instance, gpu, found.gi_id)
-                self._retry(destroy, self._monotonic() + CREATE_PATIENCE)
-            raise DriverFault(
-                f"{wanted} was asked for, the driver made GPU instance {found.gi_id} of profile "
-                f"id {found.profile_id} at {found.placement}",
-                remedy="see `slurm-mig status` for what is there",
-            )
+            raise self._elsewhere(gpu, wanted, found, new=found.gi_id not in before)
         before.add(found.gi_id)
         return found
+
+    def _elsewhere(
+        self, gpu: Gpu, wanted: Instance, found: GpuInstance, *, new: bool
+    ) -> DriverFault:
+        """The fault to raise for an instance that was made elsewhere; it is destroyed if it can be.
+
+        One that is not `new` is somebody else's.
+        """
+        cause = (
+            f"{wanted} was asked for, the driver made GPU instance {found.gi_id} of profile "
+            f"id {found.profile_id} at {found.placement}"
+        )
+        remedy = "see `slurm-mig status` for what is there"
+        destroy = partial(self._driver.destroy_gpu_instance, gpu, found.gi_id)
+        if not new or self._retry(destroy, self._monotonic() + CREATE_PATIENCE) is None:
+            return DriverFault(cause, remedy=remedy)
+        place = found.placement
+        name = str(self._driver.geometry(gpu).by_id(found.profile_id).name)
+        made = Instance(name, found.profile_id, place.start, place.size, found.gi_id)
+        return Misplaced(cause, made, remedy)
 
     def _create_compute(self, gpu: Gpu, gi_id: int, slices: int | None) -> ComputeInstance:
         """Make one compute instance in a GPU instance of ours.
@@ -403,7 +438,8 @@ class Allocator:
         busy = self._retry(create, self._monotonic() + CREATE_PATIENCE)
         if busy is not None:
             holders = self._stuck.holders(gpu, self._driver.instance(gpu, gi_id))
-            if not holders.found and holders.complete:
+            if not any(item.has == INSTANCE and any(item.uids) for item in holders.found):
+                # A monitor of root's that has the GPU open is no excuse for the driver.
                 raise busy
             users = holders.text(public=True)
             raise NoRoom(f"{busy.cause}, used by {users}", remedy=busy.remedy) from busy
@@ -551,45 +587,59 @@ class Allocator:
         of it is still in use after the deadline: the slice is set aside, not the
         node. Raises NodeFault when the driver fails otherwise.
         """
-        return self._release(record, reason, self._time(), over=over)
+        (ended,) = self.release_all([record], reason, over=over)
+        return ended
 
     def release_all(
-        self, records: Iterable[Allocation], reason: str, *, over: bool = False
+        self, records: Sequence[Allocation], reason: str, *, over: bool = False
     ) -> list[Allocation]:
         """`release` several within the time of one; one that fails keeps no other from its end.
 
-        Raises the first NodeFault after the last record.
+        All are tried first, and what resists then shares the time. Raises the first NodeFault
+        after the last record.
         """
-        time_left, ended, first = self._time(), [], None
+        left, first = Time(self._destroy_timeout, self._stuck.timeout), None
+        ended: dict[int, Allocation] = {}
+        insist: list[tuple[int, Gpu]] = []
         for record in records:
+            share = min(SWEEP_PATIENCE, self._destroy_timeout / len(records))
             try:
-                ended.append(self._release(record, reason, time_left, over=over))
+                with about(job=record.owner.job_id, gpu=record.gpu_uuid):
+                    now, gpu = self._begin(record, reason, left, share)
+            except LedgerFault:
+                raise
+            except NodeFault as fault:
+                first = first or fault
+                left.lock = 0 if isinstance(fault, LockTimeout) else left.lock
+                continue
+            ended[now.number] = now
+            insist += [] if gpu is None else [(now.number, gpu)]
+        for number, gpu in insist:
+            try:
+                with about(job=ended[number].owner.job_id, gpu=str(gpu)):
+                    ended[number] = self._insist(ended[number], gpu, reason, left, over=over)
             except LedgerFault:
                 raise
             except NodeFault as fault:
                 first = first or fault
         if first is not None:
             raise first
-        return ended
+        return list(ended.values())
 
-    def _time(self) -> Time:
-        return Time(self._destroy_timeout, self._stuck.timeout)
-
-    def _release(
-        self, record: Allocation, reason: str, time_left: Time, *, over: bool
-    ) -> Allocation:
-        with about(job=record.owner.job_id, gpu=record.gpu_uuid):
-            if record.boot_id != self._boot_id and record.request != phases.WHOLE_MIG_OFF:
-                return self._ledger.finish(record, phases.LOST, "the node was rebooted")
-            with self._locked(record.gpu_uuid, f"release {record.owner}") as gpu:
-                self._sweep(gpu, None)
-                # Another hook, or the sweep, may have finished it by now.
-                record = self._ledger.find(record.number)
-                started = self._monotonic()
-                until = started + min(SWEEP_PATIENCE, time_left.wait)
-                record = self._tear_down(record, gpu, reason, until, users={})
-                time_left.wait = max(0, time_left.wait - (self._monotonic() - started))
-            return self._insist(record, gpu, reason, time_left, over=over)
+    def _begin(
+        self, record: Allocation, reason: str, left: Time, patience: float
+    ) -> tuple[Allocation, Gpu | None]:
+        """Tear a record down as far as it goes in a moment; its GPU, where more is to be done."""
+        if record.boot_id != self._boot_id and record.request != phases.WHOLE_MIG_OFF:
+            return self._ledger.finish(record, phases.LOST, "the node was rebooted"), None
+        with self._locked(record.gpu_uuid, f"release {record.owner}", left.lock) as gpu:
+            self._sweep(gpu, None)
+            # Another hook, or the sweep, may have finished it by now.
+            record = self._ledger.find(record.number)
+            started = self._monotonic()
+            record = self._tear_down(record, gpu, reason, started + patience, users={})
+            left.wait = max(0, left.wait - (self._monotonic() - started))
+        return record, gpu
 
     def _tear_down(
         self,
@@ -864,15 +914,17 @@ class Allocator:
         owner = record.owner
         if owner.job_id is None or record.phase != phases.ACTIVE:
             return
-        # Ids are reused: the file may be that of a later job with this number.
-        heirs = (
-            other.phase == phases.ACTIVE
+        if not self._has_heir(owner):
+            self._files.withdraw_environment(owner)
+
+    def _has_heir(self, owner: Owner) -> bool:
+        """Whether the files are those of a later job with this number: ids are reused."""
+        return owner.job_id is not None and any(
+            other.phase in (phases.PLANNED, phases.ACTIVE)
             and other.owner.restart == owner.restart
             and not other.owner.same_run(owner)
             for other in self._ledger.open_of_job(owner.job_id)
         )
-        if not any(heirs):
-            self._files.withdraw_environment(owner)
 
     def _restore_mig_mode(self, gpu: Gpu, until: float) -> str:
         """MIG mode on again; says why it is not, for a later hook to try again.
@@ -989,7 +1041,7 @@ class Allocator:
         if owner.job_id is None:
             return
         still_open = self._ledger.open_of_job(owner.job_id)
-        if not any(item.owner.same_run(owner) for item in still_open):
+        if not any(item.owner.same_run(owner) for item in still_open) and not self._has_heir(owner):
             self._files.withdraw_run(owner)
 
     def _missing(self, record: Allocation, gpu: Gpu) -> list[Instance]:
@@ -1231,7 +1283,12 @@ class Allocator:
             self._refuse_mode(gpu, on=on)
 
     def _refuse_mode(self, gpu: Gpu, *, on: bool) -> None:
-        whole = [item for item in self._ledger.open_on(gpu.uuid) if item.whole]
+        # One that is set aside waits for this very mode, and one of an earlier boot has no job.
+        whole = [
+            item
+            for item in self._ledger.open_on(gpu.uuid)
+            if item.whole and item.phase != phases.QUARANTINED and item.boot_id == self._boot_id
+        ]
         if whole and on:
             raise Held(f"{whole[0].owner} has the whole GPU, without MIG")
         present = [str(slot) for slot in self._slots(gpu, self._driver.instances(gpu))]

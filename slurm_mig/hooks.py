@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
@@ -129,13 +130,20 @@ class Line:
         took = round((time.monotonic() - self.started) * 1000)
         words = [*self.words, f"ms={took}", *([f"head={self.head}"] if self.head else [])]
         line = " ".join([self.hook, *words, "; ".join(self.said)]).strip()
-        sys.stderr.write(f"slurm-mig: {line}\n")
+        _tell_slurmd(f"slurm-mig: {line}\n")
         syslog.openlog("slurm-mig", syslog.LOG_PID, syslog.LOG_DAEMON)
         level = getattr(syslog, f"LOG_{self.level}")
         # A daemon that no longer reads would keep a hook for ever.
         writer = threading.Thread(target=syslog.syslog, args=(level, line), daemon=True)
         writer.start()
         writer.join(SYSLOG_WAIT)
+
+
+def _tell_slurmd(text: str) -> None:
+    """To stderr, which slurmd logs; a slurmd that was killed reads it no longer."""
+    with suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def _readable(value: str) -> str:
@@ -532,7 +540,7 @@ def _watched(node: Node, job: Job, line: Line) -> int:
         return _work(node, job, line)
 
     ended = watch.watched(work, node.config.deadline)
-    sys.stderr.write(ended.output)
+    _tell_slurmd(ended.output)
     if ended.code is not None:
         return ended.code
     fault = _given_up(node, job, line, ended)

@@ -38,12 +38,13 @@ class Locks:
         self.waited = 0.0
 
     @contextmanager
-    def hold(self, gpus: Sequence[str], action: str) -> Iterator[None]:
+    def hold(self, gpus: Sequence[str], action: str, within: float | None = None) -> Iterator[None]:
         """Hold the locks of these GPU UUIDs, taken in sorted order against deadlock.
 
-        Raises LockTimeout naming the holder once `deadline` seconds have passed
-        in all.
+        Raises LockTimeout naming the holder once `deadline` seconds, or `within`, have
+        passed in all.
         """
+        patience = self._deadline if within is None else within
         if not self._make and not self._root.is_dir():
             yield
             return
@@ -53,7 +54,7 @@ class Locks:
         began = time.monotonic()
         with ExitStack() as stack:
             for gpu in sorted(set(gpus)):
-                stack.enter_context(self._one(gpu, action, began + self._deadline))
+                stack.enter_context(self._one(gpu, action, began + patience))
             self.waited = time.monotonic() - began
             yield
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.allocation import QUARANTINED
 from slurm_mig.files import replace_file
+from slurm_mig.slurm import STUCK as REASON
 from slurm_mig.text import ascii_line
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from slurm_mig.ledger import Ledger
     from slurm_mig.locks import Locks
     from slurm_mig.slurm import Slurm
-
-#: How the reason of such a drain begins; no fault's text does.
-REASON: Final = "slurm-mig: stuck slices: "
 
 #: How the mark begins as long as the drain may not have been set.
 GOING: Final = "going to be "
@@ -125,10 +123,9 @@ class Fence:
         power cut emptied says nothing.
         """
         try:
-            text = self._mark.read_text("utf-8")
+            return self._mark.read_text("utf-8", "replace").startswith(REASON)
         except FileNotFoundError:
             return False
-        return bool(text) and not text.startswith(GOING)
 
     def _past(self) -> list[SetAside]:
         """What is stuck for long enough, when that is enough to drain."""
@@ -151,8 +148,13 @@ class Fence:
         # First of all: a drain that nothing tells to be ours would never be taken back.
         self._remember(f"{GOING}{reason}")
         self._slurm.drain(self._node, reason)
+        now = self._slurm.node(self._node)
+        if now.reason and not now.reason.startswith(REASON):
+            # Somebody was there in between, and it is his drain.
+            self._mark.unlink(missing_ok=True)
+            return f"not drained for stuck slices: it was just drained for {now.reason!r}"
         # As Slurm has it: it may have changed the text.
-        self._remember(self._slurm.node(self._node).reason or reason)
+        self._remember(now.reason or reason)
         return f"drained: {reason}"
 
     def _resume(self) -> str:

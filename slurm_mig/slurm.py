@@ -14,6 +14,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+#: How the drain reason for stuck slices begins; no fault's text does.
+STUCK: Final = "slurm-mig: stuck slices: "
+
+
 #: States in which a job has, or may still have, processes or a hook on the node.
 LIVE_STATES: Final = (
     "CONFIGURING",

@@ -13,9 +13,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from slurm_mig import hostlist
-from slurm_mig.errors import ConfigFault, NodeFault, SlurmFault
+from slurm_mig.errors import NodeFault, SlurmFault
 from slurm_mig.files import SEARCH, find_program, trusted
-from slurm_mig.slurm import LIVE_STATES, AccountingRow, JobFacts, NodeFacts, Share
+from slurm_mig.slurm import LIVE_STATES, STUCK, AccountingRow, JobFacts, NodeFacts, Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -230,7 +230,9 @@ class CommandClient:
         # Both together within the time of one: hooks have no more when they are given up.
         until = time.monotonic() + self._timeout
         facts = self.node(node)
-        if "DRAIN" in facts.state and facts.reason and not replace:
+        # Under ours for stuck slices, which is taken back, a fault would be forgotten with it.
+        kept = facts.reason and not facts.reason.startswith(STUCK)
+        if "DRAIN" in facts.state and kept and not replace:
             return
         command = ("scontrol", "update", f"nodename={node}", "state=drain", f"reason={reason}")
         self._run(*command, until=until)
@@ -296,12 +298,12 @@ class CommandClient:
 
 
 def _check_program(path: Path) -> None:
-    """Root runs no program that a user could have put there; ConfigFault names the step."""
+    """Root runs no program that a user could have put there: as if Slurm did not answer."""
     try:
         with trusted(path):
             return
     except NodeFault as fault:
-        raise ConfigFault(f"run {path.name}: {fault.cause}", remedy=fault.remedy) from fault
+        raise SlurmFault(f"run {path.name}: {fault.cause}", remedy=fault.remedy) from fault
 
 
 def _gpu_indexes(detail: str) -> tuple[int, ...]:

@@ -9,14 +9,18 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from slurm_mig import allocation as phases
+from slurm_mig import allocator
 from slurm_mig.allocation import GONE
-from slurm_mig.errors import DriverFault, GpuLost, Held, InstanceBusy, NoRoom
+from slurm_mig.errors import DriverFault, GpuLost, Held, InstanceBusy, LockTimeout, NoRoom
 from slurm_mig.feeds import Feeds
+from slurm_mig.holder import GPU, INSTANCE, Holder, Holders
 from slurm_mig.nvml import NvmlDriver
 from slurm_mig.simulator.faults import Rule
 
@@ -213,22 +217,23 @@ def test_a_compute_instance_that_is_refused_as_in_use(world: World, *, held: boo
         rules = [rule, Rule("nvmlDeviceGetComputeRunningProcesses_v3", "error:UNKNOWN", times=0)]
         world.machine.faults.set(rules)
         world.machine.let_go(os.getpid())
-        world.allocator._stuck = Crowd()  # type: ignore[assignment]
+        world.allocator._stuck = Crowd(INSTANCE, 64003)  # type: ignore[assignment]
     with pytest.raises(NoRoom if held else InstanceBusy):
         world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
     assert world.made() == []
 
 
 class Crowd:
-    """A user's process has every instance open."""
+    """A process has something open."""
 
     timeout = look = 0.1
     remedies = ()
 
-    def holders(self, *_: object) -> Any:
-        from slurm_mig.holder import INSTANCE, Holder, Holders
+    def __init__(self, has: str, uid: int) -> None:
+        self.holder = Holder(4242, has, 1, (uid,), name="squatter")
 
-        return Holders((Holder(4242, INSTANCE, 1, (64003,), name="squatter"),), complete=True)
+    def holders(self, *_: object) -> Holders:
+        return Holders((self.holder,), complete=True)
 
 
 def test_a_gpu_in_use_while_its_mig_mode_comes_on(world: World) -> None:
@@ -238,6 +243,67 @@ def test_a_gpu_in_use_while_its_mig_mode_comes_on(world: World) -> None:
     with world.used(0), pytest.raises(NoRoom, match=f"used by pid {os.getpid()}"):
         world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
     world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+
+
+def test_in_use_may_hide_that_it_was_made(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first try made it and said "in use", the second finds no room: it is ours, and goes."""
+    create = NvmlDriver.create_gpu_instance
+    lies = iter([InstanceBusy("in use")])
+
+    def lying(self: NvmlDriver, gpu: Gpu, profile_id: int, place: Any) -> object:
+        made = create(self, gpu, profile_id, place)
+        for lie in lies:
+            raise lie
+        return made
+
+    monkeypatch.setattr(NvmlDriver, "create_gpu_instance", lying)
+    with pytest.raises(NoRoom):
+        world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    assert (world.made(), world.ledger.all_open()) == ([], [])
+
+
+def test_what_was_not_tried_yet_is_nobodys(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first instance's compute instance fails; the second's place is an administrator's now."""
+
+    def late(*_: object) -> object:
+        monkeypatch.undo()
+        world.strange(start=4, profile_id=9)
+        raise DriverFault("no compute instance")
+
+    monkeypatch.setattr(NvmlDriver, "create_compute_instance", late)
+    with pytest.raises(DriverFault, match="no compute instance"):
+        world.allocator.allocate(ALICE, ask("1g.10gb", "3g.40gb"), world.gpu())
+    assert world.made() == ["3g.40gb@4"]
+
+
+def test_made_elsewhere_and_busy_for_good(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is on record under the place that it has: the next hook takes it down."""
+    create = NvmlDriver.create_gpu_instance
+
+    def elsewhere(self: NvmlDriver, gpu: Gpu, profile_id: int, _place: Any) -> object:
+        return create(self, gpu, profile_id, min(self.geometry(gpu).by_id(profile_id).placements))
+
+    monkeypatch.setattr(NvmlDriver, "create_gpu_instance", elsewhere)
+    monkeypatch.setattr(allocator, "CREATE_PATIENCE", 0.1)
+    world.machine.faults.set([Rule("nvmlGpuInstanceDestroy", "error:IN_USE", times=0)])
+    with pytest.raises(DriverFault, match="was asked for"):
+        world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    (record,) = world.ledger.all_open()
+    assert [str(item) for item in record.instances] == world.made() == ["3g.40gb@0"]
+    world.machine.faults.set([])
+    world.allocator.reconcile(None)
+    assert (world.made(), world.ledger.all_open()) == ([], [])
+
+
+def test_a_monitor_is_no_excuse_for_the_driver(world: World) -> None:
+    """Root's, or a neighbour's, with the GPU open: "in use" for ever is the node's fault."""
+    rule = Rule("nvmlGpuInstanceCreateComputeInstance", "error:IN_USE", times=0)
+    world.machine.faults.set([rule])
+    for crowd in (Crowd(GPU, 64002), Crowd(INSTANCE, 0)):
+        world.allocator._stuck = crowd  # type: ignore[assignment]
+        with pytest.raises(InstanceBusy):
+            world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    assert world.made() == []
 
 
 # -- administrators ---------------------------------------------------------------------
@@ -284,6 +350,37 @@ def test_several_stuck_records_share_one_hooks_time(
     assert 5.0 <= clock[0] < 7.0
 
 
+def test_one_stuck_record_does_not_make_the_next_one_stuck(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To be in use for a moment is normal: each has its moment before the first has all the time."""
+    records = [world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu(n)) for n in (0, 1)]
+    second, busy, destroy = world.gpu(1).uuid, iter(range(3)), NvmlDriver.destroy_gpu_instance
+
+    def sometimes(self: NvmlDriver, gpu: Gpu, gi_id: int) -> None:
+        if gpu.uuid != second or next(busy, None) is not None:
+            raise InstanceBusy("in use")
+        destroy(self, gpu, gi_id)
+
+    monkeypatch.setattr(NvmlDriver, "destroy_gpu_instance", sometimes)
+    monkeypatch.setattr(world.allocator, "_destroy_timeout", 1.0)
+    ended = world.allocator.release_all(records, "the job ended")
+    assert [record.phase for record in ended] == [phases.QUARANTINED, phases.RELEASED]
+
+
+def test_locks_are_waited_for_once(world: World) -> None:
+    """Another hook hangs on each GPU: an Epilog must not wait for one after the other."""
+    records = [world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu(n)) for n in (0, 1)]
+    world.allocator._locks._deadline = 1.0
+    held = [other_lock(world, index) for index in (0, 1)]
+    begun = time.monotonic()
+    with pytest.raises(LockTimeout):
+        world.allocator.release_all(records, "the job ended")
+    assert time.monotonic() - begun < 1.8
+    for descriptor in held:
+        os.close(descriptor)
+
+
 @pytest.mark.parametrize("fault", ["lock", "driver"])
 def test_reconcile_goes_on_with_the_other_gpus(world: World, fault: str) -> None:
     """Somebody holds one GPU's lock, or its driver fails: said, and no reason to stop."""
@@ -309,13 +406,14 @@ def test_reconcile_goes_on_with_the_other_gpus(world: World, fault: str) -> None
     assert world.made(1) == []
 
 
-def other_lock(world: World) -> int:
-    """GPU 0's lock, held beside us."""
+def other_lock(world: World, index: int = 0) -> int:
+    """A GPU's lock, held beside us."""
     import fcntl
 
-    with world.allocator._locks.hold([world.gpu(0).uuid], "make it"):
+    uuid = world.gpu(index).uuid
+    with world.allocator._locks.hold([uuid], "make it"):
         pass
-    path = next((world.root / "run/locks").glob(f"{world.gpu(0).uuid}*.lock"))
+    path = world.root / f"run/locks/{uuid}.lock"
     descriptor = os.open(path, os.O_RDWR)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     return descriptor
@@ -363,3 +461,42 @@ def test_a_gpu_that_was_replaced(ampere: World) -> None:
     ampere.open()
     report = ampere.allocator.reconcile(None)
     assert (phase(), report.left) == (phases.LOST, [])
+
+
+def test_a_mode_that_is_due_is_no_job(ampere: World) -> None:
+    """`enable` and the boot unit wait for what is in the way, not for a job that is long gone."""
+    given(ampere)
+    ampere.machine.reboot()
+    ampere.reopen()
+    with ampere.used(0):
+        ampere.allocator.reconcile(None)
+        with pytest.raises(InstanceBusy):
+            ampere.allocator.set_mode(ampere.gpu(), on=True)
+    assert ampere.allocator.set_mode(ampere.gpu(), on=True).mig_mode
+
+
+# -- ids that are used again ---------------------------------------------------------------
+
+
+def test_files_of_a_later_job_with_that_number_stay(world: World) -> None:
+    """Alice's 7.0 is stuck, numbers begin anew, Bob's job is 7.0: what was hers goes, his stays."""
+    mine = world.allocator.allocate(ALICE, ask("1g.10gb"), world.gpu())
+    world.machine.faults.set([Rule("nvmlGpuInstanceDestroy", "error:IN_USE", times=0)])
+    world.allocator.release(mine, "the job ended")
+    world.allocator._files.withdraw(7)
+    world.allocator.allocate(replace(BOB, job_id=7), ask("3g.40gb"), world.gpu())
+    world.machine.faults.set([])
+    world.allocator.reconcile(lambda: frozenset({7}))
+    assert world.ledger.find(mine.number).phase == phases.RELEASED
+    assert (world.root / "run/env/7.0").exists()
+    assert (world.root / "run/jobs/7.0").exists()
+
+
+def test_a_look_after_a_reboot(world: World) -> None:
+    """What went with it takes no room, though no hook has closed its record yet."""
+    world.allocator.allocate(ALICE, ask("7g.80gb"), world.gpu())
+    world.machine.reboot()
+    with world.machine.change(0) as board:
+        board.set_mode(True, busy=False)
+    world.reopen()
+    assert world.allocator.foresee_plan(ask("3g.40gb"), world.gpu()).slots

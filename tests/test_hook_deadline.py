@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import sqlite3
 import subprocess
+import sys
 import syslog
 import threading
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,6 +123,23 @@ def test_a_syslog_that_reads_no_longer(
     assert capfd.readouterr().err.endswith("carved\n")
 
 
+def test_a_slurmd_that_reads_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was killed, and its pipe is broken: syslog has the line all the same."""
+    told: list[str] = []
+    reading, writing = os.pipe()
+    os.close(reading)
+    monkeypatch.setattr(syslog, "syslog", lambda _, text: told.append(text))
+    with open(writing, "w") as broken:  # noqa: PTH123  # a descriptor, not a name
+        monkeypatch.setattr(sys, "stderr", broken)
+        line = Line("prolog")
+        line.say("INFO", "carved")
+        line.write()
+        monkeypatch.undo()
+        with contextlib.suppress(BrokenPipeError):
+            broken.close()
+    assert [text.endswith("carved") for text in told] == [True]
+
+
 def test_a_prolog_that_hangs_while_it_carves(site: Site) -> None:
     """Its own deadline: exit 26, one line, a reason of ours; the Epilog clears what it left."""
     hanging(site, "nvmlGpuInstanceCreateComputeInstance")
@@ -172,7 +190,9 @@ def test_a_driver_that_does_not_even_start(site: Site) -> None:
 def test_a_ledger_that_is_locked(site: Site) -> None:
     """SQLite's own waiting is longer than the hook's deadline here: it counts, too."""
     assert site.prolog(7, STAMP).returncode == 0
-    with closing(sqlite3.connect(site.root / "state/ledger.db", isolation_level=None)) as db:
+    with contextlib.closing(
+        sqlite3.connect(site.root / "state/ledger.db", isolation_level=None)
+    ) as db:
         db.execute("BEGIN IMMEDIATE")
         done = site.epilog(7)
         db.execute("ROLLBACK")

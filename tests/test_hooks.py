@@ -407,14 +407,18 @@ def test_whole_gpus(make_site: Callable[..., Site]) -> None:
 
 
 def test_programs_that_somebody_else_could_change(site: Site) -> None:
-    """The node is at fault, in one line; root runs none of them, not even for the reason."""
+    """As if Slurm did not answer: root runs none of them, and no user drains the node by it."""
     log = slurm_commands(site, squeue=squeue(7, "gres:gpu:1"))
     (site.root / "bin").chmod(0o777)
     done = site.prolog(7, "")
-    assert (done.returncode, log.exists()) == (11, False)
+    assert (done.returncode, log.exists()) == (0, False)
     (line,) = done.stderr.splitlines()
-    assert f"run squeue: {site.root}/bin on the way to" in line
-    assert "the drain reason could not be set: run scontrol: " in line
+    assert "Slurm does not say what the job asked for: run squeue: " in line
+    assert f"{site.root}/bin on the way to" in line
+    assert site.prolog(8, "slurm-mig=1,9g.90gb/9/14:1").returncode == 0
+    site.machine.faults.set([Rule("nvmlDeviceGetCount_v2", "error:UNKNOWN")])
+    done = site.prolog(9, STAMP)
+    assert (done.returncode, done.stderr.count("could not be set: run scontrol: ")) == (13, 1)
     (site.root / "bin").chmod(0o755)
     assert site.prolog(7, "").returncode == 0
 

@@ -13,7 +13,8 @@ from slurm_mig.allocation import GONE, Allocation, Instance, Owner
 from slurm_mig.errors import LockTimeout, SlurmFault
 from slurm_mig.ledger import Ledger
 from slurm_mig.locks import Locks
-from slurm_mig.quarantine import LONGEST, REASON, Fence, drain_reason, numbers, set_aside
+from slurm_mig.quarantine import LONGEST, Fence, drain_reason, numbers, set_aside
+from slurm_mig.slurm import STUCK as REASON
 from slurm_mig.slurm import NodeFacts
 
 if TYPE_CHECKING:
@@ -290,6 +291,30 @@ def test_a_mark_that_a_power_cut_emptied(ward: Ward, theirs: str) -> None:
     done = ward.settle(slices=1, after=0)
     assert done.startswith("no longer drained by slurm-mig" if theirs else "resumed")
     assert not ward.mark.exists()
+
+
+def test_a_drain_of_somebody_elses_in_between(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set between our look and our drain it is kept, and never taken for ours."""
+    record = ward.stick(5)
+
+    def too_late(slurm: FakeSlurm, _node: str, _reason: str) -> None:
+        slurm.state, slurm.reason = frozenset({"IDLE", "DRAIN"}), "slurm-mig: GPU 1 is lost"
+
+    monkeypatch.setattr(FakeSlurm, "drain", too_late)
+    assert ward.settle(slices=1, after=0).startswith("not drained for stuck slices: it was just")
+    ward.free(record)
+    assert ward.settle(slices=1, after=0) == ""
+    assert ward.slurm.reason == "slurm-mig: GPU 1 is lost"
+
+
+@pytest.mark.parametrize("content", [b"\0" * 30, b"\xff\xfe"])
+def test_a_damaged_mark(ward: Ward, content: bytes) -> None:
+    """It says nothing: the node is drained as if it were not there, and resumed in the end."""
+    record = ward.stick(5)
+    ward.mark.write_bytes(content)
+    assert ward.settle(slices=1, after=0).startswith("drained")
+    ward.free(record)
+    assert ward.settle(slices=1, after=0).startswith("resumed")
 
 
 def test_one_at_a_time(ward: Ward) -> None:

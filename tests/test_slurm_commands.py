@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig.errors import ConfigFault, SlurmFault
+from slurm_mig.errors import SlurmFault
 from slurm_mig.slurm import Share
 from slurm_mig.slurm_commands import CommandClient
 
@@ -63,6 +63,9 @@ def test_a_job_slurm_does_not_know(client: Callable[..., CommandClient]) -> None
         ("NodeName=n1 State=IDLE Reason=looked at [root@1]", True),
         ("NodeName=n1 State=IDLE+DRAIN", True),
         ("NodeName=n1 State=IDLE+DRAIN Reason=fan broken [root@1]", False),
+        ("NodeName=n1 State=IDLE+DRAIN Reason=slurm-mig: GPU 1 is lost [root@1]", False),
+        # Ours for stuck slices is taken back, and a fault would go with it.
+        ("NodeName=n1 State=IDLE+DRAIN Reason=slurm-mig: stuck slices: GPU 0 x [root@1]", True),
     ],
 )
 def test_a_drained_node_keeps_its_reason(
@@ -92,7 +95,7 @@ def test_root_runs_no_program_of_a_users(
     scripts = client(squeue=f"touch {tmp_path}/ran")
     os.chown(tmp_path / "squeue" if place == "program" else tmp_path, 64001, 64001)
     try:
-        with pytest.raises(ConfigFault, match=r"run squeue: .* owned by uid 64001"):
+        with pytest.raises(SlurmFault, match=r"run squeue: .* owned by uid 64001"):
             scripts.job(4)
     finally:
         os.chown(tmp_path, 0, 0)
