@@ -353,7 +353,7 @@ def test_several_stuck_records_share_one_hooks_time(
 def test_one_stuck_record_does_not_make_the_next_one_stuck(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To be in use for a moment is normal: each has its moment before the first has all the time."""
+    """To be in use for a moment is normal: each has its moment before the first has the rest."""
     records = [world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu(n)) for n in (0, 1)]
     second, busy, destroy = world.gpu(1).uuid, iter(range(3)), NvmlDriver.destroy_gpu_instance
 

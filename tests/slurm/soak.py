@@ -638,7 +638,8 @@ class Soak:
             text = (self.root / "log" / node).read_text(errors="replace")
             for stamp in re.findall(pattern, text, re.MULTILINE):
                 at = time.mktime(time.strptime(stamp, "%Y-%m-%dT%H:%M:%S"))
-                yield Injected(REPEATED, node, at - 1, at + 5)
+                # It waits 15 s for an answer; the last try, which is answered, has no line.
+                yield Injected(REPEATED, node, at - 1, at + 20)
 
     def verdict(self, since: float) -> Verdict:
         """All checks."""
