@@ -165,6 +165,11 @@ class NodeMachine(RuleBasedStateMachine):
             # On Ampere nobody but an administrator switches it on.
             assert "MIG mode is off" in str(fault)
 
+    def _served(self, job: Job) -> None:
+        """A Prolog has looked after the GPUs of its job, but not behind one that it was refused."""
+        refused = self.place.root / f"run/env/{job.job_id}.{job.owner.restart}.refused"
+        self.dirty -= set(job.gpus[:1] if refused.exists() else job.gpus)
+
     def _epilog(self, job: Job) -> None:
         with self._node() as node:
             epilog(node, job, Line("epilog"))
@@ -182,7 +187,7 @@ class NodeMachine(RuleBasedStateMachine):
         self._step("prolog")
         self.live[job.job_id] = job
         self._prolog(job)
-        self.dirty -= set(job.gpus)
+        self._served(job)
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
@@ -190,7 +195,7 @@ class NodeMachine(RuleBasedStateMachine):
         job = self.live[data.draw(st.sampled_from(sorted(self.live)))]
         self._step("prolog again")
         self._prolog(job)
-        self.dirty -= set(job.gpus)
+        self._served(job)
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
