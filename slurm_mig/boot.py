@@ -214,7 +214,9 @@ def keep_out(node: Node, fault: SlurmMigError) -> None:
 
 def let_in(node: Node) -> bool:
     """Take back a drain of ours from an earlier boot; whether there was one. Raises SlurmFault."""
-    ours = node.slurm.node(node.name).reason.startswith(REASON)
+    facts = node.slurm.node(node.name)
+    # Since 24.11 Slurm keeps the reason of a drain that is over.
+    ours = facts.reason.startswith(REASON) and "DRAIN" in facts.state
     if ours:
         node.slurm.resume(node.name)
     return ours

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from slurm_mig.locks import Locks
     from slurm_mig.slurm import Slurm
 
+#: States in which a node is out of service, or going to be, for somebody's reason.
+OUT: Final = frozenset({"DRAIN", "DOWN", "FAIL", "ERROR"})
+
 #: How the mark begins as long as the drain may not have been set.
 GOING: Final = "going to be "
 
@@ -141,7 +144,8 @@ class Fence:
             # A hook died between the drain and the mark.
             self._remember(facts.reason)
             return ""
-        if facts.reason or "DRAIN" in facts.state:
+        # A reason alone may be of a drain that is over: since 24.11 Slurm keeps it.
+        if facts.state & OUT:
             self._mark.unlink(missing_ok=True)
             return f"not drained for stuck slices: it is {state} already, {facts.reason!r}"
         reason = drain_reason(past)

@@ -317,6 +317,24 @@ def test_a_damaged_mark(ward: Ward, content: bytes) -> None:
     assert ward.settle(slices=1, after=0).startswith("resumed")
 
 
+def test_a_reason_that_outlives_its_drain(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm 24.11 keeps it when a node is resumed: the next stuck slices drain all the same."""
+
+    def undrain(slurm: FakeSlurm, _node: str) -> None:
+        slurm.state = frozenset({"IDLE"})
+
+    monkeypatch.setattr(FakeSlurm, "undrain", undrain)
+    for job in (5, 6):
+        record = ward.stick(job)
+        assert ward.settle(slices=1, after=0).startswith("drained")
+        assert f"pid {job} of alice" in ward.slurm.reason
+        ward.free(record)
+        assert ward.settle(slices=1, after=0).startswith("resumed")
+    ward.stick(7)
+    ward.slurm.state, ward.slurm.reason = frozenset({"DOWN"}), "Not responding"
+    assert ward.settle(slices=1, after=0).startswith("not drained for stuck slices: it is DOWN")
+
+
 def test_one_at_a_time(ward: Ward) -> None:
     """Two hooks with different views of the ledger do not undo each other's work."""
     ward.stick(5)

@@ -194,7 +194,8 @@ def test_drained_past_the_threshold_and_resumed(
     free(site, first)
     site.run("scancel", str(running_on))
     site.until(site.in_service, "the Epilog that resumes it")
-    assert site.drain_reason() == "none"
+    # Since 24.11 Slurm keeps the reason of a drain that is over.
+    assert site.drain_reason() in ("none", reason)
     free(site, second)
     assert command(site, "reconcile").returncode == 0
 
