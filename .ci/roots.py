@@ -32,8 +32,8 @@ PACKAGES: Final = (
     "mariadb-server", "sqlite3", "python3", "python3-venv", "iproute2",
 )  # fmt: skip
 
-#: What a release does without: slurmdbd 24.11.5 ends with error 5027 of MariaDB 11.8's.
-LEFT_OUT: Final = {"trixie": frozenset({"slurmdbd", "mariadb-server"})}
+#: What a release does without: these slurmdbd end with error 5027 of their MariaDB 11.8.
+LEFT_OUT: Final = dict.fromkeys(("trixie", "forky"), frozenset({"slurmdbd", "mariadb-server"}))
 
 _TOOL: Final = CHECKOUT / ".ci/root"
 

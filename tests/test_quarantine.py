@@ -175,7 +175,7 @@ def test_the_threshold_taken_back(ward: Ward) -> None:
         ({"IDLE", "DRAIN"}, "slurm-mig: job 7: ledger cannot be written"),
         ({"IDLE", "DRAIN"}, ""),
         ({"DOWN"}, "Not responding"),
-        ({"IDLE"}, "to be looked at"),
+        ({"IDLE", "FAIL"}, "to be looked at"),
     ],
 )
 def test_another_reason_is_left_as_it_is(ward: Ward, state: set[str], reason: str) -> None:
