@@ -356,9 +356,12 @@ def _details(text: str) -> list[tuple[str, str]]:
 def _by_gpu(
     counts: Mapping[str, int], details: Sequence[tuple[str, str]]
 ) -> tuple[tuple[int, int], ...] | None:
-    """(used, all) shards of each GPU; Slurm counts the places within each type of GPU."""
+    """(used, all) shards of each GPU; Slurm counts the places within each type of GPU.
+
+    26.05 writes `-/31` for a GPU that a job has as a whole: none of its shards is used.
+    """
     places = {
-        word.rpartition(":")[0].removeprefix("shard:"): re.findall(r"(\d+)/(\d+)", inside)
+        word.rpartition(":")[0].removeprefix("shard:"): re.findall(r"(\d+|-)/(\d+)", inside)
         for word, inside in details
         if word.startswith("shard:")
     }
@@ -368,7 +371,8 @@ def _by_gpu(
     for name, count in counts.items():
         if name.startswith("gpu:"):
             pairs = places.get(name.removeprefix("gpu:"), [])
-            found += [(int(used), int(full)) for used, full in pairs] or [(0, 0)] * count
+            shards = [(0 if used == "-" else int(used), int(full)) for used, full in pairs]
+            found += shards or [(0, 0)] * count
     return tuple(found)
 
 

@@ -258,3 +258,20 @@ def test_accounting_rows(client: Callable[..., CommandClient]) -> None:
     assert (first.state, first.start, first.end) == ("CANCELLED", 1700000000, 1700000060)
     assert first.gres == {"mig:3g.40gb": 1, "shard": 14}
     assert (second.state, second.start, second.end, second.gres) == ("PENDING", None, None, {})
+
+
+@pytest.mark.parametrize(
+    ("told", "shards"),
+    [
+        ("gpu:h100:1(IDX:1),shard:h100:14(14/31,0/31)", ((14, 31), (0, 31))),
+        # 26.05, where a job has the second GPU as a whole.
+        ("gpu:h100:1(IDX:1),shard:h100:14(14/31,-/31)", ((14, 31), (0, 31))),
+        ("gpu:h100:1(IDX:1),shard:h100:14", None),
+    ],
+)
+def test_shards_of_each_gpu_of_a_node(
+    client: Callable[..., CommandClient], told: str, shards: object
+) -> None:
+    """No GPU is left out: the next one's would be taken for its own."""
+    line = f"NodeName=n1 State=MIXED Gres=gpu:h100:2,shard:h100:62 GresUsed={told},mig:3g.40gb:1"
+    assert client(scontrol=f"echo '{line}'").node("n1").shards == shards
