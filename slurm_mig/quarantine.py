@@ -116,19 +116,20 @@ class Fence:
     def _settled(self, past: Sequence[SetAside]) -> bool:
         if self.idle:
             return True
-        return self._done if past else not self._mark.exists()
+        return bool(self._ours) if past else not self._mark.exists()
 
     @property
-    def _done(self) -> bool:
-        """Whether the node was drained for certain.
+    def _ours(self) -> str:
+        """The reason with which the node was drained for certain, else empty.
 
         The mark of a hook that died over it says only that it is going to be, and one that a
-        power cut emptied says nothing.
+        power cut damaged says nothing.
         """
         try:
-            return self._mark.read_text("utf-8", "replace").startswith(REASON)
+            text = self._mark.read_text("utf-8", "replace")
         except FileNotFoundError:
-            return False
+            return ""
+        return text if text.startswith(REASON) else ""
 
     def _past(self) -> list[SetAside]:
         """What is stuck for long enough, when that is enough to drain."""
@@ -162,7 +163,7 @@ class Fence:
         return f"drained: {reason}"
 
     def _resume(self) -> str:
-        ours = self._mark.read_text("utf-8") if self._done else ""
+        ours = self._ours
         facts = self._slurm.node(self._node)
         done = f"no longer drained by slurm-mig, but by {facts.reason!r}"
         if "DRAIN" not in facts.state:

@@ -317,6 +317,16 @@ def test_a_damaged_mark(ward: Ward, content: bytes) -> None:
     assert ward.settle(slices=1, after=0).startswith("resumed")
 
 
+def test_a_mark_with_a_damaged_end(ward: Ward) -> None:
+    """It is no word for word proof, so the drain stays; and no hook fails over it."""
+    record = ward.stick(5)
+    ward.settle(slices=1, after=0)
+    ward.mark.write_bytes(REASON.encode() + b"\xff\xfe")
+    ward.free(record)
+    assert ward.settle(slices=1, after=0).startswith("no longer drained by slurm-mig")
+    assert ("DRAIN" in ward.slurm.state, ward.mark.exists()) == (True, False)
+
+
 def test_a_reason_that_outlives_its_drain(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slurm 24.11 keeps it when a node is resumed: the next stuck slices drain all the same."""
 
