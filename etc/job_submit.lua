@@ -65,7 +65,7 @@ end
 -- Slurm and we read alike: Slurm knows more spellings (=, k, M) than counting allows.
 local function read_gres(text)
   if #text > LONGEST then return nil, "a gres text of " .. #text .. " characters is too long" end
-  local read = { items = {}, others = {}, shards = {}, gpu = false, prefix = "" }
+  local read = { items = {}, others = {}, shards = {}, prefix = "" }
   for token in string.gmatch(text, "[^,]+") do
     local prefix, body = string.match(token, "^(gres[:/])(.*)$")
     if not prefix then prefix, body = "", token end
@@ -87,7 +87,6 @@ local function read_gres(text)
     elseif mentions(token) then
       return nil, "cannot read '" .. body .. "'; write --gres=mig:<profile>:<count>"
     else
-      if name == "gpu" then read.gpu = true end
       table.insert(read.others, token)
     end
   end
@@ -186,16 +185,14 @@ local function make_stamp(items)
   return table.concat(words, ",")
 end
 
--- Slurm hands the Prolog `extra` from 23.02 on and `comment` always. The releases that write
--- gres with a colon are the older ones; all of those have only the comment.
-local function stamp_field(tres)
-  if string.find(tres or "", "gres/", 1, true) then return "extra" end
-  return "comment"
-end
+-- Where a stamp may stand. Slurm hands both to the Prolog; ours is written into the comment, for
+-- under SchedulerParameters=extra_constraints `extra` is read as a rule about nodes. Jobs from
+-- before an upgrade have theirs in `extra`.
+local STAMPED = { "comment", "extra" }
 
 -- Take stamps out of what the user wrote: job_submit.lua alone may write one.
 local function strip_fields(job)
-  for _, field in ipairs({ "comment", "extra" }) do
+  for _, field in ipairs(STAMPED) do
     local text = job[field]
     if text and string.find(text, STAMP) then job[field] = without_stamp(text) end
   end
@@ -239,6 +236,18 @@ local function kept_for_slices(job)
   end
 end
 
+-- Whether a job asks for GPUs as they are, in any field. A field that is there need not name one
+-- (clients from 23.11 on write `cpu=4` into tres_per_task for -c 4), and none of them is none.
+local function wants_whole(job)
+  for _, field in ipairs(TRES_FIELDS) do
+    for token in string.gmatch(job[field] or "", "[^,]+") do
+      local body = string.match(token, "^gres[:/](.*)$") or token
+      if string.find(body, "^gpu%f[:=%z]") and not string.find(body, "[:=]0+$") then return true end
+    end
+  end
+  return false
+end
+
 -- Returns nil when the request is none of ours, else true, or false and a reason.
 local function apply(job, partitions)
   local kept = kept_for_slices(job)
@@ -258,7 +267,7 @@ local function apply(job, partitions)
   if #read.items == 0 then
     return false, "shards are counted by slurm-mig; write --gres=mig:<profile>:<count>"
   end
-  if read.gpu or job.tres_per_job or job.tres_per_task or job.tres_per_socket then
+  if wants_whole(job) then
     return false, "whole GPUs and MIG slices in one job are not possible"
   end
   local shards
@@ -276,8 +285,7 @@ local function apply(job, partitions)
       .. "ever; choose another one"
   end
   job.tres_per_node = written(read, shards)
-  local field = stamp_field(job.tres_per_node)
-  job[field] = with_stamp(job[field], make_stamp(read.items))
+  job.comment = with_stamp(job.comment, make_stamp(read.items))
   return true
 end
 
@@ -345,9 +353,10 @@ local function modify(job, record, partitions)
   if kept_for_slices(job) then return refuse("GPUs of that type are given out in slices only") end
   strip_fields(job)
   if ours then
-    local field = stamp_field(held)
-    local stamp = string.match(record[field] or "", STAMP)
-    if stamp and job[field] then job[field] = with_stamp(job[field], stamp) end
+    for _, field in ipairs(STAMPED) do
+      local stamp = string.match(record[field] or "", STAMP)
+      if stamp and job[field] then job[field] = with_stamp(job[field], stamp) end
+    end
   end
   return slurm.SUCCESS
 end

@@ -1,8 +1,9 @@
 """What a job asks of one GPU, and the two texts it travels in.
 
 Slurm's hooks are told the GPU but not the gres. The request therefore travels
-as a *stamp*: one word that job_submit.lua writes into the job's `extra` (Slurm
-23.02 and later) or `comment` field, which Slurm hands to the Prolog:
+as a *stamp*: one word that job_submit.lua writes into the job's `comment`, which
+Slurm hands to the Prolog (the first release wrote it into `extra` from Slurm 23.02
+on; so that one is read, too):
 
     slurm-mig=1,3g.40gb/9/14:1,1g.10gb/19/4:2
 

@@ -148,16 +148,35 @@ def test_accepted(version: str, asked: str, becomes: str, stamp: str) -> None:
 
 
 @versions
-def test_later_releases_get_the_stamp_in_extra(version: str) -> None:
-    """`gres/` marks them; the user's own words stay beside the stamp."""
+def test_the_stamp_stands_in_the_comment(version: str) -> None:
+    """Under extra_constraints Slurm would read `extra`; the user's own words stay in both."""
     code, job, _ = HOSTS[version].submit(
-        tres_per_node="gres/mig:3g.40gb:1", extra="owner:lab7", comment="my run"
+        tres_per_node="gres/mig:3g.40gb:1", extra="lab=7&gpu", comment="my run"
     )
 
     assert code == 0
     assert job["tres_per_node"] == "gres/mig:3g.40gb:1,gres/shard:h100:14"
-    assert job["extra"] == "owner:lab7 slurm-mig=1,3g.40gb/9/14:1"
-    assert job["comment"] == "my run"
+    assert job["extra"] == "lab=7&gpu"
+    assert job["comment"] == "my run slurm-mig=1,3g.40gb/9/14:1"
+
+
+@versions
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"tres_per_task": "cpu=4"},
+        {"tres_per_task": "cpu:2"},
+        {"tres_per_job": "gres:gpu:0"},
+        {"tres_per_job": ""},
+        {"tres_per_task": "cpu=1,gres/gpu=0"},
+        {"tres_per_task": "gres/gpu:h100=0"},
+    ],
+)
+def test_a_field_that_names_no_gpu(version: str, beside: dict[str, str]) -> None:
+    """`-c 4` fills tres_per_task on later releases; a count of nothing asks for nothing."""
+    code, _, said = HOSTS[version].submit(tres_per_node="gres/mig:3g.40gb:1", **beside)
+    assert (code, said) == (0, "")
+    assert HOSTS[version].submit(tres_per_node="gres/gpu:0,gres/mig:3g.40gb:1", **beside)[0] == 0
 
 
 # -- job_submit.lua: what is refused --------------------------------------------
@@ -194,6 +213,8 @@ def test_later_releases_get_the_stamp_in_extra(version: str) -> None:
         ({"tres_per_node": "gres:mig:1g.10gb:1,gres:mig:1g.6gb:1"}, "different GPU models"),
         ({"tres_per_node": "gres:mig:3g.40gb:1,gres:gpu:1"}, "whole GPUs and MIG slices"),
         ({"tres_per_node": "gres:mig:3g.40gb:1", "tres_per_job": "gres:gpu:1"}, "whole GPUs"),
+        ({"tres_per_node": "gres:mig:3g.40gb:1", "tres_per_task": "cpu=2,gres/gpu=1"}, "whole"),
+        ({"tres_per_node": "gres:mig:3g.40gb:1,gres:gpu"}, "whole GPUs"),
         ({"tres_per_node": "gres:mig:3g.40gb:1", "shared": 0}, "--exclusive"),
         ({"tres_per_node": "gres:mig:3g.40gb:1", "shared": 0.0}, "--exclusive"),
         ({"tres_per_job": "gres:gpu:mig:1"}, "cannot be asked for with --gpus"),
@@ -244,8 +265,8 @@ def test_no_stamp_of_a_users_survives(version: str, comment: str, extra: str) ->
     _, ours, _ = HOSTS[version].submit(tres_per_node="gres/mig:1g.10gb:1", **job)
 
     assert requests.from_stamp(plain["comment"]) is requests.from_stamp(plain["extra"]) is None
-    assert requests.from_stamp(ours["comment"]) is None
-    assert str(requests.from_stamp(ours["extra"])) == "1g.10gb:1"
+    assert requests.from_stamp(ours["extra"]) is None
+    assert str(requests.from_stamp(ours["comment"])) == "1g.10gb:1"
 
 
 NAMES = st.sampled_from([*FLEET.names, "9g.90gb", "1", ""])
@@ -266,7 +287,7 @@ def test_whatever_is_accepted_is_paid_for(version: str, text: str) -> None:
     if code != 0:
         assert tres == text
         return
-    stamp = requests.from_stamp(job.get("extra", "")) or requests.from_stamp(job.get("comment", ""))
+    stamp = requests.from_stamp(job.get("comment", ""))
     if stamp is None:
         assert not re.search(r"(^|[:/=,])(mig|shard)([:=,]|$)", text.lower())
         return
@@ -422,6 +443,7 @@ OLD = {
     "tres_per_node": "gres:mig:1g.10gb:1,gres:shard:h100:4",
     "comment": "slurm-mig=1,1g.10gb/19/4:1",
 }
+#: From before an upgrade: the stamp stood in `extra` on releases that have it.
 NEW = {
     "tres_per_node": "gres/mig:1g.10gb:1,gres/shard:h100:4",
     "extra": "slurm-mig=1,1g.10gb/19/4:1",

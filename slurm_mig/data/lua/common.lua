@@ -29,7 +29,7 @@ end
 -- Slurm and we read alike: Slurm knows more spellings (=, k, M) than counting allows.
 local function read_gres(text)
   if #text > LONGEST then return nil, "a gres text of " .. #text .. " characters is too long" end
-  local read = { items = {}, others = {}, shards = {}, gpu = false, prefix = "" }
+  local read = { items = {}, others = {}, shards = {}, prefix = "" }
   for token in string.gmatch(text, "[^,]+") do
     local prefix, body = string.match(token, "^(gres[:/])(.*)$")
     if not prefix then prefix, body = "", token end
@@ -51,7 +51,6 @@ local function read_gres(text)
     elseif mentions(token) then
       return nil, "cannot read '" .. body .. "'; write --gres=mig:<profile>:<count>"
     else
-      if name == "gpu" then read.gpu = true end
       table.insert(read.others, token)
     end
   end
