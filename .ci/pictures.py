@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from slurm_mig import catalog, weights
 from slurm_mig.errors import NoRoom
+from slurm_mig.files import write_output
 from slurm_mig.planner import Slot, fitting, plan, score_of
 from slurm_mig.profile import Profile
 from slurm_mig.request import Item, Request
@@ -245,7 +246,7 @@ def main(directory: str) -> None:
     """Write them."""
     Path(directory).mkdir(parents=True, exist_ok=True)
     for name, drawn in pictures().items():
-        Path(directory, name).write_text(drawn, "utf-8")
+        write_output(Path(directory, name), drawn)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from slurm_mig import __version__
 from slurm_mig.cli import VERBS, cli
 from slurm_mig.config import SETTINGS, Setting, is_set, shown_default
 from slurm_mig.errors import EXIT_CODES
+from slurm_mig.files import write_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -144,7 +145,7 @@ def main(directory: str) -> None:
     for name, text in pages().items():
         path = Path(directory) / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")
+        write_output(path, text)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from slurm_mig.files import write_output
 from tests import quickstart, worlds
 
 JOBS = (
@@ -71,7 +72,7 @@ def main(directory: str) -> None:
             ),
         ):
             text = text.replace(place, usual)
-        Path(directory, name).write_text(text, "utf-8")
+        write_output(Path(directory, name), text)
 
 
 if __name__ == "__main__":

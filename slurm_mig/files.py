@@ -129,16 +129,16 @@ def _untrusted(here: int, status: os.stat_result, path: Path, wanted: str) -> No
 
 
 def private_directory(path: Path, mode: int) -> Path:
-    """Make a directory with exactly `mode`, or accept the one there if it is safe.
+    """Make a directory with exactly `mode`, or accept the one there, as it is, if it is safe.
 
     Safe: a real directory, owned by the caller, not writable by group or others, and
-    nobody else can put another one in its place (see `trusted`). Raises NotPermitted
+    nobody else can put another one in its place (see `trusted`). One that was there keeps
+    its mode: the configuration may name a directory of the site's. Raises NotPermitted
     when it cannot be made, NodeFault when it is not safe.
     """
     try:
         with trusted(path.parent, make=True) as parent:
-            with suppress(FileExistsError):
-                os.mkdir(path.name, mode, dir_fd=parent)
+            _make_directory(path.name, mode, parent)
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
             descriptor = os.open(path.name, flags, dir_fd=parent)
     except PermissionError as problem:
@@ -149,11 +149,33 @@ def private_directory(path: Path, mode: int) -> Path:
         raise NodeFault(f"directory {path}: {problem.strerror}") from problem
     try:
         _check_owner(descriptor, path)
-        # The umask may have narrowed mkdir's mode; a wider one from before is narrowed here.
-        os.fchmod(descriptor, mode)
     finally:
         os.close(descriptor)
     return path
+
+
+def public_directory(path: Path) -> Path:
+    """A `private_directory` that every user can look into, 0755 if it has to be made.
+
+    NodeFault where one is there that shuts users out: their tasks would not find their files.
+    """
+    private_directory(path, 0o755)
+    if (mode := stat.S_IMODE(path.stat().st_mode)) & 0o005 != 0o005:
+        raise NodeFault(
+            f"{path} has mode {mode:04o}, and users have to find their files in it",
+            remedy=f"chmod 0755 {path}, or name a directory that does not exist yet",
+        )
+    return path
+
+
+def _make_directory(name: str, mode: int, parent: int) -> None:
+    """In one step: another hook may look at its mode at once, or this one be killed."""
+    umask = os.umask(0)
+    try:
+        with suppress(FileExistsError):
+            os.mkdir(name, mode, dir_fd=parent)
+    finally:
+        os.umask(umask)
 
 
 def read_trusted(path: Path) -> bytes:
@@ -274,21 +296,24 @@ def _check_owner(descriptor: int, path: Path) -> None:
 
 
 def replace_file(
-    path: Path, text: str, *, mode: int, reader: tuple[int, int] | None = None
+    path: Path, content: str | bytes, *, mode: int, reader: tuple[int, int] | None = None
 ) -> None:
     """Write a file under its final name in one step, with its owner and mode.
 
     The name never shows a half-written file, and never one with the wrong owner.
     `reader`: a user (uid, gid) who may read it, too; he does not become its owner.
-    NodeFault where it cannot be written; nothing is left then, least of all on a full disk.
+    NodeFault where it cannot be written, or where something else than a regular file stands;
+    nothing is left then, least of all on a full disk.
     """
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    fresh.unlink(missing_ok=True)
+    data = content.encode("utf-8", "replace") if isinstance(content, str) else content
+    check_replaceable(path)
     try:
+        fresh.unlink(missing_ok=True)
         descriptor = os.open(fresh, flags, 0o600)
         with open(descriptor, "wb") as file:  # noqa: PTH123  # a descriptor, not a name
-            file.write(text.encode("utf-8", "replace"))
+            file.write(data)
             file.flush()
             os.fchmod(descriptor, mode)
             if reader is not None and os.geteuid() == 0:
@@ -300,6 +325,48 @@ def replace_file(
         if isinstance(problem, OSError):
             raise NodeFault(f"write {path}: {problem.strerror}") from problem
         raise
+
+
+def write_output(path: Path, content: str | bytes) -> None:
+    """Write a file that somebody named on a command line, as `replace_file` does.
+
+    A new one gets the mode that the umask leaves, an old one keeps its own.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    status = check_replaceable(path)
+    mode = 0o666 & ~umask if status is None else stat.S_IMODE(status.st_mode)
+    replace_file(path, content, mode=mode)
+
+
+def check_replaceable(path: Path) -> os.stat_result | None:
+    """NodeFault unless a file may be renamed to this name: a regular one or nothing is there.
+
+    A rename takes away whatever stands under the name: /dev/null, or /dev/stdout, which is a
+    link, would be an ordinary file for the whole machine from then on. Returns what is there.
+    """
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    except OSError as problem:
+        raise NodeFault(f"write {path}: {problem.strerror}") from problem
+    if stat.S_ISREG(status.st_mode):
+        return status
+    raise NodeFault(
+        f"write {path}: it is {_kind(status.st_mode)}, not a regular file, and was left as it is",
+        remedy="name a regular file, or a name that does not exist yet",
+    )
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFDIR: "a directory",
+        stat.S_IFLNK: "a symbolic link",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+    }
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def _let_read(descriptor: int, uid: int, gid: int) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import NodeFault, NotPermitted
-from slurm_mig.files import MAX_LINKS, read_trusted, replace_file, trusted
+from slurm_mig.files import MAX_LINKS, check_replaceable, read_trusted, replace_file, trusted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -298,6 +298,8 @@ def check(made: Sequence[File], root: Path) -> None:
     for file in made:
         if below(root, file.path, follow=True).is_dir():
             raise NodeFault(f"{below(root, file.path)} is a directory, not a file")
+        # A unit that an administrator has masked is a link to /dev/null (systemctl(1), mask).
+        check_replaceable(below(root, file.path))
 
 
 def _standing(path: Path) -> Path:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.audit.timeline import OTHERS
 from slurm_mig.errors import UsageFault
+from slurm_mig.files import write_output
 from slurm_mig.text import shown
 
 if TYPE_CHECKING:
@@ -68,14 +69,16 @@ def paint(picture: Picture, out: Path) -> None:
     with mpl.rc_context(_STYLE):
         figure = _figure(picture)
         if out.suffix == ".png":
-            figure.savefig(out, format="png", dpi=130, metadata={"Software": None})
+            png = io.BytesIO()
+            figure.savefig(png, format="png", dpi=130, metadata={"Software": None})
+            write_output(out, png.getvalue())
             return
         svg = io.StringIO()
         figure.savefig(svg, format="svg", metadata={"Date": None})
     text = _with_titles(svg.getvalue(), picture)
     if out.suffix == ".html":
         text = _PAGE.format(title=html.escape(_title(picture)), svg=text[text.index("<svg") :])
-    out.write_text(text, "utf-8")
+    write_output(out, text)
 
 
 def _figure(picture: Picture) -> Any:

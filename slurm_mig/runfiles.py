@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from slurm_mig.files import (
     private_directory,
+    public_directory,
     read_own,
     remove_abandoned,
     remove_as_owner,
@@ -65,8 +66,9 @@ class RunFiles:
 
     def prepare(self) -> None:
         """Make the directories; every job's TaskProlog looks into two of them."""
-        for path, mode in ((self._root, 0o755), (self._env, 0o755), (self._jobs, 0o700)):
-            private_directory(path, mode)
+        public_directory(self._root)
+        public_directory(self._env)
+        private_directory(self._jobs, 0o700)
 
     def in_use(self) -> bool:
         """Whether jobs' environments are kept here: then every GPU job needs one."""

@@ -619,10 +619,24 @@ def test_fleets_that_cannot_be(
     refused(site.cli("generate", str(tmp_path / "fleet.toml"), *options), 2, says)
 
 
+def test_a_state_directory_of_the_site_keeps_its_mode(make_site: Callable[..., Site]) -> None:
+    """`[paths] state` may name one that others look into."""
+    site = make_site("a100-40gb", mig=False)
+    config = site.config.read_text()
+    there = site.root / "there"
+    there.mkdir()
+    there.chmod(0o755)
+    site.config.write_text(config.replace(f'"{site.root}/state"', f'"{there}"'))
+    assert site.cli("enable").returncode == 0
+    assert site.cli("create", "1g.5gb").returncode == 0
+    assert (there / "ledger.db").stat().st_mode & 0o777 == 0o600
+    assert there.stat().st_mode & 0o777 == 0o755
+
+
 def test_generate_writes_all_or_nothing(site: Site, tmp_path: Path) -> None:
     """One file that cannot stand, and none is written."""
     (tmp_path / "job_submit.lua").mkdir()
-    refused(site.cli(*ONE, "--out", str(tmp_path)), 10, "job_submit.lua: Is a directory")
+    refused(site.cli(*ONE, "--out", str(tmp_path)), 10, "job_submit.lua: it is a directory")
     assert [path.name for path in tmp_path.iterdir()] == ["job_submit.lua"]
 
 

@@ -96,6 +96,19 @@ def test_a_dry_run_writes_nothing(site: Site, tmp_path: Path) -> None:
     assert hook.stat().st_mode & 0o777 == 0o755
 
 
+def test_a_unit_that_is_masked_stays_so(site: Site, tmp_path: Path) -> None:
+    """A link to /dev/null is an administrator's word; nothing else is written either."""
+    unit = tmp_path / "etc/systemd/system/slurm-mig-reconcile.timer"
+    unit.parent.mkdir(parents=True)
+    unit.symlink_to("/dev/null")
+    for words in ([], ["--dry-run"]):
+        done = into(site, tmp_path, *words)
+        assert done.returncode == 10
+        assert f"write {unit}: it is a symbolic link" in done.stderr
+    assert tree(tmp_path) == {"etc/systemd/system/slurm-mig-reconcile.timer"}
+    assert unit.readlink() == Path("/dev/null")
+
+
 def test_a_sites_configuration_stays(site: Site, tmp_path: Path) -> None:
     """The sample lies beside it then, and its run directory is in the files."""
     config = tmp_path / "etc/slurm-mig/config.toml"

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import stat
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from slurm_mig import files
+from slurm_mig.cli.generate import write_all
 from slurm_mig.errors import NodeFault, NotPermitted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.root
 
@@ -26,11 +32,27 @@ def test_a_new_directory_has_exactly_its_mode(tmp_path: Path) -> None:
     assert stat.S_IMODE(made.stat().st_mode) == 0o755
 
 
-def test_an_old_one_is_narrowed(tmp_path: Path) -> None:
-    """0755 from a first version becomes 0700."""
-    (tmp_path / "a").mkdir(mode=0o755)
+@pytest.mark.parametrize("mode", [0o755, 0o750, 0o500])
+def test_one_that_was_there_keeps_its_mode(tmp_path: Path, mode: int) -> None:
+    """It is the site's, whatever else is in it; `doctor` says when it is wider than ours."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a").chmod(mode)
     files.private_directory(tmp_path / "a", 0o700)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
+
+
+def test_one_for_users_that_shuts_them_out(tmp_path: Path) -> None:
+    """Their tasks would find no file there, and blame a Prolog that did its work."""
+    (tmp_path / "a").mkdir(mode=0o700)
+    with pytest.raises(NodeFault, match=f"{tmp_path}/a has mode 0700, .*chmod 0755 {tmp_path}/a"):
+        files.public_directory(tmp_path / "a")
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o700
+    old = os.umask(0o077)
+    try:
+        files.public_directory(tmp_path / "b")
+    finally:
+        assert os.umask(old) == 0o077
+    assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o755
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o1777])
@@ -97,13 +119,58 @@ def test_a_link_at_the_temporary_name_is_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "victim").read_text() == "v"
 
 
-def test_a_link_at_the_final_name_is_replaced(tmp_path: Path) -> None:
-    """Not written through."""
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
+#: What may stand under a name that a file is to have, and the words for it.
+STRANGE: dict[str, Callable[[Path], object]] = {
+    "a directory": lambda path: path.mkdir(),
+    "a FIFO": os.mkfifo,
+    "a socket": _socket,
+    "a device": lambda path: os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3)),
+    "a symbolic link": lambda path: path.symlink_to("victim"),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: files.replace_file(path, "new", mode=0o600),
+        lambda path: files.write_output(path, b"new"),
+        lambda path: write_all(path.parent, {"a": "new", "f": "new"}),
+    ],
+    ids=["replace_file", "write_output", "generate"],
+)
+def test_only_a_regular_file_is_replaced(
+    tmp_path: Path, kind: str, write: Callable[[Path], None]
+) -> None:
+    """A rename would take /dev/null away, or the link that /dev/stdout is."""
     (tmp_path / "victim").write_text("v")
-    (tmp_path / "f").symlink_to("victim")
-    files.replace_file(tmp_path / "f", "new", mode=0o600)
+    STRANGE[kind](tmp_path / "f")
+    before = (tmp_path / "f").lstat()
+    with pytest.raises(NodeFault, match=f"write {tmp_path}/f: it is {kind}, .*left as it is"):
+        write(tmp_path / "f")
+    after = (tmp_path / "f").lstat()
+    assert (before.st_ino, before.st_mode) == (after.st_ino, after.st_mode)
     assert (tmp_path / "victim").read_text() == "v"
-    assert not (tmp_path / "f").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f", "victim"]
+
+
+def test_an_output_has_the_mode_of_what_it_replaces(tmp_path: Path) -> None:
+    """A picture of who held what stays closed where it was; a new one obeys the umask."""
+    old = os.umask(0o027)
+    try:
+        files.write_output(tmp_path / "f", "one")
+        assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o640
+        (tmp_path / "f").chmod(0o604)
+        files.write_output(tmp_path / "f", b"two")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o604
+    assert (tmp_path / "f").read_text() == "two"
 
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:

@@ -73,6 +73,13 @@ def test_a_textfile_appears_in_one_step(site: Site) -> None:
     assert site.cli("metrics", "--textfile", str(path)).stdout == ""
     assert "slurm_mig_slots{" in path.read_text()
     assert path.stat().st_mode & 0o777 == 0o644
+    os.mkfifo(site.root / "fifo")
+    for strange, kind in (("fifo", "a FIFO"), ("sim/dev/nvidia0", "a device")):
+        before = (site.root / strange).lstat()
+        failed = site.cli("metrics", "--textfile", str(site.root / strange))
+        assert (failed.returncode, failed.stderr.count("\n")) == (10, 1)
+        assert f"it is {kind}" in failed.stderr
+        assert (site.root / strange).lstat() == before
     failed = site.cli("metrics", "--textfile", "/proc/x")
     assert (failed.returncode, failed.stderr.count("\n")) == (10, 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import pytest
 
 from slurm_mig.allocation import QUARANTINED
 from slurm_mig.audit.timeline import Gpu, picture
-from slurm_mig.errors import UsageFault
+from slurm_mig.errors import NodeFault, UsageFault
 from slurm_mig.painter import paint
 
 from .audit.records import held, record, refusal, whole
@@ -93,3 +94,11 @@ def test_without_matplotlib(
     with pytest.raises(UsageFault, match=r'pip install "slurm-mig\[timeline\]"'):
         paint(drawn, tmp_path / "t.svg")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ending", [".svg", ".png", ".html"])
+def test_what_is_no_file_is_left_alone(drawn: Picture, tmp_path: Path, ending: str) -> None:
+    """A FIFO that nobody reads would keep the command waiting for ever."""
+    os.mkfifo(tmp_path / f"t{ending}")
+    with pytest.raises(NodeFault, match="it is a FIFO"):
+        paint(drawn, tmp_path / f"t{ending}")

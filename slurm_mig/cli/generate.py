@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import errno
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from slurm_mig.billing import by_partition, gpu_types
 from slurm_mig.cli._common import json_option, print_json
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.errors import NodeFault, Unresolved, UsageFault
+from slurm_mig.files import check_replaceable
 from slurm_mig.fleet import Fleet
 from slurm_mig.fleetfile import FleetText, NodeText
 from slurm_mig.generator import generate
@@ -161,8 +161,7 @@ def write_all(out: Path, files: Mapping[str, str]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            if (out / name).is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(out / name))
+            check_replaceable(out / name)
             # Exclusive: in a directory of others a link may wait under that name.
             with fresh[name].open("x", encoding="utf-8") as file:
                 file.write(text)

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import SimulatorFault
+from slurm_mig.files import replace_file
 from slurm_mig.simulator.codes import BY_NAME
 
 if TYPE_CHECKING:
@@ -82,12 +83,8 @@ class Faults:
     def set(self, rules: list[Rule]) -> None:
         """Replace all rules; an empty list clears them."""
         if rules:
-            # In one step: a hook may be reading it.
-            fresh = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-            fresh.write_text(json.dumps([asdict(rule) for rule in rules]), "ascii")
-            # Whatever the umask: faults strike users' commands, too.
-            fresh.chmod(0o644)
-            fresh.replace(self._path)
+            # In one step, for a hook may be reading it; faults strike users' commands, too.
+            replace_file(self._path, json.dumps([asdict(rule) for rule in rules]), mode=0o644)
         else:
             self._path.unlink(missing_ok=True)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from slurm_mig.errors import NotPermitted, SimulatorFault
+from slurm_mig.files import replace_file
 from slurm_mig.geometry import Engines, Geometry, GpuProfile, Placement
 from slurm_mig.profile import Profile
 from slurm_mig.simulator.board import Board
@@ -174,10 +175,7 @@ def _board(facts: dict[str, Any]) -> Board:
 
 
 def _replace(path: Path, data: dict[str, Any]) -> None:
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(json.dumps(data), "ascii")
-    fresh.chmod(0o644)
-    fresh.replace(path)
+    replace_file(path, json.dumps(data), mode=0o644)
 
 
 class Machine:
@@ -253,9 +251,8 @@ class Machine:
         started = _start_time(pid)
         if started == GONE:
             raise SimulatorFault(f"process {pid} does not exist; only a living one can use a GPU")
-        fresh = self.root / "holders" / f".{pid}"
-        fresh.write_text(f"{uuid_text}\n{started}\n", "ascii")
-        fresh.replace(self.root / "holders" / str(pid))
+        # Everybody may make names there: a link in the way must not lead root elsewhere.
+        replace_file(self.root / "holders" / str(pid), f"{uuid_text}\n{started}\n", mode=0o644)
 
     def let_go(self, pid: int) -> None:
         """End a process's use before the process ends."""

@@ -226,6 +226,18 @@ def test_a_client_holds_as_long_as_it_lives(machine: Machine) -> None:
     assert machine.holders() == []
 
 
+@pytest.mark.root
+def test_a_users_link_among_the_holders_leads_root_nowhere(machine: Machine) -> None:
+    """Everybody may make names in that directory; here one that root's note will have."""
+    victim = machine.root / "victim"
+    victim.write_text("v")
+    (machine.root / "holders" / f".{os.getpid()}").symlink_to(victim)
+    (machine.root / "holders" / f".{os.getpid()}.{os.getpid()}").symlink_to(victim)
+    machine.hold(os.getpid(), machine.gpus[0]["uuid"])
+    assert victim.read_text() == "v"
+    assert machine.holders() == [(os.getpid(), machine.gpus[0]["uuid"])]
+
+
 def test_a_dead_process_cannot_hold(machine: Machine) -> None:
     """There would be nothing to wait for."""
     with pytest.raises(SimulatorFault, match="does not exist"):
