@@ -7,7 +7,7 @@
     refused: a request that was never carved; a record of its own, final
 
 `planned` is written before the first NVML call, because a half-made instance
-carries no label: only the record can say whose it is (design.md 4).
+carries no label: only the record can say whose it is (facts/design.md#state).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Owner:
     """Who an allocation is for: one run of a Slurm job, or an administrator.
 
     A bare job id is not enough: ids are reused after a lost controller state
-    (slurm-facts.md 9), so `restart` (SLURM_JOB_RESTART_COUNT) and, where Slurm
+    (facts/slurm.md#failures), so `restart` (SLURM_JOB_RESTART_COUNT) and, where Slurm
     has one, `sluid` tell runs apart. `job_id` is None for an administrator.
     """
 
@@ -95,7 +95,7 @@ class Instance:
     `ci_id` and MIG UUID. `start` and `size` are the GPU instance's, in units.
 
     The ids and the MIG UUID are read back from the driver after creation, never
-    computed (mig-facts.md a); None until then. `gi_id` is GONE once it is gone and
+    computed (facts/mig.md#ids); None until then. `gi_id` is GONE once it is gone and
     others of its record are stuck.
     """
 

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from slurm_mig.runfiles import RunFiles
 
 #: Pause between two tries to destroy an instance that is in use, in seconds: doubled
-#: from the first to the last. "In use" right after a CI went is normal (mig-facts.md h).
+#: from the first to the last. "In use" right after a CI went is normal (facts/mig.md#bugs).
 FIRST_PAUSE: Final = 0.02
 LAST_PAUSE: Final = 0.5
 
@@ -59,7 +59,7 @@ LAST_PAUSE: Final = 0.5
 SWEEP_PATIENCE: Final = 1.0
 
 #: Seconds to retry a creation that the driver answers with "In use": clients of the GPU as a
-#: whole that are just ending are in the way of its first instance (mig-facts.md b).
+#: whole that are just ending are in the way of its first instance (facts/mig.md#mode).
 CREATE_PATIENCE: Final = 2.0
 
 
@@ -494,7 +494,7 @@ class Allocator:
 
         `policy` is `mig-off`, `full-profile`, `reject`, or `auto` (mig-off where that
         needs no GPU reset, else full-profile); `reset` allows mig-off to reset an
-        Ampere GPU (mig-facts.md b). Raises NoRoom while others' instances exist
+        Ampere GPU (facts/mig.md#mode). Raises NoRoom while others' instances exist
         there, BadRequest where the policy says no.
         """
         if policy == "auto":
@@ -684,7 +684,7 @@ class Allocator:
     def _unclaimed(self, record: Allocation) -> Allocation:
         """The record without places that went on to another one: its own slices there are gone.
 
-        Ids and MIG UUID in one place are always the same (mig-facts.md a): without this a
+        Ids and MIG UUID in one place are always the same (facts/mig.md#ids): without this a
         record that could not be closed would take the next job's slice for its own.
         """
         claimed = {
@@ -1211,7 +1211,7 @@ class Allocator:
     def collect(self, gpu: Gpu, live_jobs: Callable[[], frozenset[int]]) -> list[Allocation]:
         """Take down on one GPU what belongs to jobs that Slurm no longer has here.
 
-        After a lost controller state no Epilog comes for them (slurm-facts.md 9).
+        After a lost controller state no Epilog comes for them (facts/slurm.md#failures).
         Returns the records that were closed or set aside.
         """
         with about(gpu=str(gpu)):

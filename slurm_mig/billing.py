@@ -1,7 +1,7 @@
 """What a slice costs, as a share of its GPU: values for TRESBillingWeights. Pure.
 
 A job with slices has `gres/mig:<profile>` in its TRES and no `gres/gpu`, a job with a
-whole GPU the reverse (slurm-facts.md 8), so the two kinds of weight never add up.
+whole GPU the reverse (facts/slurm.md#accounting), so the two kinds of weight never add up.
 """
 
 from __future__ import annotations

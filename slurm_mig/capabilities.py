@@ -6,7 +6,7 @@ instance's node in /dev/nvidia-caps. The kernel makes no nodes; the setuid
 access file says `DeviceFileModify: 1`. So: write 0 there first, then give the
 node to the job's user. The flag dies with the instance, and so must the node: it is
 taken from the user before his instance is destroyed, and removed afterwards
-(mig-facts.md c). That is how a booted machine looks; whoever needs a node again has
+(facts/mig.md#capabilities). That is how a booted machine looks; whoever needs a node again has
 nvidia-modprobe make it.
 """
 
@@ -268,7 +268,7 @@ def read_access(path: Path) -> Access:
 
 
 def capability_minors(gpu_minor: int, gi_id: int, ci_id: int) -> tuple[int, int]:
-    """Minors of a GPU instance's and a compute instance's node (mig-facts.md c).
+    """Minors of a GPU instance's and a compute instance's node (facts/mig.md#capabilities).
 
     Needed once the instance, and with it the access file, is gone.
     """

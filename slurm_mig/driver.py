@@ -1,7 +1,7 @@
 """What the transaction needs of a GPU driver: a protocol and its values. Pure.
 
 `nvml.py` fulfils it over pynvml. Handles never leave the adapter: a handle goes
-stale when another process destroys an instance (mig-facts.md h), so instances
+stale when another process destroys an instance (facts/mig.md#bugs), so instances
 are named by GPU UUID and id, and looked up again for every operation.
 """
 
@@ -23,7 +23,7 @@ class Gpu:
 
     `index` is NVML's, `minor` that of /dev/nvidia<minor>; they may differ.
     `mig_mode` and `mig_pending` are None on a GPU without MIG. `resetless`:
-    MIG mode switches without a GPU reset (Hopper and later, mig-facts.md b).
+    MIG mode switches without a GPU reset (Hopper and later, facts/mig.md#mode).
     """
 
     uuid: str

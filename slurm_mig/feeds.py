@@ -1,6 +1,6 @@
 """Files by which monitoring tools learn whose a slice is; each switched on by the config.
 
-    <gpustat>/<MIG or GPU UUID>         "<job> <uid>": what jobstats' exporter reads (peers.md 1.10)
+    <gpustat>/<MIG or GPU UUID>         "<job> <uid>": for jobstats (facts/design.md#monitoring)
     <dcgm>/<GPU index>.<GI id>          one job a line: dcgm-exporter's DCGM_HPC_JOB_MAPPING_DIR
     <dcgm>/<GPU index>                  the same for a whole GPU
 

@@ -255,7 +255,7 @@ def detach(work: Callable[[], object]) -> None:
     """Run `work` in a process of its own that Slurm neither waits for nor kills.
 
     Slurm waits until every holder of a hook's output is gone, and kills the
-    hook's process group when it ends (slurm-facts.md 3, 9): so new session, no
+    hook's process group when it ends (facts/slurm.md#failures): so new session, no
     inherited descriptors, and the parent returns only when that is done.
     """
     ready, done = os.pipe()

@@ -264,7 +264,7 @@ def _compute_sizes(geometry: Geometry, row: GpuProfile) -> list[int]:
     """Slices of the compute instances that a GPU instance may be cut into.
 
     As `nvidia-smi mig -lcip` shows them: the slice counts that GPU instances have,
-    too (mig-facts.md a). The catalogue does not say it for each board; the driver
+    too (facts/mig.md#ids). The catalogue does not say it for each board; the driver
     has the last word when the instance is made.
     """
     if row.name.attribute:

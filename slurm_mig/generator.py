@@ -1,6 +1,7 @@
 """Texts for Slurm, all from one `Fleet`: slurm.conf, gres.conf, job_submit.lua, cli_filter.lua.
 
-Which lines Slurm needs and why: design.md 2, slurm-facts.md 12, 13, 15.
+Which lines Slurm needs and why: facts/design.md#slurms-side; facts/slurm.md#job_submit,
+#gresconf, #devices.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Nothing here knows about seven slices. A GPU is a row of placement units (8 on
 A100 to B300, 4 on A30, 12 on RTX PRO 6000; NVML's nvmlGpuInstancePlacement_t),
 a profile may start at certain units and covers some, and two instances must not
-overlap (mig-facts.md g). The one further limit is media: the engines of all
+overlap (facts/mig.md#slices). The one further limit is media: the engines of all
 instances together cannot exceed those of the whole GPU, which is what makes
 `+me` one per GPU and leaves only `-me` beside `+me.all`.
 """
@@ -63,7 +63,7 @@ class GpuProfile:
 
     `profile_id` is the driver's id (nvidia-smi prints it; 19, 14, 9...), not the
     NVML enum. `memory_mib` is in MiB, `slices` counts compute slices; None marks
-    a number that nobody has published (mig-facts.md).
+    a number that nobody has published (facts/mig.md).
     """
 
     profile_id: int
@@ -142,7 +142,7 @@ class Geometry:
         Drivers round memory differently (3g.39gb and 3g.40gb; GB300 35 and 31).
         The same slices and attribute under the requested id, or with memory
         within an eighth, is the same profile; true neighbours differ by half
-        (mig-facts.md h).
+        (facts/mig.md#bugs).
         """
         wanted = name.gpu_instance
         for row in self.profiles:
@@ -179,7 +179,7 @@ class Geometry:
         """Whether no profile occurs more often than the driver's total for it.
 
         Only attribute profiles are bound by it: plain totals follow from the
-        placements, and A30 is known to report a wrong total (mig-facts.md h).
+        placements, and A30 is known to report a wrong total (facts/mig.md#bugs).
         """
         return all(
             sum(other.profile_id == row.profile_id for other in rows) <= row.max_instances
@@ -195,7 +195,7 @@ def _differ_in_memory_only(left: Profile, right: Profile) -> bool:
 def layouts(geometry: Geometry) -> frozenset[tuple[tuple[int, Placement], ...]]:
     """Every placed state of an empty-to-full GPU, as sorted (class, placement) pairs.
 
-    723 on A100/H100, 26 on A30 (placement.md A); the empty state included.
+    723 on A100/H100, 26 on A30 (facts/packing.md#weights); the empty state included.
     """
     states: set[tuple[tuple[int, Placement], ...]] = set()
     _extend(geometry, (), 0, 0, states)

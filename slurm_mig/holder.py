@@ -192,7 +192,7 @@ class Holders:
             names.append(f"{len(self.nearest) - NAMED} more")
         if not self.complete:
             names.append("not all processes could be looked at in time")
-        # A handle that leaked in the driver has no process any more (mig-facts.md h).
+        # A handle that leaked in the driver has no process any more (facts/mig.md#bugs).
         return ", ".join(names) or "no process that can be found (see dmesg)"
 
 

@@ -57,7 +57,7 @@ LEVELS: Final = ("INFO", "WARNING", "ERR")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What Slurm tells a hook about its job (prolog_epilog.html; slurm-facts.md 1)."""
+    """What Slurm tells a hook about its job (prolog_epilog.html; facts/slurm.md#base)."""
 
     owner: Owner
     job_id: int

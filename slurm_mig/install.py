@@ -61,7 +61,7 @@ COMPLETIONS: Final = {
 }
 
 #: Names in a directory of the site's: Slurm takes a glob in reverse alphabetical order
-#: (slurm-facts.md 10), so our Prolog comes last and our Epilog first. With .sh, for globs that ask.
+#: (facts/slurm.md#prologd): our Prolog comes last, our Epilog first. With .sh, for globs that ask.
 PROLOG_NAME: Final = "00-slurm-mig.sh"
 EPILOG_NAME: Final = "zz-slurm-mig.sh"
 
@@ -461,7 +461,7 @@ def install_unit(directory: Path, python: Path, config: Path, bounded: float) ->
 def site_faults(directory: Path, ours: str, *, last: bool) -> Iterator[str]:
     """What in a directory of the site's goes against our hook, one line each.
 
-    `last`: ours has to run as the last one, else as the first (slurm-facts.md 10).
+    `last`: ours has to run as the last one, else as the first (facts/slurm.md#prologd).
     """
     try:
         names = sorted(path.name for path in directory.iterdir() if path.name[0] != ".")

@@ -197,7 +197,7 @@ class Isolation:
                 yield Try(name, READ, self._node.capabilities.node(minor), ())
 
     def _management(self) -> Iterator[Try]:
-        """Who opens mig/config carves and destroys as root does (mig-facts.md c)."""
+        """Who opens mig/config carves and destroys as root does (facts/mig.md#capabilities)."""
         path = self._node.capabilities.management()
         if path.exists():
             node = self._node.capabilities.node(read_access(path).minor)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from slurm_mig.driver import Gpu, GpuInstance
     from slurm_mig.geometry import Geometry, GpuProfile
 
-#: Slices by a compute instance's profile id (mig-facts.md a); 7 is the whole of a
+#: Slices by a compute instance's profile id (facts/mig.md#ids); 7 is the whole of a
 #: double-memory 1g.
 SLICES: Final = {0: 1, 1: 2, 2: 3, 3: 4, 4: 7, 5: 8, 6: 6, 7: 1}
 

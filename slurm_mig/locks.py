@@ -1,7 +1,7 @@
 """One lock per GPU, so that GPUs carve in parallel and one GPU never twice.
 
 filelock's flock on a file in a root-only directory: a user can neither hold nor
-replace it, and the kernel frees it when its holder dies (style.md 2). Beside the
+replace it, and the kernel frees it when its holder dies (facts/design.md#carving). Beside the
 lock lies a note that says who holds it, for the message of those who wait.
 """
 

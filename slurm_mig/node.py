@@ -237,7 +237,7 @@ class Node:
         """GPUs in the order of this node's gres.conf lines.
 
         SLURM_JOB_GPUS counts along that list, not along NVML's; gres.conf names
-        device files, so the bridge is the minor (design.md 2).
+        device files, so the bridge is the minor (facts/design.md#slurms-side).
         """
         gpus = {gpu.minor: gpu for gpu in self.driver.gpus()}
         order = self.config.order or tuple(sorted(gpus))

@@ -2,7 +2,7 @@
 
 Every NVMLError becomes a fault that says which GPU, which call, what NVML
 answered and what to do. Reading ids back is the rule: nothing is computed from
-placements (mig-facts.md a). Handles are fetched anew for each operation.
+placements (facts/mig.md#ids). Handles are fetched anew for each operation.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ _OTHERWISE: Final = (
     "see dmesg for NVRM and Xid lines; if it comes again, reset the GPU or reboot the node",
 )
 
-#: What NVML says of an instance that another process has destroyed (mig-facts.md d, h).
+#: What NVML says of an instance that another process has destroyed (facts/mig.md#calls, #bugs).
 _DEAD: Final = (
     pynvml.NVMLError_InvalidArgument,
     pynvml.NVMLError_NotFound,
@@ -207,7 +207,7 @@ class NvmlDriver:
         """Ask for MIG mode and read it back; the call's own success proves nothing.
 
         nvmlDeviceSetMigMode succeeds while its activation status carries the
-        outcome, and the mode may still read as before (mig-facts.md b).
+        outcome, and the mode may still read as before (facts/mig.md#mode).
         """
         action = f"switch MIG mode {'on' if on else 'off'}"
         device = self._device(gpu)
@@ -258,7 +258,7 @@ class NvmlDriver:
     def offered(self, gpu: Gpu) -> Sequence[GpuProfile]:
         """The profile table as far as the caller may read it.
 
-        In MIG mode placements may be told to root alone (mig-facts.md d); rows have none then.
+        In MIG mode placements may be told to root alone (facts/mig.md#calls); rows have none then.
         """
         try:
             return self.geometry(gpu).profiles
@@ -360,7 +360,7 @@ class NvmlDriver:
         """Every GPU instance by placement, listed per profile; none while MIG mode is off.
 
         A GPU instance without a compute instance has no MIG device, so walking
-        MIG devices would miss it (mig-facts.md h). An instance that another process
+        MIG devices would miss it (facts/mig.md#bugs). An instance that another process
         destroys while it is read leaves a dead handle: then the list is read again.
         """
         if not gpu.mig_mode:
@@ -401,7 +401,7 @@ class NvmlDriver:
         return None if handle is None else self._read_compute(handle, gpu)
 
     def _handles(self, device: object, profile_id: int, gpu: Gpu) -> list[Any]:
-        # Sized by the hardware's limit: A30 reports a wrong instanceCount (mig-facts.md h).
+        # Sized by the hardware's limit: A30 reports a wrong instanceCount (facts/mig.md#bugs).
         array = (pynvml.c_nvmlGpuInstance_t * MAX_INSTANCES)()
         count = c_uint(MAX_INSTANCES)
         function = pynvml.nvmlDeviceGetGpuInstances
@@ -509,7 +509,7 @@ class NvmlDriver:
         """Make a compute instance of so many slices, or the one that fills the GPU instance.
 
         That one is the profile with all its slices and, among those, most SMs: the
-        whole of a double-memory 1g is a profile of its own (mig-facts.md a).
+        whole of a double-memory 1g is a profile of its own (facts/mig.md#ids).
         Raises ProfileNotOffered when the driver has none with that many slices,
         DriverFault when it has none that fills the GPU instance.
         """

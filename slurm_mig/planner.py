@@ -1,6 +1,6 @@
 """Request + what is on the GPU -> Plan. Deterministic, pure, explains itself.
 
-Policy `fits` (placement.md B): of all legal placements take the one after which
+Policy `fits` (facts/packing.md#slots): of all legal placements take the one after which
 most profiles can still start, then the one with most placements left, then the
 highest slots. The driver's own default is never used: it strands large profiles.
 """

@@ -1,7 +1,7 @@
 """Processes that have a device open: found in /proc, and killed when they are left-overs.
 
 NVML lists processes that compute. DCGM, a monitor, a leaked handle hold the
-device without being listed, so descriptors are looked at, too (peers.md 1.12).
+device without being listed, so descriptors are looked at, too (facts/design.md#in-use).
 
 All of it happens in a child with a time limit: a file of /proc can keep its reader
 waiting while its process hangs in the driver, and so can the question for a user's name.
@@ -35,7 +35,7 @@ MOST: Final = 1 << 20
 #: Descriptors of a process that is looked at after all others.
 MANY: Final = 1000
 
-#: Capability minors below this one are no instance's: config, monitor (mig-facts.md c).
+#: Capability minors below this one are no instance's: config, monitor (facts/mig.md#capabilities).
 FIRST_INSTANCE_MINOR: Final = 3
 
 _O_PATH: Final = getattr(os, "O_PATH", 0o10000000)

@@ -5,7 +5,7 @@ The grammar is NVIDIA's (MIG user guide, `nvidia-smi mig -lgip` and `-lcip`):
     [<compute slices>c.]<GPU slices>g.<memory>gb[attribute]
 
 Names are for people. They differ between drivers for one and the same profile
-(`3g.40gb` and `3g.39gb`), so tables are keyed by profile id (mig-facts.md h).
+(`3g.40gb` and `3g.39gb`), so tables are keyed by profile id (facts/mig.md#bugs).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Profile:
     def alike(self, other: Profile) -> bool:
         """Whether both may be one profile, as two drivers name it (3g.39gb, 3g.40gb).
 
-        Drivers round memory differently; true neighbours differ by half (mig-facts.md h).
+        Drivers round memory differently; true neighbours differ by half (facts/mig.md#bugs).
         """
         return (self.gpu_slices, self.attribute, self.compute_slices) == (
             other.gpu_slices,

@@ -2,7 +2,7 @@
 
 Any non-zero exit of a Prolog drains the node, and no setting stops that; so a
 refusal exits 0 and deals with the job itself. What works in which situation was
-measured: slurm-facts.md 2 and 3.
+measured: facts/slurm.md#failing, #requeue.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from slurm_mig.config import Config
     from slurm_mig.slurm import JobFacts, Slurm
 
-#: First release whose restarted jobs always get a Prolog (slurm-facts.md, version table).
+#: First release whose restarted jobs always get a Prolog (facts/slurm.md#releases).
 PROLOG_ALWAYS_RUNS: Final = (23, 2)
 
 #: Seconds a restart must stay away from its Epilog: before 23.02 beyond the credential's
-#: expiry, after it beyond the same second (slurm-facts.md 3).
+#: expiry, after it beyond the same second (facts/slurm.md#requeue).
 MARGIN_OLD: Final = 5
 MARGIN_NEW: Final = 3
 

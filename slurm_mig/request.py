@@ -25,7 +25,7 @@ from slurm_mig.profile import Profile
 STAMP_PREFIX: Final = "slurm-mig="
 STAMP_VERSION: Final = "1"
 
-#: NVML creates at most 8 GPU instances on a GPU (mig-facts.md a).
+#: NVML creates at most 8 GPU instances on a GPU (facts/mig.md#ids).
 MAX_INSTANCES: Final = 8
 
 # ASCII white space only, as in Lua's %s: a no-break space must not start a word here that

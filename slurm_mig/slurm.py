@@ -37,7 +37,7 @@ class JobFacts:
 
     `reference` is how commands must name it: the last task of an array has the
     array's own id, so that id alone would hit every task, and a component of a
-    heterogeneous job can only be requeued through its leader (slurm-facts.md 2).
+    heterogeneous job can only be requeued through its leader (facts/slurm.md#failing).
     `tres_per_node` is what the job holds on each of its `nodes` (Slurm's host
     list, empty while it waits): slices can be asked for in no other way.
     """

@@ -1,7 +1,8 @@
 """Slurm over its own commands: scontrol, squeue, scancel and sacct.
 
 The client that hooks use. Every command is bounded in time and gets a clean
-environment; what Slurm really answers in each situation: slurm-facts.md 2, 3, 6.
+environment; what Slurm really answers in each situation: facts/slurm.md#failing, #requeue,
+#reading-gres.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class CommandClient:
         """Facts of a job that waits or runs; None when there is none of that id.
 
         squeue with fixed widths: the text of `scontrol show job` can be forged by
-        a job name with newlines in it (slurm-facts.md 6). Asked for an array's
+        a job name with newlines in it (facts/slurm.md#reading-gres). Asked for an array's
         id, squeue lists all its tasks: only the line with this very id counts.
         """
         widths = (20, 40, 4, 4, 20, 1000, 1000)

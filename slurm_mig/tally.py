@@ -15,7 +15,7 @@ from slurm_mig.allocation import ACTIVE, LOST, PLANNED, QUARANTINED, REFUSED, RE
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: Upper bounds in seconds; the last bucket has no bound. mig-facts.md f: tenths of a second
+#: Upper bounds in seconds; the last bucket has no bound. facts/mig.md#times: tenths of a second
 #: for a carve, up to a second for a teardown under load.
 BUCKETS: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 

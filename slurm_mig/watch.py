@@ -3,7 +3,7 @@
 A call into the driver can hang in the kernel, where no signal reaches it. So a hook's
 work is done by a child: the parent waits, and when the time has come it kills the child
 or, where that is not possible, leaves it behind. The child is in a session of its own and
-holds nothing of the parent's output, for which slurmd would wait (slurm-facts.md 9). It
+holds nothing of the parent's output, for which slurmd would wait (facts/slurm.md#failures). It
 dies with its parent: nobody must go on carving for a hook that Slurm has given up.
 """
 

@@ -4,7 +4,7 @@ Slurm knows a GPU as W shards and a profile as w shards. The search below finds
 the smallest W, and for it the smallest w, such that a set of instances is
 accepted by counting if and only if some layout holds it. It uses nothing but
 the placements, so a geometry that nobody has seen yet gets its own weights.
-For 7-slice GPUs it arrives at W=31 and 4, 7, 8, 14, 16, 31 (placement.md 1).
+For 7-slice GPUs it arrives at W=31 and 4, 7, 8, 14, 16, 31 (facts/packing.md#weights).
 """
 
 from __future__ import annotations

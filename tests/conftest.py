@@ -244,7 +244,7 @@ def opened_by(uid: int, path: Path, flags: int = os.O_RDONLY) -> bool:
 
 
 def job_environ(job: int, stamp: str, gpus: str = "0") -> dict[str, str]:
-    """What slurmd 22.05 gives a Prolog (slurm-facts.md 1)."""
+    """What slurmd 22.05 gives a Prolog (facts/slurm.md#base)."""
     environ = {
         "SLURM_JOB_ID": str(job),
         "SLURM_JOB_UID": "64001",

@@ -345,7 +345,7 @@ def test_a_stranger_in_our_place_is_not_touched(world: World) -> None:
 
 
 def test_in_use_for_a_moment_is_retried(world: World) -> None:
-    """Normal right after a compute instance went (mig-facts.md h)."""
+    """Normal right after a compute instance went (facts/mig.md#bugs)."""
     mine = world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
     world.machine.faults.set([Rule("nvmlGpuInstanceDestroy", "error:IN_USE", times=2)])
     assert world.allocator.release(mine, "x").phase == phases.RELEASED

@@ -322,7 +322,7 @@ def test_a_prolog_d_of_the_sites(site: Site, tmp_path: Path) -> None:
     done = site.cli(*command)
     assert done.returncode == 0, done.stderr
     assert f"Prolog={tmp_path}/prolog.d/*\n" in done.stdout
-    # Slurm's order: glob(3) sorts, and the list is taken from its end (slurm-facts.md 10).
+    # Slurm's order: glob(3) sorts, and the list is taken from its end (facts/slurm.md#prologd).
     prologs, epilogs = (
         sorted(glob(f"{tmp_path}/{name}/*"), reverse=True)  # noqa: PTH207  # as Slurm's
         for name in ("prolog.d", "epilog.d")

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.root
 
-#: Codes that mig-facts.md d lists for a call; of destroys also what h tells of them.
+#: Codes that facts/mig.md#calls lists for a call; of destroys also what #bugs tells of them.
 LISTED: Final[Mapping[str, tuple[str, ...]]] = {
     "nvmlInitWithFlags": ("DRIVER_NOT_LOADED",),
     "nvmlDeviceGetMigMode": ("NOT_SUPPORTED",),
@@ -603,7 +603,7 @@ def test_another_id_read_back(crowded: Bench, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_in_use_just_after_the_compute_instance_went(crowded: Bench) -> None:
-    """Normal (mig-facts.md h): a few tries later it is fine."""
+    """Normal (facts/mig.md#bugs): a few tries later it is fine."""
     crowded.hook("prolog", 7, SLICES)
     crowded.injector.clear()
     crowded.injector.strike = ("nvmlGpuInstanceDestroy", 1, 3, "error:IN_USE")
@@ -780,7 +780,7 @@ def test_a_driver_reloaded_between_prolog_and_epilog(
         row = board.row(place[0])
         made = board.create(place[0], Placement(place[1], row.size), busy=False)
         board.create_compute(made, board.ci_profiles(made)[0].profile_id)
-        # Another engine, another UUID: that of the same engine would be the same (mig-facts.md a).
+        # Another engine, another UUID; the same engine has the same (facts/mig.md#ids).
         made.compute[0].start += 1
     assert here.hook("epilog") == 0
     assert here.ledger() == []

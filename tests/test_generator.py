@@ -39,7 +39,7 @@ def test_the_shipped_samples_are_what_the_generator_writes() -> None:
 
 
 def test_gres_conf_has_one_line_per_gpu_and_no_mig() -> None:
-    """One shard line per GPU with its file, and no mig line at all (slurm-facts.md 13)."""
+    """One shard line per GPU with its file, and no mig line at all (facts/slurm.md#gresconf)."""
     text = generator.gres_conf(FLEET)
     lines = [line for line in text.splitlines() if not line.startswith("#")]
 

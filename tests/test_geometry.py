@@ -27,7 +27,7 @@ LAYOUTS = json.loads((Path(__file__).parent / "assets/mig-layouts.json").read_te
     [(A100, 8, 723, 78), (H100, 8, 723, 78), (A30, 4, 26, 10), (RTX, 12, 26, 10)],
 )
 def test_states_and_multisets(name: str, units: int, states: int, multisets: int) -> None:
-    """The numbers of the placement study (placement.md A), reached by enumeration."""
+    """The numbers of the placement study (facts/packing.md#weights), reached by enumeration."""
     geometry = geometry_of(name)
 
     assert geometry.units == units
@@ -74,7 +74,7 @@ def test_the_whole_gpu_is_the_plain_full_profile() -> None:
     ],
 )
 def test_media_engines_bound_what_goes_together(gpu: str, names: list[str], possible: bool) -> None:
-    """+me is one per GPU, and +me.all leaves only -me beside it (mig-facts.md g)."""
+    """+me is one per GPU, and +me.all leaves only -me beside it (facts/mig.md#slices)."""
     geometry = geometry_of(gpu)
 
     rows = [geometry.find(name) for name in names]

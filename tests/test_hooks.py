@@ -525,7 +525,7 @@ def test_the_epilog_takes_down_what_was_made(site: Site) -> None:
 
 
 def test_the_epilog_trusts_the_ledger_not_its_environment(site: Site) -> None:
-    """After a slurmctld restart SLURM_JOB_GPUS is empty (slurm-facts.md 9); or it is wrong."""
+    """After a slurmctld restart SLURM_JOB_GPUS is empty or wrong (facts/slurm.md#failures)."""
     site.prolog(7, STAMP)
     assert site.epilog(7, gpus="").returncode == 0
     site.prolog(8, STAMP)

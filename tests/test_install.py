@@ -21,7 +21,7 @@ def put(directory: Path, **paths: str) -> None:
 
 
 def test_three_scripts_and_nothing_else(tmp_path: Path) -> None:
-    """A stray file in a prolog.d drains nodes (slurm-facts.md 10)."""
+    """A stray file in a prolog.d drains nodes (facts/slurm.md#prologd)."""
     put(tmp_path / "hooks")
     assert sorted(path.name for path in (tmp_path / "hooks").iterdir()) == [
         "epilog", "prolog", "task_prolog",

@@ -136,7 +136,7 @@ def test_two_orders_do_not_deadlock(tmp_path: Path) -> None:
 
 
 def test_only_root_can_get_at_it(tmp_path: Path) -> None:
-    """0600 in 0700: a user can neither hold nor replace a lock (style.md 2)."""
+    """0600 in 0700: a user can neither hold nor replace a lock (facts/design.md#carving)."""
     with Locks(tmp_path / "locks", 1).hold(["GPU-a"], "x"):
         pass
     assert stat.S_IMODE((tmp_path / "locks").stat().st_mode) == 0o700

@@ -266,7 +266,7 @@ class NodeMachine(RuleBasedStateMachine):
             row = data.draw(st.sampled_from(board.geometry.profiles), "profile")
             place = data.draw(st.sampled_from(row.placements), "place")
             # MIG instances carry no label: what is made in the very place that an open record
-            # names cannot be told from what the record means (design.md 4).
+            # names cannot be told from what the record means (facts/design.md#state).
             if (row.profile_id, place.start) in self._named(index):
                 return
             try:

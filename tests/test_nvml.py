@@ -235,7 +235,7 @@ def test_the_compute_instance_fills_its_gpu_instance(
 def test_a_gpu_instance_without_compute_instance_is_seen(
     carve: Callable[..., tuple[Machine, NvmlDriver, Gpu]],
 ) -> None:
-    """It has no MIG device, so walking devices would leak it (mig-facts.md h)."""
+    """It has no MIG device, so walking devices would leak it (facts/mig.md#bugs)."""
     _, driver, gpu = carve(H100)
     made = driver.create_gpu_instance(gpu, 9, Placement(4, 4))
     assert driver.instances(gpu) == [made]
@@ -310,7 +310,7 @@ def test_destroying_what_is_gone_is_no_error(
 def test_a_process_on_the_whole_gpu_blocks_partitioning(
     carve: Callable[..., tuple[Machine, NvmlDriver, Gpu]],
 ) -> None:
-    """The first instance is when the driver really partitions (mig-facts.md b)."""
+    """The first instance is when the driver really partitions (facts/mig.md#mode)."""
     machine, driver, gpu = carve(H100)
     machine.hold(os.getpid(), gpu.uuid)
     assert driver.processes(gpu) == [(os.getpid(), None)]

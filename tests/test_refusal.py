@@ -216,7 +216,7 @@ def test_waiting_ends() -> None:
 
 
 def test_detached_work_outlives_us_and_holds_nothing(tmp_path: Path) -> None:
-    """Own session, none of our descriptors: Slurm waits for both (slurm-facts.md 9)."""
+    """Own session, none of our descriptors: Slurm waits for both (facts/slurm.md#failures)."""
     held = os.open(tmp_path, os.O_RDONLY)
     go = tmp_path / "go"
 

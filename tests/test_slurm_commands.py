@@ -38,7 +38,7 @@ def squeue_line(ident: str, array: str, tres: str) -> str:
 
 
 def test_only_the_line_of_the_job_itself_counts(client: Callable[..., CommandClient]) -> None:
-    """Asked for the last task of an array, squeue lists all of them (slurm-facts.md 2)."""
+    """Asked for the last task of an array, squeue lists all of them (facts/slurm.md#failing)."""
     lines = [
         squeue_line("5", "4_0", "gres:mig:1g.10gb:1"),
         squeue_line("4", "4_2", "gres:mig:3g.40gb:1"),
@@ -177,7 +177,7 @@ def test_a_missing_command(tmp_path: Path) -> None:
 
 
 def test_already_requeued_is_success(client: Callable[..., CommandClient]) -> None:
-    """The second node of a job comes late (slurm-facts.md 2); another refusal is a fault."""
+    """The second node of a job comes late (facts/slurm.md#failing); another refusal is a fault."""
     client(scontrol="echo 'Job is pending execution for job 4' >&2; exit 1").requeue("4")
     with pytest.raises(SlurmFault):
         client(scontrol="echo 'Job has already finished' >&2; exit 1").requeue_hold("4")

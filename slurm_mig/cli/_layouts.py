@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def root_to_list() -> None:
-    """NotPermitted for others: the driver lists instances to root alone (mig-facts.md d)."""
+    """NotPermitted for others: the driver lists instances to root alone (facts/mig.md#calls)."""
     if os.geteuid() != 0:
         raise NotPermitted("root needed to list MIG instances")
 

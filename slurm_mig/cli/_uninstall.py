@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from slurm_mig.config import Config
 
-#: `scontrol show config` numbers them where there can be several (slurm-facts.md).
+#: `scontrol show config` numbers them where there can be several (facts/slurm.md).
 _HOOK_KEY: Final = re.compile(r"(prolog|epilog|taskprolog)(\[\d+\])?")
 
 

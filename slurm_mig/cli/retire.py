@@ -175,7 +175,7 @@ def _static(name: str, counts: Counter[str]) -> list[str]:
 
 
 def _partly(away: Sequence[int], stay: Sequence[int], listed: Sequence[int]) -> list[str]:
-    """Static MIG devices beside shards are miscounted or refused (slurm-facts.md 13)."""
+    """Static MIG devices beside shards are miscounted or refused (facts/slurm.md#gresconf)."""
     gone, left, order = (", ".join(map(str, minors)) for minors in (away, stay, listed))
     return [
         f"config.toml: managed = [{left}] and order = [{order}] in [gpus]",

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
     from slurm_mig.doctor.facts import Facts, GpuFacts
 
-#: First release with UUIDs of the form MIG-<uuid> (mig-facts.md a).
+#: First release with UUIDs of the form MIG-<uuid> (facts/mig.md#ids).
 UUID_SINCE: Final = (470, 42, 1)
 
-#: Programs that are known to keep GPUs from being changed (mig-facts.md b), by the first 15
+#: Programs that are known to keep GPUs from being changed (facts/mig.md#mode), by the first 15
 #: characters of their name, as /proc has it; and what to do about each.
 HOLDERS: Final = {
     "nv-hostengine": "systemctl stop nvidia-dcgm while MIG mode is switched",

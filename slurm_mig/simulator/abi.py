@@ -1,6 +1,6 @@
 """C structures of nvml.h that the simulated library reads and writes (LP64).
 
-Sizes and order: mig-facts.md i, checked there against the compiled header.
+Sizes and order: facts/mig.md#api, checked there against the compiled header.
 """
 
 from __future__ import annotations

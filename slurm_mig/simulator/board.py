@@ -1,6 +1,6 @@
 """One simulated GPU: its MIG state and the rules by which hardware refuses.
 
-Rules and ids: mig-facts.md a (ids), b (MIG mode), d (codes), g (placements).
+Rules and ids: facts/mig.md#ids, #mode, #calls (codes), #slices (placements).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_COMPUTE_INSTANCES: Final = 8
 CI_ENUM_BY_SLICES: Final = {1: 0, 2: 1, 3: 2, 4: 3, 8: 5, 6: 6, 7: 4}
 CI_ENUM_REV1: Final = 7
 
-#: Start units in the order the driver's default was seen to fill them (mig-facts.md a).
+#: Start units in the order the driver's default was seen to fill them (facts/mig.md#ids).
 DEFAULT_ORDER_OF_SEVEN: Final = {1: (6, 4, 5, 0, 1, 2, 3), 2: (4, 0, 2), 4: (4, 0), 8: (0,)}
 
 
@@ -108,7 +108,7 @@ class Board:
         return parts - 1 + index
 
     def mig_uuid(self, instance: SimInstance, compute: SimCompute) -> str:
-        """Same GPU, GI id and engine give the same UUID, version 5 (mig-facts.md a)."""
+        """Same GPU, GI id and engine give the same UUID, version 5 (facts/mig.md#ids)."""
         root = uuid.UUID(self.uuid.removeprefix("GPU-"))
         engine = instance.start + compute.start
         return f"MIG-{uuid.uuid5(root, f'{instance.gi_id}/{engine}')}"
@@ -196,7 +196,7 @@ class Board:
     # -- compute instances ---------------------------------------------------
 
     def ci_profiles(self, instance: SimInstance) -> dict[int, CiProfile]:
-        """Compute-instance profiles by NVML enum (equal to the id; mig-facts.md a).
+        """Compute-instance profiles by NVML enum (equal to the id; facts/mig.md#ids).
 
         SM counts of compute instances smaller than their GPU instance were not
         published: None.

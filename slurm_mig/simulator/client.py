@@ -1,7 +1,7 @@
 """What a CUDA process does before it computes: find its devices and open their nodes.
 
 A MIG device needs the GPU's node, the GPU instance's and the compute instance's
-capability node, each opened for reading (mig-facts.md c). Simulated nodes have no
+capability node, each opened for reading (facts/mig.md#capabilities). Simulated nodes have no
 driver behind them: ENXIO on open means that the permission check passed.
 """
 

@@ -1,6 +1,6 @@
 """NVML return codes and the exception that carries one inside the simulator.
 
-Numbers: nvml.h, nvmlReturn_t (mig-facts.md d).
+Numbers: nvml.h, nvmlReturn_t (facts/mig.md#calls).
 """
 
 from __future__ import annotations

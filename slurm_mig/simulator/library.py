@@ -4,7 +4,7 @@
 Every function is a real C function pointer (ctypes callback): pynvml passes its
 own structs, pointers and integers, and finds the answers in them.
 
-Which call needs root and which code it answers: mig-facts.md d. Numbers that
+Which call needs root and which code it answers: facts/mig.md#calls. Numbers that
 were never published are answered as NVML_VALUE_NOT_AVAILABLE.
 """
 

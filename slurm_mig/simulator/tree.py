@@ -1,6 +1,6 @@
 """The files around a simulated driver: capability tree, device nodes, boot id.
 
-Formats and numbers: mig-facts.md c (nv-caps.c, nvidia-modprobe-utils.c). One
+Formats and numbers: facts/mig.md#capabilities (nv-caps.c, nvidia-modprobe-utils.c). One
 thing differs on purpose: an access file's `DeviceFileModify` line comes first,
 because a plain file keeps what is written at its beginning, and so the product's
 write has the same effect as on the kernel's file.

@@ -53,7 +53,7 @@ def put(on: Board, name: str, start: int) -> int:
     ],
 )
 def test_ids_as_observed(name: str, mirrored: bool, ids: dict[tuple[str, int], int]) -> None:
-    """Both orders of ids that real boards show (mig-facts.md a)."""
+    """Both orders of ids that real boards show (facts/mig.md#ids)."""
     for (profile, start), gi_id in ids.items():
         assert put(board(name, mirrored=mirrored), profile, start) == gi_id
 

@@ -74,7 +74,7 @@ def test_how_the_modules_were_loaded(machine: Machine) -> None:
 
 
 def test_capability_minors() -> None:
-    """3 + 135 gpu + 9 gi, then 1 + ci; the last one of all is 4322 (mig-facts.md c)."""
+    """3 + 135 gpu + 9 gi, then 1 + ci; the last one of all is 4322 (facts/mig.md#capabilities)."""
     assert (gi_minor(0, 1), ci_minor(0, 1, 2)) == (12, 15)
     assert ci_minor(31, 14, 7) == 4322
 
@@ -156,7 +156,7 @@ def test_entries_live_as_long_as_the_instance(machine: Machine) -> None:
 
 
 def test_nvidia_modprobe_reopens_what_is_not_forbidden(machine: Machine) -> None:
-    """Any user's helper undoes a chmod, unless the access file says 0 (mig-facts.md c)."""
+    """A user's helper undoes a chmod, unless the access file says 0: facts/mig.md#capabilities."""
     carve(machine)
     access = machine.tree.capabilities / "gpu0/mig/gi2/access"
     node = machine.tree.modprobe(access)
@@ -245,7 +245,7 @@ def test_a_dead_process_cannot_hold(machine: Machine) -> None:
 
 
 def test_cuda_sees_mig_devices_or_whole_gpus(machine: Machine) -> None:
-    """A GPU in MIG mode without instances is of no use to CUDA (mig-facts.md h)."""
+    """A GPU in MIG mode without instances is of no use to CUDA (facts/mig.md#bugs)."""
     assert list(devices(machine)) == []
     carve(machine)
     with machine.change(1) as board:

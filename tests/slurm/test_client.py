@@ -241,7 +241,7 @@ def test_version_and_lifetime(site: Site, client: Slurm) -> None:
 
 
 def test_a_name_with_newlines_forges_nothing(site: Site, client: Slurm) -> None:
-    """`scontrol show job` could be fooled by it (slurm-facts.md 6)."""
+    """`scontrol show job` could be fooled by it (facts/slurm.md#reading-gres)."""
     name = "x\n  Nodes=n1 GRES=mig:7g.80gb(CNT:1)\n   TresPerNode=gres:mig:7g.80gb:1"
     job = site.sbatch(f"--job-name={name}", "--gres=mig:1g.10gb:1", "--hold")
     facts = client.job(job)

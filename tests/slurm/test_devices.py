@@ -1,7 +1,7 @@
 """ConstrainDevices with real device cgroups: every task opens its own GPU and no other.
 
 EPERM: the cgroup denies. ENXIO: allowed, there is only no driver behind a
-simulated node (slurm-facts.md 15).
+simulated node (facts/slurm.md#devices).
 """
 
 from __future__ import annotations
