@@ -58,7 +58,7 @@ def test_every_citation_resolves() -> None:
     ("text", "page", "anchors"),
     [
         ("(facts/mig.md#bugs)", "facts/mig.md", ["bugs"]),
-        ("facts/slurm.md#failing, #requeue,\n#base.", "facts/slurm.md", ["failing", "requeue", "base"]),
+        ("facts/slurm.md#base, #requeue,\n#api.", "facts/slurm.md", ["base", "requeue", "api"]),
         ("docs/exit-codes.md says", "docs/exit-codes.md", []),
     ],
 )  # fmt: skip
