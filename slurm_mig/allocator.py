@@ -36,6 +36,7 @@ from slurm_mig.errors import (
 from slurm_mig.feeds import Feeds
 from slurm_mig.holder import INSTANCE
 from slurm_mig.planner import Slot, plan, plan_at
+from slurm_mig.recognise import as_found, find, is_own, own_compute, strangers
 from slurm_mig.request import Item, Request
 from slurm_mig.stuck import Permit, Stuck
 
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
     from slurm_mig.capabilities import Capabilities
     from slurm_mig.driver import ComputeInstance, Driver, Gpu, GpuInstance
-    from slurm_mig.geometry import Placement
     from slurm_mig.ledger import Ledger, Retired
     from slurm_mig.locks import Locks
     from slurm_mig.planner import Plan
@@ -450,8 +450,8 @@ class Allocator:
         there = {item.gi_id: item for item in self._driver.instances(gpu)}
         for wanted in record.instances:
             found = there.get(wanted.gi_id if wanted.gi_id is not None else -1)
-            uuids = [compute.uuid for compute in found.compute] if found else []
-            if found is None or found.placement != wanted.placement or wanted.uuid not in uuids:
+            ours = found is not None and find(wanted, [found]) and own_compute(wanted, found)
+            if not ours:
                 raise DriverFault(
                     f"driver reported {wanted} as made (GPU instance {wanted.gi_id}), "
                     f"but lists {found}",
@@ -1059,12 +1059,12 @@ class Allocator:
         One that the list does not show is asked for by its id: a driver that hides a
         profile for a moment must cost no living job its slice.
         """
-        if found is None or item.uuid in {None, *(compute.uuid for compute in found.compute)}:
+        if found is None or item.uuid is None or own_compute(item, found) is not None:
             return found is not None
         if item.ci_id is None:
             return False
-        compute = self._driver.compute_instance(gpu, found.gi_id, item.ci_id)
-        return compute is not None and compute.uuid == item.uuid
+        hidden = self._driver.compute_instance(gpu, found.gi_id, item.ci_id)
+        return hidden is not None and is_own(item, hidden, found)
 
     def _close_lost(
         self, record: Allocation, gpu: Gpu, missing: list[Instance], until: float
@@ -1242,16 +1242,8 @@ class Allocator:
 
     def foreign_instances(self, gpu: Gpu) -> Sequence[GpuInstance]:
         """Instances on a GPU that no open record names."""
-        known = {
-            (item.profile_id, item.placement)
-            for record in self._ledger.open_on(gpu.uuid)
-            for item in record.present
-        }
-        return [
-            found
-            for found in self._driver.instances(gpu)
-            if (found.profile_id, found.placement) not in known
-        ]
+        known = [item for record in self._ledger.open_on(gpu.uuid) for item in record.present]
+        return strangers(known, self._driver.instances(gpu))
 
     def _remove_stale_files(
         self, live: Callable[[], frozenset[int]] | None, report: Report
@@ -1313,19 +1305,8 @@ class Allocator:
                 f"GPU instance {found.gi_id} at {found.placement} is no longer what it was",
                 remedy="see `slurm-mig status`, and try again",
             )
-        name = str(self._driver.geometry(gpu).by_id(found.profile_id).name)
-        compute = found.compute[0] if found.compute else None
-        place = found.placement
-        instance = Instance(
-            name,
-            found.profile_id,
-            place.start,
-            place.size,
-            found.gi_id,
-            compute.ci_id if compute else None,
-            compute.uuid if compute else None,
-        )
-        record = replace(self._record(owner, gpu, name), instances=(instance,))
+        instance = as_found(found, self._driver.geometry(gpu).by_id(found.profile_id).name)
+        record = replace(self._record(owner, gpu, instance.profile), instances=(instance,))
         record = self._ledger.add(record, "adopted")
         return self._ledger.save(record.moved(phases.ACTIVE), phases.ACTIVE)
 
@@ -1364,39 +1345,22 @@ class Allocator:
         )
 
 
-def find(item: Instance, seen: Sequence[GpuInstance]) -> GpuInstance | None:
-    """The hardware's instance that a record means, if it is still that one.
-
-    A GI id alone proves nothing: it is reused. Profile and placement must agree
-    too; a planned one is known by these alone, for nobody else could have been
-    there while it was carved.
-    """
-    for found in seen:
-        same_place = (found.profile_id, found.placement) == (item.profile_id, item.placement)
-        if same_place and item.gi_id in (None, found.gi_id):
-            uuids = [compute.uuid for compute in found.compute]
-            # A foreign instance in the same place has another compute instance.
-            return found if item.uuid is None or not uuids or item.uuid in uuids else None
-    return None
-
-
 def _with_ids(record: Allocation, seen: Sequence[GpuInstance]) -> Allocation:
     """Add what the hardware knows and a hook that died could not write down."""
-    before: list[Placement] = []
+    taken = {(item.gi_id, item.ci_id) for item in record.instances}
     for place, item in enumerate(record.instances):
         found = find(item, seen)
-        if item.gi_id is None and found is not None:
-            # The how-manieth of those that share the GPU instance.
-            number = before.count(item.placement)
-            compute = found.compute[number] if number < len(found.compute) else None
-            ids = replace(
-                item,
-                gi_id=found.gi_id,
-                ci_id=compute.ci_id if compute else None,
-                uuid=compute.uuid if compute else None,
-            )
-            record = record.with_instance(place, ids)
-        before.append(item.placement)
+        if item.gi_id is not None or found is None:
+            continue
+        ids = replace(item, gi_id=found.gi_id)
+        for one in found.compute:
+            # Several of a record can share the GPU instance, each with one of its own size.
+            given = replace(ids, ci_id=one.ci_id, uuid=one.uuid)
+            if (found.gi_id, one.ci_id) not in taken and is_own(given, one, found):
+                ids = given
+                break
+        taken.add((ids.gi_id, ids.ci_id))
+        record = record.with_instance(place, ids)
     return record
 
 

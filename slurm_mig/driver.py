@@ -8,13 +8,20 @@ are named by GPU UUID and id, and looked up again for every operation.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from slurm_mig.errors import SlurmMigError
     from slurm_mig.geometry import Geometry, GpuProfile, Placement
+
+
+#: Profile id of the compute instance that is the whole of a double-memory 1g (facts/mig.md#ids).
+FILLS_DOUBLE_MEMORY: Final = 7
+
+#: Slices by a compute instance's profile id (facts/mig.md#ids).
+COMPUTE_SLICES: Final = {0: 1, 1: 2, 2: 3, 3: 4, 4: 7, 5: 8, 6: 6, FILLS_DOUBLE_MEMORY: 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +61,17 @@ class ComputeInstance:
 
 @dataclass(frozen=True, slots=True)
 class GpuInstance:
-    """A GPU instance that exists, whether or not it has compute instances."""
+    """A GPU instance that exists, whether or not it has compute instances.
+
+    `fills` is the profile id of the compute instance that would have all of it; None where
+    the driver does not say.
+    """
 
     gi_id: int
     profile_id: int
     placement: Placement
     compute: tuple[ComputeInstance, ...]
+    fills: int | None = None
 
 
 class Driver(Protocol):

@@ -21,6 +21,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from slurm_mig.driver import COMPUTE_SLICES
 from slurm_mig.errors import BadRequest, DriverFault, NoRoom, Unresolved, UsageFault
 from slurm_mig.planner import Slot, plan, plan_at, wanted_instances
 from slurm_mig.profile import Profile
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from slurm_mig.driver import Gpu, GpuInstance
     from slurm_mig.geometry import Geometry, GpuProfile
 
-#: Slices by a compute instance's profile id (facts/mig.md#ids); 7 is the whole of a
-#: double-memory 1g.
-SLICES: Final = {0: 1, 1: 2, 2: 3, 3: 4, 4: 7, 5: 8, 6: 6, 7: 1}
 
 #: Names that a layout of mig-parted's can have from us.
 CURRENT: Final = "current"
@@ -123,15 +121,14 @@ class Entry:
 def built(found: GpuInstance, geometry: Geometry) -> Built:
     """An instance of the hardware; DriverFault for a compute profile that nobody knows."""
     row = geometry.by_id(found.profile_id)
-    unknown = [item.profile_id for item in found.compute if item.profile_id not in SLICES]
+    unknown = [item.profile_id for item in found.compute if item.profile_id not in COMPUTE_SLICES]
     if unknown:
         raise DriverFault(
             f"GPU instance {found.gi_id} has a compute instance of profile id {unknown[0]}",
             remedy="this driver has one that slurm-mig does not know",
         )
-    return Built(
-        Slot(row, found.placement), tuple(SLICES[item.profile_id] for item in found.compute)
-    )
+    slices = tuple(COMPUTE_SLICES[item.profile_id] for item in found.compute)
+    return Built(Slot(row, found.placement), slices)
 
 
 # -- reading ----------------------------------------------------------------------------

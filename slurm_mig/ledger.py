@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig import __version__
-from slurm_mig.allocation import OPEN, Allocation, Instance, Owner
+from slurm_mig.allocation import GONE, OPEN, Allocation, Instance, Owner
 from slurm_mig.errors import LedgerFault, LedgerTooNew, NodeFault
 from slurm_mig.files import check_own, private_directory
 from slurm_mig.tally import Event
@@ -467,18 +467,17 @@ class Ledger:
             ) from problem
 
 
-def recorded(path: Path) -> frozenset[tuple[str, int, int, int]]:
-    """GPU UUID, profile id, start and size of every instance on open record; changes nothing.
+def recorded(path: Path) -> list[tuple[str, Instance]]:
+    """GPU UUID and instance for every instance on open record; changes nothing.
 
     For who only looks: opening a `Ledger` makes or migrates it and narrows its directory.
     """
     query = (
-        "SELECT gpu_uuid, profile_id, start, size FROM instance "  # noqa: S608  # our own words
+        f"SELECT gpu_uuid, {', '.join(_INSTANCE)} FROM instance "  # noqa: S608  # our own words
         f"JOIN allocation ON allocation.number = instance.allocation WHERE {_IS_OPEN}"
     )
-    return frozenset(
-        (uuid, profile, start, size) for uuid, profile, start, size in _look(path, query)
-    )
+    found = ((row[0], Instance(*row[1:])) for row in _look(path, query))
+    return [(uuid, item) for uuid, item in found if item.gi_id != GONE]
 
 
 def retired(path: Path) -> frozenset[str]:

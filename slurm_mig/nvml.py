@@ -417,7 +417,14 @@ class NvmlDriver:
             profile_id=info.profileId,
             placement=Placement(info.placement.start, info.placement.size),
             compute=tuple(self._compute_instances(handle, info.profileId, gpu)),
+            fills=self._fills(handle, info.profileId, gpu),
         )
+
+    def _fills(self, handle: Any, profile_id: int, gpu: Gpu) -> int | None:
+        slices = {row.slices for row in self.geometry(gpu).profiles if row.profile_id == profile_id}
+        rows = self._ci_profiles(handle, profile_id, gpu)
+        whole = [row for row in rows if row.sliceCount in slices]
+        return int(max(whole, key=_size).id) if whole else None
 
     def _compute_instances(
         self, handle: Any, profile_id: int, gpu: Gpu
@@ -533,10 +540,7 @@ class NvmlDriver:
                 remedy=_OTHERWISE[1] if slices is None else "",
                 gpu=str(gpu),
             )
-        chosen = max(
-            fitting,
-            key=lambda row: (_known(row.multiprocessorCount) or 0, row.id),
-        )
+        chosen = max(fitting, key=_size)
         handle = self._call(
             f"create compute instance in GPU instance {gi_id}",
             pynvml.nvmlGpuInstanceCreateComputeInstance,
@@ -609,6 +613,11 @@ def nominal_gb(memory_mib: int, total_bytes: int) -> int:
 def _table_order(row: GpuProfile) -> tuple[int, int, int]:
     """As `nvidia-smi mig -lgip` prints: by slices, then memory, then attribute."""
     return row.slices, row.name.memory_gb, ATTRIBUTES.index(row.name.attribute)
+
+
+def _size(row: Any) -> tuple[int, int]:  # ctypes struct
+    """Of compute profiles with as many slices the larger one, by its SMs."""
+    return _known(row.multiprocessorCount) or 0, row.id
 
 
 def _row(info: Any, name: Profile, places: tuple[Placement, ...]) -> GpuProfile:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from slurm_mig import allocation as phases
+from slurm_mig import recognise
 from slurm_mig.errors import DriverFault, Held, Unresolved, about
 from slurm_mig.layouts import Built, built, target
 
@@ -119,13 +120,8 @@ class Static:
 
     def _recorded(self, gpu: Gpu, found: GpuInstance) -> Allocation:
         """The record that names an instance, made if there is none: its end is on record, too."""
-        for record in self._ledger.open_on(gpu.uuid):
-            if any(
-                (item.profile_id, item.placement) == (found.profile_id, found.placement)
-                for item in record.present
-            ):
-                return record
-        return self._allocator.adopt_settled(self._owner, gpu, found)
+        record = recognise.owner(self._ledger.open_on(gpu.uuid), found)
+        return record or self._allocator.adopt_settled(self._owner, gpu, found)
 
     def _renew_mark(self, steps: Steps) -> None:
         """A later `retire` tells by its mark what is ours of a retired GPU."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from slurm_mig import recognise
 from slurm_mig.allocation import QUARANTINED
 from slurm_mig.cli._common import (
     administrator,
@@ -89,13 +90,7 @@ def show(found: list[dict[str, Any]], *, as_json: bool) -> None:
 
 def owner_of(node: Node, gpu: Gpu, found: GpuInstance) -> Allocation | None:
     """The open record that names an instance."""
-    for record in node.ledger.open_on(gpu.uuid):
-        if any(
-            (item.profile_id, item.placement) == (found.profile_id, found.placement)
-            for item in record.present
-        ):
-            return record
-    return None
+    return recognise.owner(node.ledger.open_on(gpu.uuid), found)
 
 
 def check_free(record: Allocation, *, force: bool) -> None:

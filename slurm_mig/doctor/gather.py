@@ -39,11 +39,13 @@ from slurm_mig.doctor.slurm_checks import loaded_values
 from slurm_mig.errors import LedgerFault, SlurmFault, SlurmMigError, UsageFault
 from slurm_mig.install import HOOKS, sources
 from slurm_mig.ledger import recorded, retired
+from slurm_mig.recognise import strangers
 from slurm_mig.slurm_commands import CommandClient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from slurm_mig.allocation import Instance
     from slurm_mig.config import Config
     from slurm_mig.driver import Gpu
     from slurm_mig.node import Node
@@ -471,24 +473,23 @@ class _Gatherer:
             return frozenset()
 
     @cached_property
-    def _recorded(self) -> frozenset[tuple[str, int, int, int]]:
-        """Instances on record; without a ledger none is."""
+    def _recorded(self) -> list[tuple[str, Instance]]:
+        """GPU UUID and instance on record; without a ledger none is."""
         if not self.config.ledger.exists():
-            return frozenset()
+            return []
         try:
             return recorded(self.config.ledger)
         except LedgerFault as fault:
             self.gaps["ledger"] = str(fault)
-            return frozenset()
+            return []
 
     def _foreign(self, gpu: Gpu) -> Iterator[str]:
         """Instances that no record names."""
         geometry = self.node.driver.geometry(gpu)
-        for item in self.node.driver.instances(gpu):
-            place = item.placement
-            if (gpu.uuid, item.profile_id, place.start, place.size) not in self._recorded:
-                name = geometry.by_id(item.profile_id).name
-                yield f"{name} at {place}, GPU instance {item.gi_id}"
+        known = [item for uuid, item in self._recorded if uuid == gpu.uuid]
+        for item in strangers(known, self.node.driver.instances(gpu)):
+            name = geometry.by_id(item.profile_id).name
+            yield f"{name} at {item.placement}, GPU instance {item.gi_id}"
 
     def _paths(self) -> Iterator[tuple[str, PathFacts]]:
         if self.config.source is not None:
