@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from slurm_mig.driver import Gpu, GpuInstance
     from slurm_mig.geometry import Geometry, GpuProfile
 
-
 #: Names that a layout of mig-parted's can have from us.
 CURRENT: Final = "current"
 
