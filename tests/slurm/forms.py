@@ -1,0 +1,357 @@
+"""Every form that users type, on static MIG and on ours, side by side on this machine's Slurm.
+
+`python -m tests.slurm.forms` prints what differs; `--out FILE` writes what both gave as JSON, for
+`make forms`, which runs this on every release and prints one table. Exit 1 on a difference that
+is not in `forms_excused.py` with its reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import count, groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from slurm_mig.sandbox.cluster import USERS, scratch
+
+from .conftest import PREFIX, enable_mig
+from .forms_list import STEP, Form, every
+from .forms_worlds import NODES, SETTINGS, Ours, Static, World
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ALICE: Final = USERS["alice"]
+
+#: What a task says of itself; one line, so that tasks cannot mix their words.
+SHOW: Final = """#!/bin/sh
+echo "seen who=${1:-task} proc=$SLURM_PROCID node=$SLURMD_NODENAME cvd=$CUDA_VISIBLE_DEVICES \
+profiles=$SLURM_MIG_PROFILES gon=$SLURM_GPUS_ON_NODE con=$SLURM_CPUS_ON_NODE \
+cpt=$SLURM_CPUS_PER_TASK nt=$SLURM_NTASKS job=$SLURM_JOB_ID"
+"""
+
+#: Seconds that a step may take, and a job may wait without anything before it.
+STEP_PATIENCE: Final = 20
+PENDING_PATIENCE: Final = 6.0
+#: Seconds for everything that a job does.
+JOB_PATIENCE: Final = 180.0
+#: Jobs at the same time; those that had to wait are asked again alone.
+TOGETHER: Final = 3
+
+ENDED: Final = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
+
+
+@dataclass
+class Gave:
+    """What a world gave for a form: in the words that are compared, and those that are shown."""
+
+    outcome: str
+    job: dict[str, str] = field(default_factory=dict)
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    said: str = ""
+
+    def same(self, other: Gave) -> bool:
+        """Whether a user would notice a difference."""
+        return (self.outcome, self.job, self.tasks) == (other.outcome, other.job, other.tasks)
+
+    def text(self) -> str:
+        """A line of the table."""
+        job = " ".join(f"{key} {value}" for key, value in self.job.items())
+        tasks = []
+        for same, group in groupby(self.tasks, key=_without_rank):
+            ranks = [str(item["proc"]) for item in group]
+            where = same["who"] if same["who"] == "batch" else f"task {','.join(ranks)}"
+            tasks.append(
+                f"{where}: {same['devices'] or 'none'}, on node {same['gon'] or '-'} GPU "
+                f"{same['con']} CPU, {same['cpt'] or '-'} a task"
+            )
+        return "; ".join(filter(None, [self.outcome, job, *tasks]))
+
+
+def _without_rank(task: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in task.items() if key != "proc"}
+
+
+class Talk:
+    """One world, asked as an unprivileged user."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.work = world.work
+        self._numbers = count(1)
+        show = self.work / "show"
+        show.write_text(SHOW)
+        show.chmod(0o755)
+        self.show = str(show)
+        (self.work / "prog.conf").write_text(f"0-1 {show}\n")
+
+    def ask(self, forms: Sequence[Form]) -> list[Gave]:
+        """Submit one job; `forms` differ only in the step that its script runs."""
+        tag = f"form{next(self._numbers)}"
+        first = forms[0]
+        options = self._options(first)
+        script = self._script(forms)
+        environ = {
+            "SBATCH_JOB_NAME": tag,
+            "SLURM_JOB_NAME": tag,
+            "SALLOC_JOB_NAME": tag,
+            **first.environ,
+        }
+        if first.how == "sbatch":
+            refused, job, said = self._batch(options, script, environ, tag)
+        else:
+            refused, job, said = self._interactive(first, options, script, environ, tag)
+        if refused:
+            return [Gave(refused, said=said) for _ in forms]
+        return self._gave(forms, job, said)
+
+    def _options(self, form: Form) -> list[str]:
+        change = form.ours if isinstance(self.world, Ours) else None
+        texts = [text.replace(*change) if change else text for text in form.options]
+        return [text.replace("./show", self.show) for text in texts]
+
+    def _script(self, forms: Sequence[Form]) -> str:
+        first = forms[0]
+        lines = ["#!/bin/sh", *(f"#SBATCH {line}" for line in first.head)]
+        if first.how != "salloc":
+            lines.append(f"{self.show} batch")
+        for number, form in enumerate(forms):
+            step = form.script.replace("./show", self.show)
+            step = step.replace("prog.conf", f"{self.work}/prog.conf")
+            step = step.replace("srun ", f"timeout {STEP_PATIENCE} srun ", 1)
+            lines += [f"echo step={number}", f"{step} 2>&1", 'echo "ended=$?"']
+        return "\n".join([*lines, "echo all-done", ""])
+
+    def _batch(
+        self, options: list[str], script: str, environ: dict[str, str], tag: str
+    ) -> tuple[str, str, str]:
+        out = ["--parsable", f"-o{self.work}/{tag}.%j.out", "--open-mode=append"]
+        stdin = "" if any(text.startswith("--wrap") for text in options) else script
+        done = self.world.try_run("sbatch", *out, *options, uid=ALICE, stdin=stdin, **environ)
+        said = done.stdout + done.stderr
+        if done.returncode != 0:
+            return "refused", "", said
+        if "--test-only" in options:
+            return "would run", "", said
+        job = re.findall(r"^(\d+)\s*$", done.stdout, re.MULTILINE)[-1]
+        state = self._until_over(job)
+        if state != "":
+            return state, job, said
+        texts = [path.read_text() for path in sorted(self.work.glob(f"{tag}.*.out"))]
+        return "", job, "\n".join([said, *texts])
+
+    def _interactive(
+        self, form: Form, options: list[str], script: str, environ: dict[str, str], tag: str
+    ) -> tuple[str, str, str]:
+        program = "salloc" if form.how == "salloc" else "srun"
+        path = self.work / f"{tag}.sh"
+        path.write_text(script)
+        path.chmod(0o755)
+        what = str(path) if program == "salloc" else self.show
+        command = [str(self.world._find(program)), *options, what]
+        if form.how == "pty":
+            command.insert(1, "--pty")
+            command = ["/usr/bin/script", "-qec", shlex.join(command), "/dev/null"]
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, cwd=self.work, env=self.world.environ() | environ,
+            user=ALICE, group=ALICE, extra_groups=[], start_new_session=True,
+        )  # fmt: skip
+        waiting = ""
+        try:
+            said, _ = process.communicate(timeout=5)
+        except subprocess.TimeoutExpired:
+            jobs = self._jobs("-n", tag)
+            waiting = self._until_over(jobs[0][0]) if jobs else ""
+            try:
+                said, _ = process.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                said, _ = process.communicate()
+                waiting = waiting or "hangs"
+        if waiting:
+            return waiting, "", said
+        found = re.findall(r"\bjob=(\d+)", said)
+        if process.returncode != 0 and not found:
+            return "refused", "", said
+        return "", found[0] if found else "", said
+
+    def _jobs(self, *which: str) -> list[list[str]]:
+        done = self.world.try_run("squeue", "-h", "-a", "-t", "all", *which, "-o", "%A|%T|%r")
+        return [line.split("|") for line in done.stdout.splitlines()]
+
+    def _until_over(self, job: str) -> str:
+        """Wait for all of a job's tasks; returns why it does not start, or nothing."""
+        end = time.monotonic() + JOB_PATIENCE
+        since: float | None = None
+        while time.monotonic() < end:
+            lines = self._jobs("-j", job)
+            states = {line[1] for line in lines}
+            if states <= set(ENDED) and lines:
+                return ""
+            running = states - {"PENDING"} - set(ENDED)
+            since = None if running else since or time.monotonic()
+            if since is not None and time.monotonic() - since > PENDING_PATIENCE:
+                reason = next(line[2] for line in lines if line[1] == "PENDING")
+                self.world.try_run("scancel", job)
+                return f"waits ({reason})"
+            time.sleep(0.15)
+        self.world.try_run("scancel", job)
+        return "does not end"
+
+    def _gave(self, forms: Sequence[Form], job: str, said: str) -> list[Gave]:
+        facts = self._facts(job)
+        head, *parts = re.split(r"^step=\d+\s*$", said, flags=re.MULTILINE)
+        if not parts:
+            return [Gave("runs", facts, self._tasks(head), said) for _ in forms]
+        # An array has the same parts in every task's output: take them together.
+        if len(parts) > len(forms):
+            return [Gave("runs", facts, self._tasks(said), said)]
+        found = []
+        for part in parts:
+            ended = re.search(r"^ended=(\d+)", part, re.MULTILINE)
+            code = int(ended[1]) if ended else -1
+            step = {0: "runs", 124: "step waits", -1: "cut off"}.get(code, "step fails")
+            tasks = self._tasks(head + part if len(forms) == 1 else part)
+            found.append(Gave(step, dict(facts), tasks, part))
+        found += [Gave("cut off", facts, [], said)] * (len(forms) - len(found))
+        return found
+
+    def _facts(self, job: str) -> dict[str, str]:
+        """What Slurm has on record for the job."""
+        if not job:
+            return {}
+        text = self._settled(job)
+        tres = re.search(r"(?:AllocTRES|[^qc]TRES)=(\S+)", text)
+        memory = re.search(r"mem=([^,]+)", tres[1] if tres else "")
+        fields = {
+            key: match[1] if (match := re.search(rf"\b{key}=(\S+)", text)) else "?"
+            for key in ("JobState", "NumNodes", "NumCPUs", "NumTasks")
+        }
+        return {
+            "state": fields["JobState"],
+            "nodes": fields["NumNodes"],
+            "CPUs": fields["NumCPUs"],
+            "tasks": fields["NumTasks"],
+            "mem": memory[1] if memory else "-",
+        }
+
+    def _settled(self, job: str) -> str:
+        """Return `scontrol show job` once the job no longer ends."""
+        end = time.monotonic() + JOB_PATIENCE
+        while time.monotonic() < end:
+            text = self.world.try_run("scontrol", "show", "job", job).stdout
+            if "JobState=COMPLETING" not in text and "JobState=RUNNING" not in text:
+                break
+            time.sleep(0.1)
+        return text
+
+    def _tasks(self, text: str) -> list[dict[str, Any]]:
+        """Each task's devices, numbered as they first appear, and what it counts by."""
+        lines = []
+        for line in text.replace("\r", "").splitlines():
+            if (at := line.find("seen who=")) >= 0:
+                words = (word.partition("=") for word in line[at:].split()[1:])
+                lines.append({key: value for key, _, value in words})
+        numbers: dict[str, int] = {}
+        found = []
+        lines.sort(key=lambda item: (item["who"] != "batch", int(item["job"]), int(item["proc"])))
+        for item in lines:
+            gpus = self.world.gpus(item)
+            named = [
+                f"{profile}#{numbers.setdefault(device, len(numbers))}" for device, profile in gpus
+            ]
+            found.append(
+                {
+                    "who": item["who"],
+                    "proc": int(item["proc"]),
+                    "devices": " ".join(named),
+                    **{key: item[key] for key in ("gon", "con", "cpt", "nt")},
+                }
+            )
+        return found
+
+
+def batches(forms: Sequence[Form]) -> Iterator[list[Form]]:
+    """Forms that differ in their step alone share a job."""
+    kept: dict[object, list[Form]] = {}
+    for form in forms:
+        if form.script == STEP:
+            yield [form]
+        else:
+            key = (form.group, form.how, form.options, form.head, form.ours)
+            kept.setdefault(key, []).append(form)
+    yield from kept.values()
+
+
+def ask_all(talk: Talk, forms: Sequence[Form]) -> dict[str, Gave]:
+    """Some at the same time; what had to wait then, or was in the way, once more alone."""
+    groups = list(batches(forms))
+    found: dict[str, Gave] = {}
+
+    def one(group: list[Form]) -> None:
+        for form, gave in zip(group, talk.ask(group), strict=True):
+            found[form.name] = gave
+
+    with ThreadPoolExecutor(TOGETHER) as pool:
+        list(pool.map(one, groups))
+    for group in groups:
+        if any(found[form.name].outcome not in ("runs", "refused", "would run") for form in group):
+            one(group)
+    return {form.name: found[form.name] for form in forms}
+
+
+def run_world(kind: type[World], forms: Sequence[Form]) -> tuple[str, dict[str, Gave]]:
+    """Boot it, ask it everything, and remove it; Slurm's version comes along."""
+    world = kind(scratch("form"), NODES, slurm_conf=SETTINGS, prefix=PREFIX)
+    try:
+        with world:
+            if kind is Ours:
+                enable_mig(world)
+            version = world.run("sinfo", "--version").split()[1]
+            return version, ask_all(Talk(world), forms)
+    finally:
+        world.remove()
+
+
+def main() -> int:
+    """Run both worlds, then say what differs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, help="write what both gave, as JSON")
+    parser.add_argument("--only", default="", help="a regular expression for the forms' names")
+    parser.add_argument("--verbose", action="store_true", help="show what was said, too")
+    asked = parser.parse_args()
+    forms = [form for form in every() if re.search(asked.only, form.name)]
+    if not forms:
+        sys.exit(f"no form matches {asked.only}")
+    with ThreadPoolExecutor(2) as pool:
+        worlds = [pool.submit(run_world, kind, forms) for kind in (Static, Ours)]
+        (version, static), (_, ours) = (future.result() for future in worlds)
+    if asked.out:
+        rows = {name: [asdict(static[name]), asdict(ours[name])] for name in static}
+        asked.out.write_text(json.dumps({"version": version, "forms": rows}, indent=1))
+    equal = 0
+    for name, gave in static.items():
+        same = gave.same(ours[name])
+        equal += same
+        if not same or asked.verbose:
+            print(f"{'=' if same else '!'} {name}\n    static: {gave.text()}\n    ours:   {ours[name].text()}")
+            for who, one in (("static", gave), ("ours", ours[name])):
+                if asked.verbose or one.outcome != "runs":
+                    said = [line for line in one.said.splitlines() if line and "seen who" not in line]
+                    print("".join(f"      {who} said: {line}\n" for line in said[:8]), end="")
+    print(f"Slurm {version}: {equal} of {len(static)} forms equal")
+    return 0 if equal == len(static) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
