@@ -9,7 +9,7 @@ WORKERS ?= 4
 JOBS ?= 2000
 SEED ?= 1
 
-.PHONY: manual screens demo test lint unit soak test-slurm test-slurm-versions test-pythons bench generated clean packages test-packages deb
+.PHONY: forms manual screens demo test lint unit soak test-slurm test-slurm-versions test-pythons bench generated clean packages test-packages deb
 
 demo: packages $(VENV)/.installed
 	@$(BIN)/slurm-mig demo
@@ -41,6 +41,11 @@ soak: test-packages $(VENV)/.developer
 test-slurm-versions: $(VENV)/.developer
 	@.ci/packages roots
 	@WORKERS=$(WORKERS) $(BIN)/python .ci/releases.py $(SUITES)
+
+# What users type, beside a second Slurm with static MIG, on each of those releases: one table.
+forms: $(VENV)/.developer
+	@.ci/packages roots
+	@$(BIN)/python .ci/forms.py $(SUITES)
 
 # The tests without daemons on every Python found here, or in those roots.
 test-pythons: $(VENV)/.developer

@@ -14,9 +14,9 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import count, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any, Final
 from slurm_mig.sandbox.cluster import USERS, scratch
 
 from .conftest import PREFIX, enable_mig
+from .forms_excused import excused
 from .forms_list import STEP, Form, every
 from .forms_worlds import NODES, SETTINGS, Ours, Static, World
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 ALICE: Final = USERS["alice"]
 
@@ -46,6 +47,14 @@ PENDING_PATIENCE: Final = 6.0
 JOB_PATIENCE: Final = 180.0
 #: Jobs at the same time; those that had to wait are asked again alone.
 TOGETHER: Final = 3
+
+#: Outcomes that nothing else on the cluster can bring about.
+QUICK: Final = ("runs", "refused", "would run", "step fails")
+#: Forms whose result depends on what else runs.
+ALONE: Final = re.compile("exclusive|--mem[= ]0|enforce-binding|spread-job|min-nodes|contiguous")
+
+#: Lines that say nothing.
+BORING: Final = re.compile(r"ended=|all-done|\d+$")
 
 ENDED: Final = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 
@@ -122,6 +131,9 @@ class Talk:
     def _script(self, forms: Sequence[Form]) -> str:
         first = forms[0]
         lines = ["#!/bin/sh", *(f"#SBATCH {line}" for line in first.head)]
+        # A real site's programs find their Slurm without the variables of a private one.
+        environ = self.world.environ()
+        lines += [f"export {key}='{value}'" for key, value in environ.items() if key != "PATH"]
         if first.how != "salloc":
             lines.append(f"{self.show} batch")
         for number, form in enumerate(forms):
@@ -136,7 +148,9 @@ class Talk:
     ) -> tuple[str, str, str]:
         out = ["--parsable", f"-o{self.work}/{tag}.%j.out", "--open-mode=append"]
         stdin = "" if any(text.startswith("--wrap") for text in options) else script
-        done = self.world.try_run("sbatch", *out, *options, uid=ALICE, stdin=stdin, **environ)
+        done = self.world.try_run(
+            "sbatch", *out, *options, uid=ALICE, timeout=60, stdin=stdin, **environ
+        )
         said = done.stdout + done.stderr
         if done.returncode != 0:
             return "refused", "", said
@@ -262,14 +276,16 @@ class Talk:
             if (at := line.find("seen who=")) >= 0:
                 words = (word.partition("=") for word in line[at:].split()[1:])
                 lines.append({key: value for key, _, value in words})
-        numbers: dict[str, int] = {}
+        numbers: dict[str, dict[str, int]] = {}
         found = []
         lines.sort(key=lambda item: (item["who"] != "batch", int(item["job"]), int(item["proc"])))
         for item in lines:
             gpus = self.world.gpus(item)
-            named = [
-                f"{profile}#{numbers.setdefault(device, len(numbers))}" for device, profile in gpus
-            ]
+            named = []
+            # Tasks of an array are jobs of their own: when each begins is not the form's.
+            own = numbers.setdefault(item["job"], {})
+            for device, profile in gpus:
+                named.append(f"{profile}#{own.setdefault(device, len(own))}")
             found.append(
                 {
                     "who": item["who"],
@@ -296,6 +312,7 @@ def batches(forms: Sequence[Form]) -> Iterator[list[Form]]:
 def ask_all(talk: Talk, forms: Sequence[Form]) -> dict[str, Gave]:
     """Some at the same time; what had to wait then, or was in the way, once more alone."""
     groups = list(batches(forms))
+    alone = [group for group in groups if ALONE.search(group[0].text)]
     found: dict[str, Gave] = {}
 
     def one(group: list[Form]) -> None:
@@ -303,9 +320,9 @@ def ask_all(talk: Talk, forms: Sequence[Form]) -> dict[str, Gave]:
             found[form.name] = gave
 
     with ThreadPoolExecutor(TOGETHER) as pool:
-        list(pool.map(one, groups))
+        list(pool.map(one, [group for group in groups if group not in alone]))
     for group in groups:
-        if any(found[form.name].outcome not in ("runs", "refused", "would run") for form in group):
+        if group in alone or any(found[form.name].outcome not in QUICK for form in group):
             one(group)
     return {form.name: found[form.name] for form in forms}
 
@@ -323,12 +340,42 @@ def run_world(kind: type[World], forms: Sequence[Form]) -> tuple[str, dict[str, 
         world.remove()
 
 
+def judged(version: str, static: dict[str, Gave], ours: dict[str, Gave]) -> list[dict[str, Any]]:
+    """A row for each form: what both gave, and whether that is equal, or why it is not."""
+    rows = []
+    for name, gave in static.items():
+        excuse = None if gave.same(ours[name]) else excused(name, version, ours[name].text())
+        verdict = "=" if gave.same(ours[name]) else excuse.kind if excuse else "DIFFERS"
+        rows.append(
+            {
+                "form": name,
+                "verdict": verdict,
+                "why": excuse.why if excuse else "",
+                "static": gave.text(),
+                "ours": ours[name].text(),
+                "static said": gave.said,
+                "ours said": ours[name].said,
+            }
+        )
+    return rows
+
+
+def show(row: dict[str, Any]) -> str:
+    """A row for whoever has to find out why."""
+    lines = [f"{row['verdict']} {row['form']}"]
+    for who in ("static", "ours"):
+        lines.append(f"    {who + ':':8}{row[who]}")
+        said = [line for line in row[f"{who} said"].splitlines() if line and "seen " not in line]
+        lines += [f"      {who} said: {line}" for line in said[:6] if not BORING.match(line)]
+    return "\n".join(lines)
+
+
 def main() -> int:
     """Run both worlds, then say what differs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="write what both gave, as JSON")
     parser.add_argument("--only", default="", help="a regular expression for the forms' names")
-    parser.add_argument("--verbose", action="store_true", help="show what was said, too")
+    parser.add_argument("--verbose", action="store_true", help="show what is equal, too")
     asked = parser.parse_args()
     forms = [form for form in every() if re.search(asked.only, form.name)]
     if not forms:
@@ -336,21 +383,15 @@ def main() -> int:
     with ThreadPoolExecutor(2) as pool:
         worlds = [pool.submit(run_world, kind, forms) for kind in (Static, Ours)]
         (version, static), (_, ours) = (future.result() for future in worlds)
+    rows = judged(version, static, ours)
     if asked.out:
-        rows = {name: [asdict(static[name]), asdict(ours[name])] for name in static}
-        asked.out.write_text(json.dumps({"version": version, "forms": rows}, indent=1))
-    equal = 0
-    for name, gave in static.items():
-        same = gave.same(ours[name])
-        equal += same
-        if not same or asked.verbose:
-            print(f"{'=' if same else '!'} {name}\n    static: {gave.text()}\n    ours:   {ours[name].text()}")
-            for who, one in (("static", gave), ("ours", ours[name])):
-                if asked.verbose or one.outcome != "runs":
-                    said = [line for line in one.said.splitlines() if line and "seen who" not in line]
-                    print("".join(f"      {who} said: {line}\n" for line in said[:8]), end="")
-    print(f"Slurm {version}: {equal} of {len(static)} forms equal")
-    return 0 if equal == len(static) else 1
+        asked.out.write_text(json.dumps({"version": version, "rows": rows}, indent=1))
+    for row in rows:
+        if asked.verbose or row["verdict"] == "DIFFERS":
+            print(show(row))
+    counts = Counter(row["verdict"] for row in rows)
+    print(f"Slurm {version}: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
+    return 1 if counts["DIFFERS"] else 0
 
 
 if __name__ == "__main__":

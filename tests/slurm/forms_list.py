@@ -346,9 +346,7 @@ def every() -> list[Form]:
     forms += variables()
     forms += [asked("published", text) for text in PUBLIC]
     for job in JOBS:
-        forms += [
-            Form("step", f"{job}: {step}", tuple(job.split()), script=step) for step in STEPS
-        ]
+        forms += [Form("step", f"{job}: {step}", tuple(job.split()), script=step) for step in STEPS]
     salloc = ("-n2", "--gres=gpu:h100_1g.10gb:2")
     forms += [
         Form("step in salloc", step, salloc, how="salloc", script=step)

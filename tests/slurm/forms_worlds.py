@@ -95,7 +95,7 @@ class World(Cluster):
             "CPUs=16 RealMemory=4096",
             "CPUs=16 Sockets=2 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=16000",
         )
-        text = text.replace("PartitionName=all Nodes=ALL", "PartitionName=all Nodes=ALL DefMemPerCPU=100")
+        text = text.replace("PartitionName=all ", "PartitionName=all DefMemPerCPU=100 ")
         text = re.sub(r"^(NodeName=m1 .*)$", r"\1 Feature=mig", text, flags=re.MULTILINE)
         return re.sub(r"^(NodeName=.* Gres=\S+)", r"\1,nvme:100", text, flags=re.MULTILINE)
 
@@ -128,7 +128,7 @@ class Static(World):
         (self.conf / "gres.conf").write_text("\n".join(["AutoDetect=off", *lines, ""]))
 
     @staticmethod
-    def _own_lines(fleet: Fleet, hooks: Path) -> list[str]:
+    def _own_lines(_fleet: Fleet, _hooks: Path) -> list[str]:
         return ["GresTypes=gpu"]
 
     def _slurm_conf(self, fleet: Fleet, hooks: Path) -> str:
