@@ -10,6 +10,7 @@ waits, and takes over only when the child does not come to its end.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from contextlib import suppress
@@ -304,12 +305,13 @@ def _tell_accounting(node: Node, job: Job, uuids: Sequence[str], line: Line) -> 
         facts = node.slurm.job(job.job_id)
         reference = job.owner.het_leader or (facts.reference if facts else job.job_id)
         for _ in range(ADMIN_COMMENT_TRIES):
-            words = node.slurm.admin_comment(str(reference)).split()
-            if ours in words:
+            text = node.slurm.admin_comment(str(reference))
+            if ours in text.split():
                 return
             # What an earlier run of the job had here is in its own row of the accounting.
-            kept = [word for word in words if not word.startswith(f"slurm-mig:{node.name}=")]
-            node.slurm.set_admin_comment(str(reference), " ".join([*kept, ours]))
+            # Everything else stays to the letter.
+            kept = re.sub(rf" ?(?<!\S)slurm-mig:{re.escape(node.name)}=\S*", "", text)
+            node.slurm.set_admin_comment(str(reference), f"{kept} {ours}" if kept else ours)
         if ours not in node.slurm.admin_comment(str(reference)).split():
             line.add(admincomment="overwritten by another node")
     except SlurmFault as fault:

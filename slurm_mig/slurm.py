@@ -93,7 +93,6 @@ class AccountingRow:
 
     job_id: int
     user: str
-    account: str
     nodes: str
     state: str
     start: float | None

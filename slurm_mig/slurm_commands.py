@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+#: Bytes of squeue's columns for a job's number and for its AdminComment; no argument of a
+#: command can be twice as long (execve(2), MAX_ARG_STRLEN).
+ID_WIDTH, COMMENT_WIDTH = 20, 65000
+
+#: Columns that sacct is asked for.
+SACCT_CELLS = 7
+
+
 class CommandClient:
     """Slurm through scontrol, squeue and scancel, in the form that cannot be forged."""
 
@@ -53,8 +61,9 @@ class CommandClient:
             "batchflag",
             "requeue",
             "state",
-            "tres-per-node",
             "nodelist",
+            # Last, for it has a user's own words.
+            "tres-per-node",
         )
         layout = ",".join(f"{name}:{width}" for name, width in zip(names, widths, strict=True))
         try:
@@ -63,8 +72,8 @@ class CommandClient:
             if "Invalid job id" in fault.cause:
                 return None
             raise
-        for line in output.splitlines():
-            ident, array, batch, requeue, state, tres, nodes = _cut(line, widths)
+        for line in output.split("\n"):
+            ident, array, batch, requeue, state, nodes, tres = _cut(line, widths)
             if ident == str(job_id):
                 gres = "" if tres == "N/A" else tres
                 return JobFacts(job_id, array, batch == "1", requeue == "1", state, gres, nodes)
@@ -119,7 +128,7 @@ class CommandClient:
 
     def nodes(self) -> list[NodeFacts]:
         """Facts of every node."""
-        lines = self._run("scontrol", "show", "node", "-d", "-o").splitlines()
+        lines = self._run("scontrol", "show", "node", "-d", "-o").split("\n")
         named = [(re.match(r"NodeName=(\S+)", line), line) for line in lines]
         return [_node_facts(name[1], line) for name, line in named if name]
 
@@ -132,29 +141,35 @@ class CommandClient:
             # Without the JSON plugin: squeue's columns have no GPUs.
             if not fault.cause.startswith("squeue --json"):
                 raise
-        widths = (20, 8, 12, 40, 400, 24, 1000)
+        widths = (20, 8, 12, 40, 24, 1000, 400)
         names = [
             "jobid",
             "restartcnt",
             "userid",
             "username",
-            "tres-per-node",
             "starttime",
             "nodelist",
+            # Last, for it has a user's own words.
+            "tres-per-node",
         ]
         layout = ",".join(f"{name}:{width}" for name, width in zip(names, widths, strict=True))
         output = self._run("squeue", "-h", "-a", "-t", states, "-O", layout)
-        return [item for line in output.splitlines() for item in _listed(_cut(line, widths))]
+        lines = filter(None, output.split("\n"))
+        return [item for line in lines for item in _listed(_cut(line, widths))]
 
     def accounting(self, since: float, until: float) -> list[AccountingRow]:
-        """Runs of all users that existed in that time, as slurmdbd has them."""
-        columns = "JobIDRaw,User,Account,NodeList,State,Start,End,AllocTRES"
+        """Runs of all users that existed in that time, as slurmdbd has them.
+
+        Of what users write sacct is asked for nothing. Where associations are not enforced an
+        account can be any text: with `|` and newlines in it, whole rows of another user's.
+        """
+        columns = "JobIDRaw,User,NodeList,State,Start,End,AllocTRES"
         # sacct refuses times of the first days of 1970.
         start, end = (f"uts{max(time, 1e6):.0f}" for time in (since, until))
         output = self._run(
             "sacct", "-n", "-P", "-X", "-D", "-a", "-o", columns, "-S", start, "-E", end
         )
-        return [_row(line.split("|")) for line in output.splitlines()]
+        return [_row(line) for line in filter(None, output.split("\n"))]
 
     def version(self) -> tuple[int, int]:
         """Slurm's release, such as (22, 5)."""
@@ -197,15 +212,30 @@ class CommandClient:
         self._update(reference, f"comment={text}")
 
     def admin_comment(self, reference: str) -> str:
-        """What administrators wrote about a job; empty when it is unknown."""
+        """What administrators wrote about a job, to the letter; empty when it is unknown.
+
+        SlurmFault where it is longer than can be read: who writes it back would cut it.
+        """
+        layout = f"jobid:{ID_WIDTH},admin_comment:{COMMENT_WIDTH}"
         try:
-            output = self._run("squeue", "-h", "-a", "-j", reference, "-O", "admin_comment:4000")
+            data = self._output("squeue", "-h", "-a", "-j", reference, "-O", layout)
         except SlurmFault as fault:
             if "Invalid job id" in fault.cause:
                 return ""
             raise
-        text = output.partition("\n")[0].strip()
-        return "" if text == "(null)" else text
+        # By bytes, as squeue pads, for there may be newlines in it. A heterogeneous job's leader
+        # stands for all its components.
+        size = ID_WIDTH + COMMENT_WIDTH + 1
+        rows = [data[at : at + size] for at in range(0, len(data), size)]
+        mine = [row for row in rows if row[:ID_WIDTH].strip() == os.fsencode(reference)]
+        row = next(iter(mine or rows), b"")
+        text = row[ID_WIDTH:].removesuffix(b"\n").rstrip(b" ")
+        if len(text) >= COMMENT_WIDTH:
+            raise SlurmFault(
+                f"the AdminComment has {COMMENT_WIDTH} bytes or more, and stays as it is"
+            )
+        # As arguments are encoded again: what is written back is what was read.
+        return "" if text == b"(null)" else os.fsdecode(text)
 
     def set_admin_comment(self, reference: str, text: str) -> None:
         """Replace it; slurmdbd keeps it when the job has ended."""
@@ -257,6 +287,10 @@ class CommandClient:
                 raise
 
     def _run(self, name: str, *arguments: str, until: float | None = None) -> str:
+        """A command's output as text; see `_output`."""
+        return self._output(name, *arguments, until=until).decode(errors="replace")
+
+    def _output(self, name: str, *arguments: str, until: float | None = None) -> bytes:
         """A command's output; no longer than the timeout, or than `until` if that comes first."""
         left = self._timeout if until is None else max(0.1, until - time.monotonic())
         command = [str(self._find(name)), *arguments]
@@ -284,7 +318,7 @@ class CommandClient:
             # scontrol says some of it on its standard output: "Node n9 not found".
             text = (done.stderr.strip() or done.stdout.strip()).decode(errors="replace")
             raise SlurmFault(f"{shown}: exit {done.returncode}: {text[:300]}")
-        return done.stdout.decode(errors="replace")
+        return done.stdout
 
     def _find(self, name: str) -> Path:
         found = find_program(name, self._directory)
@@ -447,7 +481,7 @@ def _held(detail: str) -> tuple[dict[str, int], tuple[int, ...]]:
 
 def _listed(cells: Sequence[str]) -> Iterator[Share]:
     """A line of squeue, which does not tell GPUs."""
-    job, restarts, uid, user, tres, start, nodes = cells
+    job, restarts, uid, user, start, nodes, tres = cells
     gres = {
         name: int(count)
         for item in tres.split(",")
@@ -467,13 +501,18 @@ def _configured(text: str) -> dict[str, int]:
     return {name: int(count) for name, _, count in pairs if count.isdigit()}
 
 
-def _row(cells: Sequence[str]) -> AccountingRow:
-    job, user, account, nodes, state, start, end, tres = cells
+def _row(line: str) -> AccountingRow:
+    cells = line.split("|")
+    if len(cells) != SACCT_CELLS or not cells[0].isdecimal():
+        raise SlurmFault(
+            f"sacct printed {line[:100]!r}, not a run of a job",
+            remedy="compare `sacct --version` with that of slurmdbd",
+        )
+    job, user, nodes, state, start, end, tres = cells
     pairs = [item.partition("=") for item in tres.split(",")]
     return AccountingRow(
         job_id=int(job),
         user=user,
-        account=account,
         nodes=nodes,
         # "CANCELLED by 0"
         state=state.partition(" ")[0],

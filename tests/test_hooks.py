@@ -50,7 +50,7 @@ def slurm_commands(site: Site, **bodies: str) -> Path:
 
 def squeue(job: int, tres: str = "N/A", *, batch: int = 1, live: Sequence[int] = ()) -> str:
     """A squeue that knows one job, and which ones live on the node."""
-    line = f"{job:<20}{job:<40}{batch:<4}{1:<4}{'RUNNING':<20}{tres:<1000}"
+    line = f"{job:<20}{job:<40}{batch:<4}{1:<4}{'RUNNING':<20}{'':<1000}{tres}"
     alive = " ".join(map(str, live or [job]))
     return f"case $* in *'-w n1'*) printf '%s\\n' {alive} ;; *) printf '%s\\n' '{line}' ;; esac"
 
@@ -444,6 +444,41 @@ def test_a_whole_gpu_that_is_its_largest_slice_is_told_to_accounting(
     (record,) = records(site)
     assert "admincomment=" in log.read_text()
     assert f"slurm-mig:n1={record.uuids[0]}" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("two  blanks\nand a line", "two  blanks\nand a line "),
+        ("a slurm-mig:n1=MIG-old  b\n", "a  b\n "),
+        ("slurm-mig:n1=MIG-old slurm-mig:n12=MIG-x", " slurm-mig:n12=MIG-x "),
+    ],
+)
+def test_an_admin_comment_keeps_what_is_not_ours(
+    make_site: Callable[..., Site], text: str, kept: str
+) -> None:
+    """To the letter; what this node wrote for an earlier run is replaced."""
+    site = make_site(A100, config="[feed]\nadmin_comment = true\n")
+    answer = f"""case $* in *admin_comment*) printf '%-20s%-65000s\\n' 7 '{text}' ;;
+        *) printf '%s\\n' '{7:<20}{7:<40}1   1   RUNNING' ;; esac"""
+    slurm_commands(site, squeue=answer, scontrol=f'printf "%s|" "$@" >>{site.root}/told')
+    assert site.prolog(7, "slurm-mig=1,3g.20gb/9/14:1").returncode == 0
+    (record,) = records(site)
+    assert (
+        f"|admincomment={kept}slurm-mig:n1={record.uuids[0]}|" in (site.root / "told").read_text()
+    )
+
+
+def test_an_admin_comment_that_is_too_long_stays(make_site: Callable[..., Site]) -> None:
+    """Nothing is cut off; the job has its slice, the log says why accounting is not told."""
+    site = make_site(A100, config="[feed]\nadmin_comment = true\n")
+    answer = f"""case $* in *admin_comment*) printf '%-20s%065000d\\n' 7 1 ;;
+        *) printf '%s\\n' '{7:<20}{7:<40}1   1   RUNNING' ;; esac"""
+    log = slurm_commands(site, squeue=answer)
+    done = site.prolog(7, "slurm-mig=1,3g.20gb/9/14:1")
+    assert (done.returncode, records(site)[0].phase) == (0, phases.ACTIVE)
+    assert "65000 bytes or more" in done.stderr
+    assert "admincomment=" not in log.read_text()
 
 
 def test_a_whole_gpu_job_gets_all_its_gpus_or_none(make_site: Callable[..., Site]) -> None:

@@ -34,7 +34,7 @@ def client(tmp_path: Path) -> Callable[..., CommandClient]:
 
 def squeue_line(ident: str, array: str, tres: str) -> str:
     """What squeue -O prints with our widths, on 22.05 to 26.05."""
-    return f"{ident:<20}{array:<40}{'1':<4}{'1':<4}{'RUNNING':<20}{tres:<1000}"
+    return f"{ident:<20}{array:<40}{'1':<4}{'1':<4}{'RUNNING':<20}{'':<1000}{tres}"
 
 
 def test_only_the_line_of_the_job_itself_counts(client: Callable[..., CommandClient]) -> None:
@@ -247,17 +247,62 @@ def test_accounting_rows(client: Callable[..., CommandClient]) -> None:
     """One for each run; what has not begun or ended has no time."""
     tres = "billing=1,cpu=1,gres/mig:3g.40gb=1,gres/shard=14,node=1"
     rows = [
-        f"7|alice|phys|n1|CANCELLED by 0|1700000000|1700000060|{tres}",
-        "7|alice|phys|None assigned|PENDING|Unknown|Unknown|",
+        f"7|alice|n1|CANCELLED by 0|1700000000|1700000060|{tres}",
+        "7|alice|None assigned|PENDING|Unknown|Unknown|",
     ]
     asked = '[ "$SLURM_TIME_FORMAT" = %s ] &&'
     first, second = client(sacct=f"{asked} cat <<'END'\n" + "\n".join(rows) + "\nEND").accounting(
         0, 1800000000
     )
-    assert (first.job_id, first.user, first.account, first.nodes) == (7, "alice", "phys", "n1")
+    assert (first.job_id, first.user, first.nodes) == (7, "alice", "n1")
     assert (first.state, first.start, first.end) == ("CANCELLED", 1700000000, 1700000060)
     assert first.gres == {"mig:3g.40gb": 1, "shard": 14}
     assert (second.state, second.start, second.end, second.gres) == ("PENDING", None, None, {})
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "7|alice|a|b|n1|RUNNING|1700000000|Unknown|",
+        "7|alice|n1|RUNNING",
+        "x|alice|n1|RUNNING|1700000000|Unknown|",
+    ],
+)
+def test_a_row_that_is_none(client: Callable[..., CommandClient], row: str) -> None:
+    """One line that says so, whoever has brought a separator into it."""
+    with pytest.raises(SlurmFault, match="sacct printed '.*', not a run of a job"):
+        client(sacct=f"echo '{row}'").accounting(0, 1800000000)
+
+
+def test_sacct_is_asked_for_nothing_that_users_write(
+    client: Callable[..., CommandClient], tmp_path: Path
+) -> None:
+    """Each column is Slurm's or the administrators' own."""
+    client(sacct=f'echo "$*" >{tmp_path}/asked').accounting(0, 1800000000)
+    asked = (tmp_path / "asked").read_text().lower()
+    for column in (
+        "account",
+        "comment",
+        "jobname",
+        "workdir",
+        "submitline",
+        "wckey",
+        "constraints",
+    ):
+        assert column not in asked
+
+
+def test_an_admin_comment_to_the_letter(client: Callable[..., CommandClient]) -> None:
+    """Lines, blanks and bytes that are no text; of a heterogeneous job's rows the asked one's."""
+    text = " two\n  lines \\303\\244 \\351".replace("\n", "\\n")
+    script = f"""printf '%-20s%-65000s\\n' 8 other; printf '%-20s' 7
+        printf '%b' '{text}'; printf '%{65000 - 16}s\\n' ''"""
+    read = client(squeue=script).admin_comment("7")
+    assert os.fsencode(read) == b" two\n  lines \xc3\xa4 \xe9"
+    assert client(squeue="printf '%-20s%-65000s\\n' 7 '(null)'").admin_comment("7_1") == ""
+    assert client(squeue="echo 'Invalid job id' >&2; exit 1").admin_comment("7") == ""
+    with pytest.raises(SlurmFault, match="65000 bytes or more, and stays as it is"):
+        client(squeue="printf '%-20s' 7; printf '%065000d\\n' 1").admin_comment("7")
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def parse(path: str, text: str, read: Callable[[str], str | None]) -> Conf:
 def _logical(text: str) -> Iterator[tuple[int, str]]:
     """Line number and text of each logical line that says anything."""
     held, start = "", 0
-    for number, raw in enumerate(text.splitlines(), 1):
+    for number, raw in enumerate(text.split("\n"), 1):
         line = _COMMENT.sub(r"\1", raw)
         start = start or number
         if _CONTINUED.search(line):

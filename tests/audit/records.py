@@ -75,4 +75,4 @@ def row(
 ) -> AccountingRow:
     """A run in the accounting; charged for a 3g.40gb unless told otherwise."""
     charged = {"mig:3g.40gb": 1, "mig": 1, "shard": 14} if gres is None else gres
-    return AccountingRow(job, user, "physics", nodes, state, start, end, charged)
+    return AccountingRow(job, user, nodes, state, start, end, charged)

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -340,3 +341,72 @@ def test_the_cluster_at_a_glance(site: Site) -> None:
     assert data["nodes"][1]["room"]["4g.24gb"] == 1
     site.run("scancel", str(job))
     site.until(lambda: on_n1() == ([0, 0], [], 4), "an idle node with all its room")
+
+
+#: What a user can write into a job, with every separator that a reader of Slurm's output knows.
+FORGED = (
+    "a|b\n1|root|n1|RUNNING|1|Unknown|\n\r\t\x1f\x1e 9 NodeName=n1 State=IDLE Gres=x "
+    "\u2028;,=:'\"%s"
+)
+
+
+def test_what_users_write_crosses_no_separator(site: Site, client: Slurm, tmp_path: Path) -> None:
+    """Account, comment, names, directory and dependency of a job; every answer is as without."""
+    wild = site.cluster.work / "wild\n|1|root x"
+    wild.mkdir()
+    wild.chmod(0o777)
+    tame = site.sbatch("--gres=mig:1g.10gb:1")
+    site.wait(tame, "RUNNING")
+    words = [f"--{name}={FORGED}" for name in ("account", "comment", "job-name", "wckey")]
+    job = site.sbatch("--gres=mig:1g.10gb:1", f"--chdir={wild}", *words)
+    site.wait(job, "RUNNING")
+    same, own = client.job(tame), client.job(job)
+    assert same is not None
+    assert own == replace(same, job_id=job, reference=str(job))
+    assert client.live_jobs("n1") == {tame, job}
+    shares = client.shares()
+    assert sorted((item.job_id, item.node) for item in shares) == [(tame, "n1"), (job, "n1")]
+    # A number where this process is to find the name.
+    assert {item.user for item in shares} in ({"alice"}, {str(ALICE)})
+    assert shares[0].gres == shares[1].gres
+    assert client.state(str(job)) == "RUNNING"
+    assert [node.name for node in client.nodes()] == ["n1", "n2"]
+    if client.gpus(tame, "n1") is not None:
+        assert client.gpus(job, "n1") == client.gpus(tame, "n1")
+
+
+@pytest.mark.parametrize("text", ["gpu:1\n7 x", "gpu:h100\n:1", "gpu:\u2028:1", "gpu:a|b:1"])
+def test_a_gres_is_none_of_those_texts(site: Site, text: str) -> None:
+    """Squeue prints it, and `job` reads it there: Slurm knows each name and each type."""
+    for option in ("gres", "gpus-per-node", "gpus"):
+        words = f"--{option}={text if option == 'gres' else text.removeprefix('gpu:')}"
+        done = site.cluster.try_run("sbatch", words, "--wrap", "true", uid=ALICE)
+        assert done.returncode != 0, words
+
+
+def test_an_admin_comment_is_read_to_the_letter(site: Site, client: Slurm) -> None:
+    """5,000 characters, lines and blanks; written back it is the same."""
+    job = site.sbatch("--hold", "--gres=mig:1g.10gb:1")
+    text = '"q" two  blanks\n|line\n' + "\u00e4" * 5000
+    for _ in range(2):
+        client.set_admin_comment(str(job), text)
+        assert client.admin_comment(str(job)) == text
+        text = client.admin_comment(str(job)) + " slurm-mig:n1=MIG-x"
+    with pytest.raises(SlurmFault, match="stays as it is"):
+        client.set_admin_comment(str(job), "x" * 65000)
+        client.admin_comment(str(job))
+    client.cancel(str(job))
+
+
+def test_a_drain_reason_with_lines_in_it(site: Site, client: Slurm) -> None:
+    """A health check's; it hides no node and forges none."""
+    site.run(
+        "scontrol", "update", "nodename=n1", "state=drain", "reason=x\nNodeName=n3 State=IDLE y"
+    )
+    try:
+        facts = client.node("n1")
+        assert "DRAIN" in facts.state
+        assert facts.reason.startswith("x")
+        assert [node.name for node in client.nodes()] == ["n1", "n2"]
+    finally:
+        site.run("scontrol", "update", "nodename=n1", "state=undrain")
