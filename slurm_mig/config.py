@@ -310,7 +310,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "max_requeues",
         _count,
         "a whole number from 0 to 1000",
-        "A job refused after this many restarts is held for an administrator.",
+        "A job refused more often than this is held for an administrator. Restarts for other "
+        "reasons, such as preemption, do not count.",
     ),
     Setting(
         "refusal",

@@ -400,17 +400,20 @@ def _refuse(
     node: Node, job: Job, gpus: Sequence[Gpu], wanted: str, fault: JobFault, line: Line
 ) -> None:
     from slurm_mig import environment
-    from slurm_mig.refusal import Refusal, refuse
+    from slurm_mig.refusal import Refusal, earlier, refuse
 
+    records: list[Allocation] = []
     if gpus:
         node.allocator().refuse(job.owner, wanted, gpus[0], fault)
+        records = node.ledger.of_job(job.job_id)
     # Without it no Epilog comes for the file that follows, should this hook die here.
     node.files.mark(job.owner)
     # Before Slurm is asked: should that fail, the TaskProlog still has the reason.
     node.files.refuse(job.owner, environment.refusal_lines(str(fault)))
-    refusal = Refusal(job.job_id, job.owner.restart, job.comment, job.owner.het_leader)
+    refused = earlier(records, job.owner, job.comment)
+    refusal = Refusal(job.job_id, refused, job.comment, job.owner.het_leader)
     outcome = refuse(refusal, fault, node.slurm, node.config)
-    retry = f"{outcome.retry} {job.owner.restart}" if outcome.retry else ""
+    retry = f"{outcome.retry} {refused}" if outcome.retry else ""
     node.files.mark(job.owner, retry=retry)
     line.add(outcome=outcome.text)
     line.say("WARNING", f"refused: {fault}")
@@ -444,17 +447,13 @@ def epilog(node: Node, job: Job, line: Line) -> None:
     line.say("WARNING" if odd else "INFO", "; ".join(odd) or calm)
 
 
-def _postpone(node: Node, reference: str, restarts: str) -> None:
-    """See to it that a refused job does not come back at once.
-
-    The count is the Prolog's: in the Epilog of a requeued job Slurm has already
-    raised SLURM_JOB_RESTART_COUNT.
-    """
+def _postpone(node: Node, reference: str, refusals: str) -> None:
+    """See to it that a refused job does not come back at once; the count is the Prolog's."""
     from slurm_mig.files import detach
     from slurm_mig.refusal import postpone
 
     slurm, config = node.slurm, node.config
-    detach(lambda: postpone(reference, int(restarts), slurm, config))
+    detach(lambda: postpone(reference, int(refusals), slurm, config))
 
 
 # -- common --------------------------------------------------------------------

@@ -12,12 +12,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from slurm_mig.allocation import REFUSED
 from slurm_mig.errors import JobFault, NoRoom, SlurmFault, Unknown
 from slurm_mig.request import without_stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from slurm_mig.allocation import Allocation, Owner
     from slurm_mig.config import Config
     from slurm_mig.slurm import JobFacts, Slurm
 
@@ -36,15 +38,15 @@ LOOK_EVERY: Final = 1.0
 #: States of a job whose Prolog runs and that is not about to end.
 STARTING: Final = ("RUNNING", "CONFIGURING", "SUSPENDED")
 
-_OUR_COMMENT: Final = re.compile(r"\s*\[slurm-mig: [^\]]*\]")
+_OUR_COMMENT: Final = re.compile(r"\s*\[slurm-mig: [^\]]*?(?:; refused (\d{1,4}) times)?\]")
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A refused run: which job, how often it was restarted, and the user's comment."""
+    """A refused run: which job, how often it was refused before, and the user's comment."""
 
     job_id: int
-    restarts: int
+    earlier: int
     comment: str
     het_leader: int | None = None
 
@@ -55,6 +57,23 @@ class Outcome:
 
     text: str
     retry: str = ""
+
+
+def earlier(records: Iterable[Allocation], owner: Owner, comment: str) -> int:
+    """How often the job was refused before this run.
+
+    Not SLURM_JOB_RESTART_COUNT: that counts preemptions and an administrator's requeues, too.
+    `records` are this node's for the job id; what other nodes refused stands in the comment.
+    A user may change the comment: the records keep them from waiting on one node for ever.
+    """
+    here = sum(
+        record.phase == REFUSED
+        and record.owner.uid == owner.uid
+        and record.owner.restart < owner.restart
+        for record in records
+    )
+    told = _OUR_COMMENT.search(comment)
+    return max(here, int(told[1] or 1) if told and owner.restart else 0)
 
 
 def refuse(refusal: Refusal, fault: JobFault, slurm: Slurm, config: Config) -> Outcome:
@@ -81,15 +100,16 @@ def refuse(refusal: Refusal, fault: JobFault, slurm: Slurm, config: Config) -> O
 def _explain(refusal: Refusal, fault: JobFault, reference: str, slurm: Slurm) -> None:
     # The comment is a courtesy: that it fails must not keep the job from being requeued.
     try:
-        slurm.comment(reference, comment_with(refusal.comment, str(fault)))
+        slurm.comment(reference, comment_with(refusal.comment, str(fault), refusal.earlier + 1))
     except SlurmFault:
         return
 
 
-def comment_with(comment: str, reason: str) -> str:
+def comment_with(comment: str, reason: str, times: int = 1) -> str:
     """The user's comment with our reason behind it; an earlier reason is replaced."""
     own = _OUR_COMMENT.sub("", without_stamp(comment))
-    ours = f"[slurm-mig: {reason.replace(']', ')')}]"
+    count = f"; refused {times} times" if times > 1 else ""
+    ours = f"[slurm-mig: {reason.replace(']', ')')}{count}]"
     return f"{own} {ours}".strip()
 
 
@@ -111,7 +131,7 @@ def _put_back(
         slurm.cancel(reference)
         return Outcome("cancelled")
     # Lack of room and of an answer pass by themselves; and what bounces for ever helps nobody.
-    hold = not isinstance(fault, (NoRoom, Unknown)) or refusal.restarts >= config.max_requeues
+    hold = not isinstance(fault, (NoRoom, Unknown)) or refusal.earlier >= config.max_requeues
     if not facts.requeue:
         slurm.allow_requeue(reference, allow=True)
     (slurm.requeue_hold if hold else slurm.requeue)(reference)
@@ -120,9 +140,9 @@ def _put_back(
     return Outcome("held") if hold else Outcome("requeued", retry=reference)
 
 
-def retry_delay(restarts: int, slurm: Slurm, config: Config) -> int:
+def retry_delay(refusals: int, slurm: Slurm, config: Config) -> int:
     """Seconds until a refused job may start again: doubled each time, within bounds."""
-    wanted = config.retry_delay * 2.0 ** min(restarts, 20)
+    wanted = config.retry_delay * 2.0 ** min(refusals, 20)
     if slurm.version() < PROLOG_ALWAYS_RUNS:
         least = slurm.credential_lifetime() + MARGIN_OLD
     else:
@@ -132,7 +152,7 @@ def retry_delay(restarts: int, slurm: Slurm, config: Config) -> int:
 
 def postpone(
     reference: str,
-    restarts: int,
+    refusals: int,
     slurm: Slurm,
     config: Config,
     sleep: Callable[[float], None] = time.sleep,
@@ -147,7 +167,7 @@ def postpone(
     while waited < PATIENCE:
         state = slurm.state(reference)
         if state == "PENDING":
-            slurm.start_after(reference, retry_delay(restarts, slurm, config))
+            slurm.start_after(reference, retry_delay(refusals, slurm, config))
             return True
         if state not in ("COMPLETING", "REQUEUED"):
             return False

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from slurm_mig import allocation as phases
 from slurm_mig import refusal
+from slurm_mig.allocation import Allocation, Owner
 from slurm_mig.config import Config
 from slurm_mig.errors import BadRequest, JobFault, NoRoom, SlurmFault, Unknown
 from slurm_mig.files import detach
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from slurm_mig.slurm import Slurm
 
 NO_ROOM = NoRoom("no placement for 3g.40gb:1", job=7)
+
+
+def _record(owner: Owner, phase: str) -> Allocation:
+    return Allocation(owner, "n1", "GPU-x", 0, "H100", "boot", "3g.40gb:1", phase)
 
 
 class Desk:
@@ -55,9 +61,9 @@ def batch(*, requeue: bool = True, reference: str = "7") -> JobFacts:
     return JobFacts(7, reference, True, requeue, "RUNNING", "")
 
 
-def run(desk: Desk, fault: JobFault = NO_ROOM, restarts: int = 0, **config: object):  # type: ignore[no-untyped-def]
+def run(desk: Desk, fault: JobFault = NO_ROOM, earlier: int = 0, **config: object):  # type: ignore[no-untyped-def]
     slurm: Slurm = desk
-    return refuse(Refusal(7, restarts, "mine", None), fault, slurm, Config(**config))  # type: ignore[arg-type]
+    return refuse(Refusal(7, earlier, "mine", None), fault, slurm, Config(**config))  # type: ignore[arg-type]
 
 
 def test_a_batch_job_is_requeued() -> None:
@@ -127,9 +133,47 @@ def test_what_waiting_cannot_cure_is_held() -> None:
 
 
 def test_a_job_that_bounces_is_held() -> None:
-    """After the configured number of restarts (`scontrol requeue` has no cap of its own)."""
-    assert run(Desk(batch()), restarts=2, max_requeues=3).text == "requeued"
-    assert run(Desk(batch()), restarts=3, max_requeues=3).text == "held"
+    """After the configured number of refusals (`scontrol requeue` has no cap of its own)."""
+    assert run(Desk(batch()), earlier=2, max_requeues=3).text == "requeued"
+    assert run(Desk(batch()), earlier=3, max_requeues=3).text == "held"
+
+
+@pytest.mark.parametrize(
+    ("restart", "refused_at", "comment", "count"),
+    [
+        (0, (), "", 0),
+        # Preempted five times, refused never: SLURM_JOB_RESTART_COUNT is 5.
+        (5, (), "mine", 0),
+        (5, (1, 4), "", 2),
+        # The record of this very run is there already.
+        (2, (0, 1, 2), "", 2),
+        # What other nodes refused.
+        (3, (), "mine [slurm-mig: job 7: no placement for 3g.40gb:1]", 1),
+        (6, (2,), "[slurm-mig: no placement; refused 5 times] mine", 5),
+        # A user who takes our words away is still refused as often here as it was.
+        (6, (2, 3, 4), "", 3),
+        # A first run has no past, whatever the comment says; nor has a job of the same id.
+        (0, (), "[slurm-mig: no placement; refused 900 times]", 0),
+    ],
+)
+def test_refusals_are_counted_not_restarts(
+    restart: int, refused_at: tuple[int, ...], comment: str, count: int
+) -> None:
+    """By the records of this node, and by what the comment tells of the others."""
+    own = Owner(7, restart, uid=64001)
+    records = [_record(Owner(7, at, uid=64001), phases.REFUSED) for at in refused_at]
+    records += [_record(Owner(7, 0, uid=64001), phases.RELEASED)]
+    records += [_record(Owner(7, 0, uid=64002), phases.REFUSED)]
+    assert refusal.earlier(records, own, comment) == count
+
+
+def test_the_count_comes_back_from_the_comment() -> None:
+    """What one node writes the next one reads."""
+    text = "mine"
+    for times in range(1, 4):
+        text = comment_with(text, "no [x] placement", times)
+        assert refusal.earlier([], Owner(7, times), text) == times
+    assert text == "mine [slurm-mig: no [x) placement; refused 3 times]"
 
 
 @pytest.mark.parametrize(

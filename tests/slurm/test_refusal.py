@@ -20,6 +20,10 @@ def refused(site: Site, job: int) -> bool:
     )
 
 
+def active(site: Site, job: int) -> bool:
+    return any(record.owner.job_id == job and record.open for record in site.records())
+
+
 def test_a_batch_job_waits_and_runs_later(site: Site) -> None:
     """Requeued without its script starting, told why, left in peace, then run."""
     site.block(0)
@@ -113,6 +117,28 @@ def test_a_bouncing_job_is_held(build: Callable[..., Site]) -> None:
     site.unblock()
     site.run("scontrol", "release", str(job))
     site.until(lambda: "ran" in site.output(job), "the job to run once released", 90)
+
+
+def test_preemptions_are_no_refusals(build: Callable[..., Site]) -> None:
+    """Requeued more often than `max_requeues` allows, and then refused for the first time."""
+    site = build(config="max_requeues = 1\n")
+    job = site.sbatch("--gres=mig:3g.40gb:1", "--requeue")
+    for _ in range(2):
+        site.wait(job, "RUNNING")
+        site.until(lambda: active(site, job), "the slice")
+        site.until(
+            lambda: site.cluster.try_run("scontrol", "requeue", str(job)).returncode == 0, "it back"
+        )
+        site.wait(job, "PENDING")
+        # Past the credential's life: 22.05 restarts sooner ones without a Prolog.
+        site.run("scontrol", "update", f"jobid={job}", "starttime=now+10")
+    site.block(0)
+    site.block(1)
+    site.until(lambda: refused(site, job), "the refusal")
+    site.wait(job, "PENDING")
+    site.until(lambda: "BeginTime" in site.show(job, "Reason"), "another try")
+    assert int(site.show(job, "Restarts")) > 1
+    site.unblock()
 
 
 def test_refused_while_slurmctld_is_silent(build: Callable[..., Site]) -> None:
