@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from slurm_mig.driver import Gpu
     from slurm_mig.errors import SlurmMigError
     from slurm_mig.node import Node
+    from slurm_mig.slurm import NodeFacts
 
 #: Seconds to wait for a driver that loads late, or for a GPU that something still has open.
 WAIT: Final = 60.0
@@ -39,6 +40,16 @@ REASON: Final = "slurm-mig: boot: "
 
 #: Longest drain reason, as hooks have it.
 REASON_LENGTH: Final = 250
+
+
+#: States in which a node is out of service, or going to be.
+OUT: Final = frozenset({"DRAIN", "DOWN", "FAIL", "ERROR"})
+
+#: Reasons that slurmctld itself gives a node that is or was switched off.
+BY_ITSELF: Final = ("", "Not responding", "Node unexpectedly rebooted", "Scheduled reboot")
+
+#: All that a drained node shows that is switched off.
+PLAINLY_DOWN: Final = frozenset({"DOWN", "DRAIN", "NOT_RESPONDING"})
 
 
 @dataclass(slots=True)
@@ -201,22 +212,38 @@ def _remove_left_overs(node: Node, gpus: Sequence[Gpu], found: Boot) -> None:
 
 
 def keep_out(node: Node, fault: SlurmMigError) -> None:
-    """Drain the node with the reason, so that `sinfo -R` shows it; another's drain stays.
+    """Drain the node with the reason, so that `sinfo -R` shows it.
 
-    SlurmFault when slurmctld does not answer, or does not know the node.
+    One that somebody else took out of service keeps its reason: nobody could tell later that
+    it was not ours. SlurmFault when slurmctld does not answer, or does not know the node.
     """
     facts = node.slurm.node(node.name)
-    if "DRAIN" in facts.state and not facts.reason.startswith(REASON):
+    node.not_elsewhere(facts)
+    if facts.state & OUT and not _may_replace(facts):
         return
     reason = ascii_line(f"{REASON}{fault}")[:REASON_LENGTH]
     node.slurm.drain(node.name, reason, replace=True)
 
 
+def _may_replace(facts: NodeFacts) -> bool:
+    """Whether a node that is out of service is so for us, or for its boot alone."""
+    if facts.reason.startswith(REASON):
+        return True
+    return "DRAIN" not in facts.state and facts.reason in BY_ITSELF
+
+
 def let_in(node: Node) -> bool:
-    """Take back a drain of ours from an earlier boot; whether there was one. Raises SlurmFault."""
+    """Take back a drain of ours from an earlier boot; whether there was one. Raises SlurmFault.
+
+    A node that is down, too, went down by itself while it was switched off: an administrator
+    has to give a reason, which would stand in the place of ours (scontrol(1)). With any other
+    state beside the drain only the drain goes.
+    """
     facts = node.slurm.node(node.name)
     # Since 24.11 Slurm keeps the reason of a drain that is over.
     ours = facts.reason.startswith(REASON) and "DRAIN" in facts.state
     if ours:
-        node.slurm.resume(node.name)
+        node.not_elsewhere(facts)
+        down = "DOWN" in facts.state and facts.state <= PLAINLY_DOWN
+        (node.slurm.resume if down else node.slurm.undrain)(node.name)
     return ours

@@ -7,11 +7,12 @@ whether the hardware is real or simulated.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slurm_mig.errors import DriverMissing, GpuLost, NodeFault, NotPermitted
+from slurm_mig.errors import DriverMissing, GpuLost, NodeFault, NotPermitted, SlurmFault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from slurm_mig.locks import Locks
     from slurm_mig.quarantine import Fence
     from slurm_mig.runfiles import RunFiles
-    from slurm_mig.slurm import Slurm
+    from slurm_mig.slurm import NodeFacts, Slurm
     from slurm_mig.stuck import Stuck
 
 SIMULATOR = "simulator:"
@@ -45,15 +46,26 @@ class Node:
         #: Where adapters say what they are about to do, for who finds this process hanging.
         self.tell: Callable[[str], None] | None = None
 
-    @property
+    @cached_property
     def name(self) -> str:
-        """Slurm's name of this node, else the host's short name."""
-        name = self._environ.get("SLURMD_NODENAME")
-        if not name:
-            import socket
+        """Slurm's name of this node: as slurmd says, or by the records that hooks made here.
 
-            name = socket.gethostname().partition(".")[0]
-        return name
+        Else the host's short name, which is a guess: nothing that takes something from a job
+        may rest on it alone (census.py).
+        """
+        from slurm_mig.hosts import name
+
+        return self._environ.get("SLURMD_NODENAME") or self._recorded_name() or name()
+
+    def _recorded_name(self) -> str:
+        """The one name that open records of this boot have; empty where there is none."""
+        if not self.config.ledger.exists() or os.geteuid() != 0:
+            return ""
+        with suppress(NodeFault):
+            here = (item for item in self.ledger.all_open() if item.boot_id == self.boot_id)
+            found = {item.node for item in here}
+            return found.pop() if len(found) == 1 else ""
+        return ""
 
     @cached_property
     def _root(self) -> Path:
@@ -206,9 +218,34 @@ class Node:
             scontrol=str(find_program("scontrol", config.slurm_bin) or ""),
         )
 
-    def live_jobs(self) -> frozenset[int]:
-        """Jobs that Slurm has on this node now; SlurmFault when it does not answer."""
-        return self.slurm.live_jobs(self.name)
+    def live_jobs(self, slurm: Slurm | None = None) -> frozenset[int]:
+        """Jobs that have, or may have, something here; all others are over for certain.
+
+        Asked of `slurm`, else of Slurm's commands. SlurmFault when it does not answer, or
+        answers for another machine.
+        """
+        from slurm_mig import census
+
+        named: dict[int, set[str]] = {job: set() for job in self.files.jobs()}
+        for record in self.ledger.all_open():
+            if record.owner.job_id is not None:
+                named.setdefault(record.owner.job_id, set()).add(record.node)
+        return census.alive(slurm or self.slurm, self.name, self._is_here, named)
+
+    @staticmethod
+    def _is_here(facts: NodeFacts) -> bool:
+        from slurm_mig.hosts import is_here
+
+        return is_here(facts.host, facts.address)
+
+    def not_elsewhere(self, facts: NodeFacts) -> None:
+        """SlurmFault where Slurm says that the node of this name is another machine."""
+        if (facts.host or facts.address) and not self._is_here(facts):
+            raise SlurmFault(
+                f"Slurm's node {facts.name} is another machine (host {facts.host}, address "
+                f"{facts.address})",
+                remedy="name this one as Slurm does: --node NAME",
+            )
 
     # -- GPUs ----------------------------------------------------------------
 

@@ -31,6 +31,22 @@ LIVE_STATES: Final = (
 )
 
 
+#: States of a job that is over. Every other word counts as alive, known here or not: a slice
+#: must not be taken from a job because of a new one. (A job that waits has no nodes.)
+ENDED: Final = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class JobFacts:
     """What slurmctld says of one job.
@@ -56,7 +72,8 @@ class NodeFacts:
     """What slurmctld says of one node: state words (`IDLE`, `DRAIN`), drain reason, gres.
 
     `shards` are (used, all) of each GPU by Slurm's index, None where this Slurm does not
-    tell them by GPU (22.05, which also counts them wrongly: docs/slurm.md).
+    tell them by GPU (22.05, which also counts them wrongly: docs/slurm.md). `host` and
+    `address` are NodeHostName and NodeAddr, empty where they are not told.
     """
 
     name: str
@@ -64,6 +81,8 @@ class NodeFacts:
     reason: str
     gres: Mapping[str, int]
     shards: tuple[tuple[int, int], ...] | None = None
+    host: str = ""
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +129,7 @@ class Slurm(Protocol):
         """Indexes of a job's GPUs on a node; None when this Slurm does not tell."""
 
     def live_jobs(self, node: str) -> frozenset[int]:
-        """Ids of jobs that have, or may still have, something on the node."""
+        """Ids of jobs that Slurm lists for a node; no proof that others have ended (census.py)."""
 
     def state(self, reference: str) -> str:
         """State of a job that waits or runs (`COMPLETING`, too); empty when there is none."""
@@ -165,6 +184,9 @@ class Slurm(Protocol):
 
     def resume(self, node: str) -> None:
         """Take a node's drain and its reason away."""
+
+    def cluster(self) -> str:
+        """Name of the cluster (slurm.conf(5), ClusterName); empty where it has none."""
 
     def version(self) -> tuple[int, int]:
         """Slurm's release, such as (22, 5)."""

@@ -104,7 +104,7 @@ class CommandClient:
             ) from problem
 
     def live_jobs(self, node: str) -> frozenset[int]:
-        """Ids of jobs that have, or may still have, something on the node."""
+        """Ids of jobs that Slurm lists for a node; no proof that others have ended (census.py)."""
         output = self._run(
             "squeue", "-h", "-a", "-w", node, "-t", ",".join(LIVE_STATES), "-o", "%A"
         )
@@ -170,6 +170,10 @@ class CommandClient:
             "sacct", "-n", "-P", "-X", "-D", "-a", "-o", columns, "-S", start, "-E", end
         )
         return [_row(line) for line in filter(None, output.split("\n"))]
+
+    def cluster(self) -> str:
+        """Name of the cluster (slurm.conf(5), ClusterName); empty where it has none."""
+        return self.configuration().get("clustername", "")
 
     def version(self) -> tuple[int, int]:
         """Slurm's release, such as (22, 5)."""
@@ -373,6 +377,10 @@ def _node_facts(name: str, line: str) -> NodeFacts:
     gres = re.search(r" Gres=(\S+)", line)
     used = re.search(r" GresUsed=(\S+)", line)
     reason = re.search(r" Reason=(.*) \[[^\[\]]*@[^\[\]]*\]", line)
+    # Of another node, whose answer that may be, it is no proof.
+    this = line.startswith(f"NodeName={name} ")
+    host = re.search(r" NodeHostName=(\S+)", line) if this else None
+    address = re.search(r" NodeAddr=(\S+)", line) if this else None
     counts = _configured(gres[1] if gres else "")
     return NodeFacts(
         name,
@@ -380,6 +388,8 @@ def _node_facts(name: str, line: str) -> NodeFacts:
         reason[1] if reason else "",
         counts,
         _by_gpu(counts, _details(used[1] if used else "")),
+        host[1] if host else "",
+        address[1] if address else "",
     )
 
 

@@ -17,27 +17,12 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.errors import SlurmFault
-from slurm_mig.slurm import AccountingRow, JobFacts, NodeFacts, Share
+from slurm_mig.slurm import ENDED, AccountingRow, JobFacts, NodeFacts, Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from slurm_mig.slurm import Slurm
-
-#: States of a job that is over. Every other word counts as alive, known here or not: a slice
-#: must not be taken from a job because of a new one. (A job that waits has no nodes.)
-ENDED: Final = (
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "DEADLINE",
-    "FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PREEMPTED",
-    "REVOKED",
-    "TIMEOUT",
-)
 
 #: Run in a child: without a slurm.conf the import retries for a minute and then ends the
 #: process, and a pyslurm of another release may crash it.
@@ -138,7 +123,7 @@ class LibraryClient:
         )
 
     def live_jobs(self, node: str) -> frozenset[int]:
-        """Ids of jobs that have, or may still have, something on the node."""
+        """Ids of jobs that Slurm lists for a node; no proof that others have ended (census.py)."""
         # Of a name that Slurm does not know it would say: no jobs. Slices would be taken down.
         self.node(node)
         jobs = self._ask(self._library.Jobs.load)
@@ -159,7 +144,9 @@ class LibraryClient:
         """Facts of a node."""
         node = self._ask(lambda: self._library.Node.load(name))
         state = frozenset(word.rstrip("*$#~%-@^!") for word in node.state.split("+"))
-        return NodeFacts(name, state, node.reason or "", dict(node.configured_gres))
+        gres = dict(node.configured_gres)
+        where = (node.hostname or "", node.address or "")
+        return NodeFacts(name, state, node.reason or "", gres, None, *where)
 
     def nodes(self) -> list[NodeFacts]:
         """Facts of every node, by Slurm's commands: pyslurm has no shards by GPU."""
@@ -176,6 +163,10 @@ class LibraryClient:
     def gpus(self, job_id: int, node: str) -> tuple[int, ...] | None:
         """Indexes of a job's GPUs on a node; None when this Slurm does not tell."""
         return self._commands.gpus(job_id, node)
+
+    def cluster(self) -> str:
+        """Name of the cluster."""
+        return self._commands.cluster()
 
     def version(self) -> tuple[int, int]:
         """Slurm's release, such as (22, 5)."""

@@ -46,7 +46,7 @@ from slurm_mig.hooks import Job, Line, epilog, prolog
 from slurm_mig.node import Node
 from slurm_mig.simulator import Machine
 from slurm_mig.simulator.tree import ci_minor, gi_minor
-from slurm_mig.slurm import JobFacts
+from slurm_mig.slurm import JobFacts, NodeFacts
 
 from .conftest import A30, A100, H100, RTX, build_machine, geometry_of, job_environ
 
@@ -94,7 +94,12 @@ class QuietSlurm:
     def live_jobs(self, _node: str) -> frozenset[int]:
         return self._live
 
-    def job(self, job_id: int) -> JobFacts:
+    def node(self, name: str) -> NodeFacts:
+        return NodeFacts(name, frozenset(), "", {}, None, "localhost", "127.0.0.1")
+
+    def job(self, job_id: int) -> JobFacts | None:
+        if job_id not in self._live:
+            return None
         return JobFacts(job_id, str(job_id), batch=True, requeue=True, state="RUNNING",
                         tres_per_node="")  # fmt: skip
 

@@ -361,7 +361,9 @@ def test_a_configuration_that_cannot_be_read(site: Site) -> None:
     assert done.returncode == 11
 
 
-@pytest.mark.parametrize("words", [["--wait", "3"], ["--node", "n1"], ["--boot", "--wait", "-1"]])
+@pytest.mark.parametrize(
+    "words", [["--wait", "3"], ["--boot", "--dry-run"], ["--boot", "--wait", "-1"]]
+)
 def test_options_that_do_not_go_together(site: Site, words: list[str]) -> None:
     """Said in one line."""
     done = site.cli("reconcile", *words)
@@ -376,6 +378,8 @@ def test_options_that_do_not_go_together(site: Site, words: list[str]) -> None:
     [
         ("IDLE", "", True, False),
         ("DOWN", "Not responding [slurm@2026-11-22T10:00:00]", True, False),
+        ("DOWN", "fan broken [root@2026-11-22T10:00:00]", False, False),
+        ("FAIL", "fan broken [root@2026-11-22T10:00:00]", False, False),
         ("IDLE+DRAIN", "disk [root@2026-11-22T10:00:00]", False, False),
         ("DOWN+DRAIN", f"{REASON}a GPU [root@2026-11-22T10:00:00]", True, True),
         ("IDLE+DRAIN", "slurm-mig: no driver [root@2026-11-22T10:00:00]", False, False),

@@ -31,7 +31,7 @@ from slurm_mig.profile import Profile
 from slurm_mig.request import Item, Request
 from slurm_mig.simulator.board import Board, SimInstance
 from slurm_mig.simulator.library import Library
-from slurm_mig.slurm import JobFacts
+from slurm_mig.slurm import JobFacts, NodeFacts
 
 from .conftest import A30, H100, build_machine, job_environ
 
@@ -152,6 +152,9 @@ class Slurm:
 
     def job(self, job_id: int) -> JobFacts:
         return JobFacts(job_id, str(job_id), True, True, "COMPLETED", "gres:gpu:1", "n1")
+
+    def node(self, name: str) -> NodeFacts:
+        return NodeFacts(name, frozenset(), "", {}, None, "localhost", "127.0.0.1")
 
     def live_jobs(self, node: str) -> frozenset[int]:
         return frozenset({7, 8})

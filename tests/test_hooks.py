@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.root
 
 STAMP = "slurm-mig=1,3g.40gb/9/14:1"
+#: What scontrol says of the node: that it is this machine.
+NODE = "NodeName=n1 State=IDLE NodeAddr=127.0.0.1 NodeHostName=localhost "
+HERE = f"case $* in 'show node'*) echo '{NODE}' ;; esac"
 REFUSED = "slurm-mig=1,7g.80gb/0/31:1"
 
 
@@ -43,7 +46,8 @@ def slurm_commands(site: Site, **bodies: str) -> Path:
     log = site.root / "asked"
     for name in ("scontrol", "squeue", "scancel"):
         path = site.root / "bin" / name
-        path.write_text(f'#!/bin/sh\necho "{name} $*" >> {log}\n{bodies.get(name, "exit 0")}\n')
+        body = bodies.get(name, HERE if name == "scontrol" else "exit 0")
+        path.write_text(f'#!/bin/sh\necho "{name} $*" >> {log}\n{body}\n')
         path.chmod(0o755)
     return log
 

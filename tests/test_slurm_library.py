@@ -14,7 +14,7 @@ from slurm_mig.slurm import JobFacts
 from slurm_mig.slurm_library import LibraryClient, installed
 
 from .test_cli import parsed, refused
-from .test_hooks import STAMP
+from .test_hooks import NODE, STAMP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +32,7 @@ class utils:
     nodelist_from_range_str = staticmethod(lambda text: text.split(","))
 class Node:
     state, reason, configured_gres = "MIXED", None, {}
+    hostname, address = "localhost", "127.0.0.1"
     @staticmethod
     def load(name):
         if name != "n1":
@@ -39,6 +40,9 @@ class Node:
         return Node
 class Job:
     id, state, allocated_nodes = 7, "RUNNING", "n0,n1"
+    @staticmethod
+    def load(number):
+        raise PyslurmError("Invalid job id specified")
 class Jobs:
     load = staticmethod(lambda: {7: Job})
 __version__ = "25.11.2"
@@ -74,7 +78,7 @@ def fake(site: Site) -> Callable[[str], dict[str, str]]:
 
     def build(text: str) -> dict[str, str]:
         for name, body in {
-            "scontrol": "echo slurm 25.11.7",
+            "scontrol": f"case $* in --version) echo slurm 25.11.7 ;; *) echo '{NODE}' ;; esac",
             "squeue": f"echo asked >>{site.root}/asked; echo 7",
         }.items():
             path = site.root / "bin" / name
@@ -151,7 +155,7 @@ def test_asked_for_by_name(site: Site, fake: Callable[[str], dict[str, str]]) ->
 def test_not_there(site: Site, fake: Callable[[str], dict[str, str]]) -> None:
     """`auto` has nothing to say; asked for by name, it is a fault."""
     fake(SERVES)
-    assert site.cli("reconcile").stderr == ""
+    assert site.cli("reconcile", SLURMD_NODENAME="n1").stderr == ""
     client_of(site, "pyslurm")
     refused(site.cli("reconcile"), 20, "pyslurm does not serve: it is not installed")
 
@@ -161,7 +165,7 @@ def test_not_wanted(site: Site, fake: Callable[[str], dict[str, str]]) -> None:
     """Never tried with `commands`."""
     environ = fake(SERVES)
     client_of(site, "commands")
-    assert site.cli("reconcile", **environ).stderr == ""
+    assert site.cli("reconcile", SLURMD_NODENAME="n1", **environ).stderr == ""
     assert not (site.root / "imported").exists()
 
 
@@ -184,7 +188,8 @@ def test_a_pyslurm_in_the_callers_directory_is_not_run(
     fake(SERVES)
     done = subprocess.run(
         [sys.executable, "-m", "slurm_mig", "reconcile"],
-        env={"SLURM_MIG_CONFIG": str(site.config), "PATH": "/usr/bin:/bin"},
+        env={"SLURM_MIG_CONFIG": str(site.config), "PATH": "/usr/bin:/bin"}
+        | {"SLURMD_NODENAME": "n1"},
         cwd=site.root / "modules",
         capture_output=True,
         text=True,
@@ -244,7 +249,9 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[LibraryClient,
             PyslurmError=PyslurmError,
             Job=type("Job", (), {"load": staticmethod(answer), "__new__": lambda *_: single}),
             Node=SimpleNamespace(
-                load=lambda _: SimpleNamespace(state="IDLE", reason=None, configured_gres={})
+                load=lambda _: SimpleNamespace(
+                    state="IDLE", reason=None, configured_gres={}, hostname="n1", address="n1"
+                )
             ),
             Jobs=SimpleNamespace(load=lambda: {item.id: item for item in every}),
             utils=SimpleNamespace(nodelist_from_range_str=lambda text: text.split(",")),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -20,11 +19,8 @@ if TYPE_CHECKING:
     from slurm_mig.boot import Boot
 
 
-def boot(name: str, wait: float, *, as_json: bool) -> None:
+def boot(wait: float, *, as_json: bool) -> None:
     """Every fault is also the node's drain reason, as far as Slurm can be told."""
-    if name:
-        # Paths with %n and Slurm's own commands take it from there, too.
-        os.environ["SLURMD_NODENAME"] = name
     # Until the configuration is read, the defaults have to do for setting a drain reason.
     node = Node(Config())
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     help=f"With --boot: seconds to wait for the GPUs to be as configured.  [default: {WAIT:.0f}]",
 )
 @click.option(
-    "--node", "name", help="With --boot: Slurm's name of this node; its host's if not set."
+    "--node", "name", help="Slurm's name of this node; by its records, or its host's, if not set."
 )
 @dry_run_option
 @json_option
@@ -48,15 +49,18 @@ def command(
     as_json: bool,  # noqa: FBT001
 ) -> None:
     """Close what a reboot or a killed hook left. Instances in no record are only listed."""
-    if not at_boot and (wait, name) != (None, None):
-        raise UsageFault("--wait and --node go with --boot")
+    if not at_boot and wait is not None:
+        raise UsageFault("--wait goes with --boot")
     if at_boot and dry_run:
         raise UsageFault(
             "--boot and --dry-run exclude each other; --dry-run alone says what is left"
         )
     require_root()
+    if name:
+        # Paths with %n and Slurm's own commands take it from there, too.
+        os.environ["SLURMD_NODENAME"] = name
     if at_boot:
-        boot(name or "", WAIT if wait is None else wait, as_json=as_json)
+        boot(WAIT if wait is None else wait, as_json=as_json)
     else:
         _reconcile(no_slurm=no_slurm, dry_run=dry_run, as_json=as_json)
 
@@ -66,7 +70,8 @@ def _reconcile(*, no_slurm: bool, dry_run: bool, as_json: bool) -> None:
         live, silence = (None, "") if no_slurm else _asker(node)
         allocator = node.allocator()
         found = allocator.foresee(live) if dry_run else allocator.reconcile(live)
-        fenced = "" if no_slurm or dry_run else _fence(node)
+        # Under a name that is not proven another node would be drained.
+        fenced = "" if no_slurm or dry_run or silence else _fence(node)
     if fenced:
         found.done.append(fenced)
     left = [*found.left, *([silence] if silence else [])]
@@ -95,7 +100,7 @@ def _asker(node: Node) -> tuple[Callable[[], frozenset[int]] | None, str]:
     """How to ask Slurm for this node's jobs; None and why, when it does not answer."""
     slurm = slurm_of(node)
     try:
-        slurm.live_jobs(node.name)
+        node.live_jobs(slurm)
     except SlurmFault as fault:
-        return None, f"slices of jobs were left alone, for Slurm does not answer: {fault}"
-    return lambda: slurm.live_jobs(node.name), ""
+        return None, f"slices of jobs were left alone, for Slurm does not say who lives: {fault}"
+    return lambda: node.live_jobs(slurm), ""
