@@ -1,38 +1,40 @@
 -- cli_filter.lua, written by `slurm-mig generate` 0.1.0. Do not edit.
 
 -- Weights and capacities in shards; `most` instances on one GPU, `per` on one GPU
--- instance; the words that stand for a profile; GPU types that are never given whole.
+-- instance; words for them, some of one GPU type only; names that no model keeps; GPU
+-- types that are never given whole.
 local GRES = {
   ["1g.10gb"] = { profile = "1g.10gb", id = 19, weight = 4, capacity = 31, most = 7, per = 1, types = { ["h100"] = true } },
   ["1g.10gb+me"] = { profile = "1g.10gb+me", id = 20, weight = 4, capacity = 31, most = 1, per = 1, types = { ["h100"] = true } },
   ["1g.20gb"] = { profile = "1g.20gb", id = 15, weight = 7, capacity = 31, most = 4, per = 1, types = { ["h100"] = true } },
   ["2g.20gb"] = { profile = "2g.20gb", id = 14, weight = 8, capacity = 31, most = 3, per = 1, types = { ["h100"] = true } },
-  ["1c.2g.20gb"] = { profile = "1c.2g.20gb", id = 14, weight = 8, capacity = 31, most = 6, per = 2, types = { ["h100"] = true } },
   ["3g.40gb"] = { profile = "3g.40gb", id = 9, weight = 14, capacity = 31, most = 2, per = 1, types = { ["h100"] = true } },
-  ["1c.3g.40gb"] = { profile = "1c.3g.40gb", id = 9, weight = 14, capacity = 31, most = 6, per = 3, types = { ["h100"] = true } },
-  ["2c.3g.40gb"] = { profile = "2c.3g.40gb", id = 9, weight = 14, capacity = 31, most = 2, per = 1, types = { ["h100"] = true } },
   ["4g.40gb"] = { profile = "4g.40gb", id = 5, weight = 16, capacity = 31, most = 1, per = 1, types = { ["h100"] = true } },
-  ["1c.4g.40gb"] = { profile = "1c.4g.40gb", id = 5, weight = 16, capacity = 31, most = 4, per = 4, types = { ["h100"] = true } },
-  ["2c.4g.40gb"] = { profile = "2c.4g.40gb", id = 5, weight = 16, capacity = 31, most = 2, per = 2, types = { ["h100"] = true } },
-  ["3c.4g.40gb"] = { profile = "3c.4g.40gb", id = 5, weight = 16, capacity = 31, most = 1, per = 1, types = { ["h100"] = true } },
   ["7g.80gb"] = { profile = "7g.80gb", id = 0, weight = 31, capacity = 31, most = 1, per = 1, types = { ["h100"] = true } },
-  ["1c.7g.80gb"] = { profile = "1c.7g.80gb", id = 0, weight = 31, capacity = 31, most = 7, per = 7, types = { ["h100"] = true } },
-  ["2c.7g.80gb"] = { profile = "2c.7g.80gb", id = 0, weight = 31, capacity = 31, most = 3, per = 3, types = { ["h100"] = true } },
-  ["3c.7g.80gb"] = { profile = "3c.7g.80gb", id = 0, weight = 31, capacity = 31, most = 2, per = 2, types = { ["h100"] = true } },
-  ["4c.7g.80gb"] = { profile = "4c.7g.80gb", id = 0, weight = 31, capacity = 31, most = 1, per = 1, types = { ["h100"] = true } },
   ["1g.6gb"] = { profile = "1g.6gb", id = 14, weight = 1, capacity = 4, most = 4, per = 1, types = { ["a30"] = true } },
   ["1g.6gb+me"] = { profile = "1g.6gb+me", id = 21, weight = 1, capacity = 4, most = 1, per = 1, types = { ["a30"] = true } },
   ["2g.12gb"] = { profile = "2g.12gb", id = 5, weight = 2, capacity = 4, most = 2, per = 1, types = { ["a30"] = true } },
-  ["1c.2g.12gb"] = { profile = "1c.2g.12gb", id = 5, weight = 2, capacity = 4, most = 4, per = 2, types = { ["a30"] = true } },
   ["2g.12gb+me"] = { profile = "2g.12gb+me", id = 6, weight = 2, capacity = 4, most = 1, per = 1, types = { ["a30"] = true } },
   ["4g.24gb"] = { profile = "4g.24gb", id = 0, weight = 4, capacity = 4, most = 1, per = 1, types = { ["a30"] = true } },
-  ["1c.4g.24gb"] = { profile = "1c.4g.24gb", id = 0, weight = 4, capacity = 4, most = 4, per = 4, types = { ["a30"] = true } },
-  ["2c.4g.24gb"] = { profile = "2c.4g.24gb", id = 0, weight = 4, capacity = 4, most = 2, per = 2, types = { ["a30"] = true } },
 }
-local ALIASES = {  }
+local WORDS = {
+  ["h100_1g.10gb"] = { name = "1g.10gb" },
+  ["h100_1g.10gb+me"] = { name = "1g.10gb+me" },
+  ["h100_1g.20gb"] = { name = "1g.20gb" },
+  ["h100_2g.20gb"] = { name = "2g.20gb" },
+  ["h100_3g.40gb"] = { name = "3g.40gb" },
+  ["h100_4g.40gb"] = { name = "4g.40gb" },
+  ["h100_7g.80gb"] = { name = "7g.80gb" },
+  ["a30_1g.6gb"] = { name = "1g.6gb" },
+  ["a30_1g.6gb+me"] = { name = "1g.6gb+me" },
+  ["a30_2g.12gb"] = { name = "2g.12gb" },
+  ["a30_2g.12gb+me"] = { name = "2g.12gb+me" },
+  ["a30_4g.24gb"] = { name = "4g.24gb" },
+}
+local UNCLEAR = {  }
 local BY_MEMORY = { { gb = 6, name = "1g.6gb" }, { gb = 10, name = "1g.10gb" }, { gb = 12, name = "2g.12gb" }, { gb = 20, name = "1g.20gb" }, { gb = 20, name = "2g.20gb" }, { gb = 24, name = "4g.24gb" }, { gb = 40, name = "3g.40gb" }, { gb = 40, name = "4g.40gb" }, { gb = 80, name = "7g.80gb" } }
 local SLICES_ONLY = {  }
-local KNOWN = "1g.10gb, 1g.10gb+me, 1g.20gb, 2g.20gb, 3g.40gb, 4g.40gb, 7g.80gb, 1g.6gb, 1g.6gb+me, 2g.12gb, 2g.12gb+me, 4g.24gb; parts of them such as 1c.2g.20gb"
+local KNOWN = "1g.10gb, 1g.10gb+me, 1g.20gb, 2g.20gb, 3g.40gb, 4g.40gb, 7g.80gb, 1g.6gb, 1g.6gb+me, 2g.12gb, 2g.12gb+me, 4g.24gb"
 
 -- Reading gres texts -------------------------------------------------------
 
@@ -47,11 +49,15 @@ local function mentions(text)
     or string.find(lower, "%f[%w]shard%f[%W]") ~= nil
 end
 
--- The gres name that a user's word means: a profile, a site's alias, or memory ("20gb": the
--- smallest profile that has it). Returns nil and a reason for the user.
+-- The gres name that a user's word means, and the GPU type where it has to be that one: a profile,
+-- model and profile, a site's alias, or memory ("20gb": the smallest profile that has it). Returns
+-- nil and a reason for the user.
 local function resolve(word)
   if GRES[word] then return word end
-  if ALIASES[word] then return ALIASES[word] end
+  if WORDS[word] then return WORDS[word].name, WORDS[word].only end
+  if UNCLEAR[word] then
+    return nil, "'" .. word .. "' differs between GPU models; write " .. UNCLEAR[word]
+  end
   local wanted = string.match(word, "^([1-9]%d?%d?%d?)gb$")
   if not wanted then return nil, "unknown MIG profile '" .. word .. "'; known: " .. KNOWN end
   for _, row in ipairs(BY_MEMORY) do
@@ -78,10 +84,10 @@ local function read_gres(text)
         return nil, "cannot read '" .. body .. "'; write mig:<profile>:<count>, count 1 to 99, "
           .. "profiles: " .. KNOWN
       end
-      local profile, problem = resolve(word)
-      if not profile then return nil, problem end
+      local profile, only = resolve(word)
+      if not profile then return nil, only end
       read.prefix = prefix
-      table.insert(read.items, { name = profile, count = tonumber(count) })
+      table.insert(read.items, { name = profile, only = only, count = tonumber(count) })
     elseif name == "shard" then
       table.insert(read.shards, body)
     elseif mentions(token) then
@@ -110,9 +116,15 @@ local function common_types(before, now)
   return both
 end
 
+-- The GPU type of a shard token ("shard:h100:14"), or nil.
+local function type_of_shards(token)
+  return token and string.match(token, "^shard:([^:=]+):%d+$")
+end
+
 -- Shards that the items cost, as one gres token without prefix ("shard:h100:14"); `part`: for
--- a step inside a job. Returns nil and a reason for the user when no GPU could hold them.
-local function price(items, part)
+-- a step inside a job; `kind`: of this GPU type where that is possible. Returns nil and a reason
+-- for the user when no GPU could hold them.
+local function price(items, part, kind)
   local sum, types, capacity, seen = 0, nil, 0, {}
   for _, item in ipairs(items) do
     local gres = GRES[item.name]
@@ -123,7 +135,7 @@ local function price(items, part)
     if item.count > gres.most then
       return nil, item.count .. " x " .. item.name .. ": one GPU holds at most " .. gres.most
     end
-    types = common_types(types, gres.types)
+    types = common_types(types, item.only and { [item.only] = true } or gres.types)
     if next(types) == nil then
       return nil, "profiles of different GPU models in one job: " .. item.name
     end
@@ -135,8 +147,8 @@ local function price(items, part)
       .. "per node, so ask for fewer or for more nodes"
   end
   -- Where several types have all of it any may serve: none of them shares a node with others.
-  local one = next(types)
-  if next(types, one) == nil then return string.format("shard:%s:%d", one, sum) end
+  local one = types[kind or ""] and kind or next(types)
+  if one == kind or next(types, one) == nil then return string.format("shard:%s:%d", one, sum) end
   return string.format("shard:%d", sum)
 end
 

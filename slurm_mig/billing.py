@@ -37,7 +37,7 @@ def billing(
         raise UsageFault(f"billing: no price for GPU type {', '.join(missing)}")
     here = [name for name in gpu_types(fleet) if types is None or name in types]
     found = {f"GRES/gpu:{name}": prices[name] for name in here}
-    for gres in fleet.names.values():
+    for gres in fleet.counted.values():
         if of := [name for name in gres.types if name in here]:
             found[f"GRES/mig:{gres.name}"] = _price(fleet, gres, of, prices, by)
     return found

@@ -162,3 +162,9 @@ _TYPES = {
 def type_name(product: Product) -> str:
     """The Slurm GPU type a product gets unless the site names its own."""
     return _TYPES.get(product.key, product.key.replace("-", "_"))
+
+
+def also_called(product: Product) -> list[str]:
+    """Other words for a product that scripts from elsewhere use: its type here, its family."""
+    name = type_name(product)
+    return list(dict.fromkeys((name, name.partition("_")[0])))

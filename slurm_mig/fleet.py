@@ -1,78 +1,29 @@
 """GPU models and nodes -> gres names, weights, counts. Pure.
 
 One fleet description feeds slurm.conf, gres.conf, job_submit.lua and
-cli_filter.lua, so that they cannot disagree. A profile is called by NVIDIA's
-name where that name means one thing in the fleet; where two models give one name
-to different profiles (1g.10gb is the double-memory profile of an A100-40GB), it
-is called `<gpu type>_<profile>` on all of them.
+cli_filter.lua, so that they cannot disagree. What a profile is called on which
+nodes: naming.py.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import count
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from slurm_mig import naming
 from slurm_mig.errors import UsageFault
+from slurm_mig.naming import NOBODY, Model, NodeGroup, Word
 from slurm_mig.request import MAX_INSTANCES
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from slurm_mig.geometry import Geometry, GpuProfile
-    from slurm_mig.weights import Weights
+    from slurm_mig.naming import Offer
 
-
-_ALIAS: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A GPU model under its Slurm type name (`h100`), with its derived weights."""
-
-    type_name: str
-    title: str
-    geometry: Geometry
-    weights: Weights
-
-
-@dataclass(frozen=True, slots=True)
-class NodeGroup:
-    """Nodes with the same GPUs: a Slurm host list, and the models that are carved.
-
-    `devices` is the directory of nvidia<minor> on those nodes. `whole` are GPUs that
-    Slurm gives out as they are, as (device minor, GPU type); `gpus` have the other
-    minors, in order.
-    """
-
-    hosts: str
-    gpus: tuple[Model, ...]
-    devices: str = "/dev"
-    whole: tuple[tuple[int, str], ...] = ()
-
-    def types(self) -> dict[str, list[int]]:
-        """Type of carved GPUs -> their places in `gpus`, in order of first appearance."""
-        found: dict[str, list[int]] = {}
-        for index, model in enumerate(self.gpus):
-            found.setdefault(model.type_name, []).append(index)
-        return found
-
-    def by_minor(self) -> dict[int, tuple[str, Model | None]]:
-        """Device minor -> GPU type, and the model where the GPU is carved."""
-        found: dict[int, tuple[str, Model | None]] = {minor: (n, None) for minor, n in self.whole}
-        free = (minor for minor in count() if minor not in found)
-        carved = [(next(free), (model.type_name, model)) for model in self.gpus]
-        return dict(sorted((found | dict(carved)).items()))
-
-    def managed(self) -> str:
-        """What stands for `managed` in config.toml of these nodes, as TOML."""
-        if not self.whole:
-            return '"all"'
-        minors = [minor for minor, (_, model) in self.by_minor().items() if model is not None]
-        return str(minors) if minors else '"none"'
+__all__ = ["Fleet", "GresName", "Model", "NodeGroup"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,34 +60,60 @@ class Fleet:
         groups: tuple[NodeGroup, ...],
         aliases: Mapping[str, str] | None = None,
         slices_only: Collection[str] = (),
+        *,
+        owners: Mapping[str, str] | None = None,
+        compute_parts: Collection[str] = (),
+        keep: Collection[str] = (),
     ) -> None:
-        """`aliases`: a site's own words -> gres names; `slices_only`: GPU types, or `*`.
+        """Sort out who is called what.
 
-        Raises UsageFault for an alias that means nothing or looks like a profile, and
-        for a GPU type that is not in the fleet.
+        `aliases`: a site's own words -> what they stand for; `slices_only`: GPU types that are
+        never given whole, or `*`; `owners`: profile -> GPU type that keeps its plain name, or
+        NOBODY; `compute_parts`: GPU types whose GPU instances are sold in parts, too, or `*`;
+        `keep`: names of before that nodes go on counting, for jobs that wait with them.
+
+        Raises UsageFault for a word that means nothing or could be read as something else,
+        and for a GPU type that is not in the fleet.
         """
         if not any(group.gpus for group in groups):
             raise UsageFault("a fleet needs at least one node with a GPU that is carved")
         self.groups = groups
         self.aliases = dict(aliases or {})
         self.slices_only = tuple(slices_only)
-        for alias, target in self.aliases.items():
-            self._check_alias(alias, target)
-        for name in self.slices_only:
+        self.compute_parts = tuple(compute_parts)
+        self.owners = dict(owners or {})
+        for name in (*self.slices_only, *self.compute_parts):
             if name != "*" and name not in self.models:
                 raise UsageFault(f"no GPU type {name!r}; types: {', '.join(self.models)}, or *")
+        for profile, owner in self.owners.items():
+            self._check_owner(profile, owner)
+        for alias, target in self.aliases.items():
+            self._check_alias(alias, target)
+        self.kept = {name: self._kept(name) for name in keep}
+
+    def _check_owner(self, profile: str, owner: str) -> None:
+        types = [o.model.type_name for o, _ in self._named if str(o.row.name) == profile]
+        if not types:
+            raise UsageFault(f"names: no GPU of the fleet has a profile {profile!r}")
+        if owner != NOBODY and owner not in types:
+            known = ", ".join(dict.fromkeys(types))
+            raise UsageFault(f"names: {profile} = {owner!r}: it is a profile of {known}")
 
     def _check_alias(self, alias: str, target: str) -> None:
-        if target not in self.names:
+        if self.meaning(target) is None:
             raise UsageFault(
                 f"alias {alias}: {target!r} is no profile here; known: {', '.join(self.names)}"
             )
-        # A digit first would read as a profile, a count or an amount of memory.
-        if not _ALIAS.fullmatch(alias) or alias in self.names:
-            raise UsageFault(
-                f"alias {alias!r}: write a letter, then letters, digits, _ or -, "
-                "and no profile's name"
-            )
+        taken = "it is a profile's name" if alias in {**self.names, **self.words} else ""
+        if problem := taken or naming.misread(alias):
+            raise UsageFault(f"alias {alias!r}: {problem}")
+
+    def _kept(self, name: str) -> GresName:
+        word = self.words.get(name)
+        if word is None:
+            reason = "it is counted anyway" if name in self.names else "it means nothing here"
+            raise UsageFault(f"keep_names: {name!r}: {reason}; leave it out")
+        return replace(self.names[word.name], name=name, base=name, types=word.types)
 
     @cached_property
     def models(self) -> dict[str, Model]:
@@ -153,78 +130,140 @@ class Fleet:
         return found
 
     @cached_property
+    def _named(self) -> list[tuple[Offer, str]]:
+        """Every row of every model on each group of nodes, with its gres name."""
+        return naming.assign(self.groups, self.owners)
+
+    @cached_property
     def names(self) -> dict[str, GresName]:
         """Every gres name of the fleet, by name, in the order of the GPUs' tables."""
-        offers: dict[str, list[tuple[Model, GpuProfile]]] = {}
-        for model in self.models.values():
-            for row in model.geometry.profiles:
-                offers.setdefault(str(row.name), []).append((model, row))
-        named = (item for offer in offers.values() for item in self._named(offer))
-        return {item.name: item for item in named}
+        every = (
+            item
+            for name, offers in naming.by_owner(self._named)
+            for item in self._gres_names(name, offers)
+        )
+        return {item.name: item for item in every}
+
+    @property
+    def counted(self) -> dict[str, GresName]:
+        """All that nodes count: `names`, and those of before that are kept."""
+        return {**self.names, **self.kept}
+
+    @cached_property
+    def words(self) -> dict[str, Word]:
+        """`<model>_<profile>` -> what it stands for, where it is no gres name itself."""
+        whole = naming.words(self._named, self.names)
+        found = dict(whole)
+        for word, item in whole.items():
+            for part in self._parts.get(item.name, ()):
+                head = word.removesuffix(self.names[item.name].profile)
+                if set(item.types) <= set(part.types):
+                    found.setdefault(f"{head}{part.profile}", Word(part.name, item.types))
+        return {word: item for word, item in found.items() if word not in self.names}
+
+    @cached_property
+    def unclear(self) -> dict[str, list[str]]:
+        """Plain names that no model keeps -> those to choose from."""
+        return naming.unclear(self._named, self.owners)
+
+    def meaning(self, word: str) -> Word | None:
+        """What a gres name, or a word for one, stands for."""
+        if word in self.names:
+            return Word(word, self.names[word].types)
+        return self.words.get(word)
 
     @cached_property
     def by_memory(self) -> tuple[tuple[int, str], ...]:
         """(memory in NVIDIA's GB, gres name), smallest first: what `mig:20gb` chooses from.
 
         Plain profiles only: who wants media engines or graphics says so. Of equal
-        memory the one with the smaller share of its GPU comes first.
+        memory the one with the smaller share of its GPU comes first, then the one that most
+        GPU types share, for each of them may serve it.
         """
         rows = [
-            (row.name.memory_gb, gres.weight / gres.capacity, gres.name)
-            for model in self.models.values()
-            for row in model.geometry.profiles
-            if not row.name.attribute
-            for gres in [self.name_of(model, row)]
+            (offer.row.name.memory_gb, gres.weight / gres.capacity, -len(gres.types), name)
+            for offer, name in self._named
+            if not offer.row.name.attribute
+            for gres in [self.names[name]]
         ]
         # A stable sort: of equals the fleet's first model wins.
-        ordered = sorted(rows, key=lambda item: item[:2])
-        return tuple(dict.fromkeys((memory, name) for memory, _, name in ordered))
+        ordered = sorted(rows, key=lambda item: item[:3])
+        return tuple(dict.fromkeys((memory, name) for memory, *_, name in ordered))
 
-    def _named(self, offer: list[tuple[Model, GpuProfile]]) -> Iterator[GresName]:
-        model, row = offer[0]
-        if len(offer) == 1:
-            yield from _gres_names("", model, row, (model.type_name,))
-        elif self._one_meaning(offer):
-            types = tuple(dict.fromkeys(model.type_name for model, _ in offer))
-            yield from _gres_names("", model, row, types)
-        else:
-            for model, row in offer:
-                prefix = f"{model.type_name}_"
-                yield from _gres_names(prefix, model, row, (model.type_name,))
-
-    def _one_meaning(self, offer: list[tuple[Model, GpuProfile]]) -> bool:
-        """Whether untyped shards buy the same thing wherever the name is offered."""
-        prices = {
-            (row.profile_id, model.weights.of(model.geometry, row), model.weights.capacity)
-            for model, row in offer
-        }
-        types = {model.type_name for model, _ in offer}
-        mixed = any(
-            types & set(group.types()) and set(group.types()) - types for group in self.groups
-        )
-        # On a node that also has another model, Slurm could take the shards from that one.
-        return len(prices) == 1 and not mixed
-
-    def name_of(self, model: Model, row: GpuProfile) -> GresName:
-        """The gres name under which a model's profile is asked for."""
-        plain = self.names.get(str(row.name))
-        return plain or self.names[f"{model.type_name}_{row.name}"]
+    def name_of(self, group: NodeGroup, model: Model, row: GpuProfile) -> GresName:
+        """The gres name under which a model's profile is counted on nodes of that group."""
+        place = self.groups.index(group)
+        for offer, name in self._named:
+            of = (offer.place, offer.model.type_name, offer.row.name)
+            if of == (place, model.type_name, row.name):
+                return self.names[name]
+        raise KeyError(f"{group.hosts}: {model.type_name} {row.name}")
 
     def counts(self, group: NodeGroup) -> dict[str, int]:
         """`mig` counts of a node of that group: as many as its empty GPUs could hold."""
         found: dict[str, int] = {}
-        for model in group.gpus:
-            for row in model.geometry.profiles:
-                for gres in self._sizes[self.name_of(model, row).name]:
-                    found[gres.name] = found.get(gres.name, 0) + gres.most
+        place = self.groups.index(group)
+        number = Counter(model.type_name for model in group.gpus)
+        for offer, name in self._named:
+            if offer.place == place:
+                kind = offer.model.type_name
+                for gres in self._on(name, offer):
+                    found[gres.name] = found.get(gres.name, 0) + gres.most * number[kind]
+        for gres in self.kept.values():
+            if many := sum(number[kind] for kind in gres.types):
+                found[gres.name] = gres.most * many
         return found
 
+    def _on(self, name: str, offer: Offer) -> Iterator[GresName]:
+        """What is counted for an offer: its name, its parts, and its own name if others have that.
+
+        Else the word for the model would mean the other nodes alone.
+        """
+        kind = offer.model.type_name
+        for base in dict.fromkeys((name, offer.own_name)):
+            if base in self.names:
+                yield self.names[base]
+                yield from (part for part in self._parts.get(base, ()) if kind in part.types)
+
     @cached_property
-    def _sizes(self) -> dict[str, list[GresName]]:
-        """Gres name of a GPU instance -> itself and its smaller compute instances."""
+    def _parts(self) -> dict[str, list[GresName]]:
+        """Gres name of a GPU instance -> its smaller compute instances."""
         found: dict[str, list[GresName]] = {}
         for gres in self.names.values():
-            found.setdefault(gres.base, []).append(gres)
+            if gres.name != gres.base:
+                found.setdefault(gres.base, []).append(gres)
+        return found
+
+    def _gres_names(self, name: str, offers: Sequence[Offer]) -> Iterator[GresName]:
+        """The profile's gres name, and those of compute instances smaller than it."""
+        offer = offers[0]
+        row, weights = offer.row, offer.model.weights
+        weight = weights.of(offer.model.geometry, row)
+        fit = weights.capacity // weight
+        most = min(fit, row.max_instances if row.name.attribute else fit, MAX_INSTANCES)
+        for slices, types in self._sizes(offers).items():
+            profile = replace(row.name, compute_slices=slices or None)
+            yield GresName(
+                name=name.removesuffix(str(row.name)) + str(profile),
+                profile=str(profile),
+                profile_id=row.profile_id,
+                weight=weight,
+                capacity=weights.capacity,
+                most=most * profile.per_gpu_instance,
+                types=tuple(types),
+                base=name,
+                per=profile.per_gpu_instance,
+            )
+
+    def _sizes(self, offers: Sequence[Offer]) -> dict[int, list[str]]:
+        """Compute slices of a part (0: the whole GPU instance) -> the GPU types that sell it."""
+        found: dict[int, list[str]] = {0: []}
+        for offer in offers:
+            kind = offer.model.type_name
+            found[0].append(kind)
+            if {kind, "*"} & set(self.compute_parts):
+                for slices in _compute_sizes(offer.model.geometry, offer.row):
+                    found.setdefault(slices, []).append(kind)
         return found
 
     def gres(self, group: NodeGroup) -> str:
@@ -236,28 +275,6 @@ class Fleet:
             words.append(f"shard:{name}:{number * self.models[name].weights.capacity}")
         words += [f"mig:{name}:{number}" for name, number in self.counts(group).items()]
         return ",".join(words)
-
-
-def _gres_names(
-    prefix: str, model: Model, row: GpuProfile, types: tuple[str, ...]
-) -> Iterator[GresName]:
-    """The profile's gres name, and those of compute instances smaller than it."""
-    weight = model.weights.of(model.geometry, row)
-    fit = model.weights.capacity // weight
-    most = min(fit, row.max_instances if row.name.attribute else fit, MAX_INSTANCES)
-    for slices in (None, *_compute_sizes(model.geometry, row)):
-        profile = replace(row.name, compute_slices=slices)
-        yield GresName(
-            name=f"{prefix}{profile}",
-            profile=str(profile),
-            profile_id=row.profile_id,
-            weight=weight,
-            capacity=model.weights.capacity,
-            most=most * profile.per_gpu_instance,
-            types=types,
-            base=f"{prefix}{row.name}",
-            per=profile.per_gpu_instance,
-        )
 
 
 def _compute_sizes(geometry: Geometry, row: GpuProfile) -> list[int]:

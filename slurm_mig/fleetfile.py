@@ -9,6 +9,9 @@
     [aliases]
     small = "1g.10gb"
 
+    [names]
+    "1g.10gb" = "h100sxm"
+
     [billing]
     by = "largest"
     gpu = { h100sxm = 8, a30 = 2, l40s = 3 }
@@ -21,7 +24,9 @@
 
 GPUs are listed by device minor; those in `whole` are given out as they are, and one
 that is not in the catalogue then stands under Slurm's name for its type. `partitions`
-is for prices: one profile may cost something else in another partition.
+is for prices: one profile may cost something else in another partition. `names` says who
+keeps a plain name that means two things, where it is not who comes first; false: nobody.
+`keep_names` are names of before, `compute_parts` the types whose slices are sold in parts.
 """
 
 from __future__ import annotations
@@ -34,6 +39,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.billing import SHARES
 from slurm_mig.errors import UsageFault
+from slurm_mig.naming import NOBODY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -62,6 +68,9 @@ class FleetText:
     types: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     slices_only: tuple[str, ...] = ()
+    owners: Mapping[str, str] = field(default_factory=dict)
+    compute_parts: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
     hooks: str | None = None
     prices: Mapping[str, float] | float | None = None
     by: str = SHARES[0]
@@ -82,12 +91,25 @@ def read(path: Path) -> FleetText:
         raise UsageFault(f"fleet {path}: {bad}") from None
 
 
+_KEYS: Final = (
+    "hooks",
+    "slices_only",
+    "compute_parts",
+    "keep_names",
+    "types",
+    "names",
+    "aliases",
+    "billing",
+    "nodes",
+)
+
+
 class _Bad(Exception):
     """What is wrong with a key."""
 
 
 def _fleet(data: dict[str, Any]) -> FleetText:
-    _known(data, "", ("hooks", "slices_only", "types", "aliases", "billing", "nodes"))
+    _known(data, "", _KEYS)
     billing = _get(data, "billing", _table, {})
     _known(billing, "[billing] ", ("by", "gpu"))
     return FleetText(
@@ -95,6 +117,9 @@ def _fleet(data: dict[str, Any]) -> FleetText:
         types=_get(data, "types", _words, {}),
         aliases=_get(data, "aliases", _words, {}),
         slices_only=_get(data, "slices_only", _texts, ()),
+        owners=_get(data, "names", _owners, {}),
+        compute_parts=_get(data, "compute_parts", _all_or_texts, ()),
+        keep=_get(data, "keep_names", _texts, ()),
         hooks=_get(data, "hooks", _text, None),
         prices=_get(billing, "gpu", _prices, None),
         by=_get(billing, "by", _share, SHARES[0]),
@@ -180,6 +205,24 @@ def _words(value: Any) -> dict[str, str]:
     return value
 
 
+def _owners(value: Any) -> dict[str, str]:
+    allowed = 'a table such as { "1g.10gb" = "h100" }, of a GPU type or false: nobody'
+    if not isinstance(value, dict):
+        raise ValueError(allowed)  # noqa: TRY004  # as all readers
+    if not all(item is False or (isinstance(item, str) and item) for item in value.values()):
+        raise ValueError(allowed)
+    return {name: item or NOBODY for name, item in value.items()}
+
+
+def _all_or_texts(value: Any) -> tuple[str, ...]:
+    if isinstance(value, bool):
+        return ("*",) if value else ()
+    try:
+        return _texts(value)
+    except ValueError:
+        raise ValueError("true, false, or a list of GPU types") from None
+
+
 def _price(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e9:
         raise ValueError
@@ -217,6 +260,11 @@ def _minors(value: Any) -> tuple[int, ...] | None:
 SAMPLE: Final = """\
 # The nodes of a cluster, for `slurm-mig generate fleet.toml --out DIR`.
 
+# GPU types whose slices are also sold in parts such as 1c.3g.40gb; true for all:
+#compute_parts = ["h100"]
+# Names of before that nodes go on counting while jobs wait with them:
+#keep_names = ["h100_1g.10gb"]
+
 [[nodes]]
 hosts = "gpu[01-04]"
 # By device minor, /dev/nvidia0 first; names as `slurm-mig gpus --supported` lists them.
@@ -226,6 +274,10 @@ gpus = ["NVIDIA H100 80GB HBM3:8"]
 hosts = "a30-[01-02]"
 gpus = ["NVIDIA A30:2"]
 # GPUs that are not carved: whole = [1], or whole = "all".
+
+# Who keeps a plain name that means two things; without it who comes first in this file:
+#[names]
+#"1g.10gb" = "h100"
 
 # Your own words for profiles, and Slurm's type name where yours is another:
 #[aliases]

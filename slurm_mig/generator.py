@@ -100,7 +100,7 @@ def accounting_tres(fleet: Fleet) -> list[str]:
     """Values for AccountingStorageTRES: totals, then one per profile and GPU type."""
     every = (name for group in fleet.groups for name, _ in group.by_minor().values())
     types = [f"gres/gpu:{name}" for name in dict.fromkeys(every)]
-    return ["gres/gpu", *types, "gres/shard", "gres/mig", *(f"gres/mig:{n}" for n in fleet.names)]
+    return ["gres/gpu", *types, "gres/shard", "gres/mig", *(f"gres/mig:{n}" for n in fleet.counted)]
 
 
 def gres_conf(fleet: Fleet) -> str:
@@ -149,20 +149,37 @@ def _lua_table(fleet: Fleet) -> str:
         ]
     )
     small = next((name for name, gres in fleet.names.items() if gres.name != gres.base), "")
-    aliases = ", ".join(f'["{alias}"] = "{name}"' for alias, name in fleet.aliases.items())
     memory = ", ".join(f'{{ gb = {gb}, name = "{name}" }}' for gb, name in fleet.by_memory)
+    unclear = ", ".join(
+        f'["{name}"] = "{" or ".join(names)}"' for name, names in fleet.unclear.items()
+    )
     # Where every type is kept, a request for any GPU is one for theirs.
     every = ("*",) if set(fleet.models) <= set(fleet.slices_only) else ()
     only = ", ".join(f'["{name}"] = true' for name in dict.fromkeys((*fleet.slices_only, *every)))
     return (
         "-- Weights and capacities in shards; `most` instances on one GPU, `per` on one GPU\n"
-        "-- instance; the words that stand for a profile; GPU types that are never given whole.\n"
+        "-- instance; words for them, some of one GPU type only; names that no model keeps; GPU\n"
+        "-- types that are never given whole.\n"
         f"local GRES = {{\n{rows}}}\n"
-        f"local ALIASES = {{ {aliases} }}\n"
+        f"local WORDS = {{\n{_lua_words(fleet)}}}\n"
+        f"local UNCLEAR = {{ {unclear} }}\n"
         f"local BY_MEMORY = {{ {memory} }}\n"
         f"local SLICES_ONLY = {{ {only} }}\n"
         f'local KNOWN = "{known}{f"; parts of them such as {small}" if small else ""}"\n'
     )
+
+
+def _lua_words(fleet: Fleet) -> str:
+    """Each word with the name it stands for, and the GPU type where not all will do."""
+    targets = {word: word for word in fleet.words} | fleet.aliases
+    lines = []
+    for word, target in targets.items():
+        item = fleet.meaning(target)
+        if item is None:  # the fleet has checked its aliases
+            continue
+        only = "" if item.types == fleet.names[item.name].types else f', only = "{item.types[0]}"'
+        lines.append(f'  ["{word}"] = {{ name = "{item.name}"{only} }},\n')
+    return "".join(lines)
 
 
 def _lua_row(item: GresName) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from slurm_mig import catalog, hostlist
 from slurm_mig.errors import UsageFault
-from slurm_mig.fleet import Model, NodeGroup
+from slurm_mig.fleet import Fleet, Model, NodeGroup
 from slurm_mig.simulator import GpuSpec
 from slurm_mig.weights import derive
 
@@ -27,7 +27,8 @@ def fleet_model(product: Product, type_name: str | None = None) -> Model:
     """
     geometry = product.geometry()
     name = type_name or catalog.type_name(product)
-    return Model(name, product.title, geometry, derive(geometry))
+    also = tuple(word for word in catalog.also_called(product) if word != name)
+    return Model(name, product.title, geometry, derive(geometry), also)
 
 
 def gpu_spec(product: Product, name: str, count: int) -> GpuSpec:
@@ -45,6 +46,18 @@ def gpu_spec(product: Product, name: str, count: int) -> GpuSpec:
         geometry=geometry,
         enums={item["profile_id"]: item["nvml_enum_value"] for item in row["profiles"]},
         count=count,
+    )
+
+
+def fleet_of(text: FleetText) -> Fleet:
+    """The fleet that a description means; UsageFault names what cannot be."""
+    return Fleet(
+        node_groups(text),
+        text.aliases,
+        text.slices_only,
+        owners=text.owners,
+        compute_parts=text.compute_parts,
+        keep=text.keep,
     )
 
 

@@ -199,10 +199,13 @@ def _count(type_name: str, node: NodeFacts) -> int:
 
 
 def _named(model: Model, type_name: str, offered: Mapping[str, int]) -> dict[str, int]:
-    """The model's weights under the names of this node; empty when one is missing."""
+    """The model's weights under the names of this node; empty when one is missing.
+
+    A name with the type is surely this model's; the plain one may be another's there.
+    """
     found = {}
     for row in model.geometry.profiles:
-        names = [name for name in (str(row.name), f"{type_name}_{row.name}") if name in offered]
+        names = [name for name in (f"{type_name}_{row.name}", str(row.name)) if name in offered]
         if not names:
             return {}
         found[names[0]] = model.weights.of(model.geometry, row)

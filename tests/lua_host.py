@@ -22,12 +22,12 @@ function slurm.log_error(fmt, ...) table.insert(slurm.logged, string.format(fmt,
 """
 
 
-def fleet(*nodes: tuple[str, ...]) -> Fleet:
+def fleet(*nodes: tuple[str, ...], parts: bool = False) -> Fleet:
     groups = [
         NodeGroup(f"n{place}", tuple(fleet_model(catalog.find(name)) for name in gpus))
         for place, gpus in enumerate(nodes)
     ]
-    return Fleet(tuple(groups))
+    return Fleet(tuple(groups), compute_parts=("*",) if parts else ())
 
 
 class Host:

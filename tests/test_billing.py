@@ -14,7 +14,7 @@ from .test_fleet import group, model_of
 
 def test_by_the_larger_share() -> None:
     """3g of seven slices keeps half of the memory from others; a third of it costs a third."""
-    found = billing(Fleet((group("n1", H100),)), {"h100": 14}, "largest")
+    found = billing(Fleet((group("n1", H100),), compute_parts=("*",)), {"h100": 14}, "largest")
 
     assert found["GRES/gpu:h100"] == 14
     assert found["GRES/mig:1g.10gb"] == pytest.approx(2)

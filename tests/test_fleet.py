@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from functools import cache
-from itertools import combinations
+from itertools import combinations, permutations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from slurm_mig import catalog
+from slurm_mig import catalog, generator
 from slurm_mig.errors import UsageFault
 from slurm_mig.fleet import Fleet, Model, NodeGroup
 from slurm_mig.models import fleet_model
+from slurm_mig.naming import NOBODY, Word
 
 from . import lua_host
-from .conftest import A30, A100, A100_40, H100, RTX
+from .conftest import A30, A100, A100_40, H100, KNOWN, RTX
 
 
 @cache
@@ -31,12 +34,30 @@ def test_one_model() -> None:
 
     assert fleet.gres(fleet.groups[0]) == (
         "gpu:h100:2,shard:h100:62,mig:1g.10gb:14,mig:1g.10gb+me:2,mig:1g.20gb:8,"
+        "mig:2g.20gb:6,mig:3g.40gb:4,mig:4g.40gb:2,mig:7g.80gb:2"
+    )
+    assert fleet.names["3g.40gb"].shard == "shard:h100"
+
+
+def test_parts_are_sold_where_the_site_says_so() -> None:
+    """Not on the other model, though it has the same profiles."""
+    groups = (group("n[1-4]", H100, H100), group("a", A100))
+    fleet = Fleet(groups, compute_parts=("h100",))
+
+    assert fleet.gres(groups[0]) == (
+        "gpu:h100:2,shard:h100:62,mig:1g.10gb:14,mig:1g.10gb+me:2,mig:1g.20gb:8,"
         "mig:2g.20gb:6,mig:1c.2g.20gb:12,"
         "mig:3g.40gb:4,mig:1c.3g.40gb:12,mig:2c.3g.40gb:4,"
         "mig:4g.40gb:2,mig:1c.4g.40gb:8,mig:2c.4g.40gb:4,mig:3c.4g.40gb:2,"
         "mig:7g.80gb:2,mig:1c.7g.80gb:14,mig:2c.7g.80gb:6,mig:3c.7g.80gb:4,mig:4c.7g.80gb:2"
     )
-    assert fleet.names["3g.40gb"].shard == "shard:h100"
+    assert "c." not in fleet.gres(groups[1])
+    assert fleet.names["1c.3g.40gb"].types == ("h100",)
+    assert fleet.meaning("h100_1c.3g.40gb") == Word("1c.3g.40gb", ("h100",))
+    assert fleet.meaning("a100_80gb_1c.3g.40gb") is None
+    assert Fleet(groups, compute_parts=("*",)).names["1c.3g.40gb"].shard == "shard"
+    with pytest.raises(UsageFault, match="types: h100, a100_80gb, or"):
+        Fleet(groups, compute_parts=("h10",))
 
 
 def test_two_models_on_one_node() -> None:
@@ -56,23 +77,144 @@ def test_a_name_with_one_meaning_is_shared() -> None:
     assert fleet.counts(fleet.groups[0])["3g.40gb"] == 2
 
 
-def test_a_name_with_two_meanings_is_typed_everywhere() -> None:
-    """1g.10gb is double-memory on an A100-40GB: the plain name would mean two prices."""
-    fleet = Fleet((group("a", A100_40), group("b", A100)))
+def test_a_name_with_two_meanings_stays_with_who_came_first() -> None:
+    """1g.10gb is double-memory on an A100-40GB: one price would be wrong for one of them."""
+    fleet = Fleet((group("h", H100), group("a", A100), group("b", A100_40)))
 
-    assert "1g.10gb" not in fleet.names
+    assert fleet.names["1g.10gb"].types == ("h100", "a100_80gb")
+    assert fleet.names["1g.10gb"].weight == 4
     assert fleet.names["a100_40gb_1g.10gb"].weight == 7
-    assert fleet.names["a100_80gb_1g.10gb"].weight == 4
-    assert fleet.names["a100_80gb_1g.10gb"].profile == "1g.10gb"
+    assert fleet.names["a100_40gb_1g.10gb"].profile == "1g.10gb"
+    assert "1g.10gb" not in fleet.counts(fleet.groups[2])
     assert fleet.names["3g.20gb"].shard == "shard:a100_40gb"
+    assert fleet.meaning("h100_1g.10gb") == Word("1g.10gb", ("h100",))
+    assert fleet.meaning("a100_1g.10gb") == Word("1g.10gb", ("a100_80gb",))
+    assert fleet.meaning("a100_3g.20gb") == Word("3g.20gb", ("a100_40gb",))
 
 
-def test_a_shared_name_is_typed_where_a_node_mixes_models() -> None:
-    """Untyped shards could come from the A30 beside it."""
+def test_the_site_says_who_keeps_a_name() -> None:
+    """Another than who came first, or nobody: then the choices are named."""
+    groups = (group("h", H100), group("a", A100), group("b", A100_40))
+    fleet = Fleet(groups, owners={"1g.10gb": "a100_40gb"})
+    assert fleet.names["1g.10gb"].types == ("a100_40gb",)
+    assert fleet.names["h100_1g.10gb"].weight == fleet.names["a100_80gb_1g.10gb"].weight == 4
+    assert fleet.names["3g.40gb"].types == ("h100", "a100_80gb")
+
+    nobodys = Fleet(groups, owners={"1g.10gb": NOBODY})
+    choices = ["h100_1g.10gb", "a100_80gb_1g.10gb", "a100_40gb_1g.10gb"]
+    assert nobodys.unclear == {"1g.10gb": choices}
+    code, _, said = lua_host.job_submit("lua53", nobodys).submit(tres_per_node="gres/mig:1g.10gb")
+    assert code == -1
+    assert said.endswith(f"'1g.10gb' differs between GPU models; write {' or '.join(choices)}")
+
+
+@pytest.mark.parametrize(
+    ("owners", "says"),
+    [
+        ({"9g.10gb": "h100"}, "no GPU of the fleet has a profile '9g.10gb'"),
+        ({"3g.20gb": "h100"}, "3g.20gb = 'h100': it is a profile of a100_40gb"),
+        ({"1g.10gb": "h1000"}, "1g.10gb = 'h1000': it is a profile of h100, a100_40gb"),
+    ],
+)
+def test_owners_that_cannot_be(owners: dict[str, str], says: str) -> None:
+    """A typing mistake would give the name to another."""
+    with pytest.raises(UsageFault, match=says):
+        Fleet((group("h", H100), group("b", A100_40)), owners=owners)
+
+
+def test_a_shared_name_is_typed_on_a_node_that_mixes_models() -> None:
+    """Untyped shards could come from the A30 beside it; the others keep the shared name."""
+    groups = (group("h", H100), group("a", A100), group("m", A100, A30))
+    fleet = Fleet(groups)
+
+    assert fleet.names["3g.40gb"].shard == "shard"
+    assert fleet.names["a100_80gb_3g.40gb"].shard == "shard:a100_80gb"
+    assert "3g.40gb" not in fleet.counts(groups[2])
+    # The word for the model means all its nodes.
+    assert all(fleet.counts(one)["a100_80gb_3g.40gb"] == 2 for one in groups[1:])
+    assert fleet.counts(groups[1])["3g.40gb"] == 2
+
+
+def test_a_mixed_node_that_came_first_keeps_its_names() -> None:
+    """Its shards have a type; who comes later cannot share the name, nor take it."""
     fleet = Fleet((group("a", A100, A30), group("h", H100)))
+    assert fleet.names["3g.40gb"].shard == "shard:a100_80gb"
+    assert fleet.names["h100_3g.40gb"].shard == "shard:h100"
 
-    assert set(fleet.names) >= {"a100_80gb_3g.40gb", "h100_3g.40gb", "1g.6gb"}
-    assert "3g.40gb" not in fleet.names
+
+def meanings(fleet: Fleet) -> dict[str, tuple[str, str, int, int, int]]:
+    """What each name and word of a fleet buys, where, and for how many shards."""
+    every = {**{name: fleet.meaning(name) for name in fleet.names}, **fleet.words}
+    found = {}
+    for word, item in every.items():
+        assert item is not None
+        gres = fleet.names[item.name]
+        assert set(item.types) <= set(gres.types)
+        found[word] = (gres.name, gres.profile, gres.profile_id, gres.weight, gres.capacity)
+    return found
+
+
+@pytest.mark.parametrize("pair", list(permutations(KNOWN, 2)), ids="+".join)
+def test_a_later_model_takes_no_name_away(pair: tuple[str, str]) -> None:
+    """Names, words, counts and GPU types of the first are all there, and mean the same."""
+    alone, both = Fleet((group("a", pair[0]),)), Fleet((group("a", pair[0]), group("b", pair[1])))
+
+    assert meanings(alone).items() <= meanings(both).items()
+    assert alone.counts(alone.groups[0]) == both.counts(both.groups[0])
+    for name, gres in alone.names.items():
+        assert set(gres.types) <= set(both.names[name].types)
+
+
+GROUPS = st.lists(st.lists(st.sampled_from(KNOWN), min_size=1, max_size=2), min_size=1, max_size=5)
+
+
+# The first use of a model derives its weights.
+@settings(deadline=None)
+@given(GROUPS, st.lists(st.sampled_from(KNOWN), min_size=1, max_size=2))
+def test_nor_does_any_node_in_any_fleet(groups: list[list[str]], later: list[str]) -> None:
+    """Mixed nodes too; only the word for a model may be counted under its own name from then on."""
+    before = tuple(group(f"n{place}", *gpus) for place, gpus in enumerate(groups))
+    old, new = Fleet(before), Fleet((*before, group("later", *later)))
+
+    for one in before:
+        assert old.counts(one).items() <= new.counts(one).items()
+    for word, (name, *buys) in meanings(old).items():
+        now, *then = meanings(new)[word]
+        assert then == buys
+        assert now == name or now == word != name
+        assert set(old.names[name].types) <= set(new.names[name].types)
+
+
+@settings(deadline=None)
+@given(GROUPS)
+def test_a_model_and_profile_are_always_understood(groups: list[list[str]]) -> None:
+    """By the fleet's type and by the usual ones: one script for every cluster."""
+    fleet = Fleet(tuple(group(f"n{place}", *gpus) for place, gpus in enumerate(groups)))
+    for one in fleet.groups:
+        for model in one.gpus:
+            for row in model.geometry.profiles:
+                item = fleet.meaning(f"{model.type_name}_{row.name}")
+                assert item is not None
+                assert item.types == (model.type_name,)
+                counted = fleet.counts(one)
+                assert counted[item.name] > 0
+                assert counted[fleet.name_of(one, model, row).name] > 0
+                assert all(fleet.meaning(f"{word}_{row.name}") for word in model.also)
+
+
+def test_names_of_before_are_kept_while_jobs_wait() -> None:
+    """Counted on the nodes that had them, in accounting too; new jobs get today's name."""
+    groups = (group("h", H100, H100), group("b", A100_40))
+    fleet = Fleet(groups, keep=("h100_1g.10gb",))
+
+    assert fleet.counts(groups[0])["h100_1g.10gb"] == 14
+    assert "h100_1g.10gb" not in fleet.counts(groups[1])
+    assert "gres/mig:h100_1g.10gb" in generator.accounting_tres(fleet)
+    _, job, _ = lua_host.job_submit("lua53", fleet).submit(tres_per_node="gres/mig:h100_1g.10gb")
+    assert job["tres_per_node"] == "gres/mig:1g.10gb:1,gres/shard:h100:4"
+    for name, says in (("9g.90gb", "means nothing here"), ("1g.10gb", "is counted anyway")):
+        with pytest.raises(UsageFault, match=says):
+            Fleet(groups, keep=(name,))
 
 
 def test_media_profiles_are_bounded_by_count() -> None:
@@ -91,11 +233,7 @@ def test_one_type_name_for_two_models() -> None:
         Fleet((NodeGroup("n1", models),)).gres(NodeGroup("n1", models))
 
 
-def known_keys() -> list[str]:
-    return [item.key for item in catalog.products() if item.known]
-
-
-@pytest.mark.parametrize("pair", list(combinations(known_keys(), 2)), ids="+".join)
+@pytest.mark.parametrize("pair", list(combinations(KNOWN, 2)), ids="+".join)
 def test_what_one_gpu_holds_can_be_asked_for_beside_any_other_model(pair: tuple[str, str]) -> None:
     """Profiles that two models share and ones they do not, in one job of the model with both."""
     fleet = Fleet((group("a", pair[0]), group("b", pair[1])))
@@ -103,7 +241,7 @@ def test_what_one_gpu_holds_can_be_asked_for_beside_any_other_model(pair: tuple[
     for one in fleet.groups:
         model = one.gpus[0]
         for first, second in combinations(model.geometry.profiles, 2):
-            names = [fleet.name_of(model, row) for row in (first, second)]
+            names = [fleet.name_of(one, model, row) for row in (first, second)]
             cost = sum(name.weight for name in names)
             if cost <= model.weights.capacity:
                 asked = ",".join(f"gres/mig:{name.name}:1" for name in names)
@@ -142,7 +280,7 @@ def test_every_known_product_can_be_in_a_fleet() -> None:
 
     for one in fleet.groups:
         for row in one.gpus[0].geometry.profiles:
-            gres = fleet.name_of(one.gpus[0], row)
+            gres = fleet.name_of(one, one.gpus[0], row)
             assert (gres.profile, gres.profile_id) == (str(row.name), row.profile_id)
             assert gres.weight == one.gpus[0].weights.of(one.gpus[0].geometry, row)
 
@@ -151,9 +289,16 @@ def test_every_known_product_can_be_in_a_fleet() -> None:
     ("alias", "target", "says"),
     [
         ("small", "9g.90gb", "'9g.90gb' is no profile here"),
-        ("20gb", "1g.10gb", "write a letter"),
-        ("a:b", "1g.10gb", "write a letter"),
-        ("", "1g.10gb", "write a letter"),
+        ("20gb", "1g.10gb", "as a profile or as an amount of memory"),
+        ("3G.40GB", "1g.10gb", "as a profile or as an amount of memory"),
+        ("1c.3g.40gb+x", "1g.10gb", "as a profile or as an amount of memory"),
+        ("2g", "1g.10gb", "Slurm reads it as a count"),
+        ("12", "1g.10gb", "Slurm reads it as a count"),
+        ("3g.40gb", "1g.10gb", "a profile's name"),
+        ("h100_3g.40gb", "1g.10gb", "a profile's name"),
+        ("a:b", "1g.10gb", "write letters, digits"),
+        ("-a", "1g.10gb", "write letters, digits"),
+        ("", "1g.10gb", "write letters, digits"),
     ],
 )
 def test_aliases_that_cannot_be(alias: str, target: str, says: str) -> None:
@@ -168,8 +313,22 @@ def test_slices_only_of_a_type_there_is_not() -> None:
         Fleet((group("n1", H100),), slices_only=("h1000",))
 
 
+@pytest.mark.parametrize("alias", ["small", "1st", "2g-class", "_x", "a.b+c", "mig_24gb"])
+def test_aliases(alias: str) -> None:
+    """Any word that Slurm takes and nobody reads as something else."""
+    fleet = Fleet((group("n1", H100), group("a", A100)), {alias: "a100_1g.10gb"})
+    _, job, _ = lua_host.job_submit("lua53", fleet).submit(tres_per_node=f"gres/mig:{alias}:2")
+    assert job["tres_per_node"] == "gres/mig:1g.10gb:2,gres/shard:a100_80gb:8"
+
+
 def test_memory_in_a_mixed_fleet() -> None:
-    """By memory, then by share of the GPU; typed names where the plain one means two things."""
-    fleet = Fleet((group("a", A100_40), group("b", A100)))
+    """By memory, by share of the GPU, then the name that most models share: any may serve it."""
+    fleet = Fleet((group("b", A100_40), group("m", A100, A30), group("a", A100), group("h", H100)))
     chosen = [name for gb, name in fleet.by_memory if gb >= 10]
-    assert chosen[:2] == ["a100_80gb_1g.10gb", "a100_40gb_1g.10gb"]
+    assert chosen[:2] == ["a100_80gb_1g.10gb", "h100_1g.10gb"]
+    assert "1g.10gb" in chosen[2:]
+
+    both = Fleet((group("b", A100_40), group("a", A100), group("h", H100)))
+    host = lua_host.job_submit("lua53", both)
+    _, job, _ = host.submit(tres_per_node="gres/mig:40gb")
+    assert job["tres_per_node"] == "gres/mig:3g.40gb:1,gres/shard:14"

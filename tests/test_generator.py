@@ -18,7 +18,7 @@ from slurm_mig.fleet import Fleet, NodeGroup
 from . import lua_host
 from .conftest import A30, A100, A100_40, H100, RTX
 
-FLEET = lua_host.fleet((H100, H100), (RTX, A30))
+FLEET = lua_host.fleet((H100, H100), (RTX, A30), parts=True)
 HOSTS = {version: lua_host.job_submit(version, FLEET) for version in lua_host.VERSIONS}
 FILTERS = {version: lua_host.cli_filter(version, FLEET) for version in lua_host.VERSIONS}
 
@@ -304,7 +304,7 @@ def test_whatever_is_accepted_is_paid_for(version: str, text: str) -> None:
 # -- job_submit.lua: words that stand for a profile -----------------------------
 
 ALIASES = {"small": "1g.10gb", "half": "3g.40gb"}
-SITE = Fleet(FLEET.groups, ALIASES, ("a30",))
+SITE = Fleet(FLEET.groups, ALIASES, ("a30",), compute_parts=("*",))
 SITES = {version: lua_host.job_submit(version, SITE) for version in lua_host.VERSIONS}
 
 
@@ -602,11 +602,43 @@ def test_controller_and_client_agree(version: str, text: str) -> None:
 
 
 @versions
-def test_names_with_two_meanings_are_typed_in_lua_too(version: str) -> None:
-    """`mig:a100_40gb_1g.10gb` costs 7 shards, and the stamp names the plain profile."""
-    host = lua_host.job_submit(version, lua_host.fleet((A100_40,), (A100,)))
+def test_a_model_and_profile_in_lua(version: str) -> None:
+    """Its shards have the model's type, the stamp has the plain profile; the filter agrees."""
+    fleet = lua_host.fleet((A100,), (H100,), (A100_40,))
+    host, client = lua_host.job_submit(version, fleet), lua_host.cli_filter(version, fleet)
 
-    _, job, _ = host.submit(tres_per_node="gres:mig:a100_40gb_1g.10gb:1")
-    assert job["tres_per_node"].endswith(",gres:shard:a100_40gb:7")
-    assert job["comment"] == "slurm-mig=1,1g.10gb/15/7:1"
-    assert host.submit(tres_per_node="gres:mig:1g.10gb:1")[0] == -1
+    for asked, becomes, stamp in (
+        ("mig:a100_40gb_1g.10gb", "mig:a100_40gb_1g.10gb:1,{}shard:a100_40gb:7", "1g.10gb/15/7:1"),
+        ("mig:h100_1g.10gb", "mig:1g.10gb:1,{}shard:h100:4", "1g.10gb/19/4:1"),
+        ("mig:1g.10gb:2", "mig:1g.10gb:2,{}shard:8", "1g.10gb/19/4:2"),
+    ):
+        _, job, _ = host.submit(tres_per_node=f"gres/{asked}")
+        assert job["tres_per_node"] == f"gres/{becomes.format('gres/')}"
+        assert job["comment"] == f"slurm-mig=1,{stamp}"
+        _, options, _ = client.call("slurm_cli_pre_submit", {"gres": asked, "type": "sbatch"})
+        filtered = options[0]["gres"]
+        assert filtered == becomes.format("")
+        # What the client wrote passes, and stays on the model that was meant.
+        code, again, _ = host.submit(tres_per_node="gres/" + filtered.replace(",", ",gres/"))
+        assert (code, again) == (0, job)
+
+
+@versions
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        # Two names of one thing, and two things that no GPU has.
+        ("gres/mig:h100_1g.10gb,gres/mig:1g.10gb", "named twice"),
+        ("gres/mig:h100_1g.10gb,gres/mig:a100_80gb_3g.40gb", "different GPU models"),
+        # Shards of a type that does not have it, and fewer than it costs.
+        ("gres/mig:1g.10gb:1,gres/shard:a100_40gb:4", "leave 'shard:a100_40gb:4' out"),
+        ("gres/mig:1g.10gb:1,gres/shard:h100:3", "leave 'shard:h100:3' out"),
+        ("gres/mig:h100_1g.10gb:1,gres/shard:a100_80gb:4", "leave 'shard:a100_80gb:4' out"),
+        ("gres/mig:h100_1g.10gb:1,gres/shard:4", "leave 'shard:4' out"),
+    ],
+)
+def test_a_word_for_a_model_pays_no_less(version: str, asked: str, says: str) -> None:
+    """Neither with another model's shards nor with fewer."""
+    host = lua_host.job_submit(version, lua_host.fleet((A100,), (H100,), (A100_40,)))
+    code, _, said = host.submit(tres_per_node=asked)
+    assert (code, says in said) == (-1, True), said

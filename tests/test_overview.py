@@ -26,7 +26,7 @@ def node_of(
 ) -> NodeFacts:
     """A node of a generated fleet."""
     group = NodeGroup("n1", tuple(model_of(name) for name in gpus), whole=whole)
-    gres = _configured(Fleet((group, *others)).gres(group))
+    gres = _configured(Fleet((*others, group)).gres(group))
     if shards == ():
         shards = tuple(
             (0, model.weights.capacity if model else 0) for _, model in group.by_minor().values()
@@ -83,7 +83,7 @@ def test_gpus_that_are_not_carved() -> None:
 
 def test_names_with_the_type_before_them() -> None:
     """Where two models give one name to different profiles."""
-    other = (NodeGroup("n2", (model_of(A100_40),)),)
+    other = (NodeGroup("n0", (model_of(A100_40),)),)
     assert one(node_of(A100, others=other)).room["a100_80gb_1g.10gb"] == 7
 
 

@@ -16,14 +16,14 @@ from slurm_mig.cli._common import json_option, print_json
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.errors import NodeFault, Unresolved, UsageFault
 from slurm_mig.files import check_replaceable
-from slurm_mig.fleet import Fleet
 from slurm_mig.fleetfile import FleetText, NodeText
 from slurm_mig.generator import generate
-from slurm_mig.models import node_groups
+from slurm_mig.models import fleet_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from slurm_mig.fleet import Fleet
 
 #: Where `slurm-mig install` puts the hooks unless told otherwise.
 DEFAULT_HOOKS = "/etc/slurm-mig/hooks"
@@ -59,6 +59,13 @@ DEFAULT_HOOKS = "/etc/slurm-mig/hooks"
     metavar="TYPE",
     help="Refuse whole GPUs of this type (* for all) when they are asked for.",
 )
+@click.option(
+    "--compute-parts",
+    "compute_parts",
+    multiple=True,
+    metavar="TYPE",
+    help="Sell slices of this type (* for all) in parts such as 1c.3g.40gb, too.",
+)
 @click.option("--hooks", help=f"Directory of the hooks; {DEFAULT_HOOKS} if not given.")
 @click.option("--out", type=OnePath(path_type=Path, file_okay=False), help="Write files there.")
 @click.option(
@@ -71,6 +78,7 @@ def command(
     types: tuple[str, ...],
     aliases: tuple[str, ...],
     slices_only: tuple[str, ...],
+    compute_parts: tuple[str, ...],
     hooks: str | None,
     out: Path | None,
     check: bool,  # noqa: FBT001
@@ -87,8 +95,9 @@ def command(
             types=_pairs(types, "--gpu-type GPU=TYPE"),
             aliases=_pairs(aliases, "--alias WORD=PROFILE"),
             slices_only=slices_only,
+            compute_parts=compute_parts,
         )
-    elif nodes or types or aliases or slices_only:
+    elif nodes or types or aliases or slices_only or compute_parts:
         raise UsageFault("the fleet stands in a file: put nodes, types and aliases there, too")
     else:
         fleet = fleetfile.read(description)
@@ -113,7 +122,7 @@ def _files(text: FleetText, hooks: str | None) -> Mapping[str, str]:
     _check_hooks(directory)
     if not text.nodes:
         raise UsageFault("no nodes: name a fleet file, or write --node HOSTS=GPU:COUNT")
-    fleet = Fleet(node_groups(text), text.aliases, text.slices_only)
+    fleet = fleet_of(text)
     return generate(fleet, hooks=directory, billing=_billing(fleet, text))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Final
 
 from slurm_mig import catalog
 from slurm_mig.errors import UsageFault
 from slurm_mig.fleet import Fleet, NodeGroup
 from slurm_mig.models import fleet_model
+from slurm_mig.naming import NOBODY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from slurm_mig.catalog import Product
     from slurm_mig.doctor.conf import GresLine, NodeLine
     from slurm_mig.fleet import Model
+
+#: A compute instance smaller than its GPU instance.
+_PART: Final = re.compile(r"[0-9]+c\.")
 
 
 class Reconstruction:
@@ -42,7 +47,8 @@ class Reconstruction:
                 models = tuple(self._model(name, node) for name in types)
                 groups[key] = NodeGroup(node.name, models)
             of_node[node.name] = groups[key]
-        return Fleet(tuple(groups.values())), of_node
+        counts = {of_node[node.name]: node.count("mig") for node in nodes}
+        return _as_counted(counts), of_node
 
     def _model(self, name: str, node: NodeLine) -> Model:
         if name not in self._models:
@@ -66,6 +72,33 @@ class Reconstruction:
             f"GPU type {name or '(none)'!r} of node {node.name} is no model of the catalogue",
             remedy=f"name it: --gpu-type 'NVIDIA ...={name}'",
         )
+
+
+def _as_counted(counts: Mapping[NodeGroup, Mapping[str, int]]) -> Fleet:
+    """The fleet in which these nodes have these names: only its file says who came first."""
+    owners: dict[str, str] = {}
+    own: dict[str, str] = {}
+    parts, keep = set(), set()
+    named_apart: dict[NodeGroup, int] = dict.fromkeys(counts, 0)
+    for group, names in counts.items():
+        for model in group.gpus:
+            kind = model.type_name
+            if any(_PART.match(word.removeprefix(f"{kind}_")) for word in names):
+                parts.add(kind)
+            for row in model.geometry.profiles:
+                profile, typed = str(row.name), f"{kind}_{row.name}"
+                if typed in names:
+                    own.setdefault(profile, NOBODY)
+                    named_apart[group] += 1
+                elif profile in names:
+                    owners.setdefault(profile, kind)
+                if typed in names and profile in names:
+                    keep.add(typed)
+    # A name that is counted apart everywhere is nobody's.
+    order = sorted(counts, key=lambda group: named_apart[group])
+    fleet = Fleet(tuple(order), owners=own | owners, compute_parts=parts)
+    known = [name for name in sorted(keep) if name in fleet.words]
+    return Fleet(tuple(order), owners=own | owners, compute_parts=sorted(parts), keep=known)
 
 
 def gpu_types(node: NodeLine, lines: Sequence[GresLine]) -> tuple[str, ...]:

@@ -68,13 +68,16 @@ class Cluster:
         config: str = "",
         cgroup_conf: str = "",
         aliases: Mapping[str, str] | None = None,
+        compute_parts: Sequence[str] = (),
         prefix: Path | None = None,
     ) -> None:
         """Prepare; `hooks` are others than ours, `aliases` words for profiles.
 
-        The texts are appended to the files of that name.
+        `compute_parts` are GPU types whose slices are sold in parts, too. The texts are
+        appended to the files of that name.
         """
         self._aliases = aliases
+        self._compute_parts = compute_parts
         self.root = root
         self.nodes = tuple(nodes)
         self.conf = root / "conf"
@@ -94,7 +97,8 @@ class Cluster:
         self.root.chmod(0o755)
         self.work.chmod(0o1777)
         self._write_users()
-        fleet = Fleet(tuple(self._build_node(node) for node in self.nodes), self._aliases)
+        groups = tuple(self._build_node(node) for node in self.nodes)
+        fleet = Fleet(groups, self._aliases, compute_parts=self._compute_parts)
         (self.root / "munge/key").write_bytes(secrets.token_bytes(1024))
         (self.root / "munge/key").chmod(0o400)
         hooks = self._install_hooks()

@@ -194,7 +194,7 @@ def running(nodes: Sequence[SandboxNode], **options: Any) -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Two nodes: two H100; an RTX PRO 6000 and an A30."""
-    with running(NODES, aliases={"small": "1g.10gb"}) as made:
+    with running(NODES, aliases={"small": "1g.10gb"}, compute_parts=("*",)) as made:
         yield made
 
 

@@ -93,6 +93,7 @@ class Soak:
             root,
             nodes,
             prefix=PREFIX,
+            compute_parts=("*",),
             # Jobs are forgotten soon, and with them what slurmd reports of them again and again.
             slurm_conf=f"PrologEpilogTimeout={args.timeout}\nMinJobAge=20\n"
             f"SlurmdTimeout={args.away - 10}\nUnkillableStepTimeout=120\n",

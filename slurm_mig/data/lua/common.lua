@@ -11,11 +11,15 @@ local function mentions(text)
     or string.find(lower, "%f[%w]shard%f[%W]") ~= nil
 end
 
--- The gres name that a user's word means: a profile, a site's alias, or memory ("20gb": the
--- smallest profile that has it). Returns nil and a reason for the user.
+-- The gres name that a user's word means, and the GPU type where it has to be that one: a profile,
+-- model and profile, a site's alias, or memory ("20gb": the smallest profile that has it). Returns
+-- nil and a reason for the user.
 local function resolve(word)
   if GRES[word] then return word end
-  if ALIASES[word] then return ALIASES[word] end
+  if WORDS[word] then return WORDS[word].name, WORDS[word].only end
+  if UNCLEAR[word] then
+    return nil, "'" .. word .. "' differs between GPU models; write " .. UNCLEAR[word]
+  end
   local wanted = string.match(word, "^([1-9]%d?%d?%d?)gb$")
   if not wanted then return nil, "unknown MIG profile '" .. word .. "'; known: " .. KNOWN end
   for _, row in ipairs(BY_MEMORY) do
@@ -42,10 +46,10 @@ local function read_gres(text)
         return nil, "cannot read '" .. body .. "'; write mig:<profile>:<count>, count 1 to 99, "
           .. "profiles: " .. KNOWN
       end
-      local profile, problem = resolve(word)
-      if not profile then return nil, problem end
+      local profile, only = resolve(word)
+      if not profile then return nil, only end
       read.prefix = prefix
-      table.insert(read.items, { name = profile, count = tonumber(count) })
+      table.insert(read.items, { name = profile, only = only, count = tonumber(count) })
     elseif name == "shard" then
       table.insert(read.shards, body)
     elseif mentions(token) then
@@ -74,9 +78,15 @@ local function common_types(before, now)
   return both
 end
 
+-- The GPU type of a shard token ("shard:h100:14"), or nil.
+local function type_of_shards(token)
+  return token and string.match(token, "^shard:([^:=]+):%d+$")
+end
+
 -- Shards that the items cost, as one gres token without prefix ("shard:h100:14"); `part`: for
--- a step inside a job. Returns nil and a reason for the user when no GPU could hold them.
-local function price(items, part)
+-- a step inside a job; `kind`: of this GPU type where that is possible. Returns nil and a reason
+-- for the user when no GPU could hold them.
+local function price(items, part, kind)
   local sum, types, capacity, seen = 0, nil, 0, {}
   for _, item in ipairs(items) do
     local gres = GRES[item.name]
@@ -87,7 +97,7 @@ local function price(items, part)
     if item.count > gres.most then
       return nil, item.count .. " x " .. item.name .. ": one GPU holds at most " .. gres.most
     end
-    types = common_types(types, gres.types)
+    types = common_types(types, item.only and { [item.only] = true } or gres.types)
     if next(types) == nil then
       return nil, "profiles of different GPU models in one job: " .. item.name
     end
@@ -99,8 +109,8 @@ local function price(items, part)
       .. "per node, so ask for fewer or for more nodes"
   end
   -- Where several types have all of it any may serve: none of them shares a node with others.
-  local one = next(types)
-  if next(types, one) == nil then return string.format("shard:%s:%d", one, sum) end
+  local one = types[kind or ""] and kind or next(types)
+  if one == kind or next(types, one) == nil then return string.format("shard:%s:%d", one, sum) end
   return string.format("shard:%d", sum)
 end
 

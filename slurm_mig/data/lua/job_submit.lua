@@ -118,7 +118,9 @@ local function apply(job, partitions)
     return false, "whole GPUs and MIG slices in one job are not possible"
   end
   local shards
-  shards, problem = price(read.items)
+  -- cli_filter.lua has written the name that is counted in place of a word for one GPU type: what
+  -- is left of that word are the shards of its type.
+  shards, problem = price(read.items, false, type_of_shards(read.shards[1]))
   if not shards then return false, problem end
   if #read.shards > 1 or (read.shards[1] and read.shards[1] ~= shards) then
     return false, "shards are counted by slurm-mig; leave '" .. read.shards[1] .. "' out"
