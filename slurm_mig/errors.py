@@ -221,6 +221,12 @@ class DoctorFindings(SlurmMigError):
     exit_code = 30
 
 
+class NamesChange(SlurmMigError):
+    """A changed fleet would take names away from jobs, limits and prices that have them."""
+
+    exit_code = 31
+
+
 #: exit code, class, meaning; docs/exit-codes.md is checked against this table.
 EXIT_CODES: Final[tuple[tuple[int, type[SlurmMigError], str], ...]] = (
     (2, UsageFault, "command line not understood, or a named thing does not exist"),
@@ -249,4 +255,5 @@ EXIT_CODES: Final[tuple[tuple[int, type[SlurmMigError], str], ...]] = (
     (28, HardwareMismatch, "the GPUs are not what the configuration says (see the output)"),
     (29, AuditFindings, "audit found what should not be (see the output)"),
     (30, DoctorFindings, "the doctor found errors, or warnings with --strict (see the output)"),
+    (31, NamesChange, "names that jobs ask by would end or change (see the output)"),
 )

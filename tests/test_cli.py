@@ -19,7 +19,7 @@ from slurm_mig.allocation import WHOLE_MIG_OFF, Owner
 from slurm_mig.cli import VERBS
 from slurm_mig.geometry import Placement
 
-from .conftest import A30, A100, H100, RTX, Site, cli_as
+from .conftest import A30, A100, A100_40, H100, RTX, Site, cli_as
 from .test_hooks import STAMP
 
 if TYPE_CHECKING:
@@ -597,6 +597,63 @@ def test_generate_from_a_file(site: Site, tmp_path: Path) -> None:
     assert differs.returncode == 24
     assert differs.stderr.count("\n") == 1
     assert list(parsed(site.cli(*words, "--check", "--json"), 24)["differ"]) == ["slurm.conf.mig"]
+
+
+def test_generate_says_which_names_end(site: Site, tmp_path: Path) -> None:
+    """Another node first, a name that is the site's no more: nothing is written by --check."""
+    path, out = tmp_path / "fleet.toml", tmp_path / "out"
+    words = ["generate", str(path), "--out", str(out)]
+    nodes = [f'[[nodes]]\nhosts = "{name[-3:]}"\ngpus = ["{name}"]\n' for name in (H100, A100_40)]
+    small = '[aliases]\nsmall = "1g.10gb"\n'
+    path.write_text("".join(nodes[:1]) + small)
+    assert site.cli(*words).stderr == ""
+    first = {item.name: item.read_text() for item in out.iterdir()}
+
+    # A node more takes no name away.
+    path.write_text("".join(nodes) + small)
+    refused(site.cli(*words, "--check"), 24, "not what this fleet needs")
+    assert parsed(site.cli(*words, "--check", "--json"), 24)["names"] == []
+
+    path.write_text("".join(reversed(nodes)))
+    refused(site.cli(*words, "--check"), 31, "mig:1g.10gb means something else")
+    names = parsed(site.cli(*words, "--check", "--json"), 31)["names"]
+    assert names == [
+        (
+            "mig:1g.10gb means something else: 1g.10gb of h100 (id 19, 4 of 31 shards) before, 1g.10gb "
+            "of a100_40gb (id 15, 7 of 31 shards) now; jobs that wait with it hold the old shards "
+            "and are refused on the new nodes"
+        ),
+        "the word small is unknown to new jobs",
+    ]
+    assert {item.name: item.read_text() for item in out.iterdir()} == first
+    path.write_text('[names]\n"1g.10gb" = "h100"\n' + "".join(reversed(nodes)) + small)
+    refused(site.cli(*words, "--check"), 24, "not what this fleet needs")
+    done = site.cli(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_fleet_of_before_with_types_before_its_names(site: Site, tmp_path: Path) -> None:
+    """The first release called both models' 1g.10gb by type: the way from there, step by step."""
+    path, out = tmp_path / "fleet.toml", tmp_path / "out"
+    words = ["generate", str(path), "--out", str(out)]
+    nodes = "".join(f'[[nodes]]\nhosts = "{n[-3:]}"\ngpus = ["{n}"]\n' for n in (H100, A100_40))
+    path.write_text('[names]\n"1g.10gb" = false\n' + nodes)
+    site.cli(*words)
+    assert "mig:h100_1g.10gb:7" in (out / "slurm.conf.mig").read_text()
+    assert "mig:1g.10gb:" not in (out / "slurm.conf.mig").read_text()
+
+    path.write_text(nodes)
+    refused(site.cli(*words, "--check"), 31, "mig:h100_1g.10gb is counted no longer")
+    path.write_text('keep_names = ["h100_1g.10gb"]\n' + nodes)
+    refused(site.cli(*words, "--check"), 24, "not what this fleet needs")
+    assert site.cli(*words).stderr == ""
+    text = (out / "slurm.conf.mig").read_text()
+    assert "mig:h100_1g.10gb:7" in text
+    assert "mig:1g.10gb:7" in text
+    path.write_text(nodes)
+    told = site.cli(*words).stderr
+    assert told.startswith("slurm-mig: mig:h100_1g.10gb is counted no longer")
+    assert "new jobs get mig:1g.10gb on h100 for it" in told
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from slurm_mig import fleetfile
 from slurm_mig.billing import by_partition, gpu_types
 from slurm_mig.cli._common import json_option, print_json
 from slurm_mig.cli._usage import OnePath
-from slurm_mig.errors import NodeFault, Unresolved, UsageFault
+from slurm_mig.errors import NamesChange, NodeFault, Unresolved, UsageFault
 from slurm_mig.files import check_replaceable
 from slurm_mig.fleetfile import FleetText, NodeText
 from slurm_mig.generator import generate
@@ -103,9 +103,10 @@ def command(
         fleet = fleetfile.read(description)
     if check and out is None:
         raise UsageFault("--check compares with the files of a directory: name it with --out")
-    files = _files(fleet, hooks)
+    made, files = _files(fleet, hooks)
+    changes = [] if out is None else _renames(out, made)
     if check and out is not None:
-        _compare(out, files, as_json=as_json)
+        _compare(out, files, changes, as_json=as_json)
     elif as_json:
         print_json(files)
     elif out is None:
@@ -115,15 +116,17 @@ def command(
         write_all(out, files)
         for name in files:
             click.echo(str(out / name))
+        for change in changes:
+            click.echo(f"slurm-mig: {change}", err=True)
 
 
-def _files(text: FleetText, hooks: str | None) -> Mapping[str, str]:
+def _files(text: FleetText, hooks: str | None) -> tuple[Fleet, Mapping[str, str]]:
     directory = next(name for name in (hooks, text.hooks, DEFAULT_HOOKS) if name is not None)
     _check_hooks(directory)
     if not text.nodes:
         raise UsageFault("no nodes: name a fleet file, or write --node HOSTS=GPU:COUNT")
     fleet = fleet_of(text)
-    return generate(fleet, hooks=directory, billing=_billing(fleet, text))
+    return fleet, generate(fleet, hooks=directory, billing=_billing(fleet, text))
 
 
 def _billing(fleet: Fleet, text: FleetText) -> dict[str, dict[str, float]]:
@@ -135,26 +138,51 @@ def _billing(fleet: Fleet, text: FleetText) -> dict[str, dict[str, float]]:
     return by_partition(fleet, [node.partitions for node in text.nodes], prices, text.by)
 
 
-def _compare(out: Path, files: Mapping[str, str], *, as_json: bool) -> None:
-    """Show how the files differ from what would be written; Unresolved when they do."""
+def _there(path: Path) -> str:
+    """What was written before; nothing where there is none."""
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as problem:
+        raise NodeFault(f"read {path}: {problem}") from problem
+
+
+def _renames(out: Path, fleet: Fleet) -> list[str]:
+    from slurm_mig.cli._renames import renames
+
+    paths = [out / "slurm.conf.mig", out / "job_submit.lua"]
+    # Writing refuses what is no regular file; a FIFO would keep us waiting here.
+    slurm_conf, job_submit = (_there(path) if path.is_file() else "" for path in paths)
+    return renames(slurm_conf, job_submit, fleet)
+
+
+def _compare(out: Path, files: Mapping[str, str], changes: list[str], *, as_json: bool) -> None:
+    """Show how the files differ from what would be written.
+
+    NamesChange when names would end or change, Unresolved for other differences.
+    """
     differ = {}
     for name, text in files.items():
-        try:
-            there = (out / name).read_text("utf-8")
-        except FileNotFoundError:
-            there = ""
-        except (OSError, UnicodeDecodeError) as problem:
-            raise NodeFault(f"read {out / name}: {problem}") from problem
+        there = _there(out / name)
         if there != text:
             lines = (there.splitlines(), text.splitlines())
             differ[name] = list(
                 difflib.unified_diff(*lines, str(out / name), "generated", lineterm="")
             )
     if as_json:
-        print_json({"differ": differ})
+        print_json({"differ": differ, "names": changes})
     else:
         for diff in differ.values():
             click.echo("\n".join(diff))
+        for change in changes:
+            click.echo(f"names: {change}")
+    if changes:
+        raise NamesChange(
+            f"{len(changes)} names or words of {out} would end or change: {changes[0]}",
+            remedy="keep them ([names], keep_names in the fleet file), or run `slurm-mig generate` "
+            "without --check when no job waits with them: squeue -t PD -O JobID,tres-per-node:60",
+        )
     if differ:
         raise Unresolved(
             f"{', '.join(differ)} in {out}: not what this fleet needs",
