@@ -619,9 +619,9 @@ def test_generate_says_which_names_end(site: Site, tmp_path: Path) -> None:
     names = parsed(site.cli(*words, "--check", "--json"), 31)["names"]
     assert names == [
         (
-            "mig:1g.10gb means something else: 1g.10gb of h100 (id 19, 4 of 31 shards) before, 1g.10gb "
-            "of a100_40gb (id 15, 7 of 31 shards) now; jobs that wait with it hold the old shards "
-            "and are refused on the new nodes"
+            "mig:1g.10gb means something else: 1g.10gb of h100 (id 19, 4 of 31 shards) before, "
+            "1g.10gb of a100_40gb (id 15, 7 of 31 shards) now; jobs that wait with it hold "
+            "the old shards and are refused on the new nodes"
         ),
         "the word small is unknown to new jobs",
     ]
