@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig import hostlist
 from slurm_mig.errors import NodeFault, SlurmFault
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 #: Bytes of squeue's columns for a job's number and for its AdminComment; no argument of a
 #: command can be twice as long (execve(2), MAX_ARG_STRLEN).
 ID_WIDTH, COMMENT_WIDTH = 20, 65000
+
+#: Limits in TRES that a QOS and an association can have (sacctmgr(1)).
+LIMITS: Final = (
+    "GrpTRES", "GrpTRESMins", "GrpTRESRunMins", "MaxTRES", "MaxTRESPerNode", "MaxTRESMins",
+)  # fmt: skip
 
 #: Columns that sacct is asked for.
 SACCT_CELLS = 7
@@ -190,6 +195,25 @@ class CommandClient:
             key.strip().lower(): "" if value.strip() == "(null)" else value.strip()
             for key, _, value in pairs
         }
+
+    def limits(self, cluster: str) -> Iterator[tuple[tuple[str, ...], str, str]]:
+        """Limits that slurmdbd keeps: whose, which, and its TRES (sacctmgr(1)).
+
+        Whose: `("qos", name)`, or `("assoc", account, user, partition)`. What stands behind the
+        names has a fixed number of columns: they are counted from the end.
+        """
+        every = (
+            ("qos", (), "Name", (*LIMITS, "MaxTRESPerUser", "MaxTRESPerAccount", "MinTRES")),
+            ("assoc", ("where", f"cluster={cluster}"), "Account,User,Partition", LIMITS),
+        )
+        for kind, which, names, keys in every:
+            layout = ",".join((names, *keys))
+            output = self._run("sacctmgr", "-n", "-P", "show", kind, *which, f"format={layout}")
+            for line in filter(None, output.split("\n")):
+                head, *values = line.rsplit("|", len(keys))
+                for key, tres in zip(keys, values, strict=False):
+                    if tres:
+                        yield (kind, *head.split("|")), key, tres
 
     def credential_lifetime(self) -> int:
         """AuthInfo cred_expire in seconds (slurm.conf(5); 120 unless set)."""

@@ -37,7 +37,7 @@ EXCUSED = {
 }
 #: What only a Slurm can answer.
 SLURM = re.compile(
-    r"(sbatch|srun|salloc|squeue|scontrol|scancel|sacct|sinfo)\b|.*\s--(slurm|cluster|reconcile)\b"
+    r"(sbatch|srun|salloc|squeue|scontrol|scancel|sacctmgr|sacct|sinfo)\b|.*\s--(slurm|cluster|reconcile)\b"
     r"|slurm-mig reconcile(?!.*--(no-slurm|boot))"
 )
 #: What may be run: the rest needs a line above.
@@ -103,6 +103,7 @@ BEFORE: dict[tuple[str, int | str], Sequence[str]] = {
     ("security.md", 0): HELD,
     ("upgrade.md", "/opt/slurm-mig-new"): ["cp -a /opt/slurm-mig /opt/slurm-mig-new"],
     ("admin.md", "slurm-mig generate fleet.toml"): ["fleet.toml"],
+    ("from-static-mig.md", "slurm-mig generate fleet.toml"): ["fleet.toml"],
 }
 #: GPUs of the machine; two where a page is not here.
 GPUS = {"audit.md": 8}
@@ -271,7 +272,7 @@ TABLES = {item.table for item in SETTINGS}
 @pytest.mark.parametrize("path", pages.PAGES, ids=lambda path: path.name)
 def test_config_keys_in_the_text_exist(path: Path) -> None:
     """`key` in `[table]`, and [table]s themselves; those of a fleet file are its own."""
-    fleet = {"nodes", "types", "aliases", "billing"}
+    fleet = {"nodes", "types", "aliases", "billing", "words", "defaults"}
     text = prose(path)
     for table in re.findall(r"(?<!\[)`\[(\w+)\]`|\[(\w+)\] table", text):
         assert (table[0] or table[1]) in TABLES | fleet, (path.name, table)

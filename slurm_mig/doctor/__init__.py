@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from slurm_mig.doctor import (  # importing them fills the table
     cgroup_checks,
     gres_checks,
+    limit_checks,
     lua_checks,
     node_checks,
     nvidia_checks,
@@ -20,7 +21,15 @@ from slurm_mig.doctor.check import CHECKS
 if TYPE_CHECKING:
     from slurm_mig.doctor.check import Check
 
-MODULES = (slurm_checks, gres_checks, lua_checks, node_checks, cgroup_checks, nvidia_checks)
+MODULES = (
+    slurm_checks,
+    limit_checks,
+    gres_checks,
+    lua_checks,
+    node_checks,
+    cgroup_checks,
+    nvidia_checks,
+)
 
 
 def all_checks() -> list[Check]:

@@ -27,6 +27,7 @@ AREAS: Final = {
     "version": "Slurm's release",
     "slurmctld": "what slurmctld has loaded",
     "registered": "what slurmctld says of the nodes",
+    "limits": "limits that slurmdbd keeps",
     "fleet": "the GPU models behind the GPU types",
     "node": "this machine as a node",
     "config": "slurm-mig's configuration",
@@ -66,6 +67,21 @@ class PathFacts:
     def missing(self) -> bool:
         """Whether there is nothing, or nothing that can be reached."""
         return bool(self.problem)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A limit of a QOS or an association, as sacctmgr shows it.
+
+    `where` says whose it is, `change` is what `sacctmgr modify` calls it; `others` have the
+    same. `tres` is a text such as `cpu=4,gres/gpu=1`.
+    """
+
+    where: str
+    change: str
+    key: str
+    tres: str
+    others: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +177,7 @@ class Facts:
     version: tuple[int, ...] = ()
     live: Mapping[str, str] = field(default_factory=dict)
     registered: Mapping[str, NodeFacts] = field(default_factory=dict)
+    limits: tuple[Limit, ...] = ()
     job_submit: LuaFile = LuaFile(())
     cli_filter: LuaFile = LuaFile(())
     lua_code: Mapping[str, str] = field(default_factory=dict)

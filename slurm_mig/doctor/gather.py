@@ -11,7 +11,7 @@ import os
 import shlex
 import socket
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from glob import glob
 from pathlib import Path
@@ -28,6 +28,7 @@ from slurm_mig.doctor.facts import (
     Holder,
     HookFacts,
     KernelFacts,
+    Limit,
     LuaFile,
     PathFacts,
     Unit,
@@ -73,6 +74,9 @@ UNIT_DIRECTORIES: Final = (
 
 #: What is looked at on the node itself.
 LOCAL: Final = ("driver", "kernel", "processes", "ledger", "units")
+
+#: Words of AccountingStorageEnforce with which limits hold (slurm.conf(5)).
+ENFORCED: Final = ("limits", "safe", "all", "qos")
 
 LUA: Final = ("job_submit.lua", "cli_filter.lua")
 
@@ -146,6 +150,7 @@ class _Gatherer:
             version=version,
             live=self.live,
             registered=dict(self._registered()),
+            limits=self._limits(),
             job_submit=self._job_submit(),
             cli_filter=self._cli_filter(),
             lua_code={name: generator.lua_code(name) for name in LUA},
@@ -244,6 +249,22 @@ class _Gatherer:
                 yield name, self._client.node(name)
             except SlurmFault as fault:
                 self.gaps["registered"] = str(fault)
+
+    def _limits(self) -> tuple[Limit, ...]:
+        """What slurmdbd has of limits, where they are enforced; equal ones of users together."""
+        enforced = self.live.get("accountingstorageenforce", "")
+        if not conf.has_word(enforced, *ENFORCED):
+            return ()
+        found: dict[tuple[str, str, str], Limit] = {}
+        try:
+            for (kind, *names), key, tres in self._client.limits(self.live.get("clustername", "")):
+                limit = _limit(kind, names, key, tres)
+                same = (limit.where if kind == "qos" else kind, key, tres)
+                known = found.get(same)
+                found[same] = replace(known, others=known.others + 1) if known else limit
+        except SlurmFault as fault:
+            self.gaps["limits"] = str(fault)
+        return tuple(found.values())
 
     @cached_property
     def version(self) -> tuple[int, ...]:
@@ -547,6 +568,20 @@ class _Gatherer:
             path = next((item / name for item in folders if (item / name).exists()), None)
             if path is not None:
                 yield Unit(name, str(path), _read(str(path)) or "")
+
+
+def _limit(kind: str, names: list[str], key: str, tres: str) -> Limit:
+    """A limit with the words for it, and those by which sacctmgr changes it."""
+    if kind == "qos":
+        name = "|".join(names)
+        return Limit(f"QOS {name}", f"qos where name={name}", key, tres)
+    account, user, partition = (*names, "", "", "")[:3]
+    where = f"account {account}" + (f", user {user}" if user else "")
+    where += f", partition {partition}" if partition else ""
+    change = (
+        f"user where name={user} account={account}" if user else f"account where name={account}"
+    )
+    return Limit(where, change, key, tres)
 
 
 def look(path: Path, *, content: bool = False) -> PathFacts:

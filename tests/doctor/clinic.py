@@ -54,6 +54,14 @@ esac
 """
 
 
+SACCTMGR = """\
+#!/bin/sh
+# sacctmgr -n -P show KIND ...
+cat "{root}/limits-$4" 2>/dev/null
+exit 0
+"""
+
+
 @dataclass
 class Clinic:
     """A site with all the files that the doctor reads; each test breaks one thing of it."""
@@ -130,6 +138,12 @@ class Clinic:
         line = f"NodeName=n1 State={state} Gres={words}(S:0-1)"
         (self.root / "bin/node").write_text(f"{line}{end}\n")
 
+    def limits(self, kind: str, *lines: str) -> None:
+        """Let slurmdbd have limits, and slurmctld enforce them; lines as sacctmgr prints them."""
+        self.loaded(AccountingStorageEnforce="associations,limits,qos")
+        self.add("slurm.conf", "AccountingStorageEnforce=limits")
+        (self.root / f"bin/limits-{kind}").write_text("".join(f"{line}\n" for line in lines))
+
     def machine_facts(self, change: Callable[[dict[str, object]], None]) -> None:
         """Rewrite what the simulated machine is."""
         path = self.sim / "machine.json"
@@ -205,6 +219,8 @@ def _programs(clinic: Clinic) -> None:
     folder.mkdir()
     (folder / "scontrol").write_text(SCONTROL.format(root=folder))
     (folder / "scontrol").chmod(0o755)
+    (folder / "sacctmgr").write_text(SACCTMGR.format(root=folder))
+    (folder / "sacctmgr").chmod(0o755)
     clinic.release("24.11.5")
 
 

@@ -60,6 +60,23 @@ def other_counts(clinic: Clinic) -> None:
     clinic.registered(gres={"mig:3g.40gb": 1})
 
 
+def one_gpu_a_user(clinic: Clinic) -> None:
+    clinic.limits("qos", "normal||||||||||", "gpu|||||||gres/gpu=1||")
+
+
+def a_gpu_at_least(clinic: Clinic) -> None:
+    clinic.limits("qos", "gpu|||||||||gres/gpu=1")
+
+
+def cpus_for_each_gpu(clinic: Clinic) -> None:
+    clinic.add("slurm.conf", "PartitionName=gpu Nodes=ALL DefCpuPerGPU=4 DefMemPerGPU=16000")
+
+
+def gpus_have_a_price(clinic: Clinic) -> None:
+    text = 'TRESBillingWeights="CPU=1,GRES/gpu=8"'
+    clinic.add("slurm.conf", f"PartitionName=gpu Nodes=n1 {text}")
+
+
 def drained(clinic: Clinic) -> None:
     clinic.loaded()
     clinic.registered("IDLE+DRAIN", "slurm-mig: no driver")
@@ -241,6 +258,10 @@ BROKEN: dict[str, Callable[[Clinic], None]] = {
     "SM133": without("TaskProlog="),
     "SM134": several_prologs,
     "SM135": files_only,
+    "SM141": one_gpu_a_user,
+    "SM142": a_gpu_at_least,
+    "SM143": cpus_for_each_gpu,
+    "SM144": gpus_have_a_price,
     "SM201": no_mig,
     "SM202": write("AutoDetect=off", "AutoDetect=nvml", "gres.conf"),
     "SM203": lambda clinic: clinic.add("gres.conf", "Name=mig Type=3g.40gb Count=4"),
@@ -367,3 +388,72 @@ def test_nvidia_drm_beside_an_ampere(admit: Callable[..., Clinic]) -> None:
         clinic = admit(name)
         clinic.site.machine.tree.load_drm(modeset=modeset)
         assert set(clinic.codes()) == found
+
+
+# -- limits ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "lines"),
+    [
+        # Slices are limited, too, or nothing of GPUs is.
+        ("qos", ["gpu|gres/gpu=4,gres/shard=124||||||||"]),
+        ("qos", ["gpu|gres/gpu=4,gres/mig:3g.40gb=2||||||||"]),
+        ("qos", ["cpu|cpu=100||||||||"]),
+        ("assoc", ["physics|alice||||||||"]),
+    ],
+)
+def test_limits_that_are_in_order(clinic: Clinic, kind: str, lines: list[str]) -> None:
+    """No false alarm."""
+    clinic.limits(kind, *lines)
+    assert clinic.codes() == []
+
+
+def test_limits_of_many_users_are_one_finding(clinic: Clinic) -> None:
+    """A thousand users with the same limit; a name with Slurm's separator in it."""
+    users = [f"physics|user{number}||gres/gpu=2|||||" for number in range(1000)]
+    clinic.limits("assoc", *users, "root|||gres/gpu:h100=8|||||")
+    first, second = clinic.result().findings
+    assert first.check.code == second.check.code == "SM141"
+    assert "account physics, user user0 and 999 more: GrpTRES=gres/gpu=2" in first.evidence
+    assert "user where name=user0 account=physics set GrpTRES=gres/shard=62" in first.fix
+    assert "account root: GrpTRES=gres/gpu:h100=8" in second.evidence
+    clinic.limits("assoc")
+    clinic.limits("qos", "a|b|||||||gres/gpu=1||")
+    assert "QOS a|b: MaxTRESPerUser=gres/gpu=1" in clinic.result().findings[0].evidence
+
+
+def test_limits_that_nobody_enforces(clinic: Clinic) -> None:
+    """Slurm does not heed them, so they are no finding."""
+    one_gpu_a_user(clinic)
+    clinic.drop("slurm.conf", "AccountingStorageEnforce")
+    clinic.loaded()
+    assert clinic.codes() == []
+
+
+def test_a_slurmdbd_that_does_not_answer(clinic: Clinic) -> None:
+    """What could not be looked at is named, never good."""
+    one_gpu_a_user(clinic)
+    (clinic.root / "bin/sacctmgr").write_text("#!/bin/sh\necho down >&2\nexit 1\n")
+    result = clinic.result()
+    assert result.findings == ()
+    assert dict(result.skipped) == {"limits": ("SM141", "SM142")}
+
+
+def test_defaults_that_the_fleet_file_has(clinic: Clinic) -> None:
+    """For the partition, or for all; a partition of other nodes does not matter."""
+    cpus_for_each_gpu(clinic)
+    text = clinic.file("job_submit.lua").read_text()
+    for row in (
+        'partitions = { ["gpu"] = true }, cpus = 4, memory = 16000',
+        "cpus = 4, memory = 9",
+    ):
+        table = f"local DEFAULTS = {{\n  {{ {row} }},\n}}\n"
+        clinic.file("job_submit.lua").write_text(f"{table}{text}")
+        assert "SM143" not in clinic.codes()
+    clinic.file("job_submit.lua").write_text(text)
+    clinic.drop("slurm.conf", "PartitionName=gpu")
+    clinic.add("slurm.conf", "PartitionName=v100 Nodes=login DefCpuPerGPU=4")
+    assert "SM143" not in clinic.codes()
+    clinic.add("slurm.conf", "PartitionName=mig Nodes=n1,login JobDefaults=DefCpuPerGPU=4")
+    assert "SM143" in clinic.codes()

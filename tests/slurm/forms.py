@@ -340,6 +340,14 @@ def run_world(kind: type[World], forms: Sequence[Form]) -> tuple[str, dict[str, 
         world.remove()
 
 
+def side_by_side(forms: Sequence[Form]) -> tuple[str, dict[str, Gave], dict[str, Gave]]:
+    """Slurm's version, what static MIG gave, and what ours gave."""
+    with ThreadPoolExecutor(2) as pool:
+        worlds = [pool.submit(run_world, kind, forms) for kind in (Static, Ours)]
+        (version, static), (_, ours) = (future.result() for future in worlds)
+    return version, static, ours
+
+
 def judged(version: str, static: dict[str, Gave], ours: dict[str, Gave]) -> list[dict[str, Any]]:
     """A row for each form: what both gave, and whether that is equal, or why it is not."""
     rows = []
@@ -380,9 +388,7 @@ def main() -> int:
     forms = [form for form in every() if re.search(asked.only, form.name)]
     if not forms:
         sys.exit(f"no form matches {asked.only}")
-    with ThreadPoolExecutor(2) as pool:
-        worlds = [pool.submit(run_world, kind, forms) for kind in (Static, Ours)]
-        (version, static), (_, ours) = (future.result() for future in worlds)
+    version, static, ours = side_by_side(forms)
     rows = judged(version, static, ours)
     if asked.out:
         asked.out.write_text(json.dumps({"version": version, "rows": rows}, indent=1))

@@ -27,6 +27,18 @@ class Excuse:
 
 EXCUSES: Final = (
     Excuse(
+        "impossible",
+        r"^option( of mig)?: --exclusive$",
+        "a whole node takes every shard of it, so that a job with shards waits for ever; refused",
+        gives="^refused",
+    ),
+    Excuse(
+        "impossible",
+        r"^option of mig: (srun )?--gpu-freq",
+        "the client refuses --gpu-freq without a gres called gpu; beside gpu: words it works",
+        gives="^refused",
+    ),
+    Excuse(
         "better",
         r"typed: --gres=gpu:(3g\.40gb|1g\.10gb=1)$|published: .*--gres=gpu:1g\.20gb --mem",
         "Slurm reads a type that begins with a digit as a count; ours reads the slice",

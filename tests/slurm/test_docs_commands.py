@@ -35,7 +35,7 @@ FILES = (
     "echo 'import os; print(os.environ[\"CUDA_VISIBLE_DEVICES\"])' >train.py",
 )
 #: Pages that speak of accounting.
-DATABASE = ("admin.md", "audit.md")
+DATABASE = ("admin.md", "audit.md", "from-static-mig.md")
 
 
 def wanted(page: str) -> Iterator[tuple[int, pages.Block]]:
