@@ -149,12 +149,19 @@ class Allocator:
     # -- allocate ------------------------------------------------------------
 
     def allocate(
-        self, owner: Owner, request: Request, gpu: Gpu, start: int | None = None
+        self,
+        owner: Owner,
+        request: Request,
+        gpu: Gpu,
+        start: int | None = None,
+        *,
+        part: bool = False,
     ) -> Allocation:
         """Carve a request on one GPU: all of it, or nothing of it stays.
 
         The planner chooses the placement, unless an administrator names the
-        `start` unit of a single instance.
+        `start` unit of a single instance. Of a `part` of what a job has its tasks are
+        told nothing yet (`publish_several`).
 
         Stages: sweep, look, plan, intend, carve, close, activate, publish. Raises
         NoRoom or ProfileNotOffered (a job's fault) before anything is made, or a
@@ -167,7 +174,7 @@ class Allocator:
             held = self._held_already(owner, gpu, str(request))
             if held is not None:
                 self._close_nodes(held)
-                self._publish(held, request, gpu)
+                self._publish(held, request, gpu, part=part)
                 return held
             self._refuse_whole(gpu, owner)
             gpu = self._with_mig_mode(now)
@@ -179,7 +186,7 @@ class Allocator:
                 record = self._carve(record, gpu, {item.gi_id for item in there})
                 self._close_nodes(record)
                 record = self._ledger.save(record.moved(phases.ACTIVE), phases.ACTIVE)
-                self._publish(record, request, gpu)
+                self._publish(record, request, gpu, part=part)
                 undo.pop_all()
         return record
 
@@ -468,20 +475,31 @@ class Allocator:
                     record.gpu_minor, item.gi_id, item.ci_id, record.owner.uid, record.owner.gid
                 )
 
-    def _publish(self, record: Allocation, request: Request, gpu: Gpu) -> None:
+    def _publish(
+        self, record: Allocation, request: Request, gpu: Gpu, *, part: bool = False
+    ) -> None:
         owner = record.owner
         if owner.job_id is None:
             return
-        leases = ""
-        if len(record.instances) > 1:
-            # Nobody else can guess it, so nobody can be there first.
-            run = f"{owner.job_id}.{owner.restart}"
-            fresh = f"{self._tasks.leases}-{run}-{os.urandom(8).hex()}"
-            leases = self._files.leases(owner) or fresh
-            self._files.mark(owner, leases=leases)
-        lines = environment.slice_lines(record, request, self._tasks, leases)
-        self._files.publish(owner, lines)
+        if not part:
+            leases = self._leases(owner) if len(record.instances) > 1 else ""
+            lines = environment.slice_lines(record, request, self._tasks, leases)
+            self._files.publish(owner, lines)
         self._feeds.show(record, gpu.index)
+
+    def _leases(self, owner: Owner) -> str:
+        """Where the job's steps write down which slices they took; put on its mark."""
+        # Nobody else can guess it, so nobody can be there first.
+        run = f"{owner.job_id}.{owner.restart}"
+        fresh = f"{self._tasks.leases}-{run}-{os.urandom(8).hex()}"
+        leases = self._files.leases(owner) or fresh
+        self._files.mark(owner, leases=leases)
+        return leases
+
+    def publish_several(self, owner: Owner, given: Sequence[tuple[int, Allocation]]) -> None:
+        """Tell the tasks of a job with slices on several GPUs: (Slurm's index, its part)."""
+        leases = self._leases(owner)
+        self._files.publish(owner, environment.several_lines(given, self._tasks, leases))
 
     def _roll_back(self, number: int, gpu: Gpu) -> None:
         """Undo a carve that failed; what cannot be undone stays on record for the next hook."""

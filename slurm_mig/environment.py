@@ -6,6 +6,8 @@ slurmd. Lines, each a word and its values:
 
     slice UUID PROFILE INDEX GPU   one MIG device; INDEX is its GPU's in Slurm's count
     whole                          the slices stand for whole GPUs: a step sees its GPUs' ones
+    several PROFILE:COUNT;...      whole GPUs that are paid for slices, and what is on each: a
+                                   step sees as many slices of its GPUs as it asked for
     shards N                       what the job pays: a step with fewer sees a part
     share N PROFILE:COUNT ...      what a step with N shards asked for; `ask` if that is not
                                    the only combination of that price
@@ -57,6 +59,22 @@ def slice_lines(record: Allocation, request: Request, settings: TaskSettings, le
     lines += [f"bind {settings.bind}"]
     if leases:
         lines += [f"leases {leases}"]
+    if settings.scontrol:
+        lines += [f"scontrol {settings.scontrol}"]
+    return _text(lines, settings)
+
+
+def several_lines(
+    given: Sequence[tuple[int, Allocation]], settings: TaskSettings, leases: str
+) -> str:
+    """The file of a job with slices on several GPUs: (Slurm's index, allocation) of each GPU.
+
+    What a step asked for stands in no variable: its GPUs do, and Slurm tells the rest.
+    """
+    parts = ";".join(record.request for _, record in given)
+    lines = [f"several {parts}"]
+    lines += [line for index, record in given for line in _slices(record, index)]
+    lines += [f"bind {settings.bind}", f"leases {leases}"]
     if settings.scontrol:
         lines += [f"scontrol {settings.scontrol}"]
     return _text(lines, settings)

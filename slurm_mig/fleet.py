@@ -64,13 +64,15 @@ class Fleet:
         owners: Mapping[str, str] | None = None,
         compute_parts: Collection[str] = (),
         keep: Collection[str] = (),
+        several_gpus: int | None = None,
     ) -> None:
         """Sort out who is called what.
 
         `aliases`: a site's own words -> what they stand for; `slices_only`: GPU types that are
         never given whole, or `*`; `owners`: profile -> GPU type that keeps its plain name, or
         NOBODY; `compute_parts`: GPU types whose GPU instances are sold in parts, too, or `*`;
-        `keep`: names of before that nodes go on counting, for jobs that wait with them.
+        `keep`: names of before that nodes go on counting, for jobs that wait with them;
+        `several_gpus`: GPUs of a node that a job may have slices of, None as many as there are.
 
         Raises UsageFault for a word that means nothing or could be read as something else,
         and for a GPU type that is not in the fleet.
@@ -80,6 +82,7 @@ class Fleet:
         self.groups = groups
         self.aliases = dict(aliases or {})
         self.slices_only = tuple(slices_only)
+        self.several_gpus = several_gpus
         self.compute_parts = tuple(compute_parts)
         self.owners = dict(owners or {})
         for name in (*self.slices_only, *self.compute_parts):

@@ -2,6 +2,7 @@
 
     hooks = "/etc/slurm-mig/hooks"
     slices_only = ["a30"]
+    several_gpus = 4
 
     [types]
     "NVIDIA H100 80GB HBM3" = "h100sxm"
@@ -27,6 +28,8 @@ that is not in the catalogue then stands under Slurm's name for its type. `parti
 is for prices: one profile may cost something else in another partition. `names` says who
 keeps a plain name that means two things, where it is not who comes first; false: nobody.
 `keep_names` are names of before, `compute_parts` the types whose slices are sold in parts.
+`several_gpus` is how many GPUs of a node a job may have slices of: true (as many as there
+are), false, or a number.
 """
 
 from __future__ import annotations
@@ -71,6 +74,7 @@ class FleetText:
     owners: Mapping[str, str] = field(default_factory=dict)
     compute_parts: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
+    several_gpus: int | None = None
     hooks: str | None = None
     prices: Mapping[str, float] | float | None = None
     by: str = SHARES[0]
@@ -96,6 +100,7 @@ _KEYS: Final = (
     "slices_only",
     "compute_parts",
     "keep_names",
+    "several_gpus",
     "types",
     "names",
     "aliases",
@@ -120,6 +125,7 @@ def _fleet(data: dict[str, Any]) -> FleetText:
         owners=_get(data, "names", _owners, {}),
         compute_parts=_get(data, "compute_parts", _all_or_texts, ()),
         keep=_get(data, "keep_names", _texts, ()),
+        several_gpus=_get(data, "several_gpus", _several, None),
         hooks=_get(data, "hooks", _text, None),
         prices=_get(billing, "gpu", _prices, None),
         by=_get(billing, "by", _share, SHARES[0]),
@@ -238,6 +244,15 @@ def _prices(value: Any) -> dict[str, float] | float:
         raise ValueError(
             "units for a whole GPU, from 0 on, or a table of GPU types with them"
         ) from None
+
+
+def _several(value: Any) -> int | None:
+    """GPUs, None for as many as a node has."""
+    if isinstance(value, bool):
+        return None if value else 1
+    if not isinstance(value, int) or not 1 <= value <= 256:
+        raise ValueError("true, false, or how many GPUs of a node: 1 to 256")
+    return value
 
 
 def _share(value: Any) -> str:

@@ -10,6 +10,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig import __version__
+from slurm_mig.packing import lua_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,6 +25,12 @@ FILES: Final = (
     "job_submit.lua",
     "cli_filter.lua",
 )
+
+#: What each Lua file is put together from, below data/lua.
+_PARTS: Final = {
+    "job_submit.lua": ("common.lua", "several.lua", "job_submit.lua"),
+    "cli_filter.lua": ("common.lua", "cli_filter.lua"),
+}
 
 #: Seconds for BatchStartTimeout: more than a hook takes before it is ended, with the defaults.
 BATCH_START: Final = 325
@@ -130,13 +137,14 @@ def cgroup_conf() -> str:
 
 def lua(fleet: Fleet, name: str) -> str:
     """job_submit.lua or cli_filter.lua: the fleet's table, the common part, the file's own."""
-    return _head("--", name) + "\n" + _lua_table(fleet) + lua_code(name)
+    table = _lua_table(fleet) + (lua_table(fleet) if "several.lua" in _PARTS[name] else "")
+    return _head("--", name) + "\n" + table + lua_code(name)
 
 
 def lua_code(name: str) -> str:
     """What follows the fleet's table in job_submit.lua or cli_filter.lua: the same for all."""
     folder = resources.files("slurm_mig").joinpath("data/lua")
-    parts = [folder.joinpath(part).read_text("utf-8") for part in ("common.lua", name)]
+    parts = [folder.joinpath(part).read_text("utf-8") for part in _PARTS[name]]
     return "\n".join(["", *parts])
 
 

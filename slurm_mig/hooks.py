@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from slurm_mig.allocator import Allocator
     from slurm_mig.driver import Gpu
     from slurm_mig.node import Node
-    from slurm_mig.request import Request
+    from slurm_mig.request import Request, Several
     from slurm_mig.watch import Ended
 
 #: Exit code of a hook that met something it has no name for.
@@ -98,7 +98,7 @@ class Job:
                 remedy="this program is for slurmd to call",
             ) from problem
 
-    def stamped(self) -> Request | None:
+    def stamped(self) -> Request | Several | None:
         """The request that job_submit.lua stamped on the job; BadRequest if it cannot be read."""
         return requests.from_stamp(self.extra) or requests.from_stamp(self.comment)
 
@@ -177,7 +177,7 @@ def prolog(node: Node, job: Job, line: Line) -> None:
         if request is not None:
             wanted = str(request)
             line.add(request=wanted)
-        else:
+        if not isinstance(request, requests.Request):
             job = _with_all_gpus(node, job, gpus, line)
             gpus = node.gpus_at(job.gpus)
         try:
@@ -194,12 +194,14 @@ def _serve(
     node: Node,
     job: Job,
     gpus: Sequence[Gpu],
-    request: Request | None,
+    request: Request | Several | None,
     allocator: Allocator,
     line: Line,
 ) -> None:
     if request is None:
         _whole_gpus(node, job, gpus, allocator, line)
+    elif isinstance(request, requests.Several):
+        _several(node, job, gpus, request, allocator, line)
     else:
         _slices(node, job, gpus, request, allocator, line)
 
@@ -223,7 +225,7 @@ def _collected(node: Node, gpus: Sequence[Gpu], allocator: Allocator, line: Line
     return any(not record.open for record in done)
 
 
-def _request(node: Node, job: Job, gpus: Sequence[Gpu], line: Line) -> Request | None:
+def _request(node: Node, job: Job, gpus: Sequence[Gpu], line: Line) -> Request | Several | None:
     """The stamp's request; without a stamp on a managed GPU, what slurmctld says."""
     request = job.stamped()
     if request is not None or not any(node.managed(gpu) for gpu in gpus):
@@ -235,6 +237,12 @@ def _request(node: Node, job: Job, gpus: Sequence[Gpu], line: Line) -> Request |
         raise _no_answer(job, "what the job asked for", fault) from fault
     if facts is None:
         raise Unknown("Slurm does not know the job", job=job.job_id)
+    if requests.holds_both(facts.tres_per_node):
+        raise BadRequest(
+            "the job has whole GPUs for slices, but nothing says which GPU is for which",
+            remedy="submit it again; job_submit.lua stamps it on the job",
+            job=job.job_id,
+        )
     request = requests.from_gres(facts.tres_per_node)
     if request is None and _shards_alone(facts.tres_per_node):
         raise BadRequest(
@@ -291,6 +299,22 @@ def _slices(
     _tell_accounting(node, job, record.uuids, line)
     line.add(gpu=gpu.minor, made=",".join(map(str, record.instances)), uuids=",".join(record.uuids))
     line.say("INFO", "carved")
+
+
+def _several(
+    node: Node, job: Job, gpus: Sequence[Gpu], wanted: Several, allocator: Allocator, line: Line
+) -> None:
+    from slurm_mig.several import carve
+
+    apart = {gpu.uuid for gpu in gpus if gpu.uuid in node.retired or not node.managed(gpu)}
+    places = list(zip(job.gpus, gpus, strict=True))
+    records = carve(allocator, job.owner, wanted, places, apart)
+    uuids = [uuid for record in records for uuid in record.uuids]
+    _tell_accounting(node, job, uuids, line)
+    made = [f"{record.gpu_minor}:{','.join(map(str, record.instances))}" for record in records]
+    line.add(gpus=",".join(str(gpu.minor) for gpu in gpus), made=";".join(made))
+    line.add(uuids=",".join(uuids))
+    line.say("INFO", f"carved on {len(records)} GPUs")
 
 
 def _tell_accounting(node: Node, job: Job, uuids: Sequence[str], line: Line) -> None:

@@ -58,6 +58,7 @@ def fleet_of(text: FleetText) -> Fleet:
         owners=text.owners,
         compute_parts=text.compute_parts,
         keep=text.keep,
+        several_gpus=text.several_gpus,
     )
 
 

@@ -7,8 +7,9 @@ on; so that one is read, too):
 
     slurm-mig=1,3g.40gb/9/14:1,1g.10gb/19/4:2
 
-version, then `<profile>/<driver profile id>/<shards>:<count>` items. job_submit.lua alone
-writes it and strips what users write, so it can be trusted. The other text is
+version, then `<profile>/<driver profile id>/<shards>:<count>` items. Version 2 is for slices
+that one GPU does not hold: the items of each GPU, `;` between GPUs. Whoever reads only version
+1 refuses it, and one GPU's slices travel as version 1. job_submit.lua alone writes it and strips what users write, so it can be trusted. The other text is
 the TresPerNode of the job as `squeue` prints it, for a job without a stamp.
 """
 
@@ -24,6 +25,8 @@ from slurm_mig.profile import Profile
 #: What a stamp starts with; also what job_submit.lua strips from users' texts.
 STAMP_PREFIX: Final = "slurm-mig="
 STAMP_VERSION: Final = "1"
+#: The version whose stamps have several GPUs' items.
+SEVERAL_VERSION: Final = "2"
 
 #: NVML creates at most 8 GPU instances on a GPU (facts/mig.md#ids).
 MAX_INSTANCES: Final = 8
@@ -92,7 +95,11 @@ class Request:
 
     def stamp(self) -> str:
         """The word that carries this request; every item needs its driver id and weight."""
-        words = [f"{STAMP_PREFIX}{STAMP_VERSION}"]
+        return f"{STAMP_PREFIX}{STAMP_VERSION},{self.stamped_items()}"
+
+    def stamped_items(self) -> str:
+        """The items as they stand in a stamp."""
+        words = []
         for item in self.items:
             if item.profile_id is None or item.weight is None:
                 raise BadRequest(f"request {self}: {item.profile} has no id and weight to stamp")
@@ -100,10 +107,29 @@ class Request:
         return ",".join(words)
 
 
-def from_stamp(text: str) -> Request | None:
+@dataclass(frozen=True, slots=True)
+class Several:
+    """What a job wants on several GPUs of this node, which it has as a whole: a part on each."""
+
+    parts: tuple[Request, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.parts) < 2:
+            raise BadRequest(f"slices on several GPUs are on {len(self.parts)} GPUs here")
+
+    def __str__(self) -> str:
+        return ";".join(map(str, self.parts))
+
+    def stamp(self) -> str:
+        """The word that carries it; every item needs its driver id and weight."""
+        parts = (part.stamped_items() for part in self.parts)
+        return f"{STAMP_PREFIX}{SEVERAL_VERSION},{';'.join(parts)}"
+
+
+def from_stamp(text: str) -> Request | Several | None:
     """The request stamped into a comment or extra field; None where there is no stamp.
 
-    Raises BadRequest for a stamp that cannot be read, or for more than one: a
+    `Several` where its slices are on several GPUs. Raises BadRequest for a stamp that cannot be read, or for more than one: a
     second stamp means that somebody got past job_submit.lua.
     """
     found = _STAMP.findall(text)
@@ -111,13 +137,20 @@ def from_stamp(text: str) -> Request | None:
         return None
     if len(found) > 1:
         raise BadRequest(f"{len(found)} stamps in one field: {text[:200]!r}; one is allowed")
-    version, *words = found[0].removeprefix(STAMP_PREFIX).split(",")
-    if version != STAMP_VERSION:
-        raise BadRequest(
-            f"stamp {found[0][:80]!r} has version {version!r}, this node reads {STAMP_VERSION}",
-            remedy="bring slurm-mig on the controller and the nodes to one release",
-        )
-    return Request(tuple(_item(word, found[0]) for word in words))
+    version, _, words = found[0].removeprefix(STAMP_PREFIX).partition(",")
+    if version == STAMP_VERSION:
+        return _one_gpu(words, found[0])
+    if version == SEVERAL_VERSION:
+        return Several(tuple(_one_gpu(part, found[0]) for part in words.split(";")))
+    raise BadRequest(
+        f"stamp {found[0][:80]!r} has version {version!r}, "
+        f"this node reads {STAMP_VERSION} and {SEVERAL_VERSION}",
+        remedy="bring slurm-mig on the controller and the nodes to one release",
+    )
+
+
+def _one_gpu(words: str, stamp: str) -> Request:
+    return Request(tuple(_item(word, stamp) for word in words.split(",") if words))
 
 
 def _item(word: str, stamp: str) -> Item:
@@ -155,6 +188,11 @@ def from_gres(text: str) -> Request | None:
 def holds_gpu(text: str) -> bool:
     """Whether a TresPerNode text asks for whole GPUs."""
     return _holds(text, "gpu")
+
+
+def holds_both(text: str) -> bool:
+    """Whether a TresPerNode text asks for whole GPUs and slices: slices on several GPUs."""
+    return _holds(text, "gpu") and _holds(text, "mig")
 
 
 def holds_shards(text: str) -> bool:

@@ -145,7 +145,10 @@ class Place:
             node.close()
 
     def prolog(self, job: int, request: str, gpus: str = "0", restart: int = 0) -> None:
-        """The Prolog of a job: `3g.40gb:1,1g.10gb:2` on a GPU, or empty for whole GPUs."""
+        """The Prolog of a job: `3g.40gb:1,1g.10gb:2` on a GPU, or empty for whole GPUs.
+
+        `;` stands between what it has on several GPUs.
+        """
         with self.node(*NEIGHBOURS, DEAD, NEXT) as node:
             prolog(node, self._job(job, request, gpus, restart), Line("prolog"))
 
@@ -170,6 +173,10 @@ class Place:
     def _stamp(self, request: str, gpus: str) -> str:
         if not request:
             return ""
+        if ";" in request:
+            pairs = zip(request.split(";"), gpus.split(","), strict=True)
+            parts = [self._stamp(*pair).partition(",")[2] for pair in pairs]
+            return f"slurm-mig=2,{';'.join(parts)}"
         rows = geometry_of(self.machine.gpus[int(gpus)]["name"]).profiles
         ids = {str(row.name): row.profile_id for row in rows}
         words = []
@@ -842,6 +849,20 @@ SPOTS: Final = (
         gpus=("0", "1"),
     ),
     Spot(
+        "prolog-several-gpus",
+        (H100, H100),
+        _prolog("3g.40gb:2;3g.40gb:1,1g.10gb:1", "0,1"),
+        _both(_used, _mode_off),
+        gpus=("0", "1"),
+    ),
+    Spot(
+        "prolog-several-gpus-second-refused",
+        (H100, H100),
+        _prolog("3g.40gb:2;7g.80gb:1", "0,1"),
+        _both(_used, lambda place: place.foreign(1, 3, "1g.10gb")),
+        gpus=("0", "1"),
+    ),
+    Spot(
         "prolog-whole-by-reset",
         (A100,),
         _prolog(""),
@@ -864,6 +885,13 @@ SPOTS: Final = (
     ),
     Spot("epilog-shared-gpu-instance", (A30,), _epilog, _given("1c.2g.12gb:2")),
     Spot("epilog-whole", (H100, H100), _epilog, _given("", "0,1"), gpus=("0", "1")),
+    Spot(
+        "epilog-several-gpus",
+        (A100, H100),
+        _epilog,
+        _given("3g.40gb:2;1c.3g.40gb:3", "0,1"),
+        gpus=("0", "1"),
+    ),
     Spot("epilog-refused", (H100,), _epilog, _both(_neighbours("1g.10gb:1"), _prolog("7g.80gb:1"))),
     Spot(
         "epilog-after-a-killed-prolog",

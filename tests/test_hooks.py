@@ -410,6 +410,93 @@ def test_whole_gpus(make_site: Callable[..., Site]) -> None:
     assert {item.phase for item in records(site)} == {phases.RELEASED}
 
 
+SEVERAL = "slurm-mig=2,3g.40gb/9/14:2;3g.40gb/9/14:1,1g.10gb/19/4:1"
+
+
+def test_slices_on_several_gpus(make_site: Callable[..., Site]) -> None:
+    """A part on each GPU, whatever order Slurm names them in; MIG mode as for slices."""
+    site = make_site(H100, H100, H100)
+    with site.machine.change(2) as board:
+        board.set_mode(False, busy=False)
+    log = slurm_commands(site)
+    done = site.prolog(7, SEVERAL, gpus="2,1")
+    assert (done.returncode, log.exists()) == (0, False), done.stderr
+    assert "request=3g.40gb:2;3g.40gb:1,1g.10gb:1" in done.stderr
+    assert "carved on 2 GPUs" in done.stderr
+    assert [len(site.machine.board(gpu).instances) for gpu in range(3)] == [0, 2, 2]
+    found = records(site)
+    assert [(item.gpu_minor, item.request, item.phase) for item in found] == [
+        (1, "3g.40gb:2", phases.ACTIVE), (2, "3g.40gb:1,1g.10gb:1", phases.ACTIVE),
+    ]  # fmt: skip
+    uuids = [uuid for record in found for uuid in record.uuids]
+    assert f"export CUDA_VISIBLE_DEVICES={','.join(uuids)}\n" in task(site).stdout
+    step = task(site, SLURM_STEP_ID="0", SLURM_STEP_GPUS="2").stdout
+    assert f"export CUDA_VISIBLE_DEVICES={','.join(found[1].uuids)}\n" in step
+    assert site.prolog(7, SEVERAL, gpus="2,1").returncode == 0
+    assert records(site) == found
+    assert site.epilog(7, gpus="1,2").returncode == 0
+    assert {item.phase for item in records(site)} == {phases.RELEASED}
+    assert [site.machine.board(gpu).instances for gpu in range(3)] == [[], [], []]
+    assert not list(site.run.glob("*/7.*"))
+
+
+def test_several_gpus_or_none(make_site: Callable[..., Site]) -> None:
+    """One GPU has no room: the job is refused, what was made on the other goes again."""
+    site = make_site(H100, H100)
+    with site.machine.change(1) as board:
+        for start in (3, 4):
+            board.create(19, Placement(start, 1), busy=False)
+    slurm_commands(site, squeue=squeue(7))
+    done = site.prolog(7, SEVERAL, gpus="0,1")
+    assert done.returncode == 0
+    assert "no placement for 3g.40gb:1,1g.10gb:1: taken" in done.stderr
+    assert site.machine.board(0).instances == []
+    assert [item.phase for item in records(site)] == [phases.RELEASED, phases.REFUSED]
+    assert "print slurm-mig: " in task(site).stdout
+
+
+def test_several_gpus_and_a_driver_that_fails(make_site: Callable[..., Site]) -> None:
+    """The node is drained, and nothing half made is left on the GPU that worked."""
+    site = make_site(H100, H100)
+    slurm_commands(site)
+    site.machine.faults.set(
+        [Rule("nvmlDeviceCreateGpuInstanceWithPlacement", "error:UNKNOWN", skip=3)]
+    )
+    done = site.prolog(7, SEVERAL, gpus="0,1")
+    assert done.returncode == 13
+    assert site.machine.board(0).instances == site.machine.board(1).instances == []
+    assert [item.phase for item in records(site)] == [phases.RELEASED] * 2
+    assert not (site.run / "env/7.0").exists()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "says"),
+    [
+        ("0", "the job's slices need 2 GPUs of this node, it has 1"),
+        ("0,1,2", "the job's slices need 2 GPUs of this node, it has 3"),
+        ("0,2", "is not carved on this node"),
+    ],
+)
+def test_other_gpus_than_the_slices_need(
+    make_site: Callable[..., Site], gpus: str, says: str
+) -> None:
+    """Refused with a sentence: whole GPUs that are not carved here are rightly Slurm's to give."""
+    site = make_site(H100, H100, H100, config="[gpus]\nmanaged = [0, 1]\n")
+    slurm_commands(site, squeue=squeue(7))
+    done = site.prolog(7, SEVERAL, gpus=gpus)
+    assert (done.returncode, says in done.stderr) == (0, True), done.stderr
+    assert all(site.machine.board(gpu).instances == [] for gpu in range(3))
+
+
+def test_several_gpus_without_a_stamp(make_site: Callable[..., Site]) -> None:
+    """Nothing says which GPU is for which: nobody guesses."""
+    site = make_site(H100, H100)
+    slurm_commands(site, squeue=squeue(7, "gres/gpu:h100:2,gres/mig:1g.10gb:14"))
+    done = site.prolog(7, "", gpus="0,1")
+    assert (done.returncode, site.machine.board(0).instances) == (0, [])
+    assert "the job has whole GPUs for slices" in done.stderr
+
+
 def test_programs_that_somebody_else_could_change(site: Site) -> None:
     """As if Slurm did not answer: root runs none of them, and no user drains the node by it."""
     log = slurm_commands(site, squeue=squeue(7, "gres:gpu:1"))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from slurm_mig import request as requests
 from slurm_mig.errors import BadRequest
 from slurm_mig.profile import ATTRIBUTES, Profile
-from slurm_mig.request import Item, Request
+from slurm_mig.request import Item, Request, Several
 
 PROFILES = st.builds(Profile, st.integers(1, 7), st.integers(1, 300), st.sampled_from(ATTRIBUTES))
 
@@ -31,6 +31,15 @@ def test_a_stamp_survives_among_other_words(request: Request, before: str, after
     assert (
         requests.without_stamp(text).split() == requests.without_stamp(f"{before} {after}").split()
     )
+
+
+@given(st.lists(stamped(), min_size=2, max_size=8), st.text())
+def test_the_stamp_of_several_gpus(parts: list[Request], before: str) -> None:
+    """A part for each GPU, in order; one word, so that it is stripped as one."""
+    several = Several(tuple(parts))
+    text = f"{requests.without_stamp(before)} {several.stamp()}"
+    assert requests.from_stamp(text) == several
+    assert requests.without_stamp(text).split() == requests.without_stamp(before).split()
 
 
 @given(st.text())
@@ -59,7 +68,13 @@ def test_only_ascii_white_space_starts_a_stamp(text: str) -> None:
     ("text", "says"),
     [
         ("slurm-mig=", "version ''"),
-        ("slurm-mig=2,3g.40gb/9/14:1", "version '2'"),
+        ("slurm-mig=3,3g.40gb/9/14:1", "version '3', this node reads 1 and 2"),
+        ("slurm-mig=2,3g.40gb/9/14:1", "on 1 GPUs here"),
+        ("slurm-mig=2,3g.40gb/9/14:1;", "at least one profile"),
+        ("slurm-mig=2,;3g.40gb/9/14:1", "at least one profile"),
+        ("slurm-mig=2,3g.40gb/9/14:1;3g.40gb/9/14", "<profile>/<id>/<shards>:<count>"),
+        ("slurm-mig=2,7g.80gb/0/31:1;1g.10gb/19/4:9", "1 to 8"),
+        ("slurm-mig=1,3g.40gb/9/14:2;3g.40gb/9/14:2", "<profile>/<id>/<shards>:<count>"),
         ("slurm-mig=1", "at least one profile"),
         ("slurm-mig=1,3g.40gb:1", "<profile>/<id>/<shards>:<count>"),
         ("slurm-mig=1,3g.40gb/9/14:0", "<profile>/<id>/<shards>:<count>"),

@@ -222,6 +222,109 @@ def test_whole_gpus(job: Job) -> None:
     assert job.sees(SLURM_STEP_ID="0") == ""
 
 
+# -- slices on several GPUs ----------------------------------------------------------
+
+
+def several(job: Job, *parts: str, scontrol: str = "") -> None:
+    """What the Prolog leaves for a job with a part on each GPU; slices count through."""
+    files = RunFiles(job.root / "run")
+    files.mark(OWNER)
+    given, number = [], 0
+    for index, part in enumerate(parts):
+        names = [
+            name
+            for item in part.split(",")
+            for name in [item.partition(":")[0]] * int(item.partition(":")[2])
+        ]
+        instances = tuple(
+            Instance(name, 0, place, 1, place, 0, f"MIG-{number + place}")
+            for place, name in enumerate(names)
+        )
+        number += len(names)
+        given.append((index, Allocation(OWNER, "n1", f"GPU-{index}", index, "x", "b", part,
+                                        instances=instances)))  # fmt: skip
+    settings = TaskSettings(scontrol=scontrol)
+    lines = environment.several_lines(given, settings, f"{job.root}/shm/leases")
+    files.publish(OWNER, lines)
+
+
+def asked(job: Job, gres: str) -> str:
+    """A scontrol that says what a step asked for, and notes that it was asked."""
+    path = job.root / "scontrol"
+    path.write_text(f"#!/bin/sh\necho x >>{job.root}/shm/asked\necho TresPerNode={gres}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+EIGHT = ("3g.40gb:2",) * 4
+
+
+def test_a_batch_script_sees_all_gpus_slices(job: Job) -> None:
+    """And what is on each GPU, for steps that are asked for from it."""
+    several(job, "3g.40gb:2", "1g.10gb:1,3g.40gb:1")
+    told = job.run(SLURM_GPUS_ON_NODE="2").stdout.splitlines()
+    assert told == [
+        "export CUDA_VISIBLE_DEVICES=MIG-0,MIG-1,MIG-2,MIG-3",
+        "export SLURM_MIG_PROFILES=3g.40gb,3g.40gb,1g.10gb,3g.40gb",
+        "export SLURM_MIG_GPU=GPU-0,GPU-1",
+        "export SLURM_MIG_PARTS=3g.40gb:2;1g.10gb:1,3g.40gb:1",
+    ]
+
+
+def test_a_task_for_each_slice(job: Job) -> None:
+    """Each has its own, over all GPUs, and slurmctld is not asked by any of them."""
+    several(job, *EIGHT, scontrol=asked(job, "gres/gpu:h100:4,gres/mig:3g.40gb:8"))
+    seen = [
+        job.sees(SLURM_STEP_ID="0", SLURM_STEP_GPUS="0,1,2,3", SLURM_STEP_TASKS_PER_NODE="8",
+                 SLURM_LOCALID=str(number))
+        for number in range(8)
+    ]  # fmt: skip
+    assert seen == [str(number) for number in range(8)]
+    assert not (job.root / "shm/asked").exists()
+
+
+def test_a_step_with_one_of_the_gpus(job: Job) -> None:
+    """Its slices are those of Slurm's GPU, each task with its own."""
+    several(job, *EIGHT, scontrol=asked(job, "gres/gpu:1,gres/mig:3g.40gb:2"))
+    words = {"SLURM_STEP_GPUS": "2", "SLURM_STEP_TASKS_PER_NODE": "2"}
+    assert [job.task(0, 0, **words, SLURM_LOCALID=str(n)) for n in range(2)] == ["4", "5"]
+    assert len((job.root / "shm/asked").read_text().split()) == 1
+    assert job.task(1, 0, SLURM_STEP_GPUS="3") == "6,7"
+
+
+def test_a_step_with_fewer_slices_than_its_gpus_have(job: Job) -> None:
+    """As many as it asked for; one that shares the GPU takes another."""
+    several(job, *EIGHT, scontrol=asked(job, "gres:gpu:1,gres:mig:3g.40gb:1"))
+    assert [job.task(step, 0, SLURM_STEP_GPUS="1") for step in range(2)] == ["2", "3"]
+
+
+def test_a_step_that_asked_for_gpus_alone(job: Job) -> None:
+    """It sees what stands for them."""
+    several(job, *EIGHT, scontrol=asked(job, "gres/gpu:1"))
+    assert job.task(0, 0, SLURM_STEP_GPUS="1") == "2,3"
+
+
+def test_a_step_that_asked_for_slices_alone(job: Job) -> None:
+    """Without cli_filter.lua Slurm gives it no GPU: it takes its slices from all of them."""
+    several(job, *EIGHT, scontrol=asked(job, "gres/mig:3g.40gb:1"))
+    assert job.task(0, 0) == "0"
+    assert job.task(1, 0) == "1"
+
+
+def test_a_step_without_gpus_has_none_of_several(job: Job) -> None:
+    """`--gres=none`."""
+    several(job, *EIGHT, scontrol=asked(job, "gres/none"))
+    assert job.sees(SLURM_STEP_ID="0") == ""
+
+
+def test_a_step_whose_gpu_has_too_few(job: Job) -> None:
+    """Slurm chose a GPU with fewer of them than the step asked for: it is told."""
+    several(job, "3g.40gb:2", "3g.40gb:1", scontrol=asked(job, "gres/gpu:1,gres/mig:3g.40gb:2"))
+    told = job.run(SLURM_STEP_ID="0", SLURM_STEP_GPUS="1").stdout
+    assert "CUDA_VISIBLE_DEVICES=MIG-2\n" in told
+    assert "print slurm-mig: its GPUs have 1 slices fewer than this step asked for" in told
+
+
 def test_refused(job: Job) -> None:
     """The reason, and the task does not start."""
     files = RunFiles(job.root / "run")
