@@ -275,6 +275,9 @@ def _minors(value: Any) -> tuple[int, ...] | None:
 SAMPLE: Final = """\
 # The nodes of a cluster, for `slurm-mig generate fleet.toml --out DIR`.
 
+# Slices that one GPU does not hold come from whole GPUs of a node: of as many as they need
+# (true), of so many at most, or never (false).
+#several_gpus = true
 # GPU types whose slices are also sold in parts such as 1c.3g.40gb; true for all:
 #compute_parts = ["h100"]
 # Names of before that nodes go on counting while jobs wait with them:

@@ -26,11 +26,8 @@ FILES: Final = (
     "cli_filter.lua",
 )
 
-#: What each Lua file is put together from, below data/lua.
-_PARTS: Final = {
-    "job_submit.lua": ("common.lua", "several.lua", "job_submit.lua"),
-    "cli_filter.lua": ("common.lua", "cli_filter.lua"),
-}
+#: What both Lua files have, below data/lua.
+_COMMON: Final = ("common.lua", "several.lua")
 
 #: Seconds for BatchStartTimeout: more than a hook takes before it is ended, with the defaults.
 BATCH_START: Final = 325
@@ -137,14 +134,13 @@ def cgroup_conf() -> str:
 
 def lua(fleet: Fleet, name: str) -> str:
     """job_submit.lua or cli_filter.lua: the fleet's table, the common part, the file's own."""
-    table = _lua_table(fleet) + (lua_table(fleet) if "several.lua" in _PARTS[name] else "")
-    return _head("--", name) + "\n" + table + lua_code(name)
+    return _head("--", name) + "\n" + lua_table(fleet) + _lua_table(fleet) + lua_code(name)
 
 
 def lua_code(name: str) -> str:
     """What follows the fleet's table in job_submit.lua or cli_filter.lua: the same for all."""
     folder = resources.files("slurm_mig").joinpath("data/lua")
-    parts = [folder.joinpath(part).read_text("utf-8") for part in _PARTS[name]]
+    parts = [folder.joinpath(part).read_text("utf-8") for part in (*_COMMON, name)]
     return "\n".join(["", *parts])
 
 

@@ -21,13 +21,13 @@ FORBIDDEN: Final = "this site gives a job slices of one GPU per node"
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """GPUs of one type: how many a job may have on a node, or why none.
+    """GPUs of one type: how many a job may have slices of on a node, and why only one.
 
     `total` are a GPU's engines of each kind that bounds what it holds, `engines` what an
     instance of a profile has of them, by the driver's profile id.
     """
 
-    gpus: int = 0
+    gpus: int = 1
     refused: str = ""
     total: tuple[int, ...] = ()
     engines: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
@@ -39,15 +39,21 @@ def kinds(fleet: Fleet) -> dict[str, Kind]:
 
 
 def _kind(fleet: Fleet, name: str, model: Model) -> Kind:
+    total, engines = _engines(model)
+    refused = _refused(fleet, name)
+    gpus = max(len(group.types().get(name, ())) for group in fleet.groups)
+    most = 1 if refused else min(gpus, fleet.several_gpus or gpus)
+    return Kind(most, refused, total, engines)
+
+
+def _refused(fleet: Fleet, name: str) -> str:
     if fleet.several_gpus is not None and fleet.several_gpus < 2:
-        return Kind(refused=FORBIDDEN)
+        return FORBIDDEN
     for group in fleet.groups:
         # Slurm takes any GPU of the type, and the Prolog could not carve that one.
         if name in (other for _, other in group.whole):
-            return Kind(refused=f"not every {name} GPU of {group.hosts} is carved")
-    gpus = max(len(group.types().get(name, ())) for group in fleet.groups)
-    total, engines = _engines(model)
-    return Kind(min(gpus, fleet.several_gpus or gpus), "", total, engines)
+            return f"not every {name} GPU of {group.hosts} is carved"
+    return ""
 
 
 def _engines(model: Model) -> tuple[tuple[int, ...], dict[int, tuple[int, ...]]]:
@@ -73,10 +79,9 @@ def lua_table(fleet: Fleet) -> str:
 
 
 def _row(kind: Kind) -> str:
-    if kind.refused:
-        return f'refused = "{kind.refused}"'
+    refused = f'refused = "{kind.refused}", ' if kind.refused else ""
     engines = ", ".join(f"[{number}] = {_list(row)}" for number, row in kind.engines.items())
-    return f"gpus = {kind.gpus}, total = {_list(kind.total)}, engines = {{ {engines} }}"
+    return f"{refused}gpus = {kind.gpus}, total = {_list(kind.total)}, engines = {{ {engines} }}"
 
 
 def _list(numbers: tuple[int, ...]) -> str:

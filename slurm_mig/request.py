@@ -9,8 +9,9 @@ on; so that one is read, too):
 
 version, then `<profile>/<driver profile id>/<shards>:<count>` items. Version 2 is for slices
 that one GPU does not hold: the items of each GPU, `;` between GPUs. Whoever reads only version
-1 refuses it, and one GPU's slices travel as version 1. job_submit.lua alone writes it and strips what users write, so it can be trusted. The other text is
-the TresPerNode of the job as `squeue` prints it, for a job without a stamp.
+1 refuses it, and one GPU's slices travel as version 1. job_submit.lua alone writes it and
+strips what users write, so it can be trusted. The other text is the TresPerNode of the job as
+`squeue` prints it, for a job without a stamp.
 """
 
 from __future__ import annotations
@@ -129,8 +130,8 @@ class Several:
 def from_stamp(text: str) -> Request | Several | None:
     """The request stamped into a comment or extra field; None where there is no stamp.
 
-    `Several` where its slices are on several GPUs. Raises BadRequest for a stamp that cannot be read, or for more than one: a
-    second stamp means that somebody got past job_submit.lua.
+    `Several` where its slices are on several GPUs. Raises BadRequest for a stamp that cannot
+    be read, or for more than one: a second stamp means that somebody got past job_submit.lua.
     """
     found = _STAMP.findall(text)
     if not found:

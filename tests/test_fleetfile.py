@@ -74,11 +74,20 @@ def test_the_samples_comments_are_keys(tmp_path: Path) -> None:
     found = fleetfile.read(written(tmp_path, "\n".join(lines)))
     assert found.prices == {"h100": 8, "a30": 2}
     assert found.aliases == {"small": "1g.10gb"}
+    assert found.several_gpus is None
+
+
+@pytest.mark.parametrize(("text", "most"), [("true", None), ("false", 1), ("3", 3)])
+def test_slices_of_how_many_gpus(tmp_path: Path, text: str, most: int | None) -> None:
+    """As many as a node has, one, or what the site says."""
+    assert fleetfile.read(written(tmp_path, f"several_gpus = {text}")).several_gpus == most
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        ("several_gpus = 0", "several_gpus = 0: allowed is true, false, or how many GPUs"),
+        ("several_gpus = '2'", "several_gpus = '2': allowed is true, false, or how many GPUs"),
         ("x = 1", "unknown key x; allowed: hooks, "),
         ("alias = {}", "did you mean aliases"),
         ("[[nodes]]\nhost = 'a'", r"unknown key \[\[nodes\]\] host; did you mean hosts"),

@@ -7,12 +7,47 @@ local function is_step(options)
   return options["type"] == "srun" and os.getenv("SLURM_JOB_ID") ~= nil
 end
 
+-- What a step of a job with slices on several GPUs has to ask for beside its slices: GPUs, so
+-- many that whichever Slurm chooses have them. TaskProlog tells what is on each of the job's.
+local function gpus_of_step(items)
+  local gpus = 1
+  for _, item in ipairs(items) do
+    local counts = {}
+    for part in string.gmatch(os.getenv("SLURM_MIG_PARTS") or "", "[^;]+") do
+      local count = 0
+      for profile, number in string.gmatch(part, "([^:,]+):(%d+)") do
+        if profile == GRES[item.name].profile then count = tonumber(number) end
+      end
+      table.insert(counts, count)
+    end
+    table.sort(counts)
+    local least, sum = 0, 0
+    while sum < item.count and least < #counts do
+      least = least + 1
+      sum = sum + counts[least]
+    end
+    gpus = math.max(gpus, least)
+  end
+  return "gpu:" .. gpus
+end
+
+-- The gres that pays for the items: shards, or GPUs where one does not hold them.
+local function payment(items, step)
+  if not step then return (cost(items)) end
+  if os.getenv("SLURM_MIG_PARTS") then return gpus_of_step(items) end
+  return price(items, true)
+end
+
 local function pre_submit(options)
   local text = options["gres"]
   if not text or not mentions(text) then return end
   local read = read_gres(text)
   if not read or #read.items == 0 or #read.shards > 0 then return end
-  local shards = price(read.items, is_step(options))
+  for _, token in ipairs(read.others) do
+    -- Whoever names GPUs, too, has counted them.
+    if string.find(token, "^gpu[:=]") or string.find(token, "^gres[:/]gpu[:=]") then return end
+  end
+  local shards = payment(read.items, is_step(options))
   if shards then options["gres"] = written(read, shards) end
 end
 

@@ -121,6 +121,9 @@ local function written(read, shards)
     table.insert(tokens, string.format("%smig:%s:%d", read.prefix, item.name, item.count))
   end
   table.insert(tokens, read.prefix .. shards)
-  for _, token in ipairs(read.others) do table.insert(tokens, token) end
+  for _, token in ipairs(read.others) do
+    -- GPUs that slices are paid with may be there already.
+    if token ~= read.prefix .. shards then table.insert(tokens, token) end
+  end
   return table.concat(tokens, ",")
 end

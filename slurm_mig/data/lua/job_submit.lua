@@ -32,6 +32,15 @@ local function make_stamp(items)
   return table.concat(words, ",")
 end
 
+-- The stamp of slices on several GPUs: what stands in one GPU's, for each of them.
+local function stamp_of_several(parts)
+  local words = {}
+  for _, part in ipairs(parts) do
+    table.insert(words, (string.gsub(make_stamp(part), "^[^,]*,", "")))
+  end
+  return "slurm-mig=2," .. table.concat(words, ";")
+end
+
 -- Where a stamp may stand. Slurm hands both to the Prolog; ours is written into the comment, for
 -- under SchedulerParameters=extra_constraints `extra` is read as a rule about nodes. Jobs from
 -- before an upgrade have theirs in `extra`.
@@ -85,11 +94,16 @@ end
 
 -- Whether a job asks for GPUs as they are, in any field. A field that is there need not name one
 -- (clients from 23.11 on write `cpu=4` into tres_per_task for -c 4), and none of them is none.
-local function wants_whole(job)
+-- `paid` are those that slices are paid with: cli_filter.lua has written them, too.
+local function wants_whole(job, paid)
   for _, field in ipairs(TRES_FIELDS) do
     for token in string.gmatch(job[field] or "", "[^,]+") do
       local body = string.match(token, "^gres[:/](.*)$") or token
-      if string.find(body, "^gpu%f[:=%z]") and not string.find(body, "[:=]0+$") then return true end
+      if body == paid and field == "tres_per_node" then
+        paid = nil
+      elseif string.find(body, "^gpu%f[:=%z]") and not string.find(body, "[:=]0+$") then
+        return true
+      end
     end
   end
   return false
@@ -114,14 +128,14 @@ local function apply(job, partitions)
   if #read.items == 0 then
     return false, "shards are counted by slurm-mig; write --gres=mig:<profile>:<count>"
   end
-  if wants_whole(job) then
-    return false, "whole GPUs and MIG slices in one job are not possible"
-  end
-  local shards
   -- cli_filter.lua has written the name that is counted in place of a word for one GPU type: what
-  -- is left of that word are the shards of its type.
-  shards, problem = price(read.items, false, type_of_shards(read.shards[1]))
-  if not shards then return false, problem end
+  -- is left of that word is the type of its shards or GPUs.
+  local shards, parts = cost(read.items, type_named(read))
+  if not shards then return false, parts end
+  if wants_whole(job, parts and shards) then
+    return false, parts and "whole GPUs are counted by slurm-mig; ask for the slices alone"
+      or "whole GPUs and MIG slices in one job are not possible"
+  end
   if #read.shards > 1 or (read.shards[1] and read.shards[1] ~= shards) then
     return false, "shards are counted by slurm-mig; leave '" .. read.shards[1] .. "' out"
   end
@@ -134,7 +148,7 @@ local function apply(job, partitions)
       .. "ever; choose another one"
   end
   job.tres_per_node = written(read, shards)
-  job.comment = with_stamp(job.comment, make_stamp(read.items))
+  job.comment = with_stamp(job.comment, parts and stamp_of_several(parts) or make_stamp(read.items))
   return true
 end
 

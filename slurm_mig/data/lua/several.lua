@@ -3,7 +3,7 @@
 -- They come from whole GPUs: Slurm gives nobody else anything of those, and the Prolog carves
 -- on each its part. slurmctld waits while we look for the fewest GPUs, so the search ends after
 -- so many steps; what it then has may be one GPU more than needed.
-local STEPS = 2000
+local STEPS = 3000
 
 -- The profiles of a request as what a GPU has of each, largest first, with the GPU instances
 -- that are to be made of it.
@@ -37,9 +37,10 @@ local function room_for(row, shards, engines)
   return most
 end
 
--- Every way to fill one GPU to which nothing of what is left can be added; the first has most of
--- the largest. Each has something of the largest that is left, for some GPU must.
-local function fillings(rows, capacity, engines)
+-- Every way to fill one GPU to which nothing of what is left can be added, and which leaves no
+-- more than `spare` shards; the first leaves least. Each has something of the largest that is
+-- left, for some GPU must. `search` counts the steps down.
+local function fillings(rows, capacity, engines, spare, search)
   local found, chosen, free = {}, {}, {}
   for kind, count in ipairs(engines) do free[kind] = count end
   local function take(row, count)
@@ -55,9 +56,15 @@ local function fillings(rows, capacity, engines)
     return true
   end
   local function fill(place, shards, any)
+    if search then
+      search.steps = search.steps - 1
+      if search.steps < 0 then return end
+    end
     if place > #rows then
-      if full(shards) then
-        table.insert(found, { (unpack or table.unpack)(chosen) })
+      if shards <= spare and full(shards) then
+        local counts = { waste = shards, number = #found }
+        for number, count in ipairs(chosen) do counts[number] = count end
+        table.insert(found, counts)
       end
       return
     end
@@ -71,10 +78,14 @@ local function fillings(rows, capacity, engines)
     end
   end
   fill(1, capacity, false)
+  table.sort(found, function(one, other)
+    if one.waste ~= other.waste then return one.waste < other.waste end
+    return one.number < other.number
+  end)
   return found
 end
 
--- Fewer GPUs than this cannot hold what is left.
+-- Fewer GPUs than this cannot hold what is left; and how many shards that is.
 local function fewest(rows, capacity, engines)
   local least, shards, larger, used = 0, 0, 0, {}
   for _, row in ipairs(rows) do
@@ -88,30 +99,30 @@ local function fewest(rows, capacity, engines)
   for kind, count in ipairs(engines) do
     if used[kind] > 0 then least = math.max(least, math.ceil(used[kind] / count)) end
   end
-  return math.max(least, math.ceil(shards / capacity))
+  return math.max(least, math.ceil(shards / capacity)), shards
 end
 
--- Fill `gpus` GPUs with all that is left. Returns the fillings, or nil. `dead` has what was
+-- Fill `gpus` GPUs with all that is left. Returns the fillings, or nil. `search` has what was
 -- tried in vain; without it the first way of filling each GPU is taken.
-local function filled(rows, capacity, engines, gpus, dead)
-  local need = fewest(rows, capacity, engines)
+local function filled(rows, capacity, engines, gpus, search)
+  local need, shards = fewest(rows, capacity, engines)
   if need == 0 then return {} end
   local words = { gpus }
   for place, row in ipairs(rows) do words[place + 1] = row.left end
   local key = table.concat(words, ",")
-  if need > gpus or (dead and (dead[key] or dead.steps <= 0)) then return nil end
-  if dead then dead.steps = dead.steps - 1 end
-  for number, filling in ipairs(fillings(rows, capacity, engines)) do
-    if number > 1 and not dead then break end
+  if need > gpus or (search and (search[key] or search.steps < 0)) then return nil end
+  local spare = search and gpus * capacity - shards or capacity
+  for number, filling in ipairs(fillings(rows, capacity, engines, spare, search)) do
+    if number > 1 and not search then break end
     for place, row in ipairs(rows) do row.left = row.left - filling[place] end
-    local rest = filled(rows, capacity, engines, gpus - 1, dead)
+    local rest = filled(rows, capacity, engines, gpus - 1, search)
     for place, row in ipairs(rows) do row.left = row.left + filling[place] end
     if rest then
       table.insert(rest, 1, filling)
       return rest
     end
   end
-  if dead then dead[key] = true end
+  if search then search[key] = true end
   return nil
 end
 
@@ -137,9 +148,9 @@ end
 local function packed(items, kind)
   local rows, capacity = packing_rows(items, kind), GRES[items[1].name].capacity
   local found
-  local dead = { steps = STEPS }
+  local search = { steps = STEPS }
   for gpus = fewest(rows, capacity, kind.total), kind.gpus do
-    found = filled(rows, capacity, kind.total, gpus, dead)
+    found = filled(rows, capacity, kind.total, gpus, search)
     if found then break end
   end
   -- The search was given up: one GPU after the other, then.
@@ -149,6 +160,30 @@ local function packed(items, kind)
   for place, item in ipairs(items) do counts[place] = item.count end
   for _, filling in ipairs(found) do table.insert(parts, part_of(items, rows, filling, counts)) end
   return parts
+end
+
+-- GPU types that have all profiles of a request, by name; nil where a profile stands twice.
+local function types_of(items)
+  local types, seen = nil, {}
+  for _, item in ipairs(items) do
+    if seen[item.name] then return nil end
+    seen[item.name] = true
+    types = common_types(types, item.only and { [item.only] = true } or GRES[item.name].types)
+  end
+  local names = {}
+  for name in pairs(types) do table.insert(names, name) end
+  table.sort(names)
+  return names
+end
+
+-- Whether one GPU holds the items, whichever of their types it is: shards do not count engines.
+local function one_holds(items)
+  for _, name in ipairs(types_of(items)) do
+    local kind = SEVERAL[name]
+    local rows = packing_rows(items, kind)
+    if fewest(rows, GRES[items[1].name].capacity, kind.total) > 1 then return false end
+  end
+  return true
 end
 
 -- What a user may write instead, where as many GPUs as that are not to be had on one node.
@@ -162,24 +197,10 @@ local function in_its_place(items, gpus)
   )
 end
 
--- GPU types that have all profiles of a request, by name; nil where a profile stands twice.
-local function types_of(items)
-  local types, seen = nil, {}
-  for _, item in ipairs(items) do
-    if seen[item.name] then return nil end
-    seen[item.name] = true
-    types = common_types(types, GRES[item.name].types)
-  end
-  local names = {}
-  for name in pairs(types) do table.insert(names, name) end
-  table.sort(names)
-  return names
-end
-
 -- A request that one GPU does not hold, as whole GPUs. Returns their gres token without prefix
 -- ("gpu:h100:4") and the parts; or nil and a reason for the user, which is `problem` where the
--- number of GPUs is not what is wrong.
-local function several(items, problem)
+-- number of GPUs is not what is wrong. `wanted`: of this GPU type where that is possible.
+local function several(items, problem, wanted)
   local best, parts, why, most
   for _, name in ipairs(types_of(items) or {}) do
     local kind = SEVERAL[name]
@@ -189,7 +210,9 @@ local function several(items, problem)
       most = math.max(most or 1, kind.gpus)
       local found = packed(items, kind)
       -- Of several types that could serve the one with most GPUs on a node, then by name.
-      if found and (not best or kind.gpus > SEVERAL[best].gpus) then best, parts = name, found end
+      local better = not best or name == wanted
+        or (best ~= wanted and kind.gpus > SEVERAL[best].gpus)
+      if found and better then best, parts = name, found end
     end
   end
   if best then return string.format("gpu:%s:%d", best, #parts), parts end
@@ -204,10 +227,20 @@ local function several(items, problem)
   return nil, problem
 end
 
-local function stamp_of_several(parts)
-  local words = {}
-  for _, part in ipairs(parts) do
-    table.insert(words, (string.gsub(make_stamp(part), "^slurm%-mig=1,", "")))
+-- The GPU type that a request's shards or whole GPUs name, or nil.
+local function type_named(read)
+  if read.shards[1] then return type_of_shards(read.shards[1]) end
+  for _, token in ipairs(read.others) do
+    local kind = string.match(token, "gpu:([^:=]+):%d+$")
+    if kind then return kind end
   end
-  return "slurm-mig=2," .. table.concat(words, ";")
+end
+
+-- What a request costs: its shards, or the GPUs that it needs all of, as a gres token without
+-- prefix; and with GPUs the part of each. Returns nil and a reason where neither holds it.
+-- `kind`: of this GPU type where that is possible.
+local function cost(items, kind)
+  local shards, problem = price(items, false, kind)
+  if shards and one_holds(items) then return shards, nil end
+  return several(items, problem, kind)
 end
