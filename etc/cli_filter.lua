@@ -342,7 +342,7 @@ local function types_of(items)
   for _, item in ipairs(items) do
     if seen[item.name] then return nil end
     seen[item.name] = true
-    types = common_types(types, GRES[item.name].types)
+    types = common_types(types, item.only and { [item.only] = true } or GRES[item.name].types)
   end
   local names = {}
   for name in pairs(types) do table.insert(names, name) end
@@ -373,8 +373,8 @@ end
 
 -- A request that one GPU does not hold, as whole GPUs. Returns their gres token without prefix
 -- ("gpu:h100:4") and the parts; or nil and a reason for the user, which is `problem` where the
--- number of GPUs is not what is wrong.
-local function several(items, problem)
+-- number of GPUs is not what is wrong. `wanted`: of this GPU type where that is possible.
+local function several(items, problem, wanted)
   local best, parts, why, most
   for _, name in ipairs(types_of(items) or {}) do
     local kind = SEVERAL[name]
@@ -384,7 +384,9 @@ local function several(items, problem)
       most = math.max(most or 1, kind.gpus)
       local found = packed(items, kind)
       -- Of several types that could serve the one with most GPUs on a node, then by name.
-      if found and (not best or kind.gpus > SEVERAL[best].gpus) then best, parts = name, found end
+      local better = not best or name == wanted
+        or (best ~= wanted and kind.gpus > SEVERAL[best].gpus)
+      if found and better then best, parts = name, found end
     end
   end
   if best then return string.format("gpu:%s:%d", best, #parts), parts end
@@ -399,12 +401,22 @@ local function several(items, problem)
   return nil, problem
 end
 
+-- The GPU type that a request's shards or whole GPUs name, or nil.
+local function type_named(read)
+  if read.shards[1] then return type_of_shards(read.shards[1]) end
+  for _, token in ipairs(read.others) do
+    local kind = string.match(token, "gpu:([^:=]+):%d+$")
+    if kind then return kind end
+  end
+end
+
 -- What a request costs: its shards, or the GPUs that it needs all of, as a gres token without
 -- prefix; and with GPUs the part of each. Returns nil and a reason where neither holds it.
-local function cost(items)
-  local shards, problem = price(items)
+-- `kind`: of this GPU type where that is possible.
+local function cost(items, kind)
+  local shards, problem = price(items, false, kind)
   if shards and one_holds(items) then return shards, nil end
-  return several(items, problem)
+  return several(items, problem, kind)
 end
 
 -- Convenience, not control: a step's gres never passes job_submit.lua, and under

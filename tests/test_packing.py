@@ -30,7 +30,7 @@ Counts = tuple[int, ...]
 @cache
 def host(model: str, version: str = "lua54") -> lua_host.Host:
     group = NodeGroup("n1", (fleet_model(catalog.find(model)),) * GPUS)
-    return lua_host.job_submit(version, Fleet((group,)))
+    return lua_host.job_submit(version, Fleet((group,), compute_parts=("*",)))
 
 
 @cache
@@ -158,6 +158,23 @@ def test_the_type_with_most_gpus_on_a_node() -> None:
     assert [str(job["tres_per_node"]).rpartition("gpu:")[2] for job in found] == [
         "h100_pcie:2", "h100:2",
     ]  # fmt: skip
+
+
+def test_a_word_for_one_type() -> None:
+    """It is of that type, also when the client has written the counted name and the GPUs."""
+    sxm, pcie = fleet_model(catalog.find(H100)), fleet_model(catalog.find("NVIDIA H100 PCIe"))
+    fleet = Fleet((NodeGroup("a", (sxm,) * 4), NodeGroup("b", (pcie,) * 2)))
+    host, client = lua_host.job_submit("lua51", fleet), lua_host.cli_filter("lua51", fleet)
+    asked = "mig:h100_pcie_3g.40gb:3"
+    _, (options,), _ = client.call("slurm_cli_pre_submit", {"gres": asked, "type": "sbatch"})
+    assert options["gres"] == "mig:3g.40gb:3,gpu:h100_pcie:2"
+    prefixed = ",".join(f"gres/{word}" for word in options["gres"].split(","))
+    for gres in (f"gres/{asked}", prefixed):
+        code, after, said = host.submit(tres_per_node=gres)
+        assert (code, said) == (0, "")
+        assert after["tres_per_node"] == "gres/mig:3g.40gb:3,gres/gpu:h100_pcie:2"
+    code, _, said = host.submit(tres_per_node="gres/mig:h100_pcie_3g.40gb:8")
+    assert (code, "on the 2 GPUs that a job may have" in said) == (-1, True)
 
 
 @pytest.mark.parametrize(
