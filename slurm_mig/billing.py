@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import UsageFault
+from slurm_mig.profile import Profile
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -69,7 +70,7 @@ def _price(
     found = {}
     for name in types:
         geometry = fleet.models[name].geometry
-        found[name] = prices[name] * share(geometry, geometry.by_id(gres.profile_id), by) / gres.per
+        found[name] = prices[name] * share(geometry, _row(geometry, gres), by) / gres.per
     if len(set(found.values())) > 1:
         each = ", ".join(f"{value:.4g} on {name}" for name, value in found.items())
         raise UsageFault(
@@ -78,6 +79,11 @@ def _price(
             "[[nodes]] table which partition has which type, or give these types the same price",
         )
     return next(iter(found.values()))
+
+
+def _row(geometry: Geometry, gres: GresName) -> GpuProfile:
+    """By name: an id may not be known, and where a name is counted it means one row."""
+    return geometry.by_name(Profile.parse(gres.profile).gpu_instance)
 
 
 def share(geometry: Geometry, row: GpuProfile, by: str) -> float:

@@ -2,7 +2,9 @@
 
 Facts carry their confidence, and a number that nobody published is None, never
 a guess. At run time the driver's own table wins; the catalogue serves where no
-GPU is at hand: the simulator, the generator, `slurm-mig gpus` and `weights`.
+GPU is at hand: the simulator, the generator, `slurm-mig gpus` and `weights`. A site's own
+descriptions of GPUs (`use`) are products as well, and win over the packaged ones for the
+name in them: they are what the site's driver says.
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
+from slurm_mig import descriptions
 from slurm_mig.errors import UsageFault
-from slurm_mig.geometry import Engines, Geometry, GpuProfile, Placement
+from slurm_mig.geometry import UNKNOWN_ID, Engines, Geometry, GpuProfile, Placement
 from slurm_mig.profile import Profile
 
 
@@ -36,8 +40,8 @@ class Product:
 
     @property
     def architecture(self) -> str:
-        """Ampere, Hopper or Blackwell."""
-        return str(self.row["architecture"])
+        """Ampere, Hopper or Blackwell; empty where only its driver's table is known."""
+        return str(self.row["architecture"] or "")
 
     @property
     def confidence(self) -> str:
@@ -90,10 +94,45 @@ class Product:
             )
         return Geometry(tuple(_profile(row) for row in self.row["profiles"]))
 
+    def counting(self) -> Geometry:
+        """What weights and counts follow from: the geometry, else NVIDIA's published fractions.
+
+        Without ids, and with each half or whole of the GPU where such a part can be: enough to
+        count, and nothing to carve by. UsageFault where there are no fractions either.
+        """
+        rows = self.row["profiles"]
+        if self.known or not self.countable:
+            return self.geometry()
+        units = max(row["parts_of_gpu"] for row in rows)
+        return Geometry(
+            tuple(
+                _profile(
+                    row
+                    | {
+                        "profile_id": UNKNOWN_ID,
+                        "placements": _parts(units, row["parts_of_gpu"]),
+                    }
+                )
+                for row in rows
+            )
+        )
+
+    @property
+    def countable(self) -> bool:
+        """Whether weights and files for Slurm can be had."""
+        rows = self.row["profiles"]
+        return self.known or bool(rows and self.names and all("parts_of_gpu" in r for r in rows))
+
     @property
     def title(self) -> str:
         """First name, or the key for a board whose name is not known."""
         return self.names[0] if self.names else self.key
+
+
+def _parts(units: int, parts: int) -> list[dict[str, int]]:
+    """Places of a part of a GPU of which there are so many."""
+    size = units // parts
+    return [{"start": start, "size": size} for start in range(0, units, size)]
 
 
 def _profile(row: dict[str, Any]) -> GpuProfile:
@@ -110,9 +149,52 @@ def _profile(row: dict[str, Any]) -> GpuProfile:
     )
 
 
+#: Directory of the site's descriptions; read when products are first asked for.
+_described: list[Path] = []
+
+
+def use(directory: Path) -> None:
+    """Take the descriptions of a directory for products, too, from now on in this process."""
+    _described[:] = [directory]
+    own.cache_clear()
+    products.cache_clear()
+
+
+@cache
+def own() -> tuple[Product, ...]:
+    """The site's own products; UsageFault says what is wrong with a file."""
+    paths = [path for directory in _described for path in descriptions.files(directory)]
+    found = tuple(from_file(path) for path in paths)
+    descriptions.clash([(item.title, path) for item, path in zip(found, paths, strict=True)])
+    return found
+
+
+def from_file(path: Path) -> Product:
+    """The GPU that a file describes."""
+    row = descriptions.read(path)
+    return Product(row["key"], row)
+
+
 @cache
 def products() -> tuple[Product, ...]:
-    """All boards of the catalogue, in its order."""
+    """All boards: the site's own, then the packaged ones under the names that are left to them."""
+    mine = {name.casefold() for item in own() for name in item.names}
+    rest = [
+        (item, [name for name in item.names if name.casefold() not in mine]) for item in packaged()
+    ]
+    return (
+        *own(),
+        *(
+            Product(item.key, item.row | {"names": names})
+            for item, names in rest
+            if names or not item.names
+        ),
+    )
+
+
+@cache
+def packaged() -> tuple[Product, ...]:
+    """The boards of the packaged catalogue, in its order."""
     text = resources.files("slurm_mig").joinpath("data/mig-geometry.json").read_text("utf-8")
     return tuple(Product(row["key"], row) for row in json.loads(text)["products"])
 
@@ -125,9 +207,16 @@ def model() -> dict[str, Any]:
 
 
 def find(name: str) -> Product:
-    """A board by NVML name or catalogue key, in any case; UsageFault lists the keys there are."""
+    """A board by NVML name or catalogue key, in any case, or by a file that describes it.
+
+    UsageFault lists the keys there are.
+    """
+    if name.endswith(descriptions.ENDINGS):
+        return from_file(Path(name))
     wanted = name.casefold()
     known = {word.casefold(): item for item in products() for word in (item.key, *item.names)}
+    # A key means the packaged product, whole, also where the site describes a GPU of its name.
+    known |= {item.key: item for item in packaged()}
     if wanted in known:
         return known[wanted]
     import difflib
@@ -161,7 +250,11 @@ _TYPES = {
 
 def type_name(product: Product) -> str:
     """The Slurm GPU type a product gets unless the site names its own."""
-    return _TYPES.get(product.key, product.key.replace("-", "_"))
+    if "type" not in product.row:
+        return _TYPES.get(product.key, product.key.replace("-", "_"))
+    # A packaged product of that name has a type that the site may have in use.
+    known = [item for item in packaged() if set(item.names) & set(product.names)]
+    return type_name(known[0]) if known else str(product.row["type"])
 
 
 def also_called(product: Product) -> list[str]:

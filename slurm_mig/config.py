@@ -63,6 +63,7 @@ class Config:
     dcgm: Path | None = None
     admin_comment: bool = False
     source: Path | None = None
+    descriptions: Path = Path("/etc/slurm-mig/gpus.d")
 
     @property
     def ledger(self) -> Path:
@@ -244,6 +245,15 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "paths", "state", "state", _path, _A_PATH, "Directory of the ledger; survives reboots."
     ),
     Setting("paths", "run", "run", _path, _A_PATH, "Directory of locks and environment files."),
+    Setting(
+        "paths",
+        "gpus",
+        "descriptions",
+        _path,
+        _A_PATH,
+        "Directory of GPU descriptions (`slurm-mig gpus --describe`), for models that the "
+        "catalogue does not have; no hook reads it.",
+    ),
     Setting(
         "hooks",
         "lock_timeout",

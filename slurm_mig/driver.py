@@ -89,6 +89,9 @@ class Driver(Protocol):
     def driver_version(self) -> str:
         """Version of the kernel driver, as NVML prints it."""
 
+    def memory_mib(self, gpu: Gpu) -> int | None:
+        """Memory of the whole GPU; None where the driver does not say."""
+
     def geometry(self, gpu: Gpu) -> Geometry:
         """The profile table with placements; works with MIG mode off."""
 

@@ -23,7 +23,8 @@
     whole = [6, 7]
     partitions = "hopper"
 
-GPUs are listed by device minor; those in `whole` are given out as they are, and one
+GPUs are listed by device minor, by NVML name, catalogue key or a file that describes one
+("gpus.d/x200.toml:8", from here); those in `whole` are given out as they are, and one
 that is not in the catalogue then stands under Slurm's name for its type. `partitions`
 is for prices: one profile may cost something else in another partition. `names` says who
 keeps a plain name that means two things, where it is not who comes first; false: nobody.
@@ -41,6 +42,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.billing import SHARES
+from slurm_mig.descriptions import ENDINGS
 from slurm_mig.errors import UsageFault
 from slurm_mig.naming import NOBODY
 
@@ -90,7 +92,7 @@ def read(path: Path) -> FleetText:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise UsageFault(f"fleet {path} is not TOML: {problem}") from problem
     try:
-        return _fleet(data)
+        return _fleet(data, path.parent)
     except _Bad as bad:
         raise UsageFault(f"fleet {path}: {bad}") from None
 
@@ -113,13 +115,13 @@ class _Bad(Exception):
     """What is wrong with a key."""
 
 
-def _fleet(data: dict[str, Any]) -> FleetText:
+def _fleet(data: dict[str, Any], home: Path) -> FleetText:
     _known(data, "", _KEYS)
     billing = _get(data, "billing", _table, {})
     _known(billing, "[billing] ", ("by", "gpu"))
     return FleetText(
-        nodes=tuple(_node(table) for table in _get(data, "nodes", _tables, [])),
-        types=_get(data, "types", _words, {}),
+        nodes=tuple(_node(table, home) for table in _get(data, "nodes", _tables, [])),
+        types={_beside(home, gpu): name for gpu, name in _get(data, "types", _words, {}).items()},
         aliases=_get(data, "aliases", _words, {}),
         slices_only=_get(data, "slices_only", _texts, ()),
         owners=_get(data, "names", _owners, {}),
@@ -132,18 +134,24 @@ def _fleet(data: dict[str, Any]) -> FleetText:
     )
 
 
-def _node(table: dict[str, Any]) -> NodeText:
+def _node(table: dict[str, Any], home: Path) -> NodeText:
     _known(table, "[[nodes]] ", ("hosts", "gpus", "whole", "devices", "partitions"))
     for key in ("hosts", "gpus"):
         if key not in table:
             raise _Bad(f"[[nodes]] without {key}")
     return NodeText(
         hosts=_get(table, "hosts", _text, ""),
-        gpus=_get(table, "gpus", _texts, ()),
+        gpus=tuple(_beside(home, gpu) for gpu in _get(table, "gpus", _texts, ())),
         whole=_get(table, "whole", _minors, ()),
         devices=_get(table, "devices", _directory, "/dev"),
         partitions=_get(table, "partitions", _partitions, ()),
     )
+
+
+def _beside(home: Path, gpu: str) -> str:
+    """A file that describes a GPU, as seen from the fleet's own file; another name as it is."""
+    name, colon, count = gpu.partition(":")
+    return f"{home / name}{colon}{count}" if name.endswith(ENDINGS) else gpu
 
 
 def _known(table: dict[str, Any], where: str, keys: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig import __version__
+from slurm_mig.geometry import UNKNOWN_ID
 from slurm_mig.packing import lua_table
 
 if TYPE_CHECKING:
@@ -188,8 +189,9 @@ def _lua_words(fleet: Fleet) -> str:
 
 def _lua_row(item: GresName) -> str:
     types = ", ".join(f'["{name}"] = true' for name in item.types)
+    known_id = '"-"' if item.profile_id == UNKNOWN_ID else item.profile_id
     return (
-        f'["{item.name}"] = {{ profile = "{item.profile}", id = {item.profile_id}, '
+        f'["{item.name}"] = {{ profile = "{item.profile}", id = {known_id}, '
         f"weight = {item.weight}, capacity = {item.capacity}, most = {item.most}, "
         f"per = {item.per}, types = {{ {types} }} }},"
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import ProfileNotOffered
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from slurm_mig.profile import Profile
+
+
+#: In place of a driver's id that nobody has published: good for counting, not for carving.
+UNKNOWN_ID: Final = -1
 
 
 @dataclass(frozen=True, slots=True, order=True)

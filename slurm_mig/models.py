@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig import catalog, hostlist
 from slurm_mig.errors import UsageFault
@@ -23,9 +23,9 @@ _TYPE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 def fleet_model(product: Product, type_name: str | None = None) -> Model:
     """A product with geometry, weights and Slurm type name.
 
-    UsageFault when numbers are unknown.
+    UsageFault when neither numbers nor fractions are known.
     """
-    geometry = product.geometry()
+    geometry = product.counting()
     name = type_name or catalog.type_name(product)
     also = tuple(word for word in catalog.also_called(product) if word != name)
     return Model(name, product.title, geometry, derive(geometry), also)
@@ -33,20 +33,39 @@ def fleet_model(product: Product, type_name: str | None = None) -> Model:
 
 def gpu_spec(product: Product, name: str, count: int) -> GpuSpec:
     """What the simulator needs to build a product; UsageFault when numbers are unknown."""
-    geometry = product.geometry()
+    try:
+        geometry = product.geometry()
+    except UsageFault as fault:
+        raise UsageFault(
+            fault.cause,
+            remedy="take its driver's table (`slurm-mig gpus --describe`), or write a description "
+            'with source = "assumed"',
+        ) from None
     row = product.row
     ids = row["pci_device_ids"]
     return GpuSpec(
         name=name if name in product.names else product.title,
         product=product.key,
-        architecture=product.architecture,
+        # By it the driver is asked whether MIG mode needs a reset, and nothing else here.
+        architecture=product.architecture or ("Ampere" if product.needs_reset else "Blackwell"),
         pci_device_id=int(ids[0], 16) if ids else 0,
-        compute_capability=row["compute_capability"],
+        compute_capability=row["compute_capability"] or "0.0",
         total_memory_mib=row["total_memory_mib"],
         geometry=geometry,
-        enums={item["profile_id"]: item["nvml_enum_value"] for item in row["profiles"]},
+        enums=_enums(row["profiles"]),
         count=count,
     )
+
+
+def _enums(rows: list[dict[str, Any]]) -> dict[int, int]:
+    """Profile id -> number under which the simulator answers for it.
+
+    NVML's own number where it is known; a description has none, for a driver's profiles are
+    found by going through all numbers. Any that is free serves then.
+    """
+    given = {row["profile_id"]: row["nvml_enum_value"] for row in rows}
+    free = (number for number in range(64) if number not in given.values())
+    return {key: next(free) if value is None else value for key, value in given.items()}
 
 
 def fleet_of(text: FleetText) -> Fleet:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
+from slurm_mig.geometry import UNKNOWN_ID
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
@@ -102,12 +104,14 @@ class Offer:
     row: GpuProfile
 
     @property
-    def meaning(self) -> tuple[int | None, ...]:
+    def meaning(self) -> tuple[int | str | None, ...]:
         """What has to be the same for one name to have one price and one stamp."""
         weights = self.model.weights
         weight = weights.of(self.model.geometry, self.row)
         most = self.row.max_instances if self.row.name.attribute else None
-        return (self.row.profile_id, weight, weights.capacity, most)
+        # Two ids that nobody knows are not the same id.
+        apart = self.model.type_name if self.row.profile_id == UNKNOWN_ID else ""
+        return (self.row.profile_id, weight, weights.capacity, most, apart)
 
     @property
     def own_name(self) -> str:

@@ -243,6 +243,16 @@ class NvmlDriver:
 
     # -- profile table -------------------------------------------------------
 
+    def memory_mib(self, gpu: Gpu) -> int | None:
+        """Memory of the whole GPU in MiB; None where the driver does not say."""
+        try:
+            info = self._ask(
+                "read memory size", pynvml.nvmlDeviceGetMemoryInfo, self._device(gpu), gpu=str(gpu)
+            )
+        except pynvml.NVMLError:
+            return None
+        return int(info.total) >> 20
+
     def geometry(self, gpu: Gpu) -> Geometry:
         """The profile table with placements, read once a session; works with MIG mode off."""
         if gpu.uuid not in self._tables:

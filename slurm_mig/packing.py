@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from slurm_mig.geometry import UNKNOWN_ID
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -49,6 +51,8 @@ def _kind(fleet: Fleet, name: str, model: Model) -> Kind:
 def _refused(fleet: Fleet, name: str) -> str:
     if fleet.several_gpus is not None and fleet.several_gpus < 2:
         return FORBIDDEN
+    if any(row.profile_id == UNKNOWN_ID for row in fleet.models[name].geometry.profiles):
+        return f"where slices lie on a {name} GPU is not published"
     for group in fleet.groups:
         # Slurm takes any GPU of the type, and the Prolog could not carve that one.
         if name in (other for _, other in group.whole):

@@ -7,7 +7,8 @@ on; so that one is read, too):
 
     slurm-mig=1,3g.40gb/9/14:1,1g.10gb/19/4:2
 
-version, then `<profile>/<driver profile id>/<shards>:<count>` items. Version 2 is for slices
+version, then `<profile>/<driver profile id>/<shards>:<count>` items, `-` for an id that nobody
+has published: the node's driver knows the profile by its name. Version 2 is for slices
 that one GPU does not hold: the items of each GPU, `;` between GPUs. Whoever reads only version
 1 refuses it, and one GPU's slices travel as version 1. job_submit.lua alone writes it and
 strips what users write, so it can be trusted. The other text is the TresPerNode of the job as
@@ -35,7 +36,7 @@ MAX_INSTANCES: Final = 8
 # ASCII white space only, as in Lua's %s: a no-break space must not start a word here that
 # job_submit.lua did not see as one.
 _STAMP: Final = re.compile(r"(?:^|(?<=\s))slurm-mig=\S*", re.ASCII)
-_ITEM: Final = re.compile(r"([^/:,\s]+)/([0-9]{1,5})/([1-9][0-9]{0,3}):([1-9][0-9]?)", re.ASCII)
+_ITEM: Final = re.compile(r"([^/:,\s]+)/([0-9]{1,5}|-)/([1-9][0-9]{0,3}):([1-9][0-9]?)", re.ASCII)
 # 22.05 writes `gres:mig:..`, later releases `gres/mig:..`; a count may follow `:` or `=`.
 _GRES: Final = re.compile(r"gres[:/]([^:=,]+)(?:[:](.+?))?(?:[:=]([0-9]+))?")
 
@@ -95,16 +96,17 @@ class Request:
         return ",".join(str(item) for item in self.items)
 
     def stamp(self) -> str:
-        """The word that carries this request; every item needs its driver id and weight."""
+        """The word that carries this request; every item needs its weight."""
         return f"{STAMP_PREFIX}{STAMP_VERSION},{self.stamped_items()}"
 
     def stamped_items(self) -> str:
         """The items as they stand in a stamp."""
         words = []
         for item in self.items:
-            if item.profile_id is None or item.weight is None:
-                raise BadRequest(f"request {self}: {item.profile} has no id and weight to stamp")
-            words.append(f"{item.profile}/{item.profile_id}/{item.weight}:{item.count}")
+            if item.weight is None:
+                raise BadRequest(f"request {self}: {item.profile} has no weight to stamp")
+            known = "-" if item.profile_id is None else item.profile_id
+            words.append(f"{item.profile}/{known}/{item.weight}:{item.count}")
         return ",".join(words)
 
 
@@ -122,7 +124,7 @@ class Several:
         return ";".join(map(str, self.parts))
 
     def stamp(self) -> str:
-        """The word that carries it; every item needs its driver id and weight."""
+        """The word that carries it; every item needs its weight."""
         parts = (part.stamped_items() for part in self.parts)
         return f"{STAMP_PREFIX}{SEVERAL_VERSION},{';'.join(parts)}"
 
@@ -159,7 +161,8 @@ def _item(word: str, stamp: str) -> Item:
     if match is None:
         raise BadRequest(f"stamp {stamp[:80]!r}: {word!r} is not <profile>/<id>/<shards>:<count>")
     name, profile_id, weight, count = match.groups()
-    return Item(Profile.parse(name), int(count), int(profile_id), int(weight))
+    known = None if profile_id == "-" else int(profile_id)
+    return Item(Profile.parse(name), int(count), known, int(weight))
 
 
 def without_stamp(text: str) -> str:

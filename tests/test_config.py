@@ -35,6 +35,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         [paths]
         state = "/s"
         run = "/r"
+        gpus = "/x"
         [hooks]
         lock_timeout = 1
         destroy_timeout = 2.5
@@ -72,7 +73,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         Path("/r"), 1.0, 2.5, 17.0, Path("/b"), 3.0,
         "commands", "cancel", 0, 4.0, 5.0, "reject", {"NVIDIA A30": "full-profile"}, True,
         "none", True, Path("/l"), ("restart:nvidia-dcgm.service", "kill-job"), 6.0, 7, 8.0,
-        Path("/g"), Path("/d"), True, file,
+        Path("/g"), Path("/d"), True, file, Path("/x"),
     )  # fmt: skip
 
 

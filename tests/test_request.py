@@ -124,9 +124,12 @@ def test_a_gres_that_names_no_profile(text: str) -> None:
         requests.from_gres(text)
 
 
-def test_a_stamp_needs_ids() -> None:
-    """What squeue said has no ids; it is never stamped."""
-    with pytest.raises(BadRequest, match="no id and weight"):
+def test_a_stamp_needs_weights() -> None:
+    """What squeue said has none; it is never stamped. An id may be unpublished."""
+    item = Item(Profile.parse("1g.24gb"), 2, None, 1)
+    assert Request((item,)).stamp() == "slurm-mig=1,1g.24gb/-/1:2"
+    assert requests.from_stamp("slurm-mig=1,1g.24gb/-/1:2") == Request((item,))
+    with pytest.raises(BadRequest, match="no weight"):
         Request((Item(Profile.parse("3g.40gb")),)).stamp()
 
 

@@ -27,7 +27,7 @@ def show(emit: Callable[[dict[str, Any]], None] | None) -> None:
     with open_node() as node:
         slurm = slurm_of(node)
         nodes, shares = slurm.nodes(), slurm.shares()
-    models = [fleet_model(product) for product in catalog.products() if product.known]
+    models = [fleet_model(product) for product in catalog.products() if product.countable]
     views = overview(nodes, shares, models)
     if emit:
         emit({"nodes": [_plain(view) for view in views], "room": total_room(views)})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from slurm_mig.allocation import Owner
-from slurm_mig.config import load
+from slurm_mig.config import Config, load, locate
 from slurm_mig.errors import ConfigFault, NotPermitted, SlurmFault, UsageFault
 from slurm_mig.node import Node
 from slurm_mig.text import shown
@@ -20,7 +20,6 @@ from slurm_mig.text import shown
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from slurm_mig.config import Config
     from slurm_mig.driver import Gpu
     from slurm_mig.errors import SlurmMigError
     from slurm_mig.slurm import Slurm
@@ -52,12 +51,32 @@ _SECONDS: Final = re.compile(r"(?![0-9]{8}\Z)[0-9]+(\.[0-9]+)?")
 def open_node(*, look: bool = False) -> Iterator[Node]:
     """This node, from the configuration the command line names; `look`: nothing is made there."""
     config = load(click.get_current_context().obj)
+    use_descriptions(config)
     check_models(config)
     node = Node(config, look=look)
     try:
         yield node
     finally:
         node.close()
+
+
+def use_descriptions(config: Config | None = None) -> None:
+    """Let the site's own descriptions of GPUs stand beside the catalogue.
+
+    Verbs that need no node give no `config`: where only root may read it, they do without, and
+    the default place is meant. One that can be read has to be right.
+    """
+    from slurm_mig import catalog
+
+    if config is None:
+        named = click.get_current_context().obj
+        try:
+            config = load(named)
+        except ConfigFault:
+            if named is not None or os.access(locate(named, os.environ), os.R_OK):
+                raise
+            config = Config()
+    catalog.use(config.descriptions)
 
 
 def slurm_of(node: Node) -> Slurm:

@@ -63,7 +63,7 @@ def meant(node: Node, entries: Sequence[Entry]) -> list[tuple[Gpu, Declared]]:
 
 def pci_ids(gpu: Gpu) -> list[str]:
     """Device ids of a GPU model, as mig-parted writes them; none where they are not known."""
-    found = [item for item in catalog.products() if gpu.name in item.names]
+    found = [item for item in catalog.packaged() if gpu.name in item.names]
     return [word for item in found for word in item.row["pci_device_ids"]]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slurm_mig.cli._common import check_models, json_option, print_json
+from slurm_mig.cli._common import check_models, json_option, print_json, use_descriptions
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.cli.generate import _pairs
 from slurm_mig.config import Config, load, locate
@@ -102,6 +102,7 @@ def command(
 
 def _check(sources: Sources, *, strict: bool, as_json: bool) -> None:
     config, fault = _config()
+    use_descriptions(config)
     node = Node(config)
     try:
         facts = gather(sources, node, fault)

@@ -12,7 +12,7 @@ import click
 
 from slurm_mig import fleetfile
 from slurm_mig.billing import by_partition, gpu_types
-from slurm_mig.cli._common import json_option, print_json
+from slurm_mig.cli._common import json_option, print_json, use_descriptions
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.errors import NamesChange, NodeFault, Unresolved, UsageFault
 from slurm_mig.files import check_replaceable
@@ -89,6 +89,7 @@ def command(
     The nodes stand in the TOML file DESCRIPTION (etc/fleet.toml is a sample), or in
     --node options.
     """
+    use_descriptions()
     if description is None:
         fleet = FleetText(
             nodes=tuple(_node_option(node) for node in nodes),

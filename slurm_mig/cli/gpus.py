@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import os
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from slurm_mig import catalog
-from slurm_mig.cli._common import json_option, open_node, print_json, survey, table
+from slurm_mig import __version__, catalog, descriptions
+from slurm_mig.cli._common import (
+    json_option,
+    open_node,
+    print_json,
+    survey,
+    table,
+    use_descriptions,
+)
+from slurm_mig.cli._usage import OnePath
+from slurm_mig.cli.generate import write_all
+from slurm_mig.errors import UsageFault
 
 if TYPE_CHECKING:
     from slurm_mig.catalog import Product
@@ -18,9 +30,30 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--supported", is_flag=True, help="Only the list of products; needs no driver.")
+@click.option(
+    "--describe",
+    is_flag=True,
+    help="Write what the driver says about each GPU model here to a file, for where no GPU is.",
+)
+@click.option(
+    "--out",
+    type=OnePath(path_type=Path, file_okay=False),
+    help="With --describe: write there, not into `gpus` of the [paths] table.",
+)
 @json_option
-def command(supported: bool, as_json: bool) -> None:  # noqa: FBT001  # click passes flags
+def command(
+    supported: bool,  # noqa: FBT001  # click passes flags
+    describe: bool,  # noqa: FBT001
+    out: Path | None,
+    as_json: bool,  # noqa: FBT001
+) -> None:
     """Show this node's GPUs and the list of supported products."""
+    if out is not None and not describe:
+        raise UsageFault("--out goes with --describe")
+    if describe:
+        _describe(out, as_json=as_json)
+        return
+    use_descriptions()
     products = [_product(item) for item in catalog.products()]
     if not as_json:
         _print_products(products)
@@ -39,6 +72,41 @@ def command(supported: bool, as_json: bool) -> None:  # noqa: FBT001  # click pa
             raise fault
 
 
+def _describe(out: Path | None, *, as_json: bool) -> None:
+    """One file for each GPU model: all of them or none."""
+    with open_node(look=True) as node:
+        gpus, faults = survey(node)
+        for fault in faults:
+            raise fault
+        version = node.driver.driver_version()
+        models = {gpu.name: gpu for gpu in gpus if gpu.mig_capable}
+        if not models:
+            raise UsageFault(f"no GPU of {node.name} knows MIG: there is nothing to describe")
+        directory = node.config.descriptions if out is None else out
+        files = {
+            f"{descriptions.slug(name)}.toml": _description(node, gpu, version)
+            for name, gpu in models.items()
+        }
+    write_all(directory, files)
+    paths = [str(directory / name) for name in files]
+    if as_json:
+        print_json({"written": paths})
+    else:
+        click.echo("\n".join(paths))
+
+
+def _description(node: Node, gpu: Gpu, version: str) -> str:
+    facts: dict[str, str | int | bool | None] = {
+        "source": "driver",
+        "driver": version,
+        "date": time.strftime("%Y-%m-%d"),
+        "memory_mib": node.driver.memory_mib(gpu),
+        "mode_needs_reset": not gpu.resetless,
+    }
+    head = f"# Written by `slurm-mig gpus --describe` {__version__} on {node.name}.\n"
+    return head + descriptions.write(gpu.name, node.driver.geometry(gpu), facts)
+
+
 def _product(item: Product) -> dict[str, Any]:
     return {
         "key": item.key,
@@ -47,6 +115,7 @@ def _product(item: Product) -> dict[str, Any]:
         "slices": item.slices,
         "mode_needs_reset": item.needs_reset,
         "known": item.known,
+        "countable": item.countable,
         "unknown": item.unknown(),
         "profiles": [row["name"] for row in item.row["profiles"]],
         "confidence": item.confidence,
@@ -71,8 +140,9 @@ def _gpu(node: Node, gpu: Gpu) -> dict[str, Any]:
 
 def _print_products(products: list[dict[str, Any]]) -> None:
     click.echo(
-        "Supported products (those with unknown numbers cannot be simulated, weighed or generated\n"
-        "for; on a node the driver has the numbers):"
+        "Supported products (where only fractions are published there are weights and files\n"
+        "for Slurm, but no simulation; where numbers are unknown, `gpus --describe` on a node\n"
+        "writes down what its driver says):"
     )
     table(
         ("KEY", "PRODUCT", "ARCH", "SLICES", "MODELLED", "SOURCE OF PROFILES"),
@@ -82,12 +152,18 @@ def _print_products(products: list[dict[str, Any]]) -> None:
                 item["names"][0] if item["names"] else "?",
                 item["architecture"],
                 item["slices"],
-                "yes" if item["known"] else "no: numbers unknown",
+                _modelled(item),
                 item["confidence"],
             )
             for item in products
         ],
     )
+
+
+def _modelled(item: dict[str, Any]) -> str:
+    if item["known"]:
+        return "yes"
+    return "by fractions" if item["countable"] else "no: numbers unknown"
 
 
 def _print_gpus(node: Node, gpus: list[dict[str, Any]]) -> None:

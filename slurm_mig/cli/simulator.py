@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from slurm_mig import catalog
-from slurm_mig.cli._common import json_option, print_json, table
+from slurm_mig.cli._common import json_option, print_json, table, use_descriptions
 from slurm_mig.cli._usage import Group, OnePath
 from slurm_mig.errors import UsageFault
 from slurm_mig.models import gpu_spec, parse_gpu
@@ -37,7 +37,12 @@ def command() -> None:
 @command.command("create")
 @DIRECTORY
 @click.option(
-    "--gpu", "gpus", multiple=True, required=True, metavar="NAME:COUNT", help="GPUs to have."
+    "--gpu",
+    "gpus",
+    multiple=True,
+    required=True,
+    metavar="NAME:COUNT",
+    help="GPUs to have; a file that describes one serves for its name.",
 )
 @click.option(
     "--latency",
@@ -55,6 +60,7 @@ def create_machine(
     """Make a simulated machine in an empty or new directory."""
     if not re.fullmatch(r"[0-9]+(\.[0-9]+){1,3}", driver):
         raise UsageFault(f"driver {driver!r}: write a version such as {DEFAULT_DRIVER}")
+    use_descriptions()
     wanted = [parse_gpu(text) for text in gpus]
     specs = [gpu_spec(catalog.find(name), name, count) for name, count in wanted]
     machine = create(

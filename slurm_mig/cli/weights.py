@@ -5,17 +5,23 @@ from __future__ import annotations
 import click
 
 from slurm_mig import catalog
-from slurm_mig.cli._common import json_option, print_json, table
+from slurm_mig.cli._common import json_option, print_json, table, use_descriptions
 from slurm_mig.weights import derive
 
 
 @click.command()
-@click.option("--gpu", "name", required=True, help="NVML name of the GPU, or its catalogue key.")
+@click.option(
+    "--gpu",
+    "name",
+    required=True,
+    help="NVML name of the GPU, its catalogue key, or a file that describes it.",
+)
 @json_option
 def command(name: str, as_json: bool) -> None:  # noqa: FBT001
     """Show how many shards a GPU and each of its profiles count for."""
+    use_descriptions()
     product = catalog.find(name)
-    geometry = product.geometry()
+    geometry = product.counting()
     weights = derive(geometry)
     by_name = {str(row.name): weights.of(geometry, row) for row in geometry.profiles}
     if as_json:

@@ -58,7 +58,7 @@ class Reconstruction:
     def _product(self, name: str, node: NodeLine) -> Product:
         if name in self._products:
             return self._products[name]
-        known = [product for product in catalog.products() if product.known]
+        known = [product for product in catalog.products() if product.countable]
         meant = [product for product in known if catalog.type_name(product) == name]
         shown = [product for product in known if self._shown.get(name, "") in product.names]
         if meant or shown:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from slurm_mig.doctor import conf
 from slurm_mig.doctor.check import ERROR, WARNING, Problem, check
+from slurm_mig.geometry import UNKNOWN_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 _PAGE: Final = "docs/admin.md: Setting up"
 _HEAD: Final = re.compile(r"-- (\S+), written by `slurm-mig generate` (\S+)\. Do not edit\.")
 _ROW: Final = re.compile(
-    r'^  \["([^"]+)"\] = \{ profile = "([^"]+)", id = (\d+), weight = (\d+), capacity = (\d+), '
+    r'^  \["([^"]+)"\] = \{ profile = "([^"]+)", id = (\d+|"-"), weight = (\d+), capacity = (\d+), '
     r"most = (\d+), per = (\d+), types = \{ (.*?) \} \},$",
     re.MULTILINE,
 )
@@ -45,9 +46,13 @@ def written_by(text: str) -> str:
 def rows(text: str) -> dict[str, Row]:
     """The file's table: gres name -> profile, id, weight, capacity, most, per, types."""
     return {
-        name: (profile, *map(int, numbers), frozenset(_TYPE.findall(types)))
+        name: (profile, *map(_number, numbers), frozenset(_TYPE.findall(types)))
         for name, profile, *numbers, types in _ROW.findall(text)
     }
+
+
+def _number(text: str) -> int:
+    return UNKNOWN_ID if text == '"-"' else int(text)
 
 
 def expected_rows(fleet: Fleet) -> dict[str, Row]:

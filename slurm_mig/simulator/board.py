@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MAX_GPU_INSTANCES: Final = 8
 MAX_COMPUTE_INSTANCES: Final = 8
+#: Largest GPU instance id (facts/mig.md#ids).
+MAX_ID: Final = 14
 
 #: NVML enum of compute-instance profiles by slice count; 7 is 1_SLICE_REV1.
 CI_ENUM_BY_SLICES: Final = {1: 0, 2: 1, 3: 2, 4: 3, 8: 5, 6: 6, 7: 4}
@@ -101,7 +103,11 @@ class Board:
 
     def gi_id(self, placement: Placement) -> int:
         """The id the hardware gives: a binary tree over memory, in one of two orders."""
-        parts = self.geometry.units // placement.size
+        parts, rest = divmod(self.geometry.units, placement.size)
+        if rest or parts & (parts - 1):
+            # No tree of halves: nobody knows the ids of such a GPU, so the lowest that is free.
+            taken = {item.gi_id for item in self.instances}
+            return next(number for number in range(1, MAX_ID + 1) if number not in taken)
         index = placement.start // placement.size
         if self.mirrored and parts > 1:
             index ^= parts // 2
@@ -209,7 +215,7 @@ class Board:
                 row.slices // slices,
                 row.multiprocessors if slices == row.slices else None,
             )
-            for slices, enum in CI_ENUM_BY_SLICES.items()
+            for slices, enum in self._ci_enums().items()
             if slices <= row.slices
             and row.slices in self._slice_counts()
             and slices in self._slice_counts()
@@ -219,6 +225,13 @@ class Board:
             found[CI_ENUM_REV1] = CiProfile(CI_ENUM_REV1, 1, 1, row.multiprocessors)
             found[0] = CiProfile(0, 1, 1, None)
         return found
+
+    def _ci_enums(self) -> dict[int, int]:
+        """Slices -> NVML enum; for a count that no GPU had so far an enum of one not here."""
+        here = self._slice_counts()
+        free = [enum for slices, enum in CI_ENUM_BY_SLICES.items() if slices not in here]
+        new = sorted(here - CI_ENUM_BY_SLICES.keys())
+        return CI_ENUM_BY_SLICES | dict(zip(new, free, strict=False))
 
     def _slice_counts(self) -> set[int]:
         return {row.slices for row in self.geometry.profiles}

@@ -26,7 +26,7 @@ local function make_stamp(items)
   for _, item in ipairs(items) do
     local gres = GRES[item.name]
     table.insert(
-      words, string.format("%s/%d/%d:%d", gres.profile, gres.id, gres.weight, item.count)
+      words, string.format("%s/%s/%d:%d", gres.profile, gres.id, gres.weight, item.count)
     )
   end
   return table.concat(words, ",")
