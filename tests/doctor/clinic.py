@@ -83,6 +83,10 @@ class Clinic:
     def slurm_conf(self) -> Path:
         return self.root / "slurm/slurm.conf"
 
+    def own_lines(self) -> str:
+        """What the site wrote itself."""
+        return OWN_LINES
+
     def file(self, name: str) -> Path:
         return self.root / "slurm" / name
 
