@@ -280,12 +280,11 @@ class Talk:
         found = []
         lines.sort(key=lambda item: (item["who"] != "batch", int(item["job"]), int(item["proc"])))
         for item in lines:
-            gpus = self.world.gpus(item)
-            named = []
             # Tasks of an array are jobs of their own: when each begins is not the form's.
             own = numbers.setdefault(item["job"], {})
-            for device, profile in gpus:
-                named.append(f"{profile}#{own.setdefault(device, len(own))}")
+            # In whatever order a world lists them: a task's own come with what they are.
+            gpus = sorted(self.world.gpus(item), key=lambda gpu: (gpu[1], own.get(gpu[0], 1000)))
+            named = [f"{profile}#{own.setdefault(device, len(own))}" for device, profile in gpus]
             found.append(
                 {
                     "who": item["who"],

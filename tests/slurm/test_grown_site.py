@@ -42,7 +42,9 @@ ENFORCE = "AccountingStorageEnforce=associations,limits,qos\n"
 #: Releases that parse a job's `extra`.
 CONSTRAINTS = "SchedulerParameters=extra_constraints,batch_sched_delay=0,sched_interval=1\n"
 
-RULES = {"SM143", "SM144"}
+#: What Slurm knows of prices for gres it has from slurmdbd.
+PRICES = ' TRESBillingWeights="CPU=1.0,Mem=0.25G,GRES/gpu=8"'
+RULES = {"SM143"} if MISSING else {"SM143", "SM144"}
 
 
 def _release() -> tuple[int, ...]:
@@ -59,7 +61,11 @@ def limit(site: Site, words: str) -> None:
 def site() -> Iterator[Site]:
     """With slurmdbd where it runs, with constraints where the release has them."""
     settings = SETTINGS + (CONSTRAINTS if _release() >= (23, 11) else "")
-    kind, settings = (Cluster, settings) if MISSING else (Accounted, settings + ENFORCE)
+    assert PRICES in settings
+    if MISSING:
+        kind, settings = Cluster, settings.replace(PRICES, "")
+    else:
+        kind, settings = Accounted, settings + ENFORCE
     made = kind(scratch(), NODES, prefix=PREFIX, slurm_conf=settings, config="max_requeues = 1\n")
     try:
         with made:
