@@ -74,6 +74,15 @@ def test_a_whole_gpu_has_no_room() -> None:
     assert view.room["7g.80gb"] == 1
 
 
+def test_slices_on_several_gpus() -> None:
+    """Their GPUs have no room, as if they were whole; the others do, as far as Slurm counts."""
+    job = share((0, 1), gpu__h100=2, mig__3g_40gb=3)
+    for shards in ((), None):
+        view = one(node_of(H100, H100, H100, shards=shards), job)
+        assert (view.room["7g.80gb"], view.room["1g.10gb"], view.room["3g.40gb"]) == (1, 7, 2)
+        assert [len(gpu.jobs) for gpu in view.gpus] == [1, 1, 0]
+
+
 def test_gpus_that_are_not_carved() -> None:
     """They count for nothing; their places count."""
     view = one(node_of(H100, A30, whole=((0, "h100"),), shards=((0, 0), (0, 31), (2, 4))))

@@ -48,8 +48,11 @@ class Run:
         A request is per node, the accounting has the sum. A job with whole GPUs may
         be charged for every slice beside them (`--exclusive`).
         """
-        if self.whole_gpus:
-            return Counter()
+        return Counter() if self.whole_gpus else self.named
+
+    @property
+    def named(self) -> Counter[str]:
+        """Slices that stand in its row for this node, by profile, beside whole GPUs or not."""
         return Counter(
             {
                 name.removeprefix(_MIG): count // self.nodes
@@ -297,6 +300,9 @@ def _differs(run: Run, charged: Counter[str], records: Sequence[Allocation]) -> 
         gpus = len({record.gpu_uuid for record in records})
         if gpus > run.whole_gpus:
             return f"{who} was charged for {run.whole_gpus} GPUs and had {gpus}"
+        # Whole GPUs that are paid for slices: --exclusive may name more, but nothing less.
+        if run.named and not _same(run.named, held, spare=True):
+            return f"{who} was charged for {_names(run.named)} and had {_names(held)}"
         return ""
     if any(record.whole for record in records):
         return f"{who} had a whole GPU and was charged for {_names(charged)}"
@@ -319,14 +325,15 @@ def _most_at_once(records: Sequence[Allocation]) -> Counter[str]:
     return most
 
 
-def _same(charged: Counter[str], held: Counter[str]) -> bool:
-    """Equal counts of profiles, however a driver rounds their memory."""
+def _same(charged: Counter[str], held: Counter[str], *, spare: bool = False) -> bool:
+    """Equal counts of profiles, however a driver rounds their memory; `spare`: or fewer held."""
     left = list(held.elements())
     for name in charged.elements():
         same = next((other for other in left if _alike(name, other)), None)
-        if same is None:
+        if same is not None:
+            left.remove(same)
+        elif not spare:
             return False
-        left.remove(same)
     return not left
 
 

@@ -153,6 +153,21 @@ def test_whole_gpus() -> None:
     assert kinds(two, [row(gres={"gpu": 1})]) == ["wrong-slices"]
 
 
+def test_slices_on_several_gpus() -> None:
+    """Charged as whole GPUs and as slices; with --exclusive for slices that nobody has, too."""
+    one = record(7, 1000, 2000, ("3g.40gb", 0), ("3g.40gb", 4))
+    two = record(7, 1000.5, 2000, ("3g.40gb", 0), gpu_uuid="GPU-b", number=2)
+    paid = row(gres={"gpu": 2, "gpu:h100": 2, "mig": 3, "mig:3g.40gb": 3})
+    assert found([one, two], [paid]) == []
+    assert found([one, two], [row(gres={"gpu": 2, "mig:3g.40gb": 4, "mig:7g.80gb": 2})]) == []
+    more = row(gres={"gpu": 2, "mig:3g.40gb": 2})
+    assert kinds([one, two], [more]) == ["wrong-slices"]
+    other = row(gres={"gpu": 2, "mig:1g.10gb": 14})
+    assert kinds([one, two], [other]) == ["wrong-slices"]
+    fewer = row(gres={"gpu": 1, "mig:3g.40gb": 3})
+    assert kinds([one, two], [fewer]) == ["wrong-slices"]
+
+
 def test_times_outside_the_job() -> None:
     """Before it began, or after it ended; still on record is worse."""
     assert kinds([record(7, 900, 2000)], [row()]) == ["outside-job"]

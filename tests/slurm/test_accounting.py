@@ -13,6 +13,7 @@ import pytest
 
 from slurm_mig import generator
 from slurm_mig.allocation import ACTIVE, PLANNED, REFUSED
+from slurm_mig.audit.reconcile import Question, compare
 from slurm_mig.billing import billing, gpu_types
 from slurm_mig.errors import SlurmFault
 from slurm_mig.sandbox import scratch
@@ -93,18 +94,43 @@ def test_a_run_and_what_it_held(accounted: Site, client: CommandClient) -> None:
 def test_slices_are_billed_by_their_share(accounted: Site) -> None:
     """Slurm reads the weights that the generator writes, dots and plus signs included."""
     found = {}
-    for gres in ("mig:1g.10gb:2", "mig:3g.40gb:1", "mig:1g.10gb+me:1", "gpu:1"):
+    for gres in ("mig:1g.10gb:2", "mig:3g.40gb:1", "mig:1g.10gb+me:1", "gpu:1", "mig:3g.40gb:3"):
         job = accounted.sbatch(f"--gres={gres}")
         accounted.wait(job, "RUNNING")
         words = accounted.show(job, "(?:Alloc|)TRES").split(",")
         found[gres] = next(word for word in words if word.startswith("billing="))
-    accounted.settle()
+        # The last one takes all GPUs of the node.
+        accounted.settle()
     assert found == {
         "mig:1g.10gb:2": "billing=200",
         "mig:3g.40gb:1": "billing=300",
         "mig:1g.10gb+me:1": "billing=100",
         "gpu:1": "billing=700",
+        # Two whole GPUs, and the slices on them: docs/jobs.md says how a site has one of both.
+        "mig:3g.40gb:3": "billing=2300",
     }
+
+
+def test_slices_on_several_gpus_stand_in_the_row(accounted: Site, client: CommandClient) -> None:
+    """As the GPUs that nobody else could use, and as the slices; the ledger agrees."""
+    before = time.time()
+    job = accounted.sbatch("--gres=mig:3g.40gb:3", script="true")
+    accounted.wait(job, "COMPLETED")
+    rows: list[AccountingRow] = []
+
+    def written() -> bool:
+        found = client.accounting(before - 60, before + 600)
+        rows[:] = [row for row in found if row.job_id == job and row.end is not None]
+        return bool(rows)
+
+    accounted.until(written, "its row")
+    gres = rows[0].gres
+    assert (gres["gpu"], gres["gpu:h100"], gres["mig"], gres["mig:3g.40gb"]) == (2, 2, 3, 3)
+    assert not gres.get("shard")
+    question = Question(("n1",), before - 1, time.time(), 60)
+    records = [record for record in accounted.records() if record.owner.job_id == job]
+    assert len(records) == 2
+    assert compare(records, rows, question) == []
 
 
 def test_sacct_alone_tells_the_uuid(accounted: Site, client: CommandClient) -> None:

@@ -76,7 +76,16 @@ def runs_with_what_is_paid(site: Site, job: int) -> None:
         "mig::1",
         "gpu:1,mig:1g.10gb:1",
         "mig:1g.10gb:1,gpu:h100:1",
-        "mig:1g.10gb:1,mig:7g.80gb:1",
+        "mig:1g.10gb:1,mig:7g.80gb:2",
+        # Slices that one GPU does not hold are paid with all of the GPUs, not more, not fewer.
+        "gpu:h100:2,mig:3g.40gb:1",
+        "gpu:h100:1,mig:3g.40gb:3",
+        "gpu:2,mig:3g.40gb:3",
+        "gpu:h100:2,gpu:h100:2,mig:3g.40gb:3",
+        "mig:3g.40gb:3,shard:h100:42",
+        "mig:3g.40gb:3,shard:h100:1",
+        "gpu:h100:2,mig:3g.40gb:3,shard:h100:1",
+        "gpu:a30:2,mig:3g.40gb:3",
         "gpu:mig:1",
         "gres:mig:7g.80gb:1,shard:h100:1",
     ],
@@ -264,6 +273,67 @@ def test_updates_of_array_tasks(site: Site) -> None:
     site.run("scontrol", "release", array)
     site.until(lambda: len(site.made()) == 3, "three slices")
     assert {name.split("@")[0] for name in site.made()} == {"1g.10gb"}
+
+
+# -- slices on several GPUs ----------------------------------------------------------------
+
+FORGED_SEVERAL = "slurm-mig=2,7g.80gb/0/31:1;7g.80gb/0/31:1"
+
+
+def parts(site: Site) -> list[list[str]]:
+    return [[name.partition("@")[0] for name in site.made(gpu=gpu)] for gpu in range(2)]
+
+
+@pytest.mark.parametrize("by", ["filter", "plain"])
+def test_updates_of_slices_on_several_gpus(site: Site, by: str) -> None:
+    """Its user changes nothing of what it pays or gets; with cli_filter.lua and without."""
+    environ = {} if by == "filter" else {"SLURM_CONF": unfiltered(site)}
+    said = attempt(
+        site, "sbatch", "--parsable", "--hold", f"--comment={FORGED_SEVERAL}",
+        "--gres=mig:3g.40gb:3", environ=environ,
+    )  # fmt: skip
+    job = int(said.split()[-1])
+    paid = {"gpu:h100:2", "mig:3g.40gb:3"}
+    changes = [
+        "gres=gpu:h100:1,mig:3g.40gb:3", "gres=mig:3g.40gb:3", "gres=gpu:h100:2",
+        "gres=gpu:h100:2,mig:7g.80gb:2", "gres=gpu:h100:2,mig:3g.40gb:4", "GpusPerNode=1",
+        f"comment={FORGED_SEVERAL}", f"extra={FORGED_SEVERAL}", f"comment={FORGED}", "comment=",
+    ]  # fmt: skip
+    for change in (*changes, *UPDATES):
+        attempt(site, "scontrol", "update", f"jobid={job}", change)
+        held = site.show(job, "TresPerNode").replace("/", ":").split(",")
+        assert {word.removeprefix("gres:") for word in held} == paid, change
+    site.run("scontrol", "release", str(job))
+    site.until(lambda: parts(site) == [["3g.40gb"] * 2, ["3g.40gb"]], "what was paid for", 90)
+
+
+def test_a_stamp_of_several_gpus_is_nobodys(site: Site) -> None:
+    """On a slice of one GPU and on whole GPUs: they stay what they are."""
+    forged = f"--comment={FORGED_SEVERAL}"
+    said = attempt(site, "sbatch", "--parsable", "--hold", forged, "--gres=mig:1g.10gb:1")
+    runs_with_what_is_paid(site, int(said.split()[-1]))
+    site.settle()
+    said = attempt(site, "sbatch", "--parsable", forged, "--gres=gpu:h100:2", "-w", "n1")
+    site.wait(int(said.split()[-1]), "RUNNING")
+    assert parts(site) == [[], []]
+
+
+def test_steps_of_several_gpus_that_ask_for_more(site: Site) -> None:
+    """Whatever a step says, it sees its job's slices or none."""
+    steps = [
+        "--gres=gpu:2,mig:7g.80gb:2", "--gres=gpu:1,mig:3g.40gb:3", "--gres=gpu:2",
+        "--gres=mig:3g.40gb:9", "--gres=shard:h100:31", "--gres=none",
+        "--export=ALL,SLURM_STEP_GPUS=0,SLURM_MIG_PARTS=7g.80gb:9", "--gpus=2",
+    ]  # fmt: skip
+    script = "".join(f"timeout 20 srun -n1 {step} sh -c '{SHOW}'\n" for step in steps)
+    job = site.sbatch("--gres=mig:3g.40gb:3", script=f"{script}true")
+    site.wait(job, "COMPLETED", seconds=200)
+    held = {uuid for r in site.records() if r.owner.job_id == job for uuid in r.uuids}
+    told = seen(site.output(job))
+    shown = {word for line in told for text in line[1:] for word in text.split(",")}
+    assert {word for word in shown if word.startswith("MIG")} <= held
+    assert not shown & {"0", "1", "7g.80gb"}
+    assert held <= shown
 
 
 # -- steps ---------------------------------------------------------------------------
