@@ -68,6 +68,7 @@ def _engines(model: Model) -> tuple[tuple[int, ...], dict[int, tuple[int, ...]]]
     rows = {
         row.profile_id: tuple(row.engines.as_tuple()[kind] or 0 for kind in known)
         for row in geometry.profiles
+        if row.profile_id != UNKNOWN_ID
     }
     return tuple(whole[kind] or 0 for kind in known), rows
 
