@@ -185,7 +185,7 @@ def products() -> tuple[Product, ...]:
     return (
         *own(),
         *(
-            Product(item.key, item.row | {"names": names})
+            item if names == [*item.names] else Product(item.key, item.row | {"names": names})
             for item, names in rest
             if names or not item.names
         ),
