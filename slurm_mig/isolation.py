@@ -16,10 +16,12 @@ import json
 import os
 import secrets
 import signal
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -284,25 +286,37 @@ class Isolation:
     def _programs(self) -> Iterator[Try]:
         """What runs as root: the hooks, their Python, this package, the driver's library."""
         for name, path in self._code().items():
-            yield Try(name, MAKE if path.is_dir() else WRITE, path)
+            # It is run, so it is somewhere: where it is not found nothing has been tried.
+            yield Try(name, MAKE if path.is_dir() else WRITE, path, allowed=(CLOSED,))
 
     def _code(self) -> dict[str, Path]:
-        hooks = ("prolog", "epilog", "task_prolog")
-        found = {f"hook {name}": self._hooks / name for name in hooks}
+        found = self._scripts()
         found["directory of the hooks"] = self._hooks
         found["package slurm_mig"] = Path(__file__).parent
         for name in HOOK_IMPORTS:
-            spec = find_spec(name)
-            if spec is not None and spec.origin is not None:
-                found[f"package {name}"] = Path(spec.origin)
-                found[f"directory of {name}"] = Path(spec.origin).parent
+            path = _file_of(name)
+            if path is not None:
+                found[f"package {name}"] = path
+                found[f"directory of {name}"] = path.parent
         for name in SLURM_PROGRAMS:
             if program := find_program(name, self._node.config.slurm_bin):
                 found[f"program {name}"] = program
-        if python := _python_of(self._hooks / "prolog"):
+        if python := _python_of(found["hook prolog"]):
             found["Python of the hooks"] = python
         if self._node.config.library.startswith("/"):
             found["NVIDIA library"] = Path(self._node.config.library)
+        return found
+
+    def _scripts(self) -> dict[str, Path]:
+        """The hooks, where `install` wrote them: one may be in a directory of the site's."""
+        from slurm_mig.install import EPILOG_NAME, MANIFEST, PROLOG_NAME, read_manifest
+
+        found = {f"hook {name}": self._hooks / name for name in ("prolog", "epilog", "task_prolog")}
+        # Of a list that others could have written the way to the hooks tells.
+        with suppress(NodeFault):
+            for path in map(Path, read_manifest(self._hooks / MANIFEST)):
+                if path.name in (PROLOG_NAME, EPILOG_NAME):
+                    found["hook prolog" if path.name == PROLOG_NAME else "hook epilog"] = path
         return found
 
     def _ways(self) -> Iterator[Try]:
@@ -312,11 +326,16 @@ class Isolation:
             "run directory": config.run,
             "directory of leases": config.leases.parent,
             "directory of capability nodes": self._node.capabilities.node(0).parent,
-            **({"configuration": config.source} if config.source else {}),
-            **self._code(),
         }
         for name, path in places.items():
-            yield Try(f"way to {name}", "replace a part of", path, found=_way(path))
+            # Not all are there before the first job; hooks make them at the end of that way.
+            yield Try(
+                f"way to {name}", "replace a part of", path, found=_way_as_far_as_it_goes(path)
+            )
+        code = self._code() | ({"configuration": config.source} if config.source else {})
+        for name, path in code.items():
+            item = Try(f"way to {name}", "replace a part of", path, allowed=(CLOSED,))
+            yield replace(item, found=_way(path))
 
     def _still_meant(self, item: Try) -> Try:
         """A job that has ended since then promises nothing any more."""
@@ -356,6 +375,26 @@ def _way(path: Path) -> str:
         return f"{OPEN}: {fault.cause}"
     except OSError as problem:
         return ABSENT if problem.errno == errno.ENOENT else f"{problem.strerror}"
+
+
+def _way_as_far_as_it_goes(path: Path) -> str:
+    found = _way(path)
+    if found != ABSENT or path == path.parent:
+        return found
+    above = _way_as_far_as_it_goes(path.parent)
+    return ABSENT if above == CLOSED else above
+
+
+def _file_of(name: str) -> Path | None:
+    """The file of a module of the hooks'; None for one that is not installed.
+
+    Since Python 3.11 `os` and others are frozen into the interpreter; their specification then
+    names no file, but the module does, and what stands there is imported by others.
+    """
+    if find_spec(name) is None:
+        return None
+    file = import_module(name).__file__
+    return Path(file) if file else Path(sys.executable)
 
 
 def _python_of(hook: Path) -> Path | None:

@@ -532,3 +532,51 @@ def test_a_whole_gpu_as_its_largest_slice(make_site: Callable[..., Site]) -> Non
     assert plain.prolog(7, "").returncode == 0
     assert not (plain.machine.tree.dev / "nvidia-caps").exists()
     assert {item["verdict"] for item in verify(plain, "--job", "7")} == {"pass"}
+
+
+def test_the_standard_library_is_looked_at(
+    two: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`os` is frozen into Python since 3.11: its file was looked for below the caller's place."""
+    tried = {item["item"]: item for item in verify(two, "--job", "7")}
+    library = Path(os.__file__)
+    assert tried["package os"]["path"] == str(library)
+    assert tried["directory of os"]["path"] == str(library.parent)
+    assert tried["directory of os"]["found"] == "closed"
+    fake = tmp_path / "lib/os.py"
+    fake.parent.mkdir()
+    fake.touch()
+    fake.parent.chmod(0o777)
+    monkeypatch.setattr(os, "__file__", str(fake))
+    opened = two.node()
+    monkeypatch.chdir(tmp_path)
+    isolated = Isolation(opened, two.root / "hooks")
+    ways = {item.item: item for item in isolated.by_root()}
+    assert ways["way to directory of os"].verdict == "fail"
+    opened.close()
+
+
+@pytest.mark.parametrize("name", ["prolog", "epilog", "task_prolog"])
+def test_a_hook_that_is_not_there_is_no_pass(two: Site, name: str) -> None:
+    """A probe that finds nothing to probe has failed."""
+    (two.root / "hooks" / name).unlink()
+    assert {f"write hook {name}", f"replace a part of way to hook {name}"} <= failed(two)
+
+
+def test_hooks_in_directories_of_the_site(two: Site) -> None:
+    """`install --prolog-d` says in its list where they are."""
+    there = two.root / "prolog.d/00-slurm-mig.sh"
+    there.parent.mkdir()
+    (two.root / "hooks/prolog").rename(there)
+    (two.root / "hooks/.installed").write_text(json.dumps({"files": {str(there): "x"}}))
+    assert failed(two) == set()
+    there.chmod(0o777)
+    assert "write hook prolog" in failed(two)
+
+
+def test_the_way_to_what_hooks_will_make(two: Site, tmp_path: Path) -> None:
+    """Who can write above a directory that is not there yet can make it first."""
+    (tmp_path / "a").mkdir()
+    assert isolation._way_as_far_as_it_goes(tmp_path / "a/b/c") == isolation.ABSENT
+    (tmp_path / "a").chmod(0o777)
+    assert isolation._way_as_far_as_it_goes(tmp_path / "a/b/c").startswith("open: ")
