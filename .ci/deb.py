@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from slurm_mig import __version__, install
-from slurm_mig.config import sample
+from slurm_mig.config import Config, sample
 from slurm_mig.install import Places, Runtime
 
 TOP: Final = Path(__file__).parents[1]
@@ -38,6 +38,9 @@ BUNDLED: Final = ("nvidia-ml-py", "filelock", "click", "prometheus-client", "PyY
 
 #: What the configuration bounds in a unit with its defaults, in seconds (docs/admin.md).
 BOUNDED: Final = 130.0
+
+#: What a hook may take with its defaults, in seconds (docs/admin.md).
+LONGEST: Final = Config().longest_hook
 
 #: Where Debian's zsh looks for what packages bring; site-functions below /usr/share is upstream's.
 ZSH: Final = Path("/usr/share/zsh/vendor-completions/_slurm-mig")
@@ -174,7 +177,7 @@ def system_files(stage: Path) -> None:
         share=Path("/usr/share"),
         tmpfiles=Path("/usr/lib/tmpfiles.d"),
     )
-    runtime = Runtime(HOME / "bin/python3", CONFIG, Path("/run/slurm-mig"), BOUNDED)
+    runtime = Runtime(HOME / "bin/python3", CONFIG, Path("/run/slurm-mig"), BOUNDED, LONGEST)
     for file in install.files(["units", "tmpfiles", "completion", "man"], places, runtime, stage):
         if file.path.suffix == ".1":
             write(stage, f"{file.path}.gz", packed(file.text))

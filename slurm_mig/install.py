@@ -49,6 +49,9 @@ UNITS: Final[dict[str, tuple[str, ...]]] = {
     "etc/systemd/slurm-mig-metrics.timer": (),
 }
 
+#: What is added to Slurm's own unit, and where it goes below the units.
+DROP_IN: Final = ("etc/systemd/slurmd.conf", "slurmd.service.d/10-slurm-mig.conf")
+
 #: What `install` can put in place; `log` only where it is asked for.
 PARTS: Final = ("hooks", "units", "tmpfiles", "completion", "man", "config", "log")
 
@@ -71,6 +74,10 @@ MANIFEST: Final = ".installed"
 #: Seconds that the driver may take in a unit, beside what the configuration bounds:
 #: eight GPUs at some 40 s; MIG queries of 5 s each were seen (NVIDIA/gpu-operator#2155).
 DRIVER_TIME: Final = 350
+
+
+#: Seconds that slurmd may take to stop when its last hook has ended.
+STOP_MARGIN: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +121,15 @@ class Runtime:
     """What the files name: this Python, the configuration, its run directory.
 
     `bounded` are the seconds that the configuration bounds in a unit: waiting for the
-    hardware, for locks and for Slurm; `sample` is a configuration to begin with.
+    hardware, for locks and for Slurm; `longest` those that a hook may take; `sample` is a
+    configuration to begin with.
     """
 
     python: Path
     config: Path
     run: Path
     bounded: float = 0.0
+    longest: float = 0.0
     sample: str = ""
 
 
@@ -219,6 +228,9 @@ def _units(directory: Path, runtime: Runtime) -> Iterator[File]:
         }
         text = (sources() / unit).read_text("utf-8")
         yield File(directory / Path(unit).name, _with_values(text, values))
+    text = (sources() / DROP_IN[0]).read_text("utf-8")
+    values = {"TimeoutStopSec": f"{runtime.longest + STOP_MARGIN:.0f}"}
+    yield File(directory / DROP_IN[1], _with_values(text, values))
 
 
 def _tmpfiles(places: Places, runtime: Runtime) -> Iterator[File]:
@@ -370,7 +382,7 @@ class Removal:
 
 def part_of(path: Path) -> str:
     """Which of PARTS an installed file is of; its name tells, so a manifest of any age does."""
-    if path.suffix in (".service", ".timer"):
+    if path.suffix in (".service", ".timer") or path.parent.name.endswith(".service.d"):
         return "units"
     if path.parent.name in ("rsyslog.d", "logrotate.d"):
         return "log"
@@ -408,6 +420,9 @@ def remove(manifest: Path, root: Path, parts: Collection[str] = PARTS) -> Remova
     plan = removal(manifest, root, parts)
     for path in plan.gone:
         below(root, path).unlink()
+        if part_of(path) == "units" and path.suffix == ".conf":
+            with suppress(OSError):
+                below(root, path).parent.rmdir()
     kept = {str(path) for path in plan.changed}
     left = {name: digest for name, digest in every.items() if name in kept or name not in mine}
     if left:

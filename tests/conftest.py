@@ -20,6 +20,7 @@ from slurm_mig.config import load
 from slurm_mig.install import install_hooks
 from slurm_mig.models import gpu_spec
 from slurm_mig.node import Node
+from slurm_mig.sandbox.prerequisites import place
 from slurm_mig.simulator import Machine, create
 
 if TYPE_CHECKING:
@@ -76,6 +77,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     made = LoadScopeScheduling(config, log)
     made._split_scope = group
     return made
+
+
+def pytest_configure() -> None:
+    """Simulated GPUs need device nodes: where /tmp has none, pytest's directories are elsewhere."""
+    if str(place()) != tempfile.gettempdir():
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(place()))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -266,7 +273,7 @@ def job_environ(job: int, stamp: str, gpus: str = "0") -> dict[str, str]:
 @pytest.fixture
 def public_tmp() -> Iterator[Path]:
     """A directory that unprivileged users get through to; pytest's own are closed."""
-    path = Path(tempfile.mkdtemp(prefix="smig-"))
+    path = Path(tempfile.mkdtemp(prefix="smig-", dir=place()))
     path.chmod(0o755)
     yield path
     shutil.rmtree(path)

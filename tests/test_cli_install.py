@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import slurm_mig
 from slurm_mig import install
 from slurm_mig.cli import VERBS
-from slurm_mig.config import sample
+from slurm_mig.config import Config, sample
 from slurm_mig.doctor.node_checks import reinstalled
 from slurm_mig.install import Places, Runtime
 
@@ -33,11 +34,34 @@ IMAGE = {"SLURM_MIG_CONFIG": "/etc/slurm-mig/config.toml", "SLURM_CONF": ""}
 
 
 def tree(root: Path) -> set[str]:
-    return {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()}
+    found = {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()}
+    return found - {sys.executable.lstrip("/")}
 
 
 def into(site: Site, root: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """Into an image that has this Python and this slurm-mig."""
+    if root.is_dir():
+        python = root / sys.executable.lstrip("/")
+        python.parent.mkdir(parents=True, exist_ok=True)
+        python.touch()
+        (root / str(Path(slurm_mig.__file__).parent).lstrip("/")).mkdir(parents=True, exist_ok=True)
     return site.cli("install", "--root", str(root), *more, **IMAGE)
+
+
+@pytest.mark.parametrize("lacks", ["Python", "slurm-mig"])
+def test_an_image_without_this_python(site: Site, tmp_path: Path, lacks: str) -> None:
+    """Its hooks would name what is not there, and each job would drain its node."""
+    if lacks == "slurm-mig":
+        python = tmp_path / sys.executable.lstrip("/")
+        python.parent.mkdir(parents=True)
+        python.touch()
+    for words in ([], ["--dry-run"], ["--only", "hooks"]):
+        done = site.cli("install", "--root", str(tmp_path), *words, **IMAGE)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert f"hooks would name this {lacks}, /" in done.stderr
+        assert "which the image does not have" in done.stderr
+    assert tree(tmp_path) == set()
+    assert site.cli("install", "--root", str(tmp_path), "--only", "man", **IMAGE).returncode == 0
 
 
 def test_an_image(site: Site, tmp_path: Path) -> None:
@@ -81,7 +105,7 @@ def test_a_dry_run_writes_nothing(site: Site, tmp_path: Path) -> None:
     fresh = into(site, tmp_path, "--dry-run")
     assert fresh.returncode == 0, fresh.stderr
     assert {line.split()[0] for line in fresh.stdout.splitlines()} == {"new"}
-    assert list(tmp_path.iterdir()) == []
+    assert tree(tmp_path) == set()
     into(site, tmp_path)
     hook = tmp_path / "etc/slurm-mig/hooks/prolog"
     hook.chmod(0o644)
@@ -391,11 +415,15 @@ def test_the_shipped_units_have_the_defaults(tmp_path: Path) -> None:
         Path("/etc/slurm-mig/config.toml"),
         Path("/run/slurm-mig"),
         130.0,
+        Config().longest_hook,
     )
     places = Places(tmp_path, units=Path("/etc/systemd/system"))
     made = install.files(["units", "tmpfiles", "log"], places, runtime, Path("/"))
-    assert len(made) == 8
+    assert len(made) == 9
     for file in made:
+        if file.path.parent.name == "slurmd.service.d":
+            assert file.text == (install.sources() / "etc/systemd/slurmd.conf").read_text()
+            continue
         (shipped,) = (
             (install.sources() / "etc").glob(f"*/{file.path.name}")
             if (file.path.name != "slurm-mig.conf")
@@ -494,7 +522,7 @@ def test_systemd_understands_every_unit(public_tmp: Path, config: str) -> None:
     install.write(made, Path("/"), public_tmp / ".installed")
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no",
-         *(str(file.path) for file in made)],
+         *(str(file.path) for file in made if file.path.suffix != ".conf")],
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     mine = [line for line in done.stderr.splitlines() if "slurm-mig" in line]
@@ -514,3 +542,17 @@ def test_systemd_tmpfiles_makes_the_directory(tmp_path: Path, run: str) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / run.lstrip("/")).stat().st_mode & 0o777 == 0o755
+
+
+def test_slurmd_has_time_to_stop(site: Site, tmp_path: Path) -> None:
+    """More than the longest hook of this configuration; a site's own file has the last word."""
+    config = tmp_path / "etc/slurm-mig/config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text("[hooks]\ndeadline = 400\n[slurm]\ntimeout = 30\n")
+    assert into(site, tmp_path).returncode == 0
+    drop_in = tmp_path / "etc/systemd/system/slurmd.service.d/10-slurm-mig.conf"
+    assert "\n[Service]\nTimeoutStopSec=442\n" in drop_in.read_text()
+    assert into(site, tmp_path, "--uninstall", "--only", "tmpfiles").returncode == 0
+    assert drop_in.exists()
+    assert into(site, tmp_path, "--uninstall", "--only", "units").returncode == 0
+    assert not drop_in.parent.exists()

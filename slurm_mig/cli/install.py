@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+import slurm_mig
 from slurm_mig import install
 from slurm_mig.boot import WAIT
 from slurm_mig.cli._usage import OnePath
@@ -122,6 +123,7 @@ def _run(
 
         uninstall(manifest, root, config, parts, force=force, dry_run=dry_run)
         return
+    _check_runtime(runtime, root, parts)
     made = install.files(parts, places, runtime, root)
     if dry_run:
         _show(made, root)
@@ -148,7 +150,25 @@ def _runtime(root: Path) -> tuple[Config, Runtime]:
         config = load(there) if there.exists() else Config()
     bounded = WAIT + config.lock_timeout + 2 * config.slurm_timeout
     python = install.without(root, Path(sys.executable))
-    return config, Runtime(python, path, config.run, bounded, sample())
+    return config, Runtime(python, path, config.run, bounded, config.longest_hook, sample())
+
+
+def _check_runtime(runtime: Runtime, root: Path, parts: Sequence[str]) -> None:
+    """UsageFault where hooks and units would name a Python, or its slurm-mig, that is not there.
+
+    The image would boot, and every GPU job's Prolog would fail and drain its node.
+    """
+    if root == Path("/") or not {"hooks", "units"} & {*parts}:
+        return
+    package = install.without(root, Path(slurm_mig.__file__).parent)
+    for what, path in (("Python", runtime.python), ("slurm-mig", package)):
+        if not install.below(root, path, follow=True).exists():
+            raise UsageFault(
+                f"--root {root}: hooks would name this {what}, {path}, "
+                "which the image does not have",
+                remedy="install slurm-mig in the image, and run the image's own: "
+                f"{root}/opt/slurm-mig/bin/slurm-mig install --root {root}",
+            )
 
 
 def _show(made: Sequence[install.File], root: Path) -> None:

@@ -138,7 +138,7 @@ class KernelFacts:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """An enabled systemd unit with its text."""
+    """An enabled systemd unit with its text, behind it that of its drop-ins."""
 
     name: str
     path: str

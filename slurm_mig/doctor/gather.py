@@ -44,7 +44,7 @@ from slurm_mig.recognise import strangers
 from slurm_mig.slurm_commands import CommandClient
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from slurm_mig.allocation import Instance
     from slurm_mig.config import Config
@@ -71,6 +71,9 @@ UNIT_DIRECTORIES: Final = (
     "usr/lib/systemd/system",
     "lib/systemd/system",
 )
+
+#: Where they lie: below the machine's own root, also where its GPUs are simulated.
+MACHINE: Path = Path("/")
 
 #: What is looked at on the node itself.
 LOCAL: Final = ("driver", "kernel", "processes", "ledger", "units")
@@ -553,11 +556,14 @@ class _Gatherer:
                 yield Holder(int(folder.name), command, device)
 
     def _units(self) -> Iterator[Unit]:
-        root = self.node.root
-        folders = [root / name for name in UNIT_DIRECTORIES]
-        if not any(folder.is_dir() for folder in folders):
-            self.gaps["units"] = f"no systemd: none of its directories below {root}"
+        # A simulated GPU stands in a machine whose systemd is real, unless its tree has one.
+        own = (self.node.root / "etc/systemd").is_dir()
+        root = self.node.root if own else MACHINE
+        # Installed is not booted: sd_booted(3) looks for this.
+        if not own and not (root / "run/systemd/system").is_dir():
+            self.gaps["units"] = "no systemd: this machine was not booted by it"
             return
+        folders = [root / name for name in UNIT_DIRECTORIES]
         names = {
             link.name
             for folder in folders[:2]
@@ -567,7 +573,20 @@ class _Gatherer:
         for name in sorted(names):
             path = next((item / name for item in folders if (item / name).exists()), None)
             if path is not None:
-                yield Unit(name, str(path), _read(str(path)) or "")
+                texts = [_read(str(item)) or "" for item in (path, *_drop_ins(name, folders))]
+                yield Unit(name, str(path), "\n".join(texts))
+
+
+def _drop_ins(name: str, folders: Sequence[Path]) -> list[Path]:
+    """Files that add to a unit, in the order in which they count (systemd.unit(5)).
+
+    By their names, whatever directory they are in; of one name the first directory's.
+    """
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for path in folder.glob(f"{name}.d/*.conf"):
+            found.setdefault(path.name, path)
+    return [found[key] for key in sorted(found)]
 
 
 def _limit(kind: str, names: list[str], key: str, tres: str) -> Limit:

@@ -28,6 +28,12 @@ HOLDERS: Final = {
 
 BOOT_UNIT: Final = "slurm-mig-boot.service"
 
+#: Seconds that systemd gives a unit to stop unless told otherwise (systemd-system.conf(5)).
+STOP_DEFAULT: Final = 90.0
+
+#: Words of a time span (systemd.time(7)), in seconds.
+_SPANS: Final = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "hr": 3600, "ms": 0.001}
+
 #: What a unit that lays out MIG by itself has in its text.
 _PARTITIONER: Final = re.compile(
     r"^Exec\w*=.*(mig-parted|mig-manager|migedit|nvidia-smi\s+mig\b)", re.MULTILINE
@@ -290,3 +296,35 @@ def boot_order(facts: Facts) -> Iterator[Problem]:
     for unit in facts.units:
         if unit.name == BOOT_UNIT and not before.search(unit.text):
             yield Problem(f"{unit.path}: no Before=slurmd.service", "Before=slurmd.service")
+
+
+@check(
+    "SM704",
+    WARNING,
+    "systemd gives slurmd less time to stop than a hook may take",
+    needs=("node", "units", "config"),
+    page="docs/admin.md: What a hook does; systemd.service(5): TimeoutStopSec",
+)
+def stop_timeout(facts: Facts) -> Iterator[Problem]:
+    """Stopped in a Prolog slurmd is killed, and its job shows RUNNING without a process."""
+    if facts.config is None:
+        return
+    worst = max(facts.config.prolog_worst, facts.config.epilog_worst)
+    for unit in facts.units:
+        if unit.name == "slurmd.service" and (limit := stop_limit(unit.text)) <= worst:
+            yield Problem(
+                f"{unit.path}: TimeoutStopSec is {limit:g} s; the longest hook {worst:g} s",
+                f"TimeoutStopSec={worst + 10:.0f} in the [Service] part of a drop-in: "
+                "`slurm-mig install` writes one",
+            )
+
+
+def stop_limit(text: str) -> float:
+    """Seconds until a unit that is stopped is killed; infinite where it never is."""
+    found = re.findall(r"^Timeout(?:Stop)?Sec=(.*)$", text, re.MULTILINE)
+    if not found:
+        return STOP_DEFAULT
+    last = found[-1].strip()
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([a-z]*)", last)
+    seconds = sum(float(number) * _SPANS.get(word, 1) for number, word in parts)
+    return seconds if parts and seconds else float("inf")

@@ -20,6 +20,7 @@ from slurm_mig.fleetfile import FleetText, NodeText
 from slurm_mig.install import install_hooks
 from slurm_mig.models import gpu_spec, node_groups
 from slurm_mig.node import Node
+from slurm_mig.sandbox import prerequisites
 from slurm_mig.sandbox.processes import free_ports, kill_all_in, start_daemon, stop
 from slurm_mig.simulator import create
 
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
 #: Seconds a munge credential lives; short, so that a refused job's retry comes soon.
 CREDENTIAL_LIFETIME: Final = 5
-
-#: Parent of clusters' directories: a socket's path must stay below 108 bytes.
-SCRATCH: Final = Path("/tmp")  # noqa: S108
 
 #: Where Debian puts daemons, and a prefix of one's own.
 PROGRAMS: Final = ("/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin")
@@ -90,7 +88,11 @@ class Cluster:
     # -- files ---------------------------------------------------------------
 
     def build(self) -> None:
-        """Write everything the daemons need, and the simulated machines."""
+        """Write everything the daemons need, and the simulated machines.
+
+        SandboxFault, with nothing made, where the machine lacks something.
+        """
+        prerequisites.check(self._places)
         for name in ("conf", "log", "state", "munge", "spool", "work", "nodes"):
             (self.root / name).mkdir(mode=0o755, parents=True)
         # The top directory may come from mkdtemp: users have to get through to their files.
@@ -261,11 +263,13 @@ class Cluster:
         command = [str(self._find(program)), *arguments]
         self._daemons[name or program] = start_daemon(command, log, self.environ())
 
+    @property
+    def _places(self) -> list[Path]:
+        own = [self._prefix / "sbin", self._prefix / "bin"] if self._prefix is not None else []
+        return [*own, *map(Path, PROGRAMS)]
+
     def _find(self, program: str) -> Path:
-        places = [Path(place) for place in PROGRAMS]
-        if self._prefix is not None:
-            places = [self._prefix / "sbin", self._prefix / "bin", *places]
-        for place in places:
+        for place in self._places:
             if (place / program).is_file():
                 return place / program
         raise SandboxFault(
@@ -355,11 +359,12 @@ def scratch(name: str = "smig") -> Path:
     Its name carries our pid, so that what a killed run left can be told from what
     a running one uses: such left-overs are cleared here.
     """
-    for path in SCRATCH.glob(f"{name}-*-*"):
+    parent = prerequisites.place()
+    for path in parent.glob(f"{name}-*-*"):
         pid = path.name.split("-")[-2]
         if pid.isdigit() and path.owner() == "root" and not Path(f"/proc/{pid}").exists():
             kill_all_in(path)
             shutil.rmtree(path, ignore_errors=True)
-    path = SCRATCH / f"{name}-{os.getpid()}-{secrets.token_hex(2)}"
+    path = parent / f"{name}-{os.getpid()}-{secrets.token_hex(2)}"
     path.mkdir(mode=0o755)
     return path

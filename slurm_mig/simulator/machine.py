@@ -89,11 +89,22 @@ def create(
         raise SimulatorFault(f"{root} exists and is not an empty directory")
     try:
         root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _check_devices(root, existed=existed)
         _build(root, gpus, latency_ms or {}, driver)
     except OSError as problem:
         _clear(root, existed=existed)
         raise SimulatorFault(f"make {problem.filename or root}: {problem.strerror}") from problem
     return Machine(root)
+
+
+def _check_devices(root: Path, *, existed: bool) -> None:
+    """Where the mount forbids it no node can be opened: jobs would see no GPU, and nobody why."""
+    if os.statvfs(root).f_flag & os.ST_NODEV:
+        _clear(root, existed=existed)
+        raise SimulatorFault(
+            f"{root} lies on a file system that is mounted nodev: no device node works there",
+            remedy="name a directory elsewhere, such as below /var/lib",
+        )
 
 
 def _clear(root: Path, *, existed: bool) -> None:

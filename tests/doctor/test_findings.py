@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig.doctor import all_checks
+from slurm_mig.doctor import all_checks, gather
+from slurm_mig.doctor.nvidia_checks import stop_limit
 from slurm_mig.geometry import Placement
 from slurm_mig.simulator.faults import Rule
 
@@ -15,6 +16,7 @@ from ..conftest import A30, A100, H100
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from .clinic import Clinic
 
@@ -215,6 +217,10 @@ def boot_unit_unordered(clinic: Clinic) -> None:
     path.write_text("[Unit]\nAfter=local-fs.target\n")
 
 
+def slurmd_in_a_hurry(clinic: Clinic) -> None:
+    clinic.unit("slurmd.service", "[Service]\nExecStart=/usr/sbin/slurmd -D\n")
+
+
 def module_default(clinic: Clinic) -> None:
     clinic.site.machine.tree.set_modify(on=True)
 
@@ -317,6 +323,7 @@ BROKEN: dict[str, Callable[[Clinic], None]] = {
     "SM701": mig_parted,
     "SM702": boot_unit_disabled,
     "SM703": boot_unit_unordered,
+    "SM704": slurmd_in_a_hurry,
 }
 
 #: Those that need other hardware, with their own tests below.
@@ -457,3 +464,46 @@ def test_defaults_that_the_fleet_file_has(clinic: Clinic) -> None:
     assert "SM143" not in clinic.codes()
     clinic.add("slurm.conf", "PartitionName=mig Nodes=n1,login JobDefaults=DefCpuPerGPU=4")
     assert "SM143" in clinic.codes()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("", 90),
+        ("TimeoutStopSec=5min 20s\n", 320),
+        ("TimeoutSec=400\n#TimeoutStopSec=1", 400),
+        ("TimeoutStopSec=infinity", float("inf")),
+        ("TimeoutStopSec=0", float("inf")),
+        ("TimeoutStopSec=400\n[Service]\nTimeoutStopSec=1.5 m\n", 90),
+    ],
+)
+def test_how_long_a_unit_may_take_to_stop(text: str, seconds: float) -> None:
+    """As systemd reads it: of several the last, and the last file's name decides."""
+    assert stop_limit(text) == seconds
+
+
+def test_what_install_adds_to_slurmds_unit_is_enough(clinic: Clinic) -> None:
+    """A drop-in counts, from whatever directory; one behind it by name has the last word."""
+    clinic.unit("slurmd.service", "[Service]\nTimeoutStopSec=5\n")
+    assert clinic.codes() == ["SM704"]
+    ours = clinic.sim / "usr/lib/systemd/system/slurmd.service.d/10-slurm-mig.conf"
+    ours.parent.mkdir(parents=True)
+    ours.write_text("[Service]\nTimeoutStopSec=332\n")
+    assert clinic.codes() == []
+    site = clinic.sim / "etc/systemd/system/slurmd.service.d/override.conf"
+    site.parent.mkdir()
+    site.write_text("[Service]\nTimeoutStopSec=30\n")
+    assert clinic.codes() == ["SM704"]
+
+
+def test_units_are_the_machines_also_where_its_gpus_are_simulated(
+    clinic: Clinic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is simulated is the GPU, not systemd."""
+    shutil.rmtree(clinic.sim / "etc/systemd")
+    monkeypatch.setattr(gather, "MACHINE", tmp_path)
+    assert "not booted by it" in clinic.facts().gaps["units"]
+    (tmp_path / "run/systemd/system").mkdir(parents=True)
+    facts = clinic.facts()
+    assert ("units" in facts.gaps, facts.units) == (False, ())
+    assert clinic.codes() == ["SM702"]
