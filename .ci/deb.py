@@ -1,4 +1,4 @@
-"""Builds the Debian package: a Python environment below /opt/slurm-mig, units, man pages.
+"""Builds the Debian package: a Python environment below /usr/lib/slurm-mig, units, man pages.
 
 deb.py DIR    writes DIR/slurm-mig_VERSION_all.deb (`make deb`: dist)
 
@@ -26,7 +26,8 @@ from slurm_mig.config import Config, sample
 from slurm_mig.install import Places, Runtime
 
 TOP: Final = Path(__file__).parents[1]
-HOME: Final = Path("/opt/slurm-mig")
+#: Not /opt/slurm-mig, where the manual has pip put one: of two in one directory the older may run.
+HOME: Final = Path("/usr/lib/slurm-mig")
 PACKAGES: Final = f"{HOME}/lib/python3/site-packages"
 CONFIG: Final = Path("/etc/slurm-mig/config.toml")
 
@@ -49,7 +50,7 @@ CONTROL: Final = f"""\
 Package: slurm-mig
 Version: {__version__}
 Architecture: all
-Maintainer: slurm-mig <root@localhost>
+Maintainer: slurm-mig maintainers <maintainers@users.noreply.r-seed-1b1373df.example>
 Section: admin
 Priority: optional
 Depends: python3 (>= 3.{PYTHONS[0]}), python3 (<< 3.{PYTHONS[-1] + 1})
@@ -72,6 +73,12 @@ POSTINST: Final = f"""{_SET}
 if [ "$1" = configure ] || [ "$1" = abort-remove ]; then
     "$root{HOME}/bin/python3" -I -m compileall -q ${{root:+-s "$root"}} "$root{PACKAGES}"
     slurm_mig install --root "${{root:-/}}" --only hooks
+    for other in /usr/local/bin/slurm-mig /opt/slurm-mig/bin/slurm-mig; do
+        if [ -e "$root$other" ]; then
+            echo "slurm-mig: $other is another installation, not this package's; the hooks" >&2
+            echo "are this package's now, /usr/bin/slurm-mig is its command" >&2
+        fi
+    done
     if [ -z "$root" ] && [ -d /run/systemd/system ]; then
         systemctl daemon-reload
     fi
@@ -81,8 +88,14 @@ fi
 # Stopping the boot unit would stop slurmd, which requires it: it is only disabled.
 PRERM: Final = f"""{_SET}
 if [ "$1" = remove ]; then
-    # Fails while slurm.conf names the hooks: slurmd would drain the node.
-    slurm_mig install --root "${{root:-/}}" --uninstall
+    # Hooks that `slurm-mig install` of another environment has written since are that one's.
+    if grep -qs "^python='{HOME}/" "$root/etc/slurm-mig/hooks/prolog" ||
+        ! [ -e "$root/etc/slurm-mig/hooks/prolog" ]; then
+        # Fails while slurm.conf names the hooks: slurmd would drain the node.
+        slurm_mig install --root "${{root:-/}}" --uninstall
+    else
+        echo "slurm-mig: the hooks are another installation's, and stay" >&2
+    fi
     if command -v systemctl >/dev/null; then
         # shellcheck disable=SC2086  # a list of units
         systemctl --quiet ${{root:+--root="$root"}} disable $units
@@ -104,10 +117,21 @@ fi
 """
 
 PROGRAM: Final = f"""\
-#!{HOME}/bin/python3 -I
-from slurm_mig.cli import main
+#!/bin/sh
+exec {HOME}/bin/python3 -I -m slurm_mig "$@"
+"""
 
-main()
+#: Who may do what with it; the licence's text is on every Debian system.
+COPYRIGHT: Final = f"""\
+Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
+Upstream-Name: slurm-mig
+
+Files: *
+Copyright: the slurm-mig contributors
+License: Apache-2.0
+ On Debian systems the text of this licence is in /usr/share/common-licenses/Apache-2.0.
+Comment: what it needs lies beside it below {HOME}, each with its own licence
+ in its .dist-info directory.
 """
 
 
@@ -187,7 +211,7 @@ def system_files(stage: Path) -> None:
     write(stage, str(CONFIG), sample())
     write(stage, "/usr/bin/slurm-mig", PROGRAM, mode=0o755)
     about = "/usr/share/doc/slurm-mig"
-    write(stage, f"{about}/copyright", (TOP / "LICENSE").read_text("utf-8"))
+    write(stage, f"{about}/copyright", COPYRIGHT)
     write(stage, f"{about}/changelog.gz", packed((TOP / "CHANGELOG.md").read_text("utf-8")))
 
 

@@ -63,6 +63,13 @@ COMPLETIONS: Final = {
     "fish": "fish/vendor_completions.d/slurm-mig.fish",
 }
 
+#: Where units may be, of an administrator's and of packages (systemd.unit(5)).
+UNIT_PLACES: Final = (
+    Path("/etc/systemd/system"),
+    Path("/usr/local/lib/systemd/system"),
+    Path("/usr/lib/systemd/system"),
+)
+
 #: Names in a directory of the site's: Slurm takes a glob in reverse alphabetical order
 #: (facts/slurm.md#prologd): our Prolog comes last, our Epilog first. With .sh, for globs that ask.
 PROLOG_NAME: Final = "00-slurm-mig.sh"
@@ -367,6 +374,40 @@ def _write_manifest(path: Path, every: Mapping[str, str]) -> None:
     check_place(path.parent, ())
     text = json.dumps({"files": dict(sorted(every.items()))}, indent=1) + "\n"
     replace_file(path, text, mode=0o644)
+
+
+def others(places: Places, python: Path, root: Path) -> list[str]:
+    """What another environment's `install` or package has put in place, one line each.
+
+    Its units would run the old code at the next boot while the hooks run the new one.
+    """
+    hook = below(root, places.hook_paths["Prolog"], follow=True)
+    found = []
+    named = re.search(r"^python='?([^'\n]+)", _text(hook), re.MULTILINE)
+    if named and named[1] != str(python):
+        found.append(f"the hooks were those of {named[1]} until now")
+    for directory in UNIT_PLACES:
+        path = directory / Path(UNIT).name
+        if path.parent == places.units:
+            continue
+        started = re.search(
+            r"^ExecStart=(\S+)", _text(below(root, path, follow=True)), re.MULTILINE
+        )
+        if started and started[1] != str(python):
+            found.append(
+                f"{path} runs {started[1]}: of units of one name those in /etc/systemd/system "
+                "count; take away what you do not use (`install --uninstall --only units` of that "
+                "one, or its package)"
+            )
+    return found
+
+
+def _text(path: Path) -> str:
+    """A file's beginning; empty where there is none that can be read."""
+    try:
+        return path.read_text("utf-8", "replace") if path.is_file() else ""
+    except OSError:
+        return ""
 
 
 # -- and back --------------------------------------------------------------------------

@@ -556,3 +556,17 @@ def test_slurmd_has_time_to_stop(site: Site, tmp_path: Path) -> None:
     assert drop_in.exists()
     assert into(site, tmp_path, "--uninstall", "--only", "units").returncode == 0
     assert not drop_in.parent.exists()
+
+
+def test_another_environment_is_named(site: Site, tmp_path: Path) -> None:
+    """Its hooks are ours from now on; its units would run the old code at the next boot."""
+    assert into(site, tmp_path).returncode == 0
+    assert "until now" not in into(site, tmp_path).stdout
+    hook = tmp_path / "etc/slurm-mig/hooks/prolog"
+    hook.write_text(hook.read_text().replace(sys.executable, "/usr/lib/slurm-mig/bin/python3"))
+    unit = tmp_path / "usr/lib/systemd/system/slurm-mig-boot.service"
+    unit.parent.mkdir(parents=True)
+    unit.write_text("[Service]\nExecStart=/usr/lib/slurm-mig/bin/python3 -I -m slurm_mig\n")
+    said = into(site, tmp_path).stdout
+    assert "# the hooks were those of /usr/lib/slurm-mig/bin/python3 until now\n" in said
+    assert "system/slurm-mig-boot.service runs /usr/lib/slurm-mig/bin/python3: of units" in said

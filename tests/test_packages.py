@@ -107,9 +107,15 @@ def test_the_wheel_works_alone(
     program = home / "bin/slurm-mig"
     root = public_tmp / "image"
     root.mkdir()
+    refused = run(program, "install", "--root", root, env={}, code=2)
+    assert "which the image does not have" in refused.stderr
+    shutil.copytree(home, root / str(home).lstrip("/"), symlinks=True)
+    base = Path(sys.executable).resolve()
+    (root / str(base).lstrip("/")).parent.mkdir(parents=True)
+    (root / str(base).lstrip("/")).touch()
     run(program, "install", "--root", root, env={})
     units = {path.name for path in (root / "etc/systemd/system").iterdir()}
-    assert units == {Path(unit).name for unit in install.UNITS}
+    assert units == {*(Path(unit).name for unit in install.UNITS), "slurmd.service.d"}
     assert len(list((root / "usr/local/share/man/man1").iterdir())) > len(VERBS)
     site = make_site(H100)
     hooks = site.root / "packaged"
@@ -150,6 +156,9 @@ def image(public_tmp: Path) -> Path:
     for name in ("info", "updates", "triggers"):
         (root / "var/lib/dpkg" / name).mkdir(parents=True)
     (root / "var/lib/dpkg/status").write_text("")
+    # What the package depends on.
+    (root / "usr/bin").mkdir(parents=True)
+    (root / "usr/bin/python3").touch()
     return root
 
 
@@ -180,8 +189,8 @@ def test_what_is_in_the_debian_package(deb: Path) -> None:
         "./usr/share/zsh/vendor-completions/_slurm-mig",
         "./usr/share/man/man1/slurm-mig.1.gz",
         "./etc/slurm-mig/config.toml",
-        "./opt/slurm-mig/lib/python3/site-packages/pynvml.py",
-        "./opt/slurm-mig/lib/python3/site-packages/slurm_mig/share/prolog/prolog",
+        "./usr/lib/slurm-mig/lib/python3/site-packages/pynvml.py",
+        "./usr/lib/slurm-mig/lib/python3/site-packages/slurm_mig/share/prolog/prolog",
     } <= names
     assert not [name for name in names if name.endswith((".so", ".pyc")) or "/var/lib/" in name]
     # Debian's zsh does not look there.
@@ -203,16 +212,25 @@ def test_a_life_of_the_debian_package(
     """Installed, used, upgraded, refused to go, removed, purged; the ledger stays."""
     dpkg(image, "-i", deb)
     hooks = image / "etc/slurm-mig/hooks"
-    assert "python='/opt/slurm-mig/bin/python3'" in (hooks / "prolog").read_text()
-    python = image / "opt/slurm-mig/bin/python3"
+    assert "python='/usr/lib/slurm-mig/bin/python3'" in (hooks / "prolog").read_text()
+    python = image / "usr/lib/slurm-mig/bin/python3"
     assert run(python, "-I", "-m", "slurm_mig", "--version").stdout.endswith(f"{__version__}\n")
     run(python, "-I", "-c", "import yaml, prometheus_client; yaml.safe_load('a: 1')")
+    program = (image / "usr/bin/slurm-mig").read_text().replace("/usr/lib", f"{image}/usr/lib")
+    (image / "program").write_text(program)
+    asked = {"PATH": "/usr/bin:/bin", "_SLURM_MIG_COMPLETE": "bash_complete", "COMP_CWORD": "1"}
+    found = run("sh", image / "program", env=asked | {"COMP_WORDS": "slurm-mig stat"}).stdout
+    assert found == "plain,status\n"
     page = gzip.decompress((image / "usr/share/man/man1/slurm-mig.1.gz").read_bytes())
     assert page.startswith(b".TH")
 
     # A hook as it is, but for the two places that a node has at /.
     site = make_site(H100)
-    text = (hooks / "prolog").read_text().replace("='/opt", f"='{image}/opt")
+    text = (
+        (hooks / "prolog")
+        .read_text()
+        .replace("='/usr/lib/slurm-mig", f"='{image}/usr/lib/slurm-mig")
+    )
     copy = site.root / "prolog"
     copy.write_text(text.replace("='/etc/slurm-mig/config.toml'", f"='{site.config}'"))
     copy.chmod(0o755)
@@ -235,15 +253,34 @@ def test_a_life_of_the_debian_package(
     assert (hooks / "prolog").exists()
     conf.write_text("")
     dpkg(image, "--remove", "slurm-mig")
-    assert (hooks.exists(), (image / "opt/slurm-mig").exists()) == (False, False)
+    assert (hooks.exists(), (image / "usr/lib/slurm-mig").exists()) == (False, False)
     assert config.exists()
     dpkg(image, "--purge", "slurm-mig")
     assert (config.parent.exists(), ledger.exists()) == (False, True)
 
 
 @needs_dpkg
+@pytest.mark.skipif(not Path("/usr/bin/python3").exists(), reason="no python3 of the system's")
+def test_the_package_beside_an_environment_of_pips(deb: Path, image: Path) -> None:
+    """Neither is in the other's place; each names the other, and leaves what is the other's."""
+    other = image / "opt/slurm-mig/bin/slurm-mig"
+    other.parent.mkdir(parents=True)
+    other.write_text("#!/bin/sh\necho old\n")
+    hook = image / "etc/slurm-mig/hooks/prolog"
+    done = dpkg(image, "-i", deb)
+    assert "/opt/slurm-mig/bin/slurm-mig is another installation" in done.stderr
+    assert "python='/usr/lib/slurm-mig/bin/python3'" in hook.read_text()
+    assert other.read_text() == "#!/bin/sh\necho old\n"
+    # As that one's `install` does.
+    hook.write_text(hook.read_text().replace("/usr/lib/slurm-mig/bin", "/opt/slurm-mig/bin"))
+    done = dpkg(image, "--remove", "slurm-mig")
+    assert "the hooks are another installation's, and stay" in done.stderr
+    assert (hook.exists(), other.exists()) == (True, True)
+
+
+@needs_dpkg
 @pytest.mark.skipif(shutil.which("lintian") is None, reason="no lintian here")
 def test_lintian_finds_no_error(deb: Path) -> None:
-    """Beside what /opt is: an environment of our own."""
-    tags = ["dir-or-file-in-opt", "no-changelog", "copyright-without-copyright-notice"]
+    """Beside what is Debian's own way alone."""
+    tags = ["no-changelog", "copyright-without-copyright-notice"]
     run("lintian", "--fail-on", "error", "--suppress-tags", ",".join(tags), deb)

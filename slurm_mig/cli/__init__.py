@@ -91,7 +91,7 @@ def cli(ctx: click.Context, config: Path | None) -> None:
 def main() -> None:
     """Run the command line; a fault is one line on stderr and its own exit code."""
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="slurm-mig", standalone_mode=False)
     except SlurmMigError as fault:
         _leave(fault)
     except click.ClickException as problem:

@@ -128,7 +128,10 @@ def _run(
     if dry_run:
         _show(made, root)
         return
+    others = install.others(places, runtime.python, root)
     install.write(made, root, manifest, keep=[runtime.config])
+    for line in others:
+        click.echo(f"# {line}")
     _advise(places, made, root)
 
 
