@@ -177,7 +177,7 @@ def prolog(node: Node, job: Job, line: Line) -> None:
         if request is not None:
             wanted = str(request)
             line.add(request=wanted)
-        if not isinstance(request, requests.Request):
+        if request is None or (isinstance(request, requests.Several) and not request.fill(gpus)):
             job = _with_all_gpus(node, job, gpus, line)
             gpus = node.gpus_at(job.gpus)
         try:

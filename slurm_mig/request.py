@@ -19,10 +19,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import BadRequest
 from slurm_mig.profile import Profile
+
+if TYPE_CHECKING:
+    from collections.abc import Sized
 
 #: What a stamp starts with; also what job_submit.lua strips from users' texts.
 STAMP_PREFIX: Final = "slurm-mig="
@@ -122,6 +125,10 @@ class Several:
 
     def __str__(self) -> str:
         return ";".join(map(str, self.parts))
+
+    def fill(self, gpus: Sized) -> bool:
+        """Whether these are as many GPUs as there are parts."""
+        return len(gpus) == len(self.parts)
 
     def stamp(self) -> str:
         """The word that carries it; every item needs its weight."""

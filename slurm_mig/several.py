@@ -33,7 +33,7 @@ def carve(
     cannot know that this job needs slices. Raises what `Allocator.allocate` does, after what
     was made on other GPUs has been taken down; the tasks are told when all is there.
     """
-    if len(gpus) != len(wanted.parts):
+    if not wanted.fill(gpus):
         raise BadRequest(
             f"the job's slices need {len(wanted.parts)} GPUs of this node, it has {len(gpus)}",
             remedy="submit it again",

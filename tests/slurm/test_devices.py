@@ -78,6 +78,28 @@ def test_a_batch_job_and_its_steps(constrained: Site, probe: Callable[[str], str
     }
 
 
+def test_slices_on_several_gpus(constrained: Site, probe: Callable[[str], str]) -> None:
+    """The job opens both GPUs, a step those that Slurm gave it, which its slices are on."""
+    (constrained.cluster.work / "probe").write_text("#!/bin/sh\n" + probe("$1"))
+    (constrained.cluster.work / "probe").chmod(0o755)
+    part = "srun --exact -n1 --gres=mig:3g.40gb:1"
+    job = constrained.sbatch(
+        "-N1", "-n4", "--gres=mig:3g.40gb:4",
+        script=probe("batch") + f"srun -n1 ./probe step\n{part} ./probe part\n"
+        f"{part} sh -c 'echo devices $CUDA_VISIBLE_DEVICES'\n",
+    )  # fmt: skip
+    constrained.wait(job, "COMPLETED")
+    text = constrained.output(job)
+    assert tried(text) == {
+        f"{who} gpu{gpu} {'open' if gpu == 0 or who != 'part' else 'denied'}"
+        for who in ("batch", "step", "part")
+        for gpu in (0, 1)
+    }
+    (line,) = (line for line in text.splitlines() if line.startswith("devices "))
+    first = [r for r in constrained.records() if r.owner.job_id == job and r.gpu_minor == 0]
+    assert line.split()[1] in first[0].uuids
+
+
 def test_srun_as_a_job_of_its_own(constrained: Site, probe: Callable[[str], str]) -> None:
     """Its step is made by the client: cli_filter.lua gives it the shards."""
     text = constrained.run(
