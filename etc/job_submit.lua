@@ -1,5 +1,14 @@
 -- job_submit.lua, written by `slurm-mig generate` 0.1.0. Do not edit.
 
+-- Whether words of static MIG are translated; GPU types that are whole GPUs;
+-- spellings of GPU models; the site's words; what a GPU is where; partitions.
+local BRIDGE = true
+local STATIC = { ["h100"] = true, ["a30"] = true }
+local MODELS = { ["h100"] = { ["h100"] = true }, ["h10080gb"] = { ["h100"] = true }, ["h10080gbhbm3"] = { ["h100"] = true }, ["h10080gbsxm"] = { ["h100"] = true }, ["h800"] = { ["h100"] = true }, ["a30"] = { ["a30"] = true }, ["a3024gb"] = { ["a30"] = true } }
+local SITE_WORDS = {  }
+local DEFAULTS = {
+}
+local PARTITIONS = {  }
 -- What a job may have of several GPUs of a node, by GPU type: `gpus` of them at most;
 -- media engines of one (`total`), and of each profile by its id.
 local SEVERAL = {
@@ -48,58 +57,403 @@ local KNOWN = "1g.10gb, 1g.10gb+me, 1g.20gb, 2g.20gb, 3g.40gb, 4g.40gb, 7g.80gb,
 -- while we read.
 local LONGEST = 1024
 
--- True when a text names the gres mig or shard anywhere, however it is written.
-local function mentions(text)
-  local lower = string.lower(text)
-  return string.find(lower, "%f[%w]mig%f[%W]") ~= nil
-    or string.find(lower, "%f[%w]shard%f[%W]") ~= nil
+-- The name of a gres that is ours, however it is written, or nil. What only has the word in its
+-- name (mig_24gb, my-mig) is another's.
+local function our_gres(name)
+  local word, mark = string.match(string.lower(name), "^%W*(%w+)(.?)")
+  if (word == "mig" or word == "shard") and not string.find(mark, "[%w_%-%.]") then return word end
 end
 
--- The gres name that a user's word means, and the GPU type where it has to be that one: a profile,
--- model and profile, a site's alias, or memory ("20gb": the smallest profile that has it). Returns
--- nil and a reason for the user.
-local function resolve(word)
-  if GRES[word] then return word end
-  if WORDS[word] then return WORDS[word].name, WORDS[word].only end
+-- A set in the order of its words, for people.
+local function listed(set, between)
+  local words = {}
+  for word in pairs(set) do table.insert(words, word) end
+  table.sort(words)
+  return table.concat(words, between or ", ")
+end
+
+-- Members of both sets; all of the second where there is no first.
+local function common_types(before, now)
+  local both = {}
+  for name in pairs(now) do
+    if not before or before[name] then both[name] = true end
+  end
+  return both
+end
+
+-- Words for slices ------------------------------------------------------------
+
+-- Profile as in the stamp -> names of the gres; slices and attribute -> the same with their
+-- memory, for a driver may call one profile 3g.39gb and another driver 3g.40gb.
+local BY_PROFILE, FAMILIES = {}, {}
+for name, gres in pairs(GRES) do
+  BY_PROFILE[gres.profile] = BY_PROFILE[gres.profile] or {}
+  table.insert(BY_PROFILE[gres.profile], name)
+  local head, memory, tail = string.match(gres.profile, "^(.*%d+g%.)(%d+)gb(.*)$")
+  FAMILIES[head .. tail] = FAMILIES[head .. tail] or {}
+  table.insert(FAMILIES[head .. tail], { name = name, memory = tonumber(memory) })
+end
+
+-- How people, Slurm and Kubernetes write what NVIDIA writes with a plus.
+local ATTRIBUTES = {
+  [""] = "", ["+me"] = "+me", [".me"] = "+me", ["_me"] = "+me", ["-me"] = "-me",
+  ["+gfx"] = "+gfx", [".gfx"] = "+gfx", ["_gfx"] = "+gfx", ["-gfx"] = "+gfx",
+  ["+me.all"] = "+me.all", [".me.all"] = "+me.all", ["_me_all"] = "+me.all", ["-me-all"] = "+me.all",
+}
+
+-- A word that has a profile in it: the GPU model before it (letters and digits alone), the
+-- head and tail of the profile's name, and its memory. Returns nil for any other word.
+local function parts_of(word)
+  -- No name of a GPU is longer; so what follows need not be linear.
+  if #word > 100 then return nil end
+  local lower = string.lower(word)
+  local from, to, slices, memory = string.find(lower, "(%d+)g[%._%-]?(%d+)gb")
+  local attribute = from and ATTRIBUTES[string.sub(lower, to + 1)]
+  if not attribute then return nil end
+  local head = string.sub(lower, 1, from - 1)
+  local compute = string.match(head, "%f[%w](%d+)c[%._%-]?$")
+  if compute then head = string.gsub(head, "%d+c[%._%-]?$", "") end
+  local model = string.gsub(head, "[^%w]", "")
+  model = string.gsub(string.gsub(model, "^mig", ""), "^nvidia", "")
+  model = string.gsub(string.gsub(model, "^mig", ""), "mig$", "")
+  return {
+    model = model,
+    head = (compute and compute .. "c." or "") .. slices .. "g.",
+    memory = tonumber(memory),
+    tail = attribute,
+  }
+end
+
+-- Names of gres among `names` that GPUs of these types have; all where no type is asked for.
+local function of_types(names, types)
+  local found = {}
+  for _, name in ipairs(names) do
+    local both = common_types(types, GRES[name].types)
+    if next(both) then found[name] = both end
+  end
+  return found
+end
+
+-- Names of the profiles that another driver calls so. Drivers round memory differently;
+-- neighbours differ by half.
+local function alike(parts)
+  local names = {}
+  for _, item in ipairs(FAMILIES[parts.head .. parts.tail] or {}) do
+    local larger = math.max(item.memory, parts.memory)
+    if 8 * math.abs(item.memory - parts.memory) <= larger then table.insert(names, item.name) end
+  end
+  return names
+end
+
+-- How far two words are apart, in letters to change; no more than `most` is worth knowing.
+local function distance(one, other, most)
+  if math.abs(#one - #other) > most then return most + 1 end
+  local row = {}
+  for j = 0, #other do row[j] = j end
+  for i = 1, #one do
+    local corner = row[0]
+    row[0] = i
+    for j = 1, #other do
+      local change = corner + (string.byte(one, i) == string.byte(other, j) and 0 or 1)
+      corner = row[j]
+      row[j] = math.min(change, row[j] + 1, row[j - 1] + 1)
+    end
+  end
+  return row[#other]
+end
+
+-- The known word that is nearest to one that is not, as the end of a sentence.
+local function meant(word)
+  local lower, best, least = string.lower(string.sub(word, 1, 41)), nil, 3
+  if #lower > 40 then return "" end
+  for _, set in ipairs({ GRES, WORDS, SITE_WORDS }) do
+    for known in pairs(set) do
+      local far = distance(lower, known, least)
+      if far < least or (far == least and best and known < best) then best, least = known, far end
+    end
+  end
+  return best and ", did you mean " .. best or ""
+end
+
+-- What there is for a job: the profiles of its partitions where the site says which, else all.
+local function known_in(where)
+  local words = {}
+  for _, partition in ipairs(where and where.partitions or {}) do
+    if not PARTITIONS[partition] then return "known: " .. KNOWN end
+    words[PARTITIONS[partition].known] = true
+  end
+  if not next(words) then return "known: " .. KNOWN end
+  return "in partition " .. table.concat(where.partitions, ",") .. ": " .. listed(words)
+end
+
+local function unknown(word, where)
+  return "unknown MIG profile '" .. string.sub(word, 1, 80) .. "'" .. meant(word) .. "; "
+    .. known_in(where)
+end
+
+-- Where several gres are meant: those that the job's partitions have, if the site says so.
+local function in_partitions(found, where)
+  local types = nil
+  for _, partition in ipairs(where and where.partitions or {}) do
+    if not PARTITIONS[partition] then return found end
+    types = types or {}
+    for name in pairs(PARTITIONS[partition].types) do types[name] = true end
+  end
+  local names = {}
+  for name in pairs(found) do table.insert(names, name) end
+  return types and of_types(names, types) or found
+end
+
+-- The slice that a word with a profile in it means; nil for a word without, nil and a reason
+-- for the user where it means none, or more than one.
+local function by_profile(word, where)
+  local parts = parts_of(word)
+  if not parts then return nil end
+  local types = nil
+  if parts.model ~= "" then
+    types = MODELS[parts.model]
+    if not types then
+      return nil, "unknown GPU model in '" .. word .. "'" .. meant(word) .. "; " .. known_in(where)
+    end
+  end
+  local name = parts.head .. parts.memory .. "gb" .. parts.tail
+  local found = of_types(BY_PROFILE[name] or {}, types)
+  if not next(found) then found = of_types(alike(parts), types) end
+  if next(found, (next(found))) then found = in_partitions(found, where) end
+  -- A plain name stands for the models that agree, and for none else.
+  if not types and found[name] then found = { [name] = found[name] } end
+  local one, of = next(found)
+  if not one then
+    return nil, unknown(word, where)
+  end
+  if next(found, one) then
+    return nil, "'" .. word .. "' is a profile of several GPU models; write one of "
+      .. "--gres=mig:" .. listed(found, ":1, --gres=mig:") .. ":1"
+  end
+  return { name = one, types = types and of }
+end
+
+-- A slice by its row in a table of words: the gres, and the GPU type where it has to be that one.
+local function slice_of(row)
+  return { name = row.name, types = row.only and { [row.only] = true } }
+end
+
+-- The slice that stands for a word of the site's, or nil.
+local function by_word(word)
+  local known = SITE_WORDS[string.lower(word)]
+  return known and slice_of(known)
+end
+
+-- The slice that a user's word behind `mig:` means: a gres, a word of the site's, memory
+-- ("20gb": the smallest profile that has it), or a profile as others write it.
+local function resolve(word, where)
+  if GRES[word] then return { name = word } end
+  if WORDS[word] then return slice_of(WORDS[word]) end
   if UNCLEAR[word] then
     return nil, "'" .. word .. "' differs between GPU models; write " .. UNCLEAR[word]
   end
+  local slice, problem = by_word(word)
+  if slice then return slice end
   local wanted = string.match(word, "^([1-9]%d?%d?%d?)gb$")
-  if not wanted then return nil, "unknown MIG profile '" .. word .. "'; known: " .. KNOWN end
-  for _, row in ipairs(BY_MEMORY) do
-    if row.gb >= tonumber(wanted) then return row.name end
+  if wanted then
+    for _, row in ipairs(BY_MEMORY) do
+      if row.gb >= tonumber(wanted) then return { name = row.name } end
+    end
+    return nil, "no MIG profile has " .. word .. "; " .. known_in(where)
   end
-  return nil, "no MIG profile has " .. word .. "; known: " .. KNOWN
+  slice, problem = by_profile(word, where)
+  if slice or problem then return slice, problem end
+  return nil, unknown(word, where)
 end
 
--- Cut a gres text ("gres:mig:3g.40gb:1,gres:gpu:2"; client tools leave the prefix out) into
--- its tokens. Returns nil and a reason for the user when a mig or shard token is not one that
--- Slurm and we read alike: Slurm knows more spellings (=, k, M) than counting allows.
-local function read_gres(text)
+-- Where a job may run ---------------------------------------------------------
+
+-- More places than this nobody means.
+local MANY = 100
+
+local function each(text, separator)
+  local words = {}
+  for word in string.gmatch(text or "", "[^" .. separator .. "%s]+") do table.insert(words, word) end
+  return words
+end
+
+-- Features that nodes must have, for each alternative ("mig&ib", "[a|b]", "mig*2").
+local function alternatives(features)
+  local found = {}
+  for _, part in ipairs(each(features, "|")) do
+    local set = {}
+    for _, word in ipairs(each(part, "&,%[%]%(%)")) do set[string.match(word, "^[^%*]*")] = true end
+    table.insert(found, set)
+  end
+  return #found > 0 and found or { {} }
+end
+
+-- Partition, features and reservation, in every combination that the job leaves open.
+local function where_of(partition, features, reservation)
+  local where = { partitions = each(partition, ","), contexts = {} }
+  local reservations = each(reservation, ",")
+  local partitions = #where.partitions > 0 and where.partitions or { "" }
+  if #reservations == 0 then reservations = { "" } end
+  local sets = alternatives(features)
+  where.many = #partitions * #sets * #reservations > MANY
+  if where.many then return where end
+  for _, name in ipairs(partitions) do
+    for _, set in ipairs(sets) do
+      for _, reserved in ipairs(reservations) do
+        table.insert(where.contexts, { partition = name, features = set, reservation = reserved })
+      end
+    end
+  end
+  return where
+end
+
+-- Requests ----------------------------------------------------------------------
+
+-- Type and count behind a gres' name: "", ":2", "=2", ":type", ":type:2", ":type=2". The count
+-- is nil where Slurm may read another number than we do (k and M are multipliers).
+local function type_and_count(rest)
+  if rest == "" then return nil, 1 end
+  local count = string.match(rest, "^[:=](%d+)$")
+  if count then return nil, #count < 6 and tonumber(count) or nil end
+  local kind = string.match(rest, "^:([^:=]+)$")
+  if kind then return kind, 1 end
+  kind, count = string.match(rest, "^:([^:=]+)[:=](%d+)$")
+  if kind then return kind, #count < 6 and tonumber(count) or nil end
+  return string.match(rest, "^:([^:=]+)"), nil
+end
+
+local function unreadable(body, where)
+  return "cannot read '" .. string.sub(body, 1, 80)
+    .. "'; write --gres=mig:<profile>:<count>, count 1 to 99, " .. known_in(where)
+end
+
+-- One token that is `mig`: its slice, or nil and a reason.
+local function read_mig(body, rest, where)
+  local word, count = string.match(rest, "^:([^:=]+)[:=]([1-9]%d?)$")
+  if not word then word, count = string.match(rest, "^:([^:=]+)$"), 1 end
+  -- A number alone would be Slurm's count of instances of no profile.
+  if not word or not string.find(word, "%a") then return nil, unreadable(body, where) end
+  local slice, problem = resolve(word, where)
+  if not slice then return nil, problem end
+  slice.count = tonumber(count)
+  return slice
+end
+
+-- A row of the site's defaults is for a job that is in one of its partitions, has one of its
+-- features and is in one of its reservations; what a row does not name does not matter.
+local function fits(row, context)
+  if row.partitions and not row.partitions[context.partition] then return false end
+  if row.reservations and not row.reservations[context.reservation] then return false end
+  if not row.features then return true end
+  for feature in pairs(context.features) do
+    if row.features[feature] then return true end
+  end
+  return false
+end
+
+local function said(row, key)
+  local value = row and row[key]
+  return type(value) == "table" and value.name .. ":" .. (value.only or "") or value
+end
+
+-- What the site says of a GPU in each place where the job may run: a slice, or CPUs or memory.
+-- Returns the row that says it, nil where none does, or nil and true where the places differ.
+local function default_for(where, key)
+  if #DEFAULTS == 0 then return nil end
+  if where.many then return nil, true end
+  local found = nil
+  for place, context in ipairs(where.contexts) do
+    local here = false
+    for _, row in ipairs(DEFAULTS) do
+      if row[key] ~= nil and fits(row, context) then
+        here = row
+        break
+      end
+    end
+    if place == 1 then
+      found = here
+    elseif said(found, key) ~= said(here, key) or said(found, "share") ~= said(here, "share") then
+      return nil, true
+    end
+  end
+  return found or nil
+end
+
+-- A slice of any profile: what a step of a job with slices means by a GPU without a type.
+local ANY = "<profile>"
+
+-- A GPU without a type: the slice that the site gives for one, nil where it is a whole GPU.
+local function untyped(count, where)
+  if where.step then return { name = ANY } end
+  local row, differ = default_for(where, "slice")
+  if differ then
+    return nil, "a GPU is not the same in all partitions, features and reservations of this job; "
+      .. "say which slice: --gres=mig:<profile>:" .. (count or 1) .. ", " .. known_in(where)
+  end
+  return row and slice_of(row.slice)
+end
+
+-- One token that is `gpu`: nil for a whole GPU, a slice, false for none at all; nil and a reason.
+local function read_gpu(body, rest, where)
+  local kind, count = type_and_count(rest)
+  if count == 0 then return false end
+  if not BRIDGE or (kind and STATIC[kind]) then return nil end
+  local slice, problem
+  if not kind then
+    slice, problem = untyped(count, where)
+  else
+    slice = by_word("gpu:" .. kind) or by_word(kind)
+    if not slice then slice, problem = by_profile(kind, where) end
+    -- Neither a slice nor a type of the site's, but meant for a profile.
+    if not slice and not problem and string.find(kind, "%d[gG][%._%-]%d") then
+      problem = unknown(kind, where)
+    end
+    -- The name that many sites give to slices of any size says nothing of it.
+    if not slice and not problem and string.lower(kind) == "mig" then
+      problem = unreadable(body, where)
+    end
+  end
+  if not slice then return nil, problem end
+  if not count or count > 999 then return nil, unreadable(body, where) end
+  slice.count, slice.translated = count, true
+  return slice
+end
+
+-- Cut a tres text ("gres:mig:3g.40gb:1,gres:gpu:2"; client tools leave the prefix out) into its
+-- tokens. `where` is what the job says of its partitions, features and reservations. Returns
+-- nil and a reason for the user when a token is one that Slurm and we might read differently.
+local function read_gres(text, where)
   if #text > LONGEST then return nil, "a gres text of " .. #text .. " characters is too long" end
-  local read = { items = {}, others = {}, shards = {}, prefix = "" }
+  local read = { items = {}, others = {}, shards = {}, whole = {}, prefix = "", foreign = false }
   for token in string.gmatch(text, "[^,]+") do
     local prefix, body = string.match(token, "^(gres[:/])(.*)$")
     if not prefix then prefix, body = "", token end
     local name, rest = string.match(body, "^([^:=]+)(.*)$")
+    local slice, problem
+    read.named = read.named or name == "gpu" or name == "mig" or name == "none"
     if name == "mig" then
-      local word, count = string.match(rest, "^:([^:=]+):([1-9]%d?)$")
-      if not word then word, count = string.match(rest, "^:([^:=]+)$"), 1 end
-      -- A number alone would be Slurm's count of instances of no profile.
-      if not word or not string.find(word, "%a") then
-        return nil, "cannot read '" .. body .. "'; write mig:<profile>:<count>, count 1 to 99, "
-          .. "profiles: " .. KNOWN
-      end
-      local profile, only = resolve(word)
-      if not profile then return nil, only end
-      read.prefix = prefix
-      table.insert(read.items, { name = profile, only = only, count = tonumber(count) })
+      slice, problem = read_mig(body, rest, where)
     elseif name == "shard" then
       table.insert(read.shards, body)
-    elseif mentions(token) then
-      return nil, "cannot read '" .. body .. "'; write --gres=mig:<profile>:<count>"
+    elseif name == "gpu" then
+      slice, problem = read_gpu(body, rest, where)
+      read.gpus = read.gpus or slice ~= false
+      if slice == nil and not problem then table.insert(read.whole, token) end
+    elseif not name or name == "gres" or our_gres(name) then
+      problem = "cannot read '" .. string.sub(body, 1, 80) .. "'; write --gres=mig:<profile>:<count>"
     else
-      table.insert(read.others, token)
+      local kind, count = type_and_count(rest)
+      slice = BRIDGE and (by_word(name .. ":" .. (kind or "")) or by_word(name))
+      if slice and not count then problem = unreadable(body, where) end
+      if slice then slice.count, slice.translated = count, true end
+      if not slice then table.insert(read.others, token) end
+    end
+    if problem then return nil, problem end
+    if slice then
+      read.prefix = prefix
+      if slice.count > 0 then table.insert(read.items, slice) end
+      read.translated = read.translated or slice.translated
+      read.foreign = read.foreign or name ~= "gpu"
     end
   end
   return read
@@ -111,15 +465,6 @@ local function worth(gres, count, part)
   local whole = gres.weight * math.floor((count + gres.per - 1) / gres.per)
   if not part or gres.per == 1 then return whole end
   return math.max(1, math.floor(gres.weight * count / gres.per))
-end
-
--- GPU types that are in both sets; all of the second where there is no first.
-local function common_types(before, now)
-  local both = {}
-  for name in pairs(now) do
-    if not before or before[name] then both[name] = true end
-  end
-  return both
 end
 
 -- The GPU type of a shard token ("shard:h100:14"), or nil.
@@ -141,7 +486,7 @@ local function price(items, part, kind)
     if item.count > gres.most then
       return nil, item.count .. " x " .. item.name .. ": one GPU holds at most " .. gres.most
     end
-    types = common_types(types, item.only and { [item.only] = true } or gres.types)
+    types = common_types(types, item.types or gres.types)
     if next(types) == nil then
       return nil, "profiles of different GPU models in one job: " .. item.name
     end
@@ -159,16 +504,13 @@ local function price(items, part, kind)
 end
 
 -- A gres text again: what was asked, under the names that Slurm counts, and its shards.
-local function written(read, shards)
+local function written(items, shards, others, prefix)
   local tokens = {}
-  for _, item in ipairs(read.items) do
-    table.insert(tokens, string.format("%smig:%s:%d", read.prefix, item.name, item.count))
+  for _, item in ipairs(items) do
+    table.insert(tokens, string.format("%smig:%s:%d", prefix, item.name, item.count))
   end
-  table.insert(tokens, read.prefix .. shards)
-  for _, token in ipairs(read.others) do
-    -- GPUs that slices are paid with may be there already.
-    if token ~= read.prefix .. shards then table.insert(tokens, token) end
-  end
+  table.insert(tokens, prefix .. shards)
+  for _, token in ipairs(others) do table.insert(tokens, token) end
   return table.concat(tokens, ",")
 end
 
@@ -342,7 +684,7 @@ local function types_of(items)
   for _, item in ipairs(items) do
     if seen[item.name] then return nil end
     seen[item.name] = true
-    types = common_types(types, item.only and { [item.only] = true } or GRES[item.name].types)
+    types = common_types(types, item.types or GRES[item.name].types)
   end
   local names = {}
   for name in pairs(types) do table.insert(names, name) end
@@ -402,9 +744,9 @@ local function several(items, problem, wanted)
 end
 
 -- The GPU type that a request's shards or whole GPUs name, or nil.
-local function type_named(read)
-  if read.shards[1] then return type_of_shards(read.shards[1]) end
-  for _, token in ipairs(read.others) do
+local function type_named(asked)
+  if asked.shards[1] then return type_of_shards(asked.shards[1]) end
+  for _, token in ipairs(asked.whole) do
     local kind = string.match(token, "gpu:([^:=]+):%d+$")
     if kind then return kind end
   end
@@ -417,6 +759,128 @@ local function cost(items, kind)
   local shards, problem = price(items, false, kind)
   if shards and one_holds(items) then return shards, nil end
   return several(items, problem, kind)
+end
+
+-- From a job, its tasks and its sockets to a node -------------------------------
+
+-- Fields of a job, the option that fills each, and what a count in it is for.
+local PLACES = {
+  { field = "tres_per_node", option = "--gres", of = "node" },
+  { field = "tres_per_job", option = "--gpus", of = "job" },
+  { field = "tres_per_task", option = "--gpus-per-task", of = "task" },
+  { field = "tres_per_socket", option = "--gpus-per-socket", of = "socket" },
+}
+
+-- The line that a user may type for slices on each node.
+local function line_for(items, count)
+  local words = {}
+  for _, item in ipairs(items) do
+    table.insert(words, "mig:" .. item.name .. ":" .. (count or item.count))
+  end
+  return "--gres=" .. table.concat(words, ",")
+end
+
+-- Each item times a number, or divided by one that divides all; nil where it does not.
+local function times(items, factor, divisor)
+  local found = {}
+  for _, item in ipairs(items) do
+    local count = item.count * factor
+    if count % divisor ~= 0 then return nil end
+    table.insert(found, { name = item.name, types = item.types, count = math.floor(count / divisor) })
+  end
+  return found
+end
+
+-- How many nodes a request for the whole job runs on, where it leaves that open: the fewest.
+local function fewest_nodes(items, shape)
+  local least = shape.least or 1
+  for nodes = least, math.min(shape.most or least, least + MANY) do
+    if times(items, 1, nodes) then return nodes end
+  end
+end
+
+-- Slices on each node of a request per task, and how many nodes and tasks on each that takes.
+local function of_tasks(items, shape)
+  local nodes = shape.fixed
+  local tasks = shape.tasks or (nodes and shape.each and nodes * shape.each)
+  if not tasks then
+    return nil, "slices for each task need the number of tasks; add -n <tasks>, or write "
+      .. line_for(items, "<count>")
+  end
+  nodes = nodes or (shape.each and math.ceil(tasks / shape.each)) or shape.least or 1
+  if tasks % nodes ~= 0 then
+    return nil, tasks .. " tasks on " .. nodes .. " nodes are not as many on each; change -n or -N, "
+      .. "or write " .. line_for(items, "<count for each node>")
+  end
+  local each_node = math.floor(tasks / nodes)
+  return times(items, each_node, 1), { nodes = nodes, tasks = each_node }
+end
+
+-- Slices on each node of a request for the job.
+local function of_job(items, shape)
+  local nodes = shape.fixed or fewest_nodes(items, shape)
+  local found = nodes and times(items, 1, nodes)
+  if not found then
+    return nil, "so many slices cannot be shared out evenly over "
+      .. (nodes or (shape.least or 1) .. " to " .. (shape.most or shape.least)) .. " nodes; write "
+      .. line_for(items, "<count for each node>")
+  end
+  return found, { nodes = nodes }
+end
+
+local function same(items, others)
+  if #items ~= #others then return false end
+  local counts = {}
+  for _, item in ipairs(items) do counts[item.name] = item.count end
+  for _, item in ipairs(others) do
+    if counts[item.name] ~= item.count then return false end
+  end
+  return true
+end
+
+-- Slices on each node from what is asked for by node, job, task and socket. `shape` has what
+-- the request says of nodes (least, most, fixed where both are one), tasks, tasks on each
+-- node and sockets. Returns the items and what has to be fixed so that Slurm counts as we do;
+-- nil and a reason where it cannot be known.
+local function on_each_node(asked, shape)
+  local given = {}
+  for _, place in ipairs(PLACES) do
+    if #asked[place.of] > 0 then table.insert(given, place) end
+  end
+  -- Slurm's own client counts the tasks of `--gpus=4 --gpus-per-task=1`.
+  if #given == 2 and #asked.job > 0 and #asked.task > 0 and shape.tasks
+    and same(times(asked.task, shape.tasks, 1), asked.job) then
+    return of_tasks(asked.task, shape)
+  end
+  if #given > 1 then
+    return nil, given[1].option .. " and " .. given[2].option .. " both ask for slices; keep one, "
+      .. "such as " .. line_for(asked[given[1].of])
+  end
+  if #asked.job > 0 then return of_job(asked.job, shape) end
+  if #asked.task > 0 then return of_tasks(asked.task, shape) end
+  if #asked.socket > 0 then
+    if shape.sockets then return times(asked.socket, shape.sockets, 1), {} end
+    return nil, "slices for each socket need the number of sockets; add --sockets-per-node=<n>, or "
+      .. "write " .. line_for(asked.socket, "<count>")
+  end
+  return asked.node, {}
+end
+
+local function total(items)
+  local sum = 0
+  for _, item in ipairs(items) do sum = sum + item.count end
+  return sum
+end
+
+-- A number for each slice, of which a site may say that a slice has its share of it: in whole
+-- units, rounded up.
+local function for_slices(number, items, by_share)
+  local sum = 0
+  for _, item in ipairs(items) do
+    local gres = GRES[item.name]
+    sum = sum + number * item.count * (by_share and gres.weight / (gres.capacity * gres.per) or 1)
+  end
+  return math.ceil(sum - 1e-9)
 end
 
 -- The request's stamp -------------------------------------------------------
@@ -475,101 +939,234 @@ local function strip_fields(job)
   end
 end
 
--- Rules ------------------------------------------------------------------------
+-- Numbers and limits --------------------------------------------------------------
 
--- Everywhere a request for GPUs or slices can stand.
-local TRES_FIELDS = { "tres_per_node", "tres_per_job", "tres_per_task", "tres_per_socket" }
+-- A number that the user gave, or nil: Slurm writes NO_VAL, of 16, 32 or 64 bits, for none.
+local function given(number, none)
+  if type(number) == "number" and number > 0 and number < none - 3 then return number end
+end
+local NONE16, NONE32, NONE64 = 65536, 4294967296, 1.8e19
 
--- Places where a count is for the whole job, a task or a socket. Only the controller could say
--- what that means per node, and some releases accept it and allocate nothing.
-local ELSEWHERE = {
-  tres_per_job = "--gpus",
-  tres_per_task = "--tres-per-task or --gpus-per-task",
-  tres_per_socket = "--gpus-per-socket",
-}
+-- What a job says of its nodes and tasks.
+local function shape_of(job)
+  local least, most = given(job.min_nodes, NONE32), given(job.max_nodes, NONE32)
+  return {
+    least = least,
+    most = most,
+    fixed = least == most and least or nil,
+    tasks = given(job.num_tasks, NONE32),
+    each = given(job.ntasks_per_node, NONE16),
+    sockets = given(job.sockets_per_node, NONE16),
+  }
+end
+
+-- Partitions, features and reservations of a job; `before` has what a change leaves as it is.
+local function place_of(job, partitions, before)
+  before = before or {}
+  local partition = job.partition or before.partition
+  if not partition or partition == "" then
+    for name, facts in pairs(partitions or {}) do
+      if facts.flag_default == 1 then partition = name end
+    end
+  end
+  return where_of(
+    partition, job.features or before.features, job.reservation or before.reservation
+  )
+end
 
 -- Partitions that hand out whole nodes (OverSubscribe=EXCLUSIVE, max_share 0) among those the
 -- job may run in: a MIG job there waits for ever, as it does with --exclusive.
-local function whole_node_partition(job, partitions)
-  for name, partition in pairs(partitions or {}) do
-    local chosen = job.partition
-    if chosen then
-      chosen = string.find("," .. chosen .. ",", "," .. name .. ",", 1, true)
-    else
-      chosen = partition.flag_default == 1
-    end
-    if chosen and partition.max_share == 0 then return name end
+local function whole_node_partition(where, partitions)
+  for _, name in ipairs(where.partitions) do
+    local facts = (partitions or {})[name]
+    if facts and facts.max_share == 0 then return name end
   end
 end
 
--- A whole GPU of a type that the site keeps for slices, or nil.
-local function kept_for_slices(job)
-  for _, field in ipairs(TRES_FIELDS) do
-    for token in string.gmatch(job[field] or "", "[^,]+") do
-      local kind = string.match(token, "^gres[:/]gpu:([^:=]+)") or string.match(token, "^gpu:([^:=]+)")
-      if kind and SLICES_ONLY[kind] then return kind end
-      if SLICES_ONLY["*"] and string.find(token, "%f[%w]gpu%f[%W]") then return "*" end
-    end
+-- A GPU that is asked for as a whole though the site keeps its type for slices, or nil.
+local function kept_for_slices(asked)
+  for _, token in ipairs(asked.whole) do
+    local kind = string.match(token, "gpu:([^:=]+)")
+    if kind and SLICES_ONLY[kind] then return kind .. " GPUs" end
+    if SLICES_ONLY["*"] then return "GPUs" end
   end
 end
 
--- Whether a job asks for GPUs as they are, in any field. A field that is there need not name one
--- (clients from 23.11 on write `cpu=4` into tres_per_task for -c 4), and none of them is none.
--- `paid` are those that slices are paid with: cli_filter.lua has written them, too.
-local function wants_whole(job, paid)
-  for _, field in ipairs(TRES_FIELDS) do
-    for token in string.gmatch(job[field] or "", "[^,]+") do
-      local body = string.match(token, "^gres[:/](.*)$") or token
-      if body == paid and field == "tres_per_node" then
-        paid = nil
-      elseif string.find(body, "^gpu%f[:=%z]") and not string.find(body, "[:=]0+$") then
-        return true
-      end
+-- What a job asks for --------------------------------------------------------------
+
+-- --ntasks-per-gpu with a number of tasks and no GPU asks for as many GPUs as that takes.
+local function implied(asked, job, where)
+  local tasks, each_gpu = given(job.num_tasks, NONE32), given(job.ntasks_per_tres, NONE16)
+  if asked.any or not tasks or not each_gpu then return asked end
+  asked.any = true
+  local count = math.ceil(tasks / each_gpu)
+  local slice, problem = untyped(count, where)
+  if problem then return nil, problem end
+  if not (BRIDGE and slice) then
+    table.insert(asked.whole, "gpu")
+  else
+    slice.count = count
+    asked.job = { slice }
+  end
+  return asked
+end
+
+-- Every field of a job, read. Returns nil and a reason for the user when one cannot be.
+local function read_job(job, where)
+  local asked = { whole = {}, shards = {}, others = {}, any = false }
+  for _, place in ipairs(PLACES) do
+    local text = job[place.field] or ""
+    local read, problem = { items = {}, shards = {}, whole = {}, others = {} }, nil
+    if text ~= "" then read, problem = read_gres(text, where) end
+    if not read then return nil, problem end
+    if place.of ~= "node" and #read.shards > 0 then
+      return nil, "shards are counted by slurm-mig; write --gres=mig:<profile>:<count>"
+    end
+    asked[place.of] = read.items
+    asked.others[place.field] = read.others
+    asked.prefix = asked.prefix or (#read.items > 0 and read.prefix) or nil
+    asked.any = asked.any or #read.items + #read.whole > 0
+    for _, token in ipairs(read.shards) do table.insert(asked.shards, token) end
+    for _, token in ipairs(read.whole) do table.insert(asked.whole, token) end
+    if place.of == "node" then asked.whole_on_node = read.whole end
+  end
+  return implied(asked, job, where)
+end
+
+local function slices_in(asked)
+  return #asked.node + #asked.job + #asked.task + #asked.socket
+end
+
+-- What cannot be, though each word of it can: a reason for the user, or nil. `parts`: the slices
+-- are paid with whole GPUs, which cli_filter.lua may have written, too.
+local function forbidden(job, asked, shards, parts, where, partitions)
+  local paid = parts and #asked.whole == 1 and #asked.whole_on_node == 1
+    and string.gsub(asked.whole[1], "^gres[:/]", "") == shards
+  if #asked.whole > 0 and not paid then
+    return parts and "whole GPUs are counted by slurm-mig; ask for the slices alone"
+      or "whole GPUs and MIG slices in one job are not possible"
+  end
+  if #asked.shards > 1 or (asked.shards[1] and asked.shards[1] ~= shards) then
+    return "shards are counted by slurm-mig; leave '" .. asked.shards[1] .. "' out"
+  end
+  if job.shared == 0 then
+    return "--exclusive with MIG slices would wait for ever; leave it out or ask for a GPU"
+  end
+  local whole = whole_node_partition(where, partitions)
+  if whole then
+    return "partition " .. whole .. " gives out whole nodes, a MIG job there would wait for "
+      .. "ever; choose another one"
+  end
+end
+
+-- What belongs to a GPU -------------------------------------------------------------
+
+-- A number for each GPU, as the user wrote it ("gres:gpu:2"), or as the site says; for all
+-- slices of a node. Nil where nobody says one; nil and a reason where the places differ.
+local function for_gpus(text, items, where, key, option)
+  local number = tonumber(string.match(text or "", "(%d+)$"))
+  if number then return for_slices(number, items) end
+  local row, differ = default_for(where, key)
+  if differ then
+    return nil, "what belongs to a GPU is not the same in all partitions, features and "
+      .. "reservations of this job; add " .. option
+  end
+  return row and for_slices(row[key], items, row.share)
+end
+
+-- CPUs, memory and tasks for each slice, in words that need no GPU. Slurm has the rest of
+-- DefCpuPerGPU's rule: who says -c or --mem needs no default.
+local function give_belongings(job, items, where, nodes)
+  local count = total(items)
+  local each_gpu = given(job.ntasks_per_tres, NONE16)
+  if each_gpu then
+    job.ntasks_per_tres = 65534
+    job.ntasks_per_node = each_gpu * count
+    if not given(job.num_tasks, NONE32) then job.num_tasks = each_gpu * count * nodes end
+    job.min_cpus = math.max(
+      given(job.min_cpus, NONE32) or 1, job.num_tasks * (given(job.cpus_per_task, NONE16) or 1)
+    )
+  end
+  local cpus, problem
+  if job.cpus_per_tres or not given(job.cpus_per_task, NONE16) then
+    cpus, problem = for_gpus(job.cpus_per_tres, items, where, "cpus", "-c <CPUs>")
+    if problem then return problem end
+  end
+  if cpus then
+    if job.cpus_per_tres then job.cpus_per_tres = "" end
+    local tasks = given(job.num_tasks, NONE32)
+    if tasks then
+      -- Beside a number of tasks Slurm allocates no more than these need.
+      local for_task = math.ceil(cpus * nodes / tasks)
+      job.cpus_per_task = math.max(given(job.cpus_per_task, NONE16) or 1, for_task)
+      cpus = job.cpus_per_task * math.ceil(tasks / nodes)
+    end
+    job.pn_min_cpus = cpus
+    job.min_cpus = math.max(given(job.min_cpus, NONE32) or 1, cpus * nodes)
+  end
+  local memory
+  if job.mem_per_tres or not job.pn_min_memory or job.pn_min_memory >= NONE64 then
+    memory, problem = for_gpus(job.mem_per_tres, items, where, "memory", "--mem=<MB>")
+    if problem then return problem end
+  end
+  if memory then
+    if job.mem_per_tres then job.mem_per_tres = "" end
+    job.pn_min_memory = memory
+  end
+end
+
+-- The request, rewritten ---------------------------------------------------------------
+
+-- Put what was asked for where Slurm counts it: on each node.
+local function rewrite(job, asked, items, shards, fix)
+  -- Without any word of the user's to copy it from: releases that write `gres/` know this flag.
+  local prefix = asked.prefix or (slurm.GRES_ALLOW_TASK_SHARING and "gres/") or "gres:"
+  for _, place in ipairs(PLACES) do
+    if #asked[place.of] > 0 and place.of ~= "node" then
+      job[place.field] = table.concat(asked.others[place.field], ",")
     end
   end
-  return false
+  job.tres_per_node = written(items, shards, asked.others.tres_per_node, prefix)
+  if fix.nodes then job.min_nodes, job.max_nodes = fix.nodes, fix.nodes end
+  if fix.tasks and fix.nodes > 1 then
+    job.ntasks_per_node = fix.tasks
+    job.num_tasks = fix.tasks * fix.nodes
+  end
+  if job.tres_freq then job.tres_freq = "" end
+  -- Slurm binds tasks to GPUs, of which there are none; TaskProlog binds them to slices. Before
+  -- 23.11 tasks that are bound in another way crash, and the field cannot be cleared.
+  if #asked.task > 0 or job.tres_bind then
+    local later = prefix == "gres/" or string.find(job.tres_bind or "", "gres/", 1, true)
+    job.tres_bind = (later and "gres/" or "") .. "gpu:closest"
+  end
 end
 
 -- Returns nil when the request is none of ours, else true, or false and a reason.
 local function apply(job, partitions)
-  local kept = kept_for_slices(job)
+  local where = place_of(job, partitions)
+  local asked, problem = read_job(job, where)
+  if not asked then return false, problem end
+  local kept = slices_in(asked) == 0 and kept_for_slices(asked)
   if kept then
-    return false, (kept == "*" and "GPUs" or kept .. " GPUs")
-      .. " are given out in slices only; write --gres=mig:<profile>:<count>, profiles: " .. KNOWN
+    return false, kept .. " are given out in slices only; write --gres=mig:<profile>:<count>, "
+      .. known_in(where)
   end
-  for field, option in pairs(ELSEWHERE) do
-    if job[field] and mentions(job[field]) then
-      return false, "mig cannot be asked for with " .. option .. "; write --gres=mig:<profile>:<count>"
-    end
-  end
-  local text = job.tres_per_node
-  if not text or not mentions(text) then return nil end
-  local read, problem = read_gres(text)
-  if not read then return false, problem end
-  if #read.items == 0 then
+  if slices_in(asked) == 0 then
+    if #asked.shards == 0 then return nil end
     return false, "shards are counted by slurm-mig; write --gres=mig:<profile>:<count>"
   end
+  local shape = shape_of(job)
+  local items, fix = on_each_node(asked, shape)
+  if not items then return false, fix end
   -- cli_filter.lua has written the name that is counted in place of a word for one GPU type: what
   -- is left of that word is the type of its shards or GPUs.
-  local shards, parts = cost(read.items, type_named(read))
+  local shards, parts = cost(items, type_named(asked))
   if not shards then return false, parts end
-  if wants_whole(job, parts and shards) then
-    return false, parts and "whole GPUs are counted by slurm-mig; ask for the slices alone"
-      or "whole GPUs and MIG slices in one job are not possible"
-  end
-  if #read.shards > 1 or (read.shards[1] and read.shards[1] ~= shards) then
-    return false, "shards are counted by slurm-mig; leave '" .. read.shards[1] .. "' out"
-  end
-  if job.shared == 0 then
-    return false, "--exclusive with MIG slices would wait for ever; leave it out or ask for a GPU"
-  end
-  local whole = whole_node_partition(job, partitions)
-  if whole then
-    return false, "partition " .. whole .. " gives out whole nodes, a MIG job there would wait for "
-      .. "ever; choose another one"
-  end
-  job.tres_per_node = written(read, shards)
-  job.comment = with_stamp(job.comment, parts and stamp_of_several(parts) or make_stamp(read.items))
+  problem = forbidden(job, asked, shards, parts, where, partitions)
+    or give_belongings(job, items, where, fix.nodes or shape.least or 1)
+  if problem then return false, problem end
+  rewrite(job, asked, items, shards, fix)
+  job.comment = with_stamp(job.comment, parts and stamp_of_several(parts) or make_stamp(items))
   return true
 end
 
@@ -595,9 +1192,9 @@ end
 
 -- Whether a job asks for GPUs in any form, or for slices.
 local function wants_gpu(job)
-  for _, field in ipairs(TRES_FIELDS) do
-    local text = job[field]
-    if text and (mentions(text) or string.find(text, "gpu", 1, true)) then return true end
+  for _, place in ipairs(PLACES) do
+    local text = job[place.field] or ""
+    if string.find(text, "gpu", 1, true) or string.find(text, "mig", 1, true) then return true end
   end
   return false
 end
@@ -617,24 +1214,52 @@ local function submit(job, partitions)
   return slurm.SUCCESS
 end
 
+-- Changes ---------------------------------------------------------------------------
+
+-- Whether a job has slices or shards.
+local function holds_slices(text)
+  for token in string.gmatch(text or "", "[^,]+") do
+    local body = string.match(token, "^gres[:/](.*)$") or token
+    if our_gres(string.match(body, "^[^:=]*")) then return true end
+  end
+  return false
+end
+
+-- Whether fields ask for slices, or for what nobody can read, in a place.
+local function asks_for_slices(fields, where)
+  local asked = read_job(fields, where)
+  return not asked or slices_in(asked) + #asked.shards > 0, asked
+end
+
 -- A change of a job that has slices, or would get them, would leave its shards or its stamp
 -- behind; 22.05 even merges the old list into the new one. So: cancel and submit again.
 local function modify(job, record, partitions)
-  local held = record.tres_per_node
-  local ours = held ~= nil and mentions(held)
-  for _, field in ipairs(TRES_FIELDS) do
-    local text = job[field]
-    if text and text ~= record[field] and (ours or mentions(text)) then
-      return refuse("the gres of a MIG job cannot be changed; cancel it and submit again")
+  local ours, changed = holds_slices(record.tres_per_node), {}
+  for _, place in ipairs(PLACES) do
+    local text = job[place.field]
+    if text and text ~= record[place.field] then
+      if ours then changed.any = true end
+      changed[place.field] = text
     end
+  end
+  local where = place_of(job, partitions, record)
+  local slices, asked = asks_for_slices(changed, where)
+  if changed.any or slices then
+    return refuse("the gres of a MIG job cannot be changed; cancel it and submit again")
   end
   if ours and job.shared == 0 then
     return refuse("a MIG job cannot become --exclusive")
   end
-  if ours and job.partition and whole_node_partition(job, partitions) then
+  if ours and job.partition and whole_node_partition(where, partitions) then
     return refuse("partition " .. job.partition .. " gives out whole nodes, not MIG slices")
   end
-  if kept_for_slices(job) then return refuse("GPUs of that type are given out in slices only") end
+  if kept_for_slices(asked) then
+    return refuse("GPUs of that type are given out in slices only")
+  end
+  local moved = job.partition or job.features or job.reservation
+  if moved and not ours and asks_for_slices(record, where) then
+    return refuse("a GPU is a slice there, and this job has whole ones; cancel it and submit again")
+  end
   strip_fields(job)
   if ours then
     for _, field in ipairs(STAMPED) do
@@ -649,14 +1274,18 @@ end
 
 -- Whether an error may be passed over: only for jobs that have nothing to do with us.
 local function unconcerned(job)
-  local function concerns(field)
+  local function says(field, ...)
     local read, text = pcall(function() return job[field] end)
-    return read and type(text) == "string" and (mentions(text) or string.find(text, STAMP))
+    if not read or type(text) ~= "string" then return false end
+    for _, word in ipairs({ ... }) do
+      if string.find(string.lower(text), word) then return true end
+    end
+    return false
   end
-  for _, field in ipairs(TRES_FIELDS) do
-    if concerns(field) then return false end
+  for _, place in ipairs(PLACES) do
+    if says(place.field, "mig", "shard", #DEFAULTS > 0 and "gpu" or nil) then return false end
   end
-  return not concerns("comment") and not concerns("extra")
+  return not says("comment", STAMP) and not says("extra", STAMP)
 end
 
 -- Before 26.05 a Lua error lets the job through unmodified: catch it, and fail closed.

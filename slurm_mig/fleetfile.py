@@ -13,6 +13,14 @@
     [names]
     "1g.10gb" = "h100sxm"
 
+    [words]
+    "gpu:a100l.1" = "1g.10gb"
+
+    [[defaults]]
+    partitions = "mig"
+    slice = "3g.40gb"
+    cpus_per_gpu = 4
+
     [billing]
     by = "largest"
     gpu = { h100sxm = 8, a30 = 2, l40s = 3 }
@@ -26,7 +34,9 @@
 GPUs are listed by device minor, by NVML name, catalogue key or a file that describes one
 ("gpus.d/x200.toml:8", from here); those in `whole` are given out as they are, and one
 that is not in the catalogue then stands under Slurm's name for its type. `partitions`
-is for prices: one profile may cost something else in another partition. `names` says who
+is for prices, where one profile may cost something else in another partition, and for
+what a refusal says there is. `[words]`, `[[defaults]]`, `static` and `bridge` say how
+requests as for static MIG are read (bridge.py). `names` says who
 keeps a plain name that means two things, where it is not who comes first; false: nobody.
 `keep_names` are names of before, `compute_parts` the types whose slices are sold in parts.
 `several_gpus` is how many GPUs of a node a job may have slices of: true (as many as there
@@ -42,6 +52,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.billing import SHARES
+from slurm_mig.bridge import BY, Bridge, Default
 from slurm_mig.descriptions import ENDINGS
 from slurm_mig.errors import UsageFault
 from slurm_mig.naming import NOBODY
@@ -80,6 +91,7 @@ class FleetText:
     hooks: str | None = None
     prices: Mapping[str, float] | float | None = None
     by: str = SHARES[0]
+    bridge: Bridge = field(default_factory=Bridge)
 
 
 def read(path: Path) -> FleetText:
@@ -103,9 +115,13 @@ _KEYS: Final = (
     "compute_parts",
     "keep_names",
     "several_gpus",
+    "bridge",
+    "static",
     "types",
     "names",
     "aliases",
+    "words",
+    "defaults",
     "billing",
     "nodes",
 )
@@ -131,6 +147,39 @@ def _fleet(data: dict[str, Any], home: Path) -> FleetText:
         hooks=_get(data, "hooks", _text, None),
         prices=_get(billing, "gpu", _prices, None),
         by=_get(billing, "by", _share, SHARES[0]),
+        bridge=Bridge(
+            on=_get(data, "bridge", _flag, True),  # noqa: FBT003  # as all defaults
+            words=_get(data, "words", _gres_words, {}),
+            defaults=tuple(_default(table) for table in _get(data, "defaults", _defaults, [])),
+            static=_get(data, "static", _types, ()),
+        ),
+    )
+
+
+_DEFAULT_KEYS: Final = (
+    "partitions",
+    "features",
+    "reservations",
+    "slice",
+    "cpus_per_gpu",
+    "memory_per_gpu",
+    "by",
+)
+
+
+def _default(table: dict[str, Any]) -> Default:
+    _known(table, "[[defaults]] ", _DEFAULT_KEYS)
+    what = ("slice", "cpus_per_gpu", "memory_per_gpu")
+    if not any(key in table for key in what):
+        raise _Bad(f"[[defaults]] says nothing of a GPU; write one of {', '.join(what)}")
+    return Default(
+        partitions=_get(table, "partitions", _partitions, ()),
+        features=_get(table, "features", _partitions, ()),
+        reservations=_get(table, "reservations", _partitions, ()),
+        slice=_get(table, "slice", _text, None),
+        cpus=_get(table, "cpus_per_gpu", _amount, None),
+        memory=_get(table, "memory_per_gpu", _amount, None),
+        by=_get(table, "by", _by, BY[0]),
     )
 
 
@@ -190,7 +239,7 @@ def _partitions(value: Any) -> tuple[str, ...]:
         isinstance(item, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*", item, re.ASCII)
         for item in values
     ):
-        raise ValueError("a name of a partition or a list of them: letters, digits, _ . -")
+        raise ValueError("a name or a list of names: letters, digits, _ . -")
     return tuple(dict.fromkeys(values))
 
 
@@ -235,6 +284,47 @@ def _all_or_texts(value: Any) -> tuple[str, ...]:
         return _texts(value)
     except ValueError:
         raise ValueError("true, false, or a list of GPU types") from None
+
+
+def _gres_words(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        raise ValueError('a table such as { "gpu:a100l.1" = "1g.10gb" }')
+    return value
+
+
+def _defaults(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise ValueError("a [[defaults]] table for each kind of job")
+    return value
+
+
+def _types(value: Any) -> tuple[str, ...]:
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(
+        isinstance(item, str) and re.fullmatch(r"[A-Za-z0-9][\w.+-]*", item, re.ASCII)
+        for item in values
+    ):
+        raise ValueError("a GPU type of Slurm's or a list of them: letters, digits, _ . + -")
+    return tuple(dict.fromkeys(values))
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")  # noqa: TRY004  # as all readers
+    return value
+
+
+def _amount(value: Any) -> int:
+    """Slurm's own bound for CPUs is 16 bits, for MB far above this."""
+    if type(value) is not int or not 1 <= value <= 10_000_000:
+        raise ValueError("a whole number from 1 to 10000000 (memory in MB)")
+    return value
+
+
+def _by(value: Any) -> str:
+    if value not in BY:
+        raise ValueError(" or ".join(f'"{name}"' for name in BY))
+    return str(value)
 
 
 def _price(value: Any) -> float:
@@ -290,6 +380,10 @@ SAMPLE: Final = """\
 #compute_parts = ["h100"]
 # Names of before that nodes go on counting while jobs wait with them:
 #keep_names = ["h100_1g.10gb"]
+# GPU types of nodes that are not listed here; they are whole GPUs, whatever their name:
+#static = ["v100"]
+# Whether requests as for static MIG (gpu:1g.10gb:1) are understood:
+#bridge = true
 
 [[nodes]]
 hosts = "gpu[01-04]"
@@ -310,6 +404,20 @@ gpus = ["NVIDIA A30:2"]
 #small = "1g.10gb"
 #[types]
 #"NVIDIA H100 80GB HBM3" = "h100sxm"
+
+# Users of static MIG go on as before: gpu:1g.10gb:1, --gpus=h100_3g.40gb:1 and the like are
+# understood. Your own words for slices:
+#[words]
+#"gpu:a100l.1" = "1g.10gb"
+#mig_24gb = "3g.40gb"
+# What a GPU without a type is, and what belongs to each GPU (DefCpuPerGPU and DefMemPerGPU,
+# which Slurm does not apply to slices), by partition, feature and reservation:
+#[[defaults]]
+#partitions = ["mig"]
+#slice = "3g.40gb"
+#cpus_per_gpu = 4
+#memory_per_gpu = 16000
+#by = "slice"
 
 # What a slice costs: its share of a GPU's price ("largest", "compute" or "memory" share).
 #[billing]

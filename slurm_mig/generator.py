@@ -10,6 +10,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig import __version__
+from slurm_mig.bridge import Bridge
 from slurm_mig.geometry import UNKNOWN_ID
 from slurm_mig.packing import lua_table
 
@@ -27,27 +28,31 @@ FILES: Final = (
     "cli_filter.lua",
 )
 
-#: What both Lua files have, below data/lua.
-_COMMON: Final = ("common.lua", "several.lua")
+#: What job_submit.lua and cli_filter.lua have in common, below data/lua, in their order.
+_COMMON: Final = ("common.lua", "several.lua", "bridge.lua")
 
 #: Seconds for BatchStartTimeout: more than a hook takes before it is ended, with the defaults.
 BATCH_START: Final = 325
 
 
 def generate(
-    fleet: Fleet, *, hooks: str, billing: Mapping[str, Mapping[str, float]] | None = None
+    fleet: Fleet,
+    *,
+    hooks: str,
+    billing: Mapping[str, Mapping[str, float]] | None = None,
+    bridge: Bridge | None = None,
 ) -> Mapping[str, str]:
     """All files by name.
 
     `hooks` is the directory of the installed hooks; `billing` has for each partition ("" where
-    none is named) TRES and what one costs.
+    none is named) TRES and what one costs; `bridge` the site's words and defaults.
     """
     return {
         "slurm.conf.mig": slurm_conf(fleet, hooks, billing),
         "gres.conf.mig": gres_conf(fleet),
         "cgroup.conf.mig": cgroup_conf(),
-        "job_submit.lua": lua(fleet, "job_submit.lua"),
-        "cli_filter.lua": lua(fleet, "cli_filter.lua"),
+        "job_submit.lua": lua(fleet, "job_submit.lua", bridge),
+        "cli_filter.lua": lua(fleet, "cli_filter.lua", bridge),
     }
 
 
@@ -133,9 +138,10 @@ def cgroup_conf() -> str:
     )
 
 
-def lua(fleet: Fleet, name: str) -> str:
-    """job_submit.lua or cli_filter.lua: the fleet's table, the common part, the file's own."""
-    return _head("--", name) + "\n" + lua_table(fleet) + _lua_table(fleet) + lua_code(name)
+def lua(fleet: Fleet, name: str, bridge: Bridge | None = None) -> str:
+    """job_submit.lua or cli_filter.lua: the fleet's tables, the common part, the file's own."""
+    tables = (bridge or Bridge()).tables(fleet)
+    return _head("--", name) + "\n" + tables + lua_table(fleet) + _lua_table(fleet) + lua_code(name)
 
 
 def lua_code(name: str) -> str:

@@ -28,7 +28,8 @@ def fleet_model(product: Product, type_name: str | None = None) -> Model:
     geometry = product.counting()
     name = type_name or catalog.type_name(product)
     also = tuple(word for word in catalog.also_called(product) if word != name)
-    return Model(name, product.title, geometry, derive(geometry), also)
+    names = (product.key, *product.names)
+    return Model(name, product.title, geometry, derive(geometry), also, names)
 
 
 def gpu_spec(product: Product, name: str, count: int) -> GpuSpec:

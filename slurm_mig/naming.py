@@ -41,6 +41,7 @@ class Model:
     """A GPU model under its Slurm type name (`h100`), with its derived weights.
 
     `also` are names under which other sites know it: users' scripts come from there.
+    `names` are the catalogue's and NVML's.
     """
 
     type_name: str
@@ -48,6 +49,7 @@ class Model:
     geometry: Geometry
     weights: Weights
     also: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,8 +106,8 @@ def test_slices_of_how_many_gpus(tmp_path: Path, text: str, most: int | None) ->
         ("[[nodes]]\nhosts = ''\ngpus = 'x'", "hosts = '': allowed is a text, not empty"),
         ("[[nodes]]\nhosts = 'a'\ngpus = 'x'\ndevices = 'dev'", "'dev': allowed is an absolute"),
         ("[[nodes]]\nhosts = 'a'\ngpus = 'x'\ndevices = '/a b'", "without white space"),
-        ("[[nodes]]\nhosts = 'a'\ngpus = 'x'\npartitions = 'a b'", "a name of a partition"),
-        ("[[nodes]]\nhosts = 'a'\ngpus = 'x'\npartitions = [1]", "a name of a partition"),
+        ("[[nodes]]\nhosts = 'a'\ngpus = 'x'\npartitions = 'a b'", "a name or a list"),
+        ("[[nodes]]\nhosts = 'a'\ngpus = 'x'\npartitions = [1]", "a name or a list"),
         ("= 1", "is not TOML"),
     ],
 )

@@ -118,6 +118,7 @@ def test_shard_sums_agree_on_both_sides() -> None:
     [
         ("gres:mig:3g.40gb:1", "gres:mig:3g.40gb:1,gres:shard:h100:14", "3g.40gb/9/14:1"),
         ("gres:mig:3g.40gb", "gres:mig:3g.40gb:1,gres:shard:h100:14", "3g.40gb/9/14:1"),
+        ("gres:mig:1g.10gb=2", "gres:mig:1g.10gb:2,gres:shard:h100:8", "1g.10gb/19/4:2"),
         ("gres:mig:1g.10gb:2", "gres:mig:1g.10gb:2,gres:shard:h100:8", "1g.10gb/19/4:2"),
         (
             "gres:mig:1g.10gb:1,gres:mig:3g.40gb:1",
@@ -186,15 +187,15 @@ def test_a_field_that_names_no_gpu(version: str, beside: dict[str, str]) -> None
 @pytest.mark.parametrize(
     ("job", "says"),
     [
-        ({"tres_per_node": "gres:mig:9g.40gb:1"}, "unknown MIG profile '9g.40gb'; known: 1g.10gb,"),
-        ({"tres_per_node": "gres:mig"}, "write mig:<profile>:<count>"),
-        ({"tres_per_node": "gres:mig:1"}, "write mig:<profile>:<count>"),
-        ({"tres_per_node": "gres:mig:1g.10gb:0"}, "write mig:<profile>:<count>"),
-        ({"tres_per_node": "gres:mig:1g.10gb:-1"}, "write mig:<profile>:<count>"),
-        ({"tres_per_node": "gres:mig:1g.10gb:1k"}, "write mig:<profile>:<count>"),
-        ({"tres_per_node": "gres:mig:1g.10gb=2"}, "write mig:<profile>:<count>"),
-        ({"tres_per_node": "gres:mig:1g.10gb:100"}, "write mig:<profile>:<count>"),
-        ({"tres_per_node": "gres:mig:1g.10gb:1:1"}, "write mig:<profile>:<count>"),
+        ({"tres_per_node": "gres:mig:9g.40gb:1"}, "unknown MIG profile '9g.40gb', did you mean"),
+        ({"tres_per_node": "gres:mig:9g.40gb:1"}, "did you mean 3g.40gb; known: 1g.10gb,"),
+        ({"tres_per_node": "gres:mig"}, "write --gres=mig:<profile>:<count>"),
+        ({"tres_per_node": "gres:mig:1"}, "write --gres=mig:<profile>:<count>"),
+        ({"tres_per_node": "gres:mig:1g.10gb:0"}, "write --gres=mig:<profile>:<count>"),
+        ({"tres_per_node": "gres:mig:1g.10gb:-1"}, "write --gres=mig:<profile>:<count>"),
+        ({"tres_per_node": "gres:mig:1g.10gb:1k"}, "write --gres=mig:<profile>:<count>"),
+        ({"tres_per_node": "gres:mig:1g.10gb:100"}, "write --gres=mig:<profile>:<count>"),
+        ({"tres_per_node": "gres:mig:1g.10gb:1:1"}, "write --gres=mig:<profile>:<count>"),
         ({"tres_per_node": "gres:MIG:1g.10gb:1"}, "cannot read"),
         ({"tres_per_node": "gres:gres:mig:1g.10gb:1"}, "cannot read"),
         ({"tres_per_node": "gres:gpu:mig:1"}, "cannot read"),
@@ -217,10 +218,10 @@ def test_a_field_that_names_no_gpu(version: str, beside: dict[str, str]) -> None
         ({"tres_per_node": "gres:mig:3g.40gb:1,gres:gpu"}, "whole GPUs"),
         ({"tres_per_node": "gres:mig:3g.40gb:1", "shared": 0}, "--exclusive"),
         ({"tres_per_node": "gres:mig:3g.40gb:1", "shared": 0.0}, "--exclusive"),
-        ({"tres_per_job": "gres:gpu:mig:1"}, "cannot be asked for with --gpus"),
-        ({"tres_per_task": "gres/mig:3g.40gb=1"}, "cannot be asked for with --tres-per-task"),
-        ({"tres_per_socket": "gres:mig:3g.40gb:1"}, "cannot be asked for with --gpus-per-socket"),
-        ({"tres_per_task": "gres/shard=1"}, "cannot be asked for"),
+        ({"tres_per_job": "gres:gpu:mig:1"}, "cannot read 'gpu:mig:1'"),
+        ({"tres_per_task": "gres/mig:3g.40gb=1"}, "add -n <tasks>"),
+        ({"tres_per_socket": "gres:mig:3g.40gb:1"}, "add --sockets-per-node=<n>"),
+        ({"tres_per_task": "gres/shard=1"}, "shards are counted"),
     ],
 )
 def test_refused(version: str, job: dict[str, object], says: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,7 +128,9 @@ def _files(text: FleetText, hooks: str | None) -> tuple[Fleet, Mapping[str, str]
     if not text.nodes:
         raise UsageFault("no nodes: name a fleet file, or write --node HOSTS=GPU:COUNT")
     fleet = fleet_of(text)
-    return fleet, generate(fleet, hooks=directory, billing=_billing(fleet, text))
+    bridge = replace(text.bridge, partitions=tuple(node.partitions for node in text.nodes))
+    billing = _billing(fleet, text)
+    return fleet, generate(fleet, hooks=directory, billing=billing, bridge=bridge)
 
 
 def _billing(fleet: Fleet, text: FleetText) -> dict[str, dict[str, float]]:

@@ -27,6 +27,7 @@ from slurm_mig.simulator import create
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from slurm_mig.bridge import Bridge
     from slurm_mig.fleet import NodeGroup
 
 #: Seconds a munge credential lives; short, so that a refused job's retry comes soon.
@@ -67,15 +68,18 @@ class Cluster:
         cgroup_conf: str = "",
         aliases: Mapping[str, str] | None = None,
         compute_parts: Sequence[str] = (),
+        bridge: Bridge | None = None,
         prefix: Path | None = None,
     ) -> None:
         """Prepare; `hooks` are others than ours, `aliases` words for profiles.
 
-        `compute_parts` are GPU types whose slices are sold in parts, too. The texts are
+        `compute_parts` are GPU types whose slices are sold in parts, too; `bridge` is what
+        users of static MIG type. The texts are
         appended to the files of that name.
         """
         self._aliases = aliases
         self._compute_parts = compute_parts
+        self._bridge = bridge
         self.root = root
         self.nodes = tuple(nodes)
         self.conf = root / "conf"
@@ -104,7 +108,8 @@ class Cluster:
         (self.root / "munge/key").write_bytes(secrets.token_bytes(1024))
         (self.root / "munge/key").chmod(0o400)
         hooks = self._install_hooks()
-        for name, text in generator.generate(fleet, hooks=str(hooks)).items():
+        files = generator.generate(fleet, hooks=str(hooks), bridge=self._bridge)
+        for name, text in files.items():
             (self.conf / name.removesuffix(".mig")).write_text(text, "utf-8")
         (self.conf / "slurm.conf").write_text(self._slurm_conf(fleet, hooks), "utf-8")
         (self.conf / "cgroup.conf").write_text(self._texts[2] or self._no_cgroups(), "utf-8")

@@ -60,7 +60,7 @@ def runs_with_what_is_paid(site: Site, job: int) -> None:
         "mig:1g.10gb:4294967297",
         "mig:1g.10gb:1k",
         "mig:1g.10gb:1M",
-        "mig:1g.10gb=1",
+        "mig:1g.10gb=1k",
         "mig:1g.10gb:1.5",
         "mig:1g.10gb:0x1",
         "mig:7g.80gb:1,shard:h100:1",
@@ -106,7 +106,6 @@ def test_counts_and_spellings(site: Site, gres: str) -> None:
         "--gpus-per-node=mig:1",
         "--gpus-per-task=mig:1",
         "--gpus-per-socket=mig:1",
-        "--tres-per-task=gres/mig:7g.80gb=1",
         "--tres-per-task=gres/shard=1",
     ],
 )

@@ -54,101 +54,234 @@ local function strip_fields(job)
   end
 end
 
--- Rules ------------------------------------------------------------------------
+-- Numbers and limits --------------------------------------------------------------
 
--- Everywhere a request for GPUs or slices can stand.
-local TRES_FIELDS = { "tres_per_node", "tres_per_job", "tres_per_task", "tres_per_socket" }
+-- A number that the user gave, or nil: Slurm writes NO_VAL, of 16, 32 or 64 bits, for none.
+local function given(number, none)
+  if type(number) == "number" and number > 0 and number < none - 3 then return number end
+end
+local NONE16, NONE32, NONE64 = 65536, 4294967296, 1.8e19
 
--- Places where a count is for the whole job, a task or a socket. Only the controller could say
--- what that means per node, and some releases accept it and allocate nothing.
-local ELSEWHERE = {
-  tres_per_job = "--gpus",
-  tres_per_task = "--tres-per-task or --gpus-per-task",
-  tres_per_socket = "--gpus-per-socket",
-}
+-- What a job says of its nodes and tasks.
+local function shape_of(job)
+  local least, most = given(job.min_nodes, NONE32), given(job.max_nodes, NONE32)
+  return {
+    least = least,
+    most = most,
+    fixed = least == most and least or nil,
+    tasks = given(job.num_tasks, NONE32),
+    each = given(job.ntasks_per_node, NONE16),
+    sockets = given(job.sockets_per_node, NONE16),
+  }
+end
+
+-- Partitions, features and reservations of a job; `before` has what a change leaves as it is.
+local function place_of(job, partitions, before)
+  before = before or {}
+  local partition = job.partition or before.partition
+  if not partition or partition == "" then
+    for name, facts in pairs(partitions or {}) do
+      if facts.flag_default == 1 then partition = name end
+    end
+  end
+  return where_of(
+    partition, job.features or before.features, job.reservation or before.reservation
+  )
+end
 
 -- Partitions that hand out whole nodes (OverSubscribe=EXCLUSIVE, max_share 0) among those the
 -- job may run in: a MIG job there waits for ever, as it does with --exclusive.
-local function whole_node_partition(job, partitions)
-  for name, partition in pairs(partitions or {}) do
-    local chosen = job.partition
-    if chosen then
-      chosen = string.find("," .. chosen .. ",", "," .. name .. ",", 1, true)
-    else
-      chosen = partition.flag_default == 1
-    end
-    if chosen and partition.max_share == 0 then return name end
+local function whole_node_partition(where, partitions)
+  for _, name in ipairs(where.partitions) do
+    local facts = (partitions or {})[name]
+    if facts and facts.max_share == 0 then return name end
   end
 end
 
--- A whole GPU of a type that the site keeps for slices, or nil.
-local function kept_for_slices(job)
-  for _, field in ipairs(TRES_FIELDS) do
-    for token in string.gmatch(job[field] or "", "[^,]+") do
-      local kind = string.match(token, "^gres[:/]gpu:([^:=]+)") or string.match(token, "^gpu:([^:=]+)")
-      if kind and SLICES_ONLY[kind] then return kind end
-      if SLICES_ONLY["*"] and string.find(token, "%f[%w]gpu%f[%W]") then return "*" end
-    end
+-- A GPU that is asked for as a whole though the site keeps its type for slices, or nil.
+local function kept_for_slices(asked)
+  for _, token in ipairs(asked.whole) do
+    local kind = string.match(token, "gpu:([^:=]+)")
+    if kind and SLICES_ONLY[kind] then return kind .. " GPUs" end
+    if SLICES_ONLY["*"] then return "GPUs" end
   end
 end
 
--- Whether a job asks for GPUs as they are, in any field. A field that is there need not name one
--- (clients from 23.11 on write `cpu=4` into tres_per_task for -c 4), and none of them is none.
--- `paid` are those that slices are paid with: cli_filter.lua has written them, too.
-local function wants_whole(job, paid)
-  for _, field in ipairs(TRES_FIELDS) do
-    for token in string.gmatch(job[field] or "", "[^,]+") do
-      local body = string.match(token, "^gres[:/](.*)$") or token
-      if body == paid and field == "tres_per_node" then
-        paid = nil
-      elseif string.find(body, "^gpu%f[:=%z]") and not string.find(body, "[:=]0+$") then
-        return true
-      end
+-- What a job asks for --------------------------------------------------------------
+
+-- --ntasks-per-gpu with a number of tasks and no GPU asks for as many GPUs as that takes.
+local function implied(asked, job, where)
+  local tasks, each_gpu = given(job.num_tasks, NONE32), given(job.ntasks_per_tres, NONE16)
+  if asked.any or not tasks or not each_gpu then return asked end
+  asked.any = true
+  local count = math.ceil(tasks / each_gpu)
+  local slice, problem = untyped(count, where)
+  if problem then return nil, problem end
+  if not (BRIDGE and slice) then
+    table.insert(asked.whole, "gpu")
+  else
+    slice.count = count
+    asked.job = { slice }
+  end
+  return asked
+end
+
+-- Every field of a job, read. Returns nil and a reason for the user when one cannot be.
+local function read_job(job, where)
+  local asked = { whole = {}, shards = {}, others = {}, any = false }
+  for _, place in ipairs(PLACES) do
+    local text = job[place.field] or ""
+    local read, problem = { items = {}, shards = {}, whole = {}, others = {} }, nil
+    if text ~= "" then read, problem = read_gres(text, where) end
+    if not read then return nil, problem end
+    if place.of ~= "node" and #read.shards > 0 then
+      return nil, "shards are counted by slurm-mig; write --gres=mig:<profile>:<count>"
+    end
+    asked[place.of] = read.items
+    asked.others[place.field] = read.others
+    asked.prefix = asked.prefix or (#read.items > 0 and read.prefix) or nil
+    asked.any = asked.any or #read.items + #read.whole > 0
+    for _, token in ipairs(read.shards) do table.insert(asked.shards, token) end
+    for _, token in ipairs(read.whole) do table.insert(asked.whole, token) end
+    if place.of == "node" then asked.whole_on_node = read.whole end
+  end
+  return implied(asked, job, where)
+end
+
+local function slices_in(asked)
+  return #asked.node + #asked.job + #asked.task + #asked.socket
+end
+
+-- What cannot be, though each word of it can: a reason for the user, or nil. `parts`: the slices
+-- are paid with whole GPUs, which cli_filter.lua may have written, too.
+local function forbidden(job, asked, shards, parts, where, partitions)
+  local paid = parts and #asked.whole == 1 and #asked.whole_on_node == 1
+    and string.gsub(asked.whole[1], "^gres[:/]", "") == shards
+  if #asked.whole > 0 and not paid then
+    return parts and "whole GPUs are counted by slurm-mig; ask for the slices alone"
+      or "whole GPUs and MIG slices in one job are not possible"
+  end
+  if #asked.shards > 1 or (asked.shards[1] and asked.shards[1] ~= shards) then
+    return "shards are counted by slurm-mig; leave '" .. asked.shards[1] .. "' out"
+  end
+  if job.shared == 0 then
+    return "--exclusive with MIG slices would wait for ever; leave it out or ask for a GPU"
+  end
+  local whole = whole_node_partition(where, partitions)
+  if whole then
+    return "partition " .. whole .. " gives out whole nodes, a MIG job there would wait for "
+      .. "ever; choose another one"
+  end
+end
+
+-- What belongs to a GPU -------------------------------------------------------------
+
+-- A number for each GPU, as the user wrote it ("gres:gpu:2"), or as the site says; for all
+-- slices of a node. Nil where nobody says one; nil and a reason where the places differ.
+local function for_gpus(text, items, where, key, option)
+  local number = tonumber(string.match(text or "", "(%d+)$"))
+  if number then return for_slices(number, items) end
+  local row, differ = default_for(where, key)
+  if differ then
+    return nil, "what belongs to a GPU is not the same in all partitions, features and "
+      .. "reservations of this job; add " .. option
+  end
+  return row and for_slices(row[key], items, row.share)
+end
+
+-- CPUs, memory and tasks for each slice, in words that need no GPU. Slurm has the rest of
+-- DefCpuPerGPU's rule: who says -c or --mem needs no default.
+local function give_belongings(job, items, where, nodes)
+  local count = total(items)
+  local each_gpu = given(job.ntasks_per_tres, NONE16)
+  if each_gpu then
+    job.ntasks_per_tres = 65534
+    job.ntasks_per_node = each_gpu * count
+    if not given(job.num_tasks, NONE32) then job.num_tasks = each_gpu * count * nodes end
+    job.min_cpus = math.max(
+      given(job.min_cpus, NONE32) or 1, job.num_tasks * (given(job.cpus_per_task, NONE16) or 1)
+    )
+  end
+  local cpus, problem
+  if job.cpus_per_tres or not given(job.cpus_per_task, NONE16) then
+    cpus, problem = for_gpus(job.cpus_per_tres, items, where, "cpus", "-c <CPUs>")
+    if problem then return problem end
+  end
+  if cpus then
+    if job.cpus_per_tres then job.cpus_per_tres = "" end
+    local tasks = given(job.num_tasks, NONE32)
+    if tasks then
+      -- Beside a number of tasks Slurm allocates no more than these need.
+      local for_task = math.ceil(cpus * nodes / tasks)
+      job.cpus_per_task = math.max(given(job.cpus_per_task, NONE16) or 1, for_task)
+      cpus = job.cpus_per_task * math.ceil(tasks / nodes)
+    end
+    job.pn_min_cpus = cpus
+    job.min_cpus = math.max(given(job.min_cpus, NONE32) or 1, cpus * nodes)
+  end
+  local memory
+  if job.mem_per_tres or not job.pn_min_memory or job.pn_min_memory >= NONE64 then
+    memory, problem = for_gpus(job.mem_per_tres, items, where, "memory", "--mem=<MB>")
+    if problem then return problem end
+  end
+  if memory then
+    if job.mem_per_tres then job.mem_per_tres = "" end
+    job.pn_min_memory = memory
+  end
+end
+
+-- The request, rewritten ---------------------------------------------------------------
+
+-- Put what was asked for where Slurm counts it: on each node.
+local function rewrite(job, asked, items, shards, fix)
+  -- Without any word of the user's to copy it from: releases that write `gres/` know this flag.
+  local prefix = asked.prefix or (slurm.GRES_ALLOW_TASK_SHARING and "gres/") or "gres:"
+  for _, place in ipairs(PLACES) do
+    if #asked[place.of] > 0 and place.of ~= "node" then
+      job[place.field] = table.concat(asked.others[place.field], ",")
     end
   end
-  return false
+  job.tres_per_node = written(items, shards, asked.others.tres_per_node, prefix)
+  if fix.nodes then job.min_nodes, job.max_nodes = fix.nodes, fix.nodes end
+  if fix.tasks and fix.nodes > 1 then
+    job.ntasks_per_node = fix.tasks
+    job.num_tasks = fix.tasks * fix.nodes
+  end
+  if job.tres_freq then job.tres_freq = "" end
+  -- Slurm binds tasks to GPUs, of which there are none; TaskProlog binds them to slices. Before
+  -- 23.11 tasks that are bound in another way crash, and the field cannot be cleared.
+  if #asked.task > 0 or job.tres_bind then
+    local later = prefix == "gres/" or string.find(job.tres_bind or "", "gres/", 1, true)
+    job.tres_bind = (later and "gres/" or "") .. "gpu:closest"
+  end
 end
 
 -- Returns nil when the request is none of ours, else true, or false and a reason.
 local function apply(job, partitions)
-  local kept = kept_for_slices(job)
+  local where = place_of(job, partitions)
+  local asked, problem = read_job(job, where)
+  if not asked then return false, problem end
+  local kept = slices_in(asked) == 0 and kept_for_slices(asked)
   if kept then
-    return false, (kept == "*" and "GPUs" or kept .. " GPUs")
-      .. " are given out in slices only; write --gres=mig:<profile>:<count>, profiles: " .. KNOWN
+    return false, kept .. " are given out in slices only; write --gres=mig:<profile>:<count>, "
+      .. known_in(where)
   end
-  for field, option in pairs(ELSEWHERE) do
-    if job[field] and mentions(job[field]) then
-      return false, "mig cannot be asked for with " .. option .. "; write --gres=mig:<profile>:<count>"
-    end
-  end
-  local text = job.tres_per_node
-  if not text or not mentions(text) then return nil end
-  local read, problem = read_gres(text)
-  if not read then return false, problem end
-  if #read.items == 0 then
+  if slices_in(asked) == 0 then
+    if #asked.shards == 0 then return nil end
     return false, "shards are counted by slurm-mig; write --gres=mig:<profile>:<count>"
   end
+  local shape = shape_of(job)
+  local items, fix = on_each_node(asked, shape)
+  if not items then return false, fix end
   -- cli_filter.lua has written the name that is counted in place of a word for one GPU type: what
   -- is left of that word is the type of its shards or GPUs.
-  local shards, parts = cost(read.items, type_named(read))
+  local shards, parts = cost(items, type_named(asked))
   if not shards then return false, parts end
-  if wants_whole(job, parts and shards) then
-    return false, parts and "whole GPUs are counted by slurm-mig; ask for the slices alone"
-      or "whole GPUs and MIG slices in one job are not possible"
-  end
-  if #read.shards > 1 or (read.shards[1] and read.shards[1] ~= shards) then
-    return false, "shards are counted by slurm-mig; leave '" .. read.shards[1] .. "' out"
-  end
-  if job.shared == 0 then
-    return false, "--exclusive with MIG slices would wait for ever; leave it out or ask for a GPU"
-  end
-  local whole = whole_node_partition(job, partitions)
-  if whole then
-    return false, "partition " .. whole .. " gives out whole nodes, a MIG job there would wait for "
-      .. "ever; choose another one"
-  end
-  job.tres_per_node = written(read, shards)
-  job.comment = with_stamp(job.comment, parts and stamp_of_several(parts) or make_stamp(read.items))
+  problem = forbidden(job, asked, shards, parts, where, partitions)
+    or give_belongings(job, items, where, fix.nodes or shape.least or 1)
+  if problem then return false, problem end
+  rewrite(job, asked, items, shards, fix)
+  job.comment = with_stamp(job.comment, parts and stamp_of_several(parts) or make_stamp(items))
   return true
 end
 
@@ -174,9 +307,9 @@ end
 
 -- Whether a job asks for GPUs in any form, or for slices.
 local function wants_gpu(job)
-  for _, field in ipairs(TRES_FIELDS) do
-    local text = job[field]
-    if text and (mentions(text) or string.find(text, "gpu", 1, true)) then return true end
+  for _, place in ipairs(PLACES) do
+    local text = job[place.field] or ""
+    if string.find(text, "gpu", 1, true) or string.find(text, "mig", 1, true) then return true end
   end
   return false
 end
@@ -196,24 +329,52 @@ local function submit(job, partitions)
   return slurm.SUCCESS
 end
 
+-- Changes ---------------------------------------------------------------------------
+
+-- Whether a job has slices or shards.
+local function holds_slices(text)
+  for token in string.gmatch(text or "", "[^,]+") do
+    local body = string.match(token, "^gres[:/](.*)$") or token
+    if our_gres(string.match(body, "^[^:=]*")) then return true end
+  end
+  return false
+end
+
+-- Whether fields ask for slices, or for what nobody can read, in a place.
+local function asks_for_slices(fields, where)
+  local asked = read_job(fields, where)
+  return not asked or slices_in(asked) + #asked.shards > 0, asked
+end
+
 -- A change of a job that has slices, or would get them, would leave its shards or its stamp
 -- behind; 22.05 even merges the old list into the new one. So: cancel and submit again.
 local function modify(job, record, partitions)
-  local held = record.tres_per_node
-  local ours = held ~= nil and mentions(held)
-  for _, field in ipairs(TRES_FIELDS) do
-    local text = job[field]
-    if text and text ~= record[field] and (ours or mentions(text)) then
-      return refuse("the gres of a MIG job cannot be changed; cancel it and submit again")
+  local ours, changed = holds_slices(record.tres_per_node), {}
+  for _, place in ipairs(PLACES) do
+    local text = job[place.field]
+    if text and text ~= record[place.field] then
+      if ours then changed.any = true end
+      changed[place.field] = text
     end
+  end
+  local where = place_of(job, partitions, record)
+  local slices, asked = asks_for_slices(changed, where)
+  if changed.any or slices then
+    return refuse("the gres of a MIG job cannot be changed; cancel it and submit again")
   end
   if ours and job.shared == 0 then
     return refuse("a MIG job cannot become --exclusive")
   end
-  if ours and job.partition and whole_node_partition(job, partitions) then
+  if ours and job.partition and whole_node_partition(where, partitions) then
     return refuse("partition " .. job.partition .. " gives out whole nodes, not MIG slices")
   end
-  if kept_for_slices(job) then return refuse("GPUs of that type are given out in slices only") end
+  if kept_for_slices(asked) then
+    return refuse("GPUs of that type are given out in slices only")
+  end
+  local moved = job.partition or job.features or job.reservation
+  if moved and not ours and asks_for_slices(record, where) then
+    return refuse("a GPU is a slice there, and this job has whole ones; cancel it and submit again")
+  end
   strip_fields(job)
   if ours then
     for _, field in ipairs(STAMPED) do
@@ -228,14 +389,18 @@ end
 
 -- Whether an error may be passed over: only for jobs that have nothing to do with us.
 local function unconcerned(job)
-  local function concerns(field)
+  local function says(field, ...)
     local read, text = pcall(function() return job[field] end)
-    return read and type(text) == "string" and (mentions(text) or string.find(text, STAMP))
+    if not read or type(text) ~= "string" then return false end
+    for _, word in ipairs({ ... }) do
+      if string.find(string.lower(text), word) then return true end
+    end
+    return false
   end
-  for _, field in ipairs(TRES_FIELDS) do
-    if concerns(field) then return false end
+  for _, place in ipairs(PLACES) do
+    if says(place.field, "mig", "shard", #DEFAULTS > 0 and "gpu" or nil) then return false end
   end
-  return not concerns("comment") and not concerns("extra")
+  return not says("comment", STAMP) and not says("extra", STAMP)
 end
 
 -- Before 26.05 a Lua error lets the job through unmodified: catch it, and fail closed.

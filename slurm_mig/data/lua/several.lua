@@ -168,7 +168,7 @@ local function types_of(items)
   for _, item in ipairs(items) do
     if seen[item.name] then return nil end
     seen[item.name] = true
-    types = common_types(types, item.only and { [item.only] = true } or GRES[item.name].types)
+    types = common_types(types, item.types or GRES[item.name].types)
   end
   local names = {}
   for name in pairs(types) do table.insert(names, name) end
@@ -228,9 +228,9 @@ local function several(items, problem, wanted)
 end
 
 -- The GPU type that a request's shards or whole GPUs name, or nil.
-local function type_named(read)
-  if read.shards[1] then return type_of_shards(read.shards[1]) end
-  for _, token in ipairs(read.others) do
+local function type_named(asked)
+  if asked.shards[1] then return type_of_shards(asked.shards[1]) end
+  for _, token in ipairs(asked.whole) do
     local kind = string.match(token, "gpu:([^:=]+):%d+$")
     if kind then return kind end
   end
