@@ -270,6 +270,8 @@ def test_a_batch_script_sees_all_gpus_slices(job: Job) -> None:
         "export SLURM_MIG_PROFILES=3g.40gb,3g.40gb,1g.10gb,3g.40gb",
         "export SLURM_MIG_GPU=GPU-0,GPU-1",
         "export SLURM_MIG_PARTS=3g.40gb:2;1g.10gb:1,3g.40gb:1",
+        "export SLURM_MIG_JOB=7",
+        "export SLURM_GPUS_ON_NODE=4",
     ]
 
 
