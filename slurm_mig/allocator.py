@@ -21,6 +21,7 @@ from slurm_mig.allocation import Allocation, Instance, Owner
 from slurm_mig.environment import TaskSettings
 from slurm_mig.errors import (
     BadRequest,
+    Crowded,
     DriverFault,
     GpuLost,
     Held,
@@ -34,6 +35,7 @@ from slurm_mig.errors import (
     about,
 )
 from slurm_mig.feeds import Feeds
+from slurm_mig.held import ask_freely
 from slurm_mig.holder import INSTANCE
 from slurm_mig.planner import Slot, plan, plan_at
 from slurm_mig.recognise import as_found, find, is_own, own_compute, strangers
@@ -78,6 +80,13 @@ class StillThere:
     def gi_id(self) -> int | None:
         """Id of the GPU instance."""
         return None if self.found is None else self.found.gi_id
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """Numbers of records whose jobs are over for certain: Slurm was asked after they were there."""
+
+    numbers: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True)
@@ -616,33 +625,68 @@ class Allocator:
         All are tried first, and what resists then shares the time. Raises the first NodeFault
         after the last record.
         """
-        left, first = Time(self._destroy_timeout, self._stuck.timeout), None
+        left = Time(self._destroy_timeout, self._stuck.timeout)
         ended: dict[int, Allocation] = {}
+        faults: list[NodeFault] = []
+        if over:
+            self._shut(records)
         insist: list[tuple[int, Gpu]] = []
         for record in records:
             share = min(SWEEP_PATIENCE, self._destroy_timeout / len(records))
-            try:
-                with about(job=record.owner.job_id, gpu=record.gpu_uuid):
-                    now, gpu = self._begin(record, reason, left, share)
-            except LedgerFault:
-                raise
-            except NodeFault as fault:
-                first = first or fault
-                left.lock = 0 if isinstance(fault, LockTimeout) else left.lock
-                continue
-            ended[now.number] = now
-            insist += [] if gpu is None else [(now.number, gpu)]
+            with self._noting(faults, job=record.owner.job_id, gpu=record.gpu_uuid):
+                now, gpu = self._begin(record, reason, left, share)
+                ended[now.number] = now
+                insist += [] if gpu is None else [(now.number, gpu)]
         for number, gpu in insist:
-            try:
-                with about(job=ended[number].owner.job_id, gpu=str(gpu)):
-                    ended[number] = self._insist(ended[number], gpu, reason, left, over=over)
-            except LedgerFault:
-                raise
-            except NodeFault as fault:
-                first = first or fault
-        if first is not None:
-            raise first
+            with self._noting(faults, job=ended[number].owner.job_id, gpu=str(gpu)):
+                ended[number] = self._insist(ended[number], gpu, reason, left, over=over)
+        if faults:
+            raise faults[0]
         return list(ended.values())
+
+    @staticmethod
+    @contextmanager
+    def _noting(faults: list[NodeFault], *, job: int | None, gpu: str) -> Iterator[None]:
+        """Go on with the next record after a fault, which is noted; not after the ledger's.
+
+        Crowded is none: what is set aside by then is tried again by every later hook there.
+        """
+        try:
+            with about(job=job, gpu=gpu):
+                yield
+        except (LedgerFault, Crowded) as problem:
+            if isinstance(problem, LedgerFault):
+                raise
+        except NodeFault as fault:
+            faults.append(fault)
+
+    def _shut(self, records: Sequence[Allocation]) -> None:
+        """Close what ended jobs have to their users, before anything is waited for.
+
+        Without the GPU's lock: the nodes of a record that is active and of this boot are its
+        own, and another's that has their numbers by now is left as it is. What fails here is
+        tried again, and told, under the lock.
+        """
+        for record in records:
+            if record.phase != phases.ACTIVE or record.boot_id != self._boot_id:
+                continue
+            for item in self._unclaimed(record).present:
+                if item.gi_id is not None and item.ci_id is not None and record.owner.uid:
+                    with suppress(NodeFault):
+                        self._capabilities.revoke(
+                            record.gpu_minor, item.gi_id, item.ci_id, owned_by=record.owner.uid
+                        )
+
+    def _open_again(self, record: Allocation) -> None:
+        """Under the lock: give back what `_shut` may have closed of a later job's.
+
+        Between its look at the ledger and its closing another hook can have closed the record
+        as lost, and carved the place anew for another job of the same user.
+        """
+        for other in self._ledger.open_on(record.gpu_uuid):
+            same = other.owner.uid == record.owner.uid and other.number > record.number
+            if same and other.phase == phases.ACTIVE:
+                self._close_nodes(other)
 
     def _begin(
         self, record: Allocation, reason: str, left: Time, patience: float
@@ -650,13 +694,22 @@ class Allocator:
         """Tear a record down as far as it goes in a moment; its GPU, where more is to be done."""
         if record.boot_id != self._boot_id and record.request != phases.WHOLE_MIG_OFF:
             return self._ledger.finish(record, phases.LOST, "the node was rebooted"), None
-        with self._locked(record.gpu_uuid, f"release {record.owner}", left.lock) as gpu:
-            self._sweep(gpu, None)
-            # Another hook, or the sweep, may have finished it by now.
-            record = self._ledger.find(record.number)
-            started = self._monotonic()
-            record = self._tear_down(record, gpu, reason, started + patience, users={})
-            left.wait = max(0, left.wait - (self._monotonic() - started))
+        try:
+            with self._locked(record.gpu_uuid, f"release {record.owner}", left.lock) as gpu:
+                self._sweep(gpu, None)
+                # Another hook, or the sweep, may have finished it by now.
+                record = self._ledger.find(record.number)
+                if not record.open:
+                    self._open_again(record)
+                started = self._monotonic()
+                record = self._tear_down(record, gpu, reason, started + patience, users={})
+                left.wait = max(0, left.wait - (self._monotonic() - started))
+        except LockTimeout:
+            left.lock = 0
+            raise
+        except Crowded as crowd:
+            left.lock = 0
+            return self._ledger.leave(record.number, f"{reason}; {crowd.cause}"), None
         return record, gpu
 
     def _tear_down(
@@ -1105,9 +1158,9 @@ class Allocator:
         """Bring ledger and hardware to one truth on every GPU.
 
         `live_jobs` tells the jobs Slurm has on this node; None when Slurm cannot be
-        asked, and then no active slice is taken from a job. It is asked anew under
-        each GPU's lock: what was carved while we waited has a job that lives.
-        Instances that no record names are listed, never touched.
+        asked, and then no active slice is taken from a job. It is asked before any lock is
+        taken, and about records that were there by then: what is carved meanwhile has a
+        job that lives. Instances that no record names are listed, never touched.
         """
         report = Report()
         self._close_earlier_boots(report)
@@ -1118,19 +1171,22 @@ class Allocator:
         gpus = [gpu for gpu in gpus if gpu.mig_capable]
         report.left += self._records_without_gpu({gpu.uuid for gpu in gpus})
         silence: SlurmFault | None = None
+        ended = _Ended()
+        try:
+            ended = self._ended(self._ledger.all_open(), live_jobs)
+        except SlurmFault as fault:
+            # Left-overs are swept all the same: only jobs could not be asked for.
+            silence = fault
         for gpu in gpus:
             try:
                 with about(gpu=str(gpu)):
-                    self._reconcile_gpu(gpu, live_jobs, report)
+                    self._reconcile_gpu(gpu, ended, report)
             except LedgerFault:
                 raise
-            except SlurmFault as fault:
-                # Its left-overs have been swept: only jobs could not be asked for.
-                silence = silence or fault
-            except NodeFault as fault:
+            except (NodeFault, Crowded) as problem:
                 # One GPU that fails, or whose lock is held, stops no work on the others.
-                report.left.append(str(fault))
-                report.faults[gpu.uuid] = str(fault)
+                report.left.append(str(problem))
+                report.faults[gpu.uuid] = str(problem)
         if silence is not None:
             raise silence
         self._remove_stale_files(live_jobs, report)
@@ -1198,16 +1254,24 @@ class Allocator:
             if record.gpu_uuid not in present
         ]
 
-    def _reconcile_gpu(
-        self, gpu: Gpu, live: Callable[[], frozenset[int]] | None, report: Report
-    ) -> None:
+    def _ended(
+        self, records: Sequence[Allocation], live_jobs: Callable[[], frozenset[int]] | None
+    ) -> _Ended:
+        """Of these records, those whose jobs Slurm no longer has; asked after they were listed."""
+        if live_jobs is None:
+            return _Ended()
+        ask_freely("which jobs live")
+        live = live_jobs()
+        jobs = {record.number: record.owner.job_id for record in records}
+        gone = (number for number, job in jobs.items() if job is not None and job not in live)
+        return _Ended(frozenset(gone))
+
+    def _reconcile_gpu(self, gpu: Gpu, ended: _Ended, report: Report) -> None:
         with self._locked(gpu.uuid, "reconcile") as gpu:
             before = {record.number: record for record in self._ledger.open_on(gpu.uuid)}
             self._sweep(gpu, None)
-            jobs = None if live is None else live()
-            if jobs is not None:
-                self._collect(gpu, jobs)
-        self._relieve(gpu, before, jobs)
+            self._collect(gpu, ended)
+        self._relieve(gpu, before, ended)
         for number in before:
             now = self._ledger.find(number)
             if now.phase == phases.QUARANTINED:
@@ -1217,13 +1281,13 @@ class Allocator:
         if gpu.uuid not in self._ledger.retired():
             report.foreign += [f"{gpu}: {text}" for text in self._foreign(gpu)]
 
-    def _relieve(self, gpu: Gpu, numbers: Iterable[int], live: frozenset[int] | None) -> None:
+    def _relieve(self, gpu: Gpu, numbers: Iterable[int], ended: _Ended) -> None:
         """Use the remedies on what is quarantined; in jobs that live on nobody is killed."""
         time_left = Time(0, self._stuck.timeout)
         for number in numbers:
             record = self._ledger.find(number)
             if record.phase == phases.QUARANTINED:
-                over = live is not None and record.owner.job_id not in live
+                over = number in ended.numbers
                 self._insist(record, gpu, "no longer in use", time_left, over=over)
 
     def collect(self, gpu: Gpu, live_jobs: Callable[[], frozenset[int]]) -> list[Allocation]:
@@ -1233,17 +1297,17 @@ class Allocator:
         Returns the records that were closed or set aside.
         """
         with about(gpu=str(gpu)):
+            ended = self._ended(self._ledger.open_on(gpu.uuid), live_jobs)
             with self._locked(gpu.uuid, "collect") as gpu:
-                live = live_jobs()
-                gone = self._collect(gpu, live)
-            self._relieve(gpu, gone, live)
+                gone = self._collect(gpu, ended)
+            self._relieve(gpu, gone, ended)
             return [self._ledger.find(number) for number in gone]
 
-    def _collect(self, gpu: Gpu, live: frozenset[int]) -> list[int]:
+    def _collect(self, gpu: Gpu, ended: _Ended) -> list[int]:
         gone = [
             record
             for record in self._ledger.open_on(gpu.uuid)
-            if record.phase == phases.ACTIVE and record.owner.job_id not in (None, *live)
+            if record.phase == phases.ACTIVE and record.number in ended.numbers
         ]
         until = self._monotonic() + SWEEP_PATIENCE
         for record in gone:
@@ -1270,6 +1334,7 @@ class Allocator:
             return
         # Listed before Slurm is asked: a job whose file was there by then is still known.
         found = self._files.runs()
+        ask_freely("which jobs live")
         jobs = live()
         for job in sorted({run.job for run in found} - jobs):
             # A run of that job may have begun since: what it has is not in the list.

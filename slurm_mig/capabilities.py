@@ -53,16 +53,21 @@ class Capabilities:
             self._forbid_changes(path)
             self._give(read_access(path), major, uid, gid)
 
-    def revoke(self, gpu_minor: int, gi_id: int, ci_id: int) -> None:
+    def revoke(
+        self, gpu_minor: int, gi_id: int, ci_id: int, *, owned_by: int | None = None
+    ) -> None:
         """Take the nodes from whoever has them, whatever names they have; root keeps them.
 
         An ended job's user cannot start anything on an instance that resists its end.
+        `owned_by`: only nodes of that user.
         """
         if not self._nodes.exists():
             return
         with self._directory() as nodes:
             for minor in capability_minors(gpu_minor, gi_id, ci_id):
-                self._take(nodes, f"nvidia-cap{minor}")
+                name = f"nvidia-cap{minor}"
+                if owned_by is None or self._owner(nodes, name) == owned_by:
+                    self._take(nodes, name)
 
     def remove(
         self, gpu_minor: int, gi_id: int, ci_id: int, *, owned_by: int | None = None

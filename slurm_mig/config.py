@@ -79,6 +79,14 @@ class Config:
         return self.deadline + self.slurm_timeout + 2
 
     @property
+    def queue_limit(self) -> float:
+        """Seconds after a hook's start in which it may still begin its work on a GPU.
+
+        What is left of its deadline then is enough for the work.
+        """
+        return self.deadline - self.destroy_timeout - self.stuck_timeout - self.slurm_timeout
+
+    @property
     def drain_mark(self) -> Path:
         """The reason with which the node was drained for stuck slices; there while it is."""
         return self.state / "drained"
@@ -260,7 +268,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "lock_timeout",
         _seconds,
         _A_TIME,
-        "Longest wait for a GPU that another hook works on.",
+        "Longest wait for one and the same hook that works on the GPU. As long as hooks come and "
+        "go there, each in its turn, a hook waits until its own deadline.",
     ),
     Setting(
         "hooks",

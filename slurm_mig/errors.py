@@ -95,6 +95,12 @@ class Unknown(JobFault):
     exit_code = 6
 
 
+class Crowded(JobFault):
+    """So many hooks are before this one on its GPU that its time is up before its turn."""
+
+    exit_code = 7
+
+
 class NodeFault(SlurmMigError):
     """The node cannot do its work; Slurm must stop sending jobs."""
 
@@ -234,6 +240,11 @@ EXIT_CODES: Final[tuple[tuple[int, type[SlurmMigError], str], ...]] = (
     (4, ProfileNotOffered, "this GPU does not offer the profile"),
     (5, NoRoom, "no free placement for the profile now"),
     (6, Unknown, "Slurm does not say what the job asked for"),
+    (
+        7,
+        Crowded,
+        "too many hooks before this one on its GPU, though each is served in turn",
+    ),
     (10, NodeFault, "node fault not listed below"),
     (11, ConfigFault, "configuration file missing, unreadable or wrong"),
     (12, DriverMissing, "NVIDIA management library or driver missing"),

@@ -526,11 +526,21 @@ def _finish(node: Node, line: Line, fault: Exception | None) -> int:
         code = fault.exit_code
         _fail(node, line, str(fault))
     elif fault is not None:
-        code = INTERNAL_ERROR
-        _fail(node, line, f"internal error: {type(fault).__name__}: {fault}")
+        code, text = _unnamed(fault)
+        _fail(node, line, text)
     _close(node, line)
     line.write()
     return code
+
+
+def _unnamed(problem: Exception) -> tuple[int, str]:
+    """Exit code and text for what is no fault of ours by name: a machine's, or a bug."""
+    from slurm_mig.causes import unnamed
+
+    fault = unnamed(problem)
+    if fault is not None:
+        return fault.exit_code, str(fault)
+    return INTERNAL_ERROR, f"internal error: {type(problem).__name__}: {problem}"
 
 
 def _fence(node: Node, line: Line) -> None:
@@ -540,8 +550,12 @@ def _fence(node: Node, line: Line) -> None:
         return
     try:
         done = node.fence().settle()
-    except (SlurmFault, LockTimeout) as fault:
-        done = f"stuck slices: {fault.cause}"
+    except LockTimeout:
+        # Another process is at it, and has the last look.
+        return
+    except (NodeFault, OSError) as fault:
+        # The drain is for jobs to come: this one's work is done, and stays so.
+        done = f"stuck slices: {fault}"
     if done:
         line.say("WARNING", done)
 
@@ -562,7 +576,10 @@ def _watched(node: Node, job: Job, line: Line) -> int:
 
     def work(tell: Callable[[str], None]) -> int:
         node.tell = tell
+        node.ends = True
         return _work(node, job, line)
+
+    node.locks_until = time.monotonic() + node.config.queue_limit
 
     ended = watch.watched(work, node.config.deadline)
     _tell_slurmd(ended.output)

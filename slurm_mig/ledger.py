@@ -2,8 +2,13 @@
 
 `allocation` and `instance` hold the present truth, `event` is append-only and
 each of its rows is hashed with its predecessor. Every change and its event are
-one transaction. Write-ahead logging with full sync: what a hook was told is
-written is written.
+one transaction, in write-ahead logging.
+
+A write that a power cut may take is not forced to the disk: a step on the way (`planned`,
+`releasing`) serves the next hook, should this one be killed, and what a power cut leaves of
+it nobody needs, for instances do not outlive the machine's end. Where something of it does
+(MIG mode, which Ampere keeps), and where a slice is somebody's, or nobody's any more, what a
+hook was told is written is on the disk, with all that was written before it.
 
 Schema changes go forward only. `user_version` counts them: its thousands are the
 *breaking* ones, the rest are additions (a table, an index, a column with a default).
@@ -25,7 +30,18 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig import __version__
-from slurm_mig.allocation import GONE, OPEN, Allocation, Instance, Owner
+from slurm_mig.allocation import (
+    ACTIVE,
+    GONE,
+    OPEN,
+    PLANNED,
+    RELEASING,
+    WHOLE_MIG_OFF,
+    Allocation,
+    Instance,
+    Owner,
+)
+from slurm_mig.causes import ledger_remedy
 from slurm_mig.errors import LedgerFault, LedgerTooNew, NodeFault
 from slurm_mig.files import check_own, private_directory
 from slurm_mig.tally import Event
@@ -44,6 +60,13 @@ HEAD_DIGITS: Final = 16
 
 #: Longest wait for another process's transaction, in seconds.
 BUSY_TIMEOUT: Final = 20.0
+
+#: Pages of the WAL at which it is copied into the file (1 MiB). Whoever opens the ledger after
+#: a hook reads the WAL, which takes some 3 ms by then.
+CHECKPOINT: Final = 250
+
+#: Kinds of steps that only the next hook needs to know of.
+_PASSING: Final = (PLANNED, RELEASING)
 
 _CREATE: Final = """
 CREATE TABLE allocation (
@@ -171,6 +194,8 @@ class Ledger:
     def __init__(self, path: Path | None, clock: Callable[[], float] = time.time) -> None:
         self._path = path or ":memory:"
         self._clock = clock
+        #: Whether something was written last that is not forced to the disk yet.
+        self._loose = False
         if path is not None:
             private_directory(path.parent, 0o700)
         with self._guarded("open"):
@@ -193,7 +218,7 @@ class Ledger:
             try:
                 db.row_factory = sqlite3.Row
                 db.execute("PRAGMA journal_mode=WAL")
-                db.execute("PRAGMA synchronous=FULL")
+                db.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT}")
                 db.execute("PRAGMA foreign_keys=ON")
                 self._migrate(db)
             except BaseException as problem:
@@ -217,7 +242,7 @@ class Ledger:
         """
         now = allocation.created or self._clock()
         added = replace(allocation, created=now, ended=None if allocation.open else now)
-        with self._guarded("write"), _transaction(self._db):
+        with self._writing(force=_lasts(added, kind)):
             marks = ", ".join("?" * len(_COLUMNS))
             cursor = self._db.execute(
                 f"INSERT INTO allocation ({', '.join(_COLUMNS)}) VALUES ({marks})",  # noqa: S608
@@ -230,18 +255,34 @@ class Ledger:
 
     def save(self, allocation: Allocation, kind: str) -> Allocation:
         """Record a changed allocation and the event that changed it."""
-        with self._guarded("write"), _transaction(self._db):
-            assignments = ", ".join(f"{name} = ?" for name in _COLUMNS)
-            changed = self._db.execute(
-                f"UPDATE allocation SET {assignments} WHERE number = ?",  # noqa: S608
-                (*_values(allocation), allocation.number),
-            ).rowcount
-            if changed != 1:
-                raise LedgerFault(f"{self._path} has no allocation {allocation.number}")
-            self._write_instances(allocation)
-            full = allocation.to_dict()
-            self._append(kind, allocation, {name: full[name] for name in _CHANGING})
+        with self._writing(force=_lasts(allocation, kind)):
+            self._change(allocation, kind)
         return allocation
+
+    def leave(self, number: int, reason: str) -> Allocation:
+        """Leave an active allocation to the next hook on its GPU, which finishes it.
+
+        Without the GPU's lock: who holds it may have taken the record further by now, and
+        then that stays.
+        """
+        with self._writing():
+            record = self.find(number)
+            if record.phase == ACTIVE:
+                record = record.moved(RELEASING, reason)
+                self._change(record, RELEASING)
+        return record
+
+    def _change(self, allocation: Allocation, kind: str) -> None:
+        assignments = ", ".join(f"{name} = ?" for name in _COLUMNS)
+        changed = self._db.execute(
+            f"UPDATE allocation SET {assignments} WHERE number = ?",  # noqa: S608
+            (*_values(allocation), allocation.number),
+        ).rowcount
+        if changed != 1:
+            raise LedgerFault(f"{self._path} has no allocation {allocation.number}")
+        self._write_instances(allocation)
+        full = allocation.to_dict()
+        self._append(kind, allocation, {name: full[name] for name in _CHANGING})
 
     def finish(self, allocation: Allocation, phase: str, reason: str = "") -> Allocation:
         """Close an allocation in a final phase, now."""
@@ -278,7 +319,7 @@ class Ledger:
     def retire(self, gpu_uuid: str, who: str, layout: str) -> Retired:
         """Put down that a GPU is managed no more, from now on; an earlier mark gives way."""
         mark = Retired(gpu_uuid, self._clock(), who, layout)
-        with self._guarded("write"), _transaction(self._db):
+        with self._writing():
             self._db.execute(
                 "INSERT OR REPLACE INTO retired (gpu_uuid, at, who, layout) VALUES (?, ?, ?, ?)",
                 (mark.gpu_uuid, mark.at, mark.who, mark.layout),
@@ -288,7 +329,7 @@ class Ledger:
 
     def readmit(self, gpu_uuid: str, who: str) -> None:
         """Take the mark of a retired GPU away."""
-        with self._guarded("write"), _transaction(self._db):
+        with self._writing():
             self._db.execute("DELETE FROM retired WHERE gpu_uuid = ?", (gpu_uuid,))
             facts = {"gpu_uuid": gpu_uuid, "who": who}
             self._append_row("readmitted", NO_ALLOCATION, None, facts)
@@ -390,8 +431,14 @@ class Ledger:
     def head(self) -> str:
         """The chain's last link, `<event>:<16 hex digits>`, for the log; empty without events.
 
-        Whoever edits the table can hash it anew, but not what syslog has sent elsewhere.
+        Whoever edits the table can hash it anew, but not what syslog has sent elsewhere. What
+        is told there is on the disk: after a power cut the ledger would look set back.
         """
+        if self._loose:
+            with self._guarded("write"):
+                self._db.execute("PRAGMA synchronous=FULL")
+                self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            self._loose = False
         seq, last = self.last_event()
         return f"{seq}:{last[:HEAD_DIGITS]}" if seq else ""
 
@@ -455,15 +502,18 @@ class Ledger:
         return version >= SCHEMA
 
     @contextmanager
+    def _writing(self, *, force: bool = True) -> Iterator[None]:
+        with self._guarded("write"), _transaction(self._db, force=force):
+            yield
+        self._loose = not force
+
+    @contextmanager
     def _guarded(self, action: str) -> Iterator[None]:
         try:
             yield
         except (sqlite3.Error, OSError) as problem:
             raise LedgerFault(
-                f"{action} ledger {self._path}: {problem}",
-                remedy="check disk and permissions; with a damaged file moved aside the slices of "
-                "jobs are in no record: their Epilogs release nothing, `slurm-mig reconcile` lists "
-                "them as foreign, and they stay until `slurm-mig reset --foreign`",
+                f"{action} ledger {self._path}: {problem}", remedy=ledger_remedy(problem)
             ) from problem
 
 
@@ -495,11 +545,24 @@ def _look(path: Path, query: str) -> list[tuple[Any, ...]]:
         with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as db:
             return db.execute(query).fetchall()
     except sqlite3.Error as problem:
-        raise LedgerFault(f"read ledger {path}: {problem}") from problem
+        raise LedgerFault(
+            f"read ledger {path}: {problem}", remedy=ledger_remedy(problem)
+        ) from problem
+
+
+def _lasts(allocation: Allocation, kind: str) -> bool:
+    """Whether a power cut must not take a change back."""
+    return kind not in _PASSING or allocation.request == WHOLE_MIG_OFF
 
 
 @contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+def _transaction(db: sqlite3.Connection, *, force: bool = True) -> Iterator[None]:
+    """One change, whole or not at all; with `force` it is on the disk when the block is left.
+
+    NORMAL forces nothing to the disk but at a checkpoint, FULL each commit's WAL, and with it
+    all that was written to it before (sqlite.org/pragma.html#pragma_synchronous).
+    """
+    db.execute(f"PRAGMA synchronous={'FULL' if force else 'NORMAL'}")
     db.execute("BEGIN IMMEDIATE")
     try:
         yield

@@ -45,6 +45,11 @@ class Node:
         self._environ = os.environ if environ is None else environ
         #: Where adapters say what they are about to do, for who finds this process hanging.
         self.tell: Callable[[str], None] | None = None
+        #: When a hook has to have its locks (time.monotonic()), whoever else comes and goes.
+        self.locks_until: float | None = None
+        #: Whether this process ends right after its work. Then the ledger is left open: closing
+        #: it would force its WAL and the file to the disk for nothing but order.
+        self.ends = False
 
     @cached_property
     def name(self) -> str:
@@ -130,7 +135,8 @@ class Node:
         """One lock per GPU."""
         from slurm_mig.locks import Locks
 
-        return Locks(self.config.run / "locks", self.config.lock_timeout, make=not self._look)
+        root, patience = self.config.run / "locks", self.config.lock_timeout
+        return Locks(root, patience, until=self.locks_until, make=not self._look)
 
     @cached_property
     def capabilities(self) -> Capabilities:
@@ -300,7 +306,7 @@ class Node:
 
     def close(self) -> None:
         """Close what was opened."""
-        for name in ("driver", "ledger"):
+        for name in ("driver",) if self.ends else ("driver", "ledger"):
             adapter = self.__dict__.pop(name, None)
             if adapter is not None:
                 adapter.close()

@@ -101,17 +101,22 @@ class Fence:
     def settle(self) -> str:
         """Drain, or take our drain back, as the ledger has it; says what was done, if anything.
 
-        Raises SlurmFault when Slurm does not answer, and LockTimeout; then nothing is
-        marked as done, and the next hook or reconcile tries again.
+        Raises SlurmFault when Slurm does not answer; then nothing is marked as done, and the
+        next hook or reconcile tries again. LockTimeout while another process is at it, which
+        looks again before it leaves: no hook waits for what slurmctld tells another one.
         """
         if self._settled(self._past()):
             return ""
         # Two hooks with different views must not have the last word in turn.
-        with self._locks.hold(["drain"], "drain or resume the node"):
-            past = self._past()
-            if self._settled(past):
-                return ""
-            return self._drain(past) if past else self._resume()
+        with self._locks.hold(["drain"], "drain or resume the node", within=0, ask=True):
+            done: list[str] = []
+            while True:
+                past = self._past()
+                if not self._settled(past):
+                    done.append(self._drain(past) if past else self._resume())
+                # Those who came meanwhile have left it to us.
+                if bool(self._past()) == bool(past):
+                    return "; ".join(filter(None, done))
 
     def _settled(self, past: Sequence[SetAside]) -> bool:
         if self.idle:

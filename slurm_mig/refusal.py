@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.allocation import REFUSED
-from slurm_mig.errors import JobFault, NoRoom, SlurmFault, Unknown
+from slurm_mig.errors import Crowded, JobFault, NoRoom, SlurmFault, Unknown
 from slurm_mig.request import without_stamp
 
 if TYPE_CHECKING:
@@ -131,7 +131,8 @@ def _put_back(
         slurm.cancel(reference)
         return Outcome("cancelled")
     # Lack of room and of an answer pass by themselves; and what bounces for ever helps nobody.
-    hold = not isinstance(fault, (NoRoom, Unknown)) or refusal.earlier >= config.max_requeues
+    passes = isinstance(fault, (NoRoom, Unknown, Crowded))
+    hold = not passes or refusal.earlier >= config.max_requeues
     if not facts.requeue:
         slurm.allow_requeue(reference, allow=True)
     (slurm.requeue_hold if hold else slurm.requeue)(reference)

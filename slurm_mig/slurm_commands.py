@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from slurm_mig import hostlist
 from slurm_mig.errors import NodeFault, SlurmFault
 from slurm_mig.files import SEARCH, find_program, trusted
+from slurm_mig.held import ask_freely
 from slurm_mig.slurm import LIVE_STATES, STUCK, AccountingRow, JobFacts, NodeFacts, Share
 
 if TYPE_CHECKING:
@@ -320,6 +321,7 @@ class CommandClient:
 
     def _output(self, name: str, *arguments: str, until: float | None = None) -> bytes:
         """A command's output; no longer than the timeout, or than `until` if that comes first."""
+        ask_freely(name)
         left = self._timeout if until is None else max(0.1, until - time.monotonic())
         command = [str(self._find(name)), *arguments]
         shown = " ".join(command)[:200]

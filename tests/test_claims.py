@@ -371,7 +371,7 @@ def test_one_stuck_record_does_not_make_the_next_one_stuck(
 def test_locks_are_waited_for_once(world: World) -> None:
     """Another hook hangs on each GPU: an Epilog must not wait for one after the other."""
     records = [world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu(n)) for n in (0, 1)]
-    world.allocator._locks._deadline = 1.0
+    world.allocator._locks._patience = 1.0
     held = [other_lock(world, index) for index in (0, 1)]
     begun = time.monotonic()
     with pytest.raises(LockTimeout):
@@ -394,7 +394,7 @@ def test_reconcile_goes_on_with_the_other_gpus(world: World, fault: str) -> None
     world.machine.faults.set([])
     world.open()
     uuid = world.gpu(0).uuid
-    world.allocator._locks._deadline = 0.2
+    world.allocator._locks._patience = 0.2
     if fault == "driver":
         world.machine.faults.set([Rule("nvmlDeviceGetGpuInstances", "error:UNKNOWN", times=1)])
         report = world.allocator.reconcile(None)
