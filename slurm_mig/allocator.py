@@ -986,7 +986,19 @@ class Allocator:
         if owner.job_id is None or record.phase != phases.ACTIVE:
             return
         if not self._has_heir(owner):
-            self._files.withdraw_environment(owner)
+            with self._courtesy(f"environment of {owner}"):
+                self._files.withdraw_environment(owner)
+
+    @contextmanager
+    def _courtesy(self, what: str) -> Iterator[None]:
+        """Files that steer, and decide nothing: the teardown they go with goes on without them.
+
+        A task that is sent to a slice which is gone, or is another's, cannot open its nodes.
+        """
+        try:
+            yield
+        except (OSError, NodeFault) as problem:
+            self._feeds.problems.append(f"{what}: {problem}")
 
     def _has_heir(self, owner: Owner) -> bool:
         """Whether the files are those of a later job with this number: ids are reused."""
@@ -1113,7 +1125,8 @@ class Allocator:
             return
         still_open = self._ledger.open_of_job(owner.job_id)
         if not any(item.owner.same_run(owner) for item in still_open) and not self._has_heir(owner):
-            self._files.withdraw_run(owner)
+            with self._courtesy(f"files of {owner}"):
+                self._files.withdraw_run(owner)
 
     def _missing(self, record: Allocation, gpu: Gpu) -> list[Instance]:
         """Those that do not exist: gone is only what neither the list nor its own id shows."""
@@ -1313,7 +1326,8 @@ class Allocator:
         for record in gone:
             self._try_tear_down(record, gpu, "its job is no longer on this node", until)
             if record.owner.job_id is not None:
-                self._files.withdraw(record.owner.job_id)
+                with self._courtesy(f"files of {record.owner}"):
+                    self._files.withdraw(record.owner.job_id)
         return [record.number for record in gone]
 
     def _foreign(self, gpu: Gpu) -> Iterator[str]:

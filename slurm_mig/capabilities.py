@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from slurm_mig.causes import out_of_order
 from slurm_mig.errors import DeviceNodeFault, NodeFault
 from slurm_mig.files import private_directory, trusted
 
@@ -133,7 +134,7 @@ class Capabilities:
         try:
             lines = path.read_text("ascii").splitlines()
         except OSError as problem:
-            raise DeviceNodeFault(f"read {path}: {problem.strerror}") from problem
+            raise out_of_order(problem, f"read {path}", DeviceNodeFault) from problem
         for line in lines:
             words = line.split()
             if words[1:] == ["nvidia-caps"]:
@@ -152,7 +153,7 @@ class Capabilities:
                 # The kernel parses what was written when the file is closed.
                 os.close(descriptor)
         except OSError as problem:
-            raise DeviceNodeFault(f"write {path}: {problem.strerror}") from problem
+            raise out_of_order(problem, f"write {path}", DeviceNodeFault) from problem
         if read_access(path).modify:
             raise DeviceNodeFault(
                 f"{path} still says DeviceFileModify: 1 after 0 was written",
@@ -189,7 +190,7 @@ class Capabilities:
             except NodeFault as fault:
                 raise DeviceNodeFault(fault.cause, remedy=fault.remedy) from fault
             except OSError as problem:
-                raise DeviceNodeFault(f"open {self._nodes}: {problem.strerror}") from problem
+                raise out_of_order(problem, f"open {self._nodes}", DeviceNodeFault) from problem
             mode = os.fstat(nodes).st_mode
             if not mode & 0o077:
                 # Who made it died before it was open to those who have a node in it.
@@ -224,7 +225,7 @@ class Capabilities:
         try:
             yield
         except OSError as problem:
-            raise DeviceNodeFault(f"{action}: {problem.strerror}") from problem
+            raise out_of_order(problem, action, DeviceNodeFault) from problem
 
 
 def _exists(base: Path, gi_id: int, ci_id: int | None) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from slurm_mig.causes import out_of_order
 from slurm_mig.errors import ConfigFault, NodeFault
 from slurm_mig.files import read_trusted
 
@@ -55,7 +56,7 @@ class Config:
     bind: str = "task"
     containers: bool = False
     leases: Path = Path("/dev/shm/slurm-mig")  # noqa: S108  # a user's own name is put behind it
-    stuck_remedies: tuple[str, ...] = ("kill-job",)
+    stuck_remedies: tuple[str, ...] = ("kill-job", "kill-user")
     stuck_timeout: float = 10.0
     drain_slices: int = 0
     drain_after: float = 300.0
@@ -190,7 +191,7 @@ def _remedies(value: Any) -> tuple[str, ...]:
         return ()
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise ValueError
-    good = all(item == "kill-job" or _RESTART.fullmatch(item) for item in value)
+    good = all(item in ("kill-job", "kill-user") or _RESTART.fullmatch(item) for item in value)
     if not good or len(set(value)) != len(value):
         raise ValueError
     return tuple(value)
@@ -381,11 +382,14 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "remedies",
         "stuck_remedies",
         _remedies,
-        'a list of "kill-job" and "restart:NAME.service" (not slurmd\'s own), each once, or '
-        '["ignore"]',
+        'a list of "kill-job", "kill-user" and "restart:NAME.service" (not slurmd\'s own), each '
+        'once, or ["ignore"]',
         "What is tried, in this order, when a slice is still in use after destroy_timeout. "
-        "kill-job: SIGKILL to processes of the job that has ended, and to no others. restart: that "
-        "service is restarted if it holds the slice.",
+        "kill-job: SIGKILL to processes of the job that has ended, and to no others. kill-user: "
+        "SIGKILL to processes of its user that have this very slice open, whatever job they "
+        "belong to, for the slice was that job's; nothing else of theirs is touched. restart: that "
+        "service is restarted if it holds the slice. What none of these frees is set aside, with "
+        "the names of who holds it.",
     ),
     Setting(
         "stuck",
@@ -506,7 +510,7 @@ def load(option: Path | None = None, environ: Mapping[str, str] | None = None) -
             return Config()
         raise ConfigFault(f"config {path}: no such file") from problem
     except OSError as problem:
-        raise ConfigFault(f"config {path}: {problem.strerror}") from problem
+        raise out_of_order(problem, f"config {path}", ConfigFault) from problem
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise ConfigFault(f"config {path} is not TOML: {problem}") from problem
     values = _read(data, path)

@@ -52,8 +52,8 @@ class Feeds:
             private_directory(directory, 0o755)
             for name in names:
                 replace_file(directory / name, text, mode=0o644)
-        except NodeFault as fault:
-            self.problems.append(fault.cause)
+        except (NodeFault, OSError) as fault:
+            self.problems.append(str(fault))
 
     def _remove(self, directory: Path, names: Iterable[str]) -> None:
         for name in names:

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
+from slurm_mig.causes import out_of_order
 from slurm_mig.errors import NodeFault, NotPermitted
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def private_directory(path: Path, mode: int) -> Path:
             f"directory {path}: {problem.strerror}", remedy="run as root"
         ) from problem
     except OSError as problem:
-        raise NodeFault(f"directory {path}: {problem.strerror}") from problem
+        raise out_of_order(problem, f"directory {path}") from problem
     try:
         _check_owner(descriptor, path)
     finally:
@@ -204,7 +205,7 @@ def read_own(path: Path) -> str:
     except FileNotFoundError:
         return ""
     except OSError as problem:
-        raise NodeFault(f"read {path}: {problem.strerror}") from problem
+        raise out_of_order(problem, f"read {path}") from problem
     try:
         check_own(descriptor, path)
         with open(descriptor, "rb", closefd=False) as file:  # not a name
@@ -323,7 +324,7 @@ def replace_file(
         with suppress(OSError):
             fresh.unlink()
         if isinstance(problem, OSError):
-            raise NodeFault(f"write {path}: {problem.strerror}") from problem
+            raise out_of_order(problem, f"write {path}") from problem
         raise
 
 
@@ -350,7 +351,7 @@ def check_replaceable(path: Path) -> os.stat_result | None:
     except FileNotFoundError:
         return None
     except OSError as problem:
-        raise NodeFault(f"write {path}: {problem.strerror}") from problem
+        raise out_of_order(problem, f"write {path}") from problem
     if stat.S_ISREG(status.st_mode):
         return status
     raise NodeFault(
@@ -393,8 +394,10 @@ def remove_abandoned(directory: Path) -> list[Path]:
     for path in directory.glob(".*.*"):
         pid = path.name.rpartition(".")[2]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            path.unlink(missing_ok=True)
-            left.append(path)
+            # What somebody made a directory of such a name is not ours, and no reason to stop.
+            with suppress(OSError):
+                path.unlink()
+                left.append(path)
     return left
 
 
@@ -415,4 +418,4 @@ def boot_id(path: Path) -> str:
     try:
         return path.read_text("ascii").strip()
     except OSError as problem:
-        raise NodeFault(f"read boot id from {path}: {problem.strerror}") from problem
+        raise out_of_order(problem, f"read boot id from {path}") from problem

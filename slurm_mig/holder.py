@@ -114,6 +114,16 @@ class Holder:
     environment_job: int | None = None
     environment_restart: int = 0
 
+    def is_users(self, owner: Owner) -> bool:
+        """Whether it has the instance itself and is the user's for certain, in whatever job.
+
+        A slice is paid for by a job, not by its user: once the job is over, nobody has a right
+        to it. Every uid counts: what runs with root's, if only in part, is not the user's.
+        """
+        if self.has != INSTANCE or owner.job_id is None or self.pid <= 1:
+            return False
+        return owner.uid != 0 and set(self.uids) == {owner.uid}
+
     def is_left_of(self, owner: Owner, *, by_environment: bool) -> bool:
         """Whether it is certainly a left-over of a job that is over; in doubt not.
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig import request as requests
-from slurm_mig.allocation import LOST, QUARANTINED, Owner
+from slurm_mig.allocation import LOST, QUARANTINED, RELEASING, Owner
 from slurm_mig.errors import (
     BadRequest,
     HookDeadline,
@@ -456,19 +456,33 @@ def epilog(node: Node, job: Job, line: Line) -> None:
             released = node.allocator().release_all(records, reason, over=True)
     finally:
         # Also where a GPU is lost: nothing of an ended job's is to stay open to its user.
-        retries = node.files.retries(job.job_id)
-        node.files.withdraw(job.job_id)
-        for retry in retries:
-            _postpone(node, *retry.split())
+        _withdraw(node, job, line)
     odd = [
         f"{item.phase}: {item.reason}"
         for item in released
         # What was killed or restarted on the way is worth a line, too.
-        if item.phase in (QUARANTINED, LOST) or item.reason.startswith(f"{reason};")
+        if item.phase in (QUARANTINED, LOST, RELEASING) or item.reason.startswith(f"{reason};")
     ]
     line.add(slices=",".join(str(item) for record in released for item in record.instances) or "-")
     calm = "released" if released else "nothing to release"
     line.say("WARNING" if odd else "INFO", "; ".join(odd) or calm)
+
+
+def _withdraw(node: Node, job: Job, line: Line) -> None:
+    """Remove the job's files, and postpone it if it was refused; neither undoes the teardown."""
+    try:
+        retries = node.files.retries(job.job_id)
+    except (NodeFault, OSError) as fault:
+        retries = []
+        line.say("WARNING", f"not postponed: {fault}")
+    try:
+        node.files.withdraw(job.job_id)
+    except (NodeFault, OSError) as fault:
+        line.say("WARNING", f"files left: {fault}")
+    for retry in retries:
+        words = retry.split()
+        if len(words) == 2 and words[1].isascii() and words[1].isdigit():
+            _postpone(node, *words)
 
 
 def _postpone(node: Node, reference: str, refusals: str) -> None:

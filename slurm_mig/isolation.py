@@ -244,7 +244,7 @@ class Isolation:
         for name in (".", "env", "jobs", "locks"):
             yield Try(f"run directory, {name}".removesuffix(", ."), MAKE, run / name)
         yield Try("run directory, locks", LIST, run / "locks")
-        for path in sorted((run / "locks").glob("*")):
+        for path in sorted((run / "locks").glob("*.lock")):
             # Who can open a lock file for reading can hold its lock.
             yield Try("lock", READ, path)
         for path in sorted((run / "jobs").glob("*")):
@@ -256,6 +256,8 @@ class Isolation:
     def _environments(self, subject: Subject) -> Iterator[Try]:
         for path in sorted((self._node.config.run / "env").glob("[0-9]*")):
             job = job_of(path)
+            if job is None:
+                continue
             name = f"environment of job {job}"
             known = self._node.ledger.of_job(job)
             number = next((r.number for r in self._records if r.owner.job_id == job), None)

@@ -111,18 +111,26 @@ class Processes:
         owner: Owner,
         timeout: float,
         *,
-        by_environment: bool,
+        by_environment: bool = False,
+        anywhere: bool = False,
     ) -> list[Holder]:
         """SIGKILL those of `holders` that are certainly left-overs of the job; returns these.
 
-        Each is pinned by a pidfd first and looked at again through it: the pid may
-        be another process's by now. A kernel without pidfd_open (before 5.3) kills nobody.
+        `anywhere`: those that are certainly the job's user's, in whatever job they are. Each is
+        pinned by a pidfd first and looked at again through it: the pid may be another
+        process's by now. A kernel without pidfd_open (before 5.3) kills nobody.
         """
-        chosen = [item for item in holders if item.is_left_of(owner, by_environment=by_environment)]
+
+        def goes(holder: Holder) -> bool:
+            if anywhere:
+                return holder.is_users(owner)
+            return holder.is_left_of(owner, by_environment=by_environment)
+
+        chosen = [item for item in holders if goes(item)]
 
         def kill(tell: Callable[[Holder], None]) -> None:
             for holder in chosen:
-                if self._kill(holder, target, owner, by_environment=by_environment):
+                if self._kill(holder, target, goes):
                     tell(holder)
 
         if not chosen or not hasattr(os, "pidfd_open"):
@@ -130,7 +138,7 @@ class Processes:
         lines, _ = _in_child(kill, timeout)
         return [Holder.from_dict(dict(line)) for line in lines]
 
-    def _kill(self, holder: Holder, target: Target, owner: Owner, *, by_environment: bool) -> bool:
+    def _kill(self, holder: Holder, target: Target, goes: Callable[[Holder], bool]) -> bool:
         try:
             descriptor = os.pidfd_open(holder.pid)
         except OSError:
@@ -139,7 +147,7 @@ class Processes:
             now = self._seen(holder.pid, target)
             if now is None or now.started != holder.started:
                 return False
-            if not self._in_full(now).is_left_of(owner, by_environment=by_environment):
+            if not goes(self._in_full(now)):
                 return False
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
         except OSError:

@@ -13,9 +13,11 @@ ledger is the truth.
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from slurm_mig.files import (
     private_directory,
@@ -33,6 +35,14 @@ if TYPE_CHECKING:
     from slurm_mig.allocation import Owner
 
 
+#: Names of files of jobs (see above), also while they are written: then a dot and a pid more.
+#: Whatever else lies in these directories is somebody else's, and stops nothing.
+_FILE: Final = re.compile(
+    r"\.?(?P<job>[0-9]{1,12})\.[0-9]{1,12}(?:\.het(?P<component>[0-9]{1,12}))?(?:\.refused)?"
+    r"(?:\.[0-9]{1,12})?"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class RunFile:
     """A file of a job's as it was seen: one that was written since is another one."""
@@ -41,19 +51,17 @@ class RunFile:
     inode: int
     written: int
 
-    @property
-    def job(self) -> int:
-        """Id of its job."""
-        return job_of(self.path)
+    job: int
 
     @classmethod
     def seen(cls, path: Path) -> RunFile | None:
-        """The file as it is now; None when a hook has just removed it."""
+        """The file as it is now; None when a hook has just removed it, or it is no job's."""
+        job = job_of(path)
         try:
             status = path.lstat()
         except FileNotFoundError:
             return None
-        return cls(path, status.st_ino, status.st_mtime_ns)
+        return None if job is None else cls(path, status.st_ino, status.st_mtime_ns, job)
 
 
 class RunFiles:
@@ -94,7 +102,8 @@ class RunFiles:
 
     def _notes(self, names: str, kind: str) -> list[str]:
         """What marks say; NodeFault for a mark that somebody else could have made."""
-        texts = [read_own(path) for path in _inside(self._jobs, names)]
+        marks = [path for path in _inside(self._jobs, names) if job_of(path) is not None]
+        texts = [read_own(path) for path in marks]
         lines = [line.partition(" ") for text in texts for line in text.splitlines()]
         return [value for word, _, value in lines if word == kind]
 
@@ -103,7 +112,7 @@ class RunFiles:
         for stem in _stems(owner):
             # A refusal comes first for the TaskProlog: one of an earlier job of this number,
             # whose Epilog never came, would stop this one's tasks.
-            (self._env / f"{stem}.refused").unlink(missing_ok=True)
+            _remove(self._env / f"{stem}.refused")
             self._give(self._env / stem, lines, owner)
 
     def refuse(self, owner: Owner, lines: str) -> None:
@@ -121,13 +130,13 @@ class RunFiles:
         """Remove everything of a job, whichever run left it."""
         for path in _files_in(self._env):
             if job_of(path) == job_id:
-                path.unlink(missing_ok=True)
+                _remove(path)
         for directory in self._notes(f"{job_id}.*", "leases"):
             remove_as_owner(Path(directory))
         # The marks last: they alone bring an Epilog that died here to do it again.
         for path in _files_in(self._jobs):
             if job_of(path) == job_id:
-                path.unlink(missing_ok=True)
+                _remove(path)
 
     def runs(self) -> list[RunFile]:
         """Every file of a job as it is now."""
@@ -141,7 +150,7 @@ class RunFiles:
         same = [file.path for file in files if RunFile.seen(file.path) == file]
         for path in sorted(same, key=lambda item: item.parent == self._jobs):
             leases = self._notes(path.name, "leases") if path.parent == self._jobs else []
-            path.unlink(missing_ok=True)
+            _remove(path)
             for directory in leases:
                 remove_as_owner(Path(directory))
 
@@ -151,21 +160,21 @@ class RunFiles:
             return
         leases = self._notes(_name(owner), "leases")
         self.withdraw_environment(owner)
-        (self._jobs / _name(owner)).unlink(missing_ok=True)
+        _remove(self._jobs / _name(owner))
         for directory in leases:
             remove_as_owner(Path(directory))
 
     def withdraw_environment(self, owner: Owner) -> None:
         """Remove one run's environment: its instances are going."""
         for stem in _stems(owner):
-            (self._env / stem).unlink(missing_ok=True)
+            _remove(self._env / stem)
             # What a hook was writing when it died; digits only, for others' names begin alike.
             for half in self._env.glob(f".{stem}.[0-9]*"):
-                half.unlink(missing_ok=True)
+                _remove(half)
 
     def jobs(self) -> set[int]:
         """Ids of all jobs that have a file here."""
-        return {job_of(path) for path in self._all()}
+        return {job for path in self._all() if (job := job_of(path)) is not None}
 
     def jobs_before(self, time: float) -> set[int]:
         """Ids of jobs all of whose files are older than that (seconds since the epoch)."""
@@ -181,8 +190,9 @@ class RunFiles:
 
 
 def _files_in(directory: Path) -> list[Path]:
-    """Files of jobs, with those that a hook was writing when it died."""
-    return [*_inside(directory, "[0-9]*"), *_inside(directory, ".[0-9]*")]
+    """Files of jobs, with those that a hook was writing when it died; others' are left alone."""
+    found = [*_inside(directory, "[0-9]*"), *_inside(directory, ".[0-9]*")]
+    return [path for path in found if job_of(path) is not None]
 
 
 def _inside(directory: Path, names: str) -> list[Path]:
@@ -201,10 +211,16 @@ def _stems(owner: Owner) -> list[str]:
     return stems
 
 
-def job_of(path: Path) -> int:
-    """The job a file belongs to: a component's alias is not its leader's."""
-    name = path.name.removeprefix(".")
-    return int((name.partition(".het")[2] or name).partition(".")[0])
+def job_of(path: Path) -> int | None:
+    """The job a file belongs to: a component's alias is not its leader's. None: it is no job's."""
+    found = _FILE.fullmatch(path.name)
+    return None if found is None else int(found["component"] or found["job"])
+
+
+def _remove(path: Path) -> None:
+    """Remove a file; what somebody made a directory of its name is no file of ours."""
+    with suppress(FileNotFoundError, IsADirectoryError):
+        path.unlink()
 
 
 def _name(owner: Owner) -> str:

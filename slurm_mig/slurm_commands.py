@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig import hostlist
+from slurm_mig.causes import out_of_order
 from slurm_mig.errors import NodeFault, SlurmFault
 from slurm_mig.files import SEARCH, find_program, trusted
 from slurm_mig.held import ask_freely
@@ -343,7 +344,7 @@ class CommandClient:
         except subprocess.TimeoutExpired:
             raise SlurmFault(f"{shown}: no answer within {round(left, 1):g} s") from None
         except OSError as problem:
-            raise SlurmFault(f"{shown}: {problem.strerror}") from problem
+            raise out_of_order(problem, shown, SlurmFault) from problem
         if done.returncode != 0:
             # scontrol says some of it on its standard output: "Node n9 not found".
             text = (done.stderr.strip() or done.stdout.strip()).decode(errors="replace")

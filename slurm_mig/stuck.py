@@ -1,8 +1,9 @@
 """What is done about an instance that stays in use: its holders named, the site's remedies used.
 
-Nothing is ever killed but processes of the very job that is over (holder.py says
-which those are), nothing restarted but a unit that the configuration names and
-that holds the instance.
+A slice ends with its job: rights are the user's, but payment is the job's. Nothing is ever
+killed but processes of the very job that is over, or, where the site wants that, of its user
+that have this very instance open (holder.py says which those are); nothing restarted but a
+unit that the configuration names and that holds the instance.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from slurm_mig.services import Services
 
 KILL_JOB: Final = "kill-job"
+KILL_USER: Final = "kill-user"
 RESTART: Final = "restart:"
 
 #: Longest look for holders, in seconds.
@@ -99,16 +101,19 @@ class Stuck:
         left = until - self._monotonic()
         if left <= 0:
             return []
-        if remedy == KILL_JOB:
-            return self._kill(gpu, found, permit, left)
+        if remedy in (KILL_JOB, KILL_USER):
+            return self._kill(gpu, found, permit, left, anywhere=remedy == KILL_USER)
         unit = remedy.removeprefix(RESTART)
         if unit not in self.holders(gpu, found, left).units:
             return []
         failure = self._restarter().restart(unit, max(until - self._monotonic(), 0.1))
         return [f"restarted {unit}" + (f" ({failure})" if failure else "")]
 
-    def _kill(self, gpu: Gpu, found: GpuInstance | None, permit: Permit, left: float) -> list[str]:
-        if permit.owner is None:
+    def _kill(
+        self, gpu: Gpu, found: GpuInstance | None, permit: Permit, left: float, *, anywhere: bool
+    ) -> list[str]:
+        # Without an instance the GPU itself is meant, which is not the job's alone.
+        if permit.owner is None or (anywhere and found is None):
             return []
         killed = self._looker().kill(
             self.holders(gpu, found, left / 2).found,
@@ -117,6 +122,7 @@ class Stuck:
             permit.owner,
             min(self.look, left / 2),
             by_environment=permit.by_environment,
+            anywhere=anywhere,
         )
         return [f"killed {holder}" for holder in killed]
 

@@ -159,6 +159,53 @@ def test_left_overs_of_the_job_are_killed(world: StuckWorld) -> None:
     assert world.made() == []
 
 
+def test_a_process_of_another_job_of_the_user(world: StuckWorld) -> None:
+    """A slice ends with its job: the process goes, what its own job has a right to stays."""
+    world.allocator._stuck.remedies = ("kill-job", "kill-user")
+    mine = carved(world)
+    other = carved(world, "1g.10gb", owner=replace(ALICE, job_id=9))
+    of_other = {"SLURM_JOB_ID": "9"}
+    intruder, login = world.hold(mine.uuids[0], of_other), world.hold(mine.uuids[0], {})
+    innocent = world.hold(other.uuids[0], of_other)
+    ended = world.allocator.release(mine, "the job ended", over=True)
+    assert ended.phase == phases.RELEASED
+    assert [intruder.wait(5), login.wait(5), innocent.poll()] == [-9, -9, None]
+    assert f"killed pid {intruder.pid}" in ended.reason
+    assert world.ledger.find(other.number).phase == phases.ACTIVE
+
+
+@pytest.mark.parametrize(
+    ("remedies", "uid", "over"),
+    [
+        (("kill-job",), 64001, True),
+        (("kill-job", "kill-user"), 64002, True),
+        (("kill-job", "kill-user"), 0, True),
+        (("kill-job", "kill-user"), 64001, False),
+    ],
+    ids=["not-wanted", "another-user", "root", "the-job-may-live"],
+)
+def test_who_is_only_named(
+    world: StuckWorld, remedies: tuple[str, ...], uid: int, over: bool
+) -> None:
+    """The slice is set aside, and the node's other slices go on."""
+    world.allocator._stuck.remedies = remedies
+    mine = carved(world)
+    carved(world, "1g.10gb", owner=replace(ALICE, job_id=9))
+    process = world.hold(mine.uuids[0], {"SLURM_JOB_ID": "9"}, uid=uid)
+    ended = world.allocator.release(mine, "x", over=over)
+    assert (ended.phase, process.poll()) == (phases.QUARANTINED, None)
+    assert f"used by pid {process.pid}" in ended.reason
+
+
+def test_a_whole_gpu_is_nobodys_slice(world: StuckWorld) -> None:
+    """Who has the GPU open may have a right to it by now: `kill-user` is for slices."""
+    world.allocator._stuck.remedies = ("kill-user",)
+    whole = world.allocator.give_whole(ALICE, world.gpu(), "mig-off", reset=False)
+    process = world.hold(world.gpu().uuid, {"SLURM_JOB_ID": "9"})
+    ended = world.allocator.release(whole, "x", over=True)
+    assert (ended.phase, process.poll()) == (phases.QUARANTINED, None)
+
+
 def test_found_and_killed_by_its_descriptor_alone(world: StuckWorld) -> None:
     """NVML lists nobody: the instance's own node is open."""
     mine = carved(world)

@@ -11,6 +11,7 @@ from typing import Final, NoReturn
 import click
 
 from slurm_mig import __version__
+from slurm_mig.causes import unnamed
 from slurm_mig.cli._usage import Group, OnePath, one_line
 from slurm_mig.errors import EXIT_CODES, NodeFault, SlurmMigError
 
@@ -100,9 +101,8 @@ def main() -> None:
     except click.Abort:
         click.echo("slurm-mig: interrupted", err=True)
         sys.exit(130)
-    except OSError as problem:
-        where = f"{problem.filename}: " if problem.filename else ""
-        _leave(NodeFault(f"{where}{problem.strerror or problem}"))
+    except (OSError, MemoryError, ImportError) as problem:
+        _leave(unnamed(problem) or NodeFault(str(problem)))
 
 
 def _told(problem: click.ClickException) -> str:

@@ -160,11 +160,30 @@ def test_what_slurm_missed_is_killed(site: Site, configure: Callable[[str], None
     assert f"killed pid {pid} of {ALICE} (sleep 300)" in site.record(job).reason
 
 
+def test_a_slice_ends_with_its_job(site: Site, configure: Callable[[str], None]) -> None:
+    """By default also where a process of another job of the same user sits on it."""
+    configure(QUICK)
+    other = site.sbatch("--gres=mig:1g.10gb:1", script=DAEMON)
+    note = site.cluster.work / f"daemon.{other}"
+    site.until(lambda: note.exists() and note.read_text().strip(), "the process")
+    intruder = int(note.read_text())
+    job = site.sbatch("--gres=mig:4g.40gb:1", script="sleep 300")
+    site.until(lambda: site.state(job) == "RUNNING" and site.record(job).uuids, "the slice")
+    site.machine().hold(intruder, site.record(job).uuids[0])
+    site.run("scancel", str(job))
+    site.until(lambda: site.record(job).phase == phases.RELEASED, "the Epilog")
+    assert not alive(intruder)
+    assert f"killed pid {intruder} of {ALICE}" in site.record(job).reason
+    assert site.state(other) == "RUNNING"
+    assert site.in_service()
+    site.run("scancel", str(other))
+
+
 def test_another_job_of_the_user_makes_it_doubtful(
     site: Site, configure: Callable[[str], None]
 ) -> None:
-    """Without cgroups the environment alone tells them apart: that is not enough."""
-    configure(QUICK)
+    """Without cgroups the environment alone tells them apart: `kill-job` leaves it at that."""
+    configure(QUICK + 'remedies = ["kill-job"]\n')
     other = site.sbatch("--gres=mig:1g.10gb:1", script="sleep 300")
     site.wait(other, "RUNNING")
     _, pid = stuck(site)
