@@ -716,7 +716,10 @@ def test_left_overs_of_the_ended_job_are_killed(make_site: Callable[..., Site]) 
 
 def test_drained_and_resumed_for_stuck_slices(make_site: Callable[..., Site]) -> None:
     """By the hooks themselves, at exit code 0; a silent slurmctld is tried again."""
-    limits = "[hooks]\ndestroy_timeout = 0.2\n[stuck]\ndrain_slices = 1\ndrain_after = 0.001\n"
+    limits = (
+        "[hooks]\ndestroy_timeout = 0.2\n"
+        '[stuck]\nremedies = ["kill-job"]\ndrain_slices = 1\ndrain_after = 0.001\n'
+    )
     site = make_site(H100, config=limits)
     site.prolog(7, STAMP)
     process = sleeper(site)
