@@ -20,7 +20,7 @@ from slurm_mig.cli import VERBS
 from slurm_mig.geometry import Placement
 
 from .conftest import A30, A100, A100_40, H100, RTX, Site, cli_as
-from .test_hooks import STAMP
+from .test_hooks import STAMP, slurm_commands, squeue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -308,6 +308,18 @@ def test_a_strangers_instance_is_not_taken(site: Site) -> None:
     assert site.cli("reset", "--gpu", "all", "--foreign").returncode == 0
     assert site.machine.board(0).instances == []
     assert parsed(site.cli("audit", "--json"))[0]["slice"] == "3g.40gb@4"
+
+
+def test_reset_asks_slurm_who_lives(site: Site) -> None:
+    """An ended job whose Epilog never came, for the hooks were taken out; not one that runs."""
+    site.prolog(7, STAMP)
+    refused(site.cli("reset", "--gpu", "all"), 23, "Slurm does not say who lives")
+    slurm_commands(site, squeue=squeue(7))
+    refused(site.cli("reset", "--gpu", "all"), 23, "job 7 of user")
+    slurm_commands(site, squeue="exit 0")
+    done = site.cli("reset", "--gpu", "all")
+    assert done.returncode == 0, done.stderr
+    assert site.machine.board(0).instances == []
 
 
 def test_reset_is_all_or_nothing(site: Site) -> None:

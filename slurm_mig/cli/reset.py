@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
+from slurm_mig.allocation import QUARANTINED
 from slurm_mig.cli._common import (
     administrator,
     choose_gpus,
@@ -13,8 +16,35 @@ from slurm_mig.cli._common import (
     open_node,
 )
 from slurm_mig.cli.destroy import check_free, report, show, would_destroy
-from slurm_mig.errors import Held
+from slurm_mig.errors import Held, SlurmFault
 from slurm_mig.node import require_root
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from slurm_mig.allocation import Allocation
+    from slurm_mig.node import Node
+
+
+def _check_jobs(node: Node, records: Sequence[Allocation]) -> None:
+    """Held while a job has one of them: the record alone does not know that its job has ended.
+
+    Where the hooks were taken out of slurm.conf no Epilog came to say so; Slurm is asked then.
+    """
+    taken = [item for item in records if item.owner.job_id and item.phase != QUARANTINED]
+    if not taken:
+        return
+    try:
+        live = node.live_jobs()
+    except SlurmFault as fault:
+        raise Held(
+            f"{taken[0].owner} of user {taken[0].owner.user} holds it, or did: "
+            f"Slurm does not say who lives: {fault.cause}",
+            remedy="ask again when slurmctld answers, or take it away with --force",
+        ) from fault
+    for record in taken:
+        if record.owner.job_id in live:
+            check_free(record, force=False)
 
 
 @click.command()
@@ -42,8 +72,8 @@ def command(
                 remedy="add --foreign if nothing else manages them",
             )
         held = [(one, record) for one in gpus for record in node.ledger.open_on(one.uuid)]
-        for _, record in held:
-            check_free(record, force=force)
+        if not force:
+            _check_jobs(node, [record for _, record in held])
         if dry_run:
             shown = [would_destroy(node, one, record) for one, record in held]
             shown += [would_destroy(node, one, item) for one, item in strange]
