@@ -138,6 +138,14 @@ class Fleet:
         return naming.assign(self.groups, self.owners)
 
     @cached_property
+    def _by_place(self) -> dict[int, list[tuple[Offer, str]]]:
+        """The same by group of nodes; one without a carved GPU has none."""
+        found: dict[int, list[tuple[Offer, str]]] = {place: [] for place in range(len(self.groups))}
+        for offer, name in self._named:
+            found[offer.place].append((offer, name))
+        return found
+
+    @cached_property
     def names(self) -> dict[str, GresName]:
         """Every gres name of the fleet, by name, in the order of the GPUs' tables."""
         every = (
@@ -196,22 +204,19 @@ class Fleet:
     def name_of(self, group: NodeGroup, model: Model, row: GpuProfile) -> GresName:
         """The gres name under which a model's profile is counted on nodes of that group."""
         place = self.groups.index(group)
-        for offer, name in self._named:
-            of = (offer.place, offer.model.type_name, offer.row.name)
-            if of == (place, model.type_name, row.name):
+        for offer, name in self._by_place[place]:
+            if (offer.model.type_name, offer.row.name) == (model.type_name, row.name):
                 return self.names[name]
         raise KeyError(f"{group.hosts}: {model.type_name} {row.name}")
 
     def counts(self, group: NodeGroup) -> dict[str, int]:
         """`mig` counts of a node of that group: as many as its empty GPUs could hold."""
         found: dict[str, int] = {}
-        place = self.groups.index(group)
         number = Counter(model.type_name for model in group.gpus)
-        for offer, name in self._named:
-            if offer.place == place:
-                kind = offer.model.type_name
-                for gres in self._on(name, offer):
-                    found[gres.name] = found.get(gres.name, 0) + gres.most * number[kind]
+        for offer, name in self._by_place[self.groups.index(group)]:
+            for gres in self._on(name, offer):
+                many = gres.most * number[offer.model.type_name]
+                found[gres.name] = found.get(gres.name, 0) + many
         for gres in self.kept.values():
             if many := sum(number[kind] for kind in gres.types):
                 found[gres.name] = gres.most * many

@@ -142,8 +142,9 @@ def _names(offers: Sequence[Offer], owner: str | None) -> list[str]:
     """Names of one profile, in the order of `offers`."""
     if owner == NOBODY:
         return [offer.own_name for offer in offers]
-    # Stable: of the owner's own nodes, and of all others, the earlier come first.
-    order = sorted(offers, key=lambda offer: owner not in (None, offer.model.type_name))
+    # As if the owner had come first; all others in their own order.
+    first = next((offer for offer in offers if offer.model.type_name == owner), offers[0])
+    order = [first, *(offer for offer in offers if offer is not first)]
     agreeing = {o.model.type_name for o in offers if o.meaning == order[0].meaning}
     types: set[str] = set()
     holders: list[NodeGroup] = []

@@ -12,7 +12,7 @@ from slurm_mig.models import fleet_model
 from slurm_mig.naming import NOBODY
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from slurm_mig.catalog import Product
     from slurm_mig.doctor.conf import GresLine, NodeLine
@@ -76,29 +76,49 @@ class Reconstruction:
 
 def _as_counted(counts: Mapping[NodeGroup, Mapping[str, int]]) -> Fleet:
     """The fleet in which these nodes have these names: only its file says who came first."""
-    owners: dict[str, str] = {}
-    own: dict[str, str] = {}
-    parts, keep = set(), set()
-    named_apart: dict[NodeGroup, int] = dict.fromkeys(counts, 0)
+    holders: dict[str, str] = {}
+    both, typed_only, parts = set(), set(), set()
+    apart: dict[NodeGroup, int] = dict.fromkeys(counts, 0)
     for group, names in counts.items():
-        for model in group.gpus:
-            kind = model.type_name
-            if any(_PART.match(word.removeprefix(f"{kind}_")) for word in names):
-                parts.add(kind)
-            for row in model.geometry.profiles:
-                profile, typed = str(row.name), f"{kind}_{row.name}"
-                if typed in names:
-                    own.setdefault(profile, NOBODY)
-                    named_apart[group] += 1
-                elif profile in names:
-                    owners.setdefault(profile, kind)
-                if typed in names and profile in names:
-                    keep.add(typed)
-    # A name that is counted apart everywhere is nobody's.
-    order = sorted(counts, key=lambda group: named_apart[group])
-    fleet = Fleet(tuple(order), owners=own | owners, compute_parts=parts)
-    known = [name for name in sorted(keep) if name in fleet.words]
-    return Fleet(tuple(order), owners=own | owners, compute_parts=sorted(parts), keep=known)
+        for kind, profile in _rows(group):
+            plain, typed = profile in names, f"{kind}_{profile}" in names
+            others = [other for other, same in _rows(group) if same == profile and other != kind]
+            if plain and not (typed and others):
+                holders.setdefault(profile, kind)
+            elif typed and not plain:
+                apart[group] += 1
+                typed_only.add(profile)
+            if plain and typed:
+                both.add(f"{kind}_{profile}")
+        parts |= {kind for kind in group.types() if _sells_parts(kind, names)}
+    counted = {name for names in counts.values() for name in names}
+    owners = dict.fromkeys(typed_only - counted, NOBODY) | holders
+    # Who has most names of their own came last; else the lines' own order tells it, or its reverse.
+    by_names = sorted(counts, key=lambda group: apart[group])
+    every = [
+        _fleet(order, owners, sorted(parts), both)
+        for order in (by_names, [*counts], [*counts][::-1])
+    ]
+    right = (f for f in every if all(f.counts(one).keys() == counts[one].keys() for one in counts))
+    return next(right, every[0])
+
+
+def _fleet(
+    order: Sequence[NodeGroup], owners: Mapping[str, str], parts: Sequence[str], both: Iterable[str]
+) -> Fleet:
+    fleet = Fleet(tuple(order), owners=owners, compute_parts=parts)
+    kept = sorted(name for name in both if name in fleet.words)
+    return Fleet(tuple(order), owners=owners, compute_parts=parts, keep=kept) if kept else fleet
+
+
+def _rows(group: NodeGroup) -> list[tuple[str, str]]:
+    """GPU type and profile of all that a node could be cut into."""
+    models = {model.type_name: model for model in group.gpus}
+    return [(kind, str(row.name)) for kind, m in models.items() for row in m.geometry.profiles]
+
+
+def _sells_parts(kind: str, names: Iterable[str]) -> bool:
+    return any(_PART.match(word.removeprefix(f"{kind}_")) for word in names)
 
 
 def gpu_types(node: NodeLine, lines: Sequence[GresLine]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from slurm_mig.doctor.check import ERROR, NOTE, WARNING, Problem, check
 from slurm_mig.doctor.conf import hosts
+from slurm_mig.geometry import UNKNOWN_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from slurm_mig.doctor.conf import GresLine, NodeLine
     from slurm_mig.doctor.facts import Facts, GpuFacts
     from slurm_mig.fleet import Model
-    from slurm_mig.geometry import Geometry
+    from slurm_mig.geometry import Geometry, Placement
 
 _DEVICE: Final = re.compile(r".*/nvidia(\d+)")
 _ADMIN: Final = "docs/admin.md: Setting up"
@@ -368,13 +369,28 @@ def unlisted(facts: Facts) -> Iterator[Problem]:
 def geometry(facts: Facts) -> Iterator[Problem]:
     """Weights and counts were derived for another GPU: counting goes wrong."""
     for gpu, shown, model, line in _typed(facts):
-        ours = {row.profile_id: row.placements for row in model.geometry.profiles}
-        theirs = {row.profile_id: row.placements for row in shown.profiles}
-        if ours != theirs:
+        if not _same_places(model.geometry, shown):
             yield Problem(
                 f"{line.entry} is {model.title} by type; the driver shows {gpu}",
-                f"slurm-mig generate --node '{line.entry.get('NodeName') or 'NODE'}={gpu.name}:N'",
+                f"slurm-mig generate --node '{line.entry.get('NodeName') or 'NODE'}={gpu.name}:N', "
+                "with what `slurm-mig gpus --describe` writes here",
             )
+
+
+def _same_places(ours: Geometry, theirs: Geometry) -> bool:
+    """Whether counting by one table is right for the other."""
+    if any(row.profile_id == UNKNOWN_ID for row in ours.profiles):
+        # Only published fractions are known: each has to be the same part of the GPU.
+        return _parts(ours).items() <= _parts(theirs).items()
+    return _places(ours) == _places(theirs)
+
+
+def _places(table: Geometry) -> dict[int, tuple[Placement, ...]]:
+    return {row.profile_id: row.placements for row in table.profiles}
+
+
+def _parts(table: Geometry) -> dict[str, float]:
+    return {str(row.name): row.size / table.units for row in table.profiles}
 
 
 @check(
@@ -387,6 +403,7 @@ def geometry(facts: Facts) -> Iterator[Problem]:
 def names(facts: Facts) -> Iterator[Problem]:
     """slurm-mig goes by profile id and carves the right one; nvidia-smi shows another name."""
     for gpu, shown, model, line in _typed(facts):
+        # Where no ids are known (SM224) the sets differ as well.
         theirs = {row.profile_id: str(row.name) for row in shown.profiles}
         if {row.profile_id for row in model.geometry.profiles} != theirs.keys():
             continue  # another GPU altogether (SM224)
