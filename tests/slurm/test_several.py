@@ -177,3 +177,35 @@ def test_an_allocation_and_its_steps(gpus: Site) -> None:
     assert shell.returncode == 0, errors
     lines = seen(out)
     assert len({line[1] for line in lines}) == len(lines) == 5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["-N1", "-n8", "--gpus-per-task=h100_3g.40gb:1"],
+        ["-N1", "-n8", "--gpus=h100_3g.40gb:8"],
+        ["-N1", "-n8", "--gpus-per-node=3g.40gb:8"],
+        ["-N2", "--ntasks-per-node=4", "--gres=gpu:3g.40gb:4"],
+    ],
+    ids=lambda options: options[-1],
+)
+def test_forms_of_static_mig(gpus: Site, options: list[str]) -> None:
+    """As users type them, steps too: each task its slice, and Slurm's number of GPUs is theirs."""
+    step = f"sh -c '{SHOW}; echo on node $SLURM_GPUS_ON_NODE'"
+    asked = ("", "--exact -N1 -n1 --gpus=1", "--exact -N1 -n1 --gres=gpu:1",
+             "-N1 -n2 --gpus-per-task=1", "-N1 -n1 --gres=none")  # fmt: skip
+    script = "".join(f"srun {words} {step}; echo end\n" for words in asked)
+    job = gpus.sbatch(*options, script=script)
+    gpus.wait(job, "COMPLETED")
+    steps = gpus.output(job).split("end\n")
+    shown = [
+        [line.split()[2:] for line in text.splitlines() if line.startswith("seen ")]
+        for text in steps
+    ]
+    assert [len(lines) for lines in shown[:5]] == [8, 1, 1, 2, 1]
+    assert len({(uuid, gpu) for uuid, _, gpu in shown[0]}) == 8
+    assert len({uuid for uuid, *_ in shown[3]}) == 2
+    assert all(word.startswith("MIG-") for lines in shown[:4] for word, *_ in lines)
+    assert shown[4] == [[]]
+    numbers = [set(re.findall(r"on node ?(\d*)", text)) for text in steps[:5]]
+    assert numbers == [{"8" if "-N1" in options else "4"}, {"1"}, {"1"}, {"2"}, {""}]
