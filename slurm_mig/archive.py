@@ -16,6 +16,7 @@ import stat
 import tempfile
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import MISSING, fields
+from itertools import chain as chain_of
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -23,7 +24,7 @@ from urllib.parse import quote
 
 from slurm_mig.allocation import Allocation, Instance, Owner
 from slurm_mig.audit.chain import ChainCheck, Event, check_allocation
-from slurm_mig.audit.findings import Finding
+from slurm_mig.audit.findings import Finding, first_of_each
 from slurm_mig.audit.rows import LATEST, is_text, is_time, is_whole, odd_record, short
 from slurm_mig.errors import LedgerFault, LedgerTooNew, NotPermitted, UsageFault
 from slurm_mig.ledger import BREAKING, MIGRATIONS, SCHEMA, digest
@@ -51,6 +52,12 @@ _ALWAYS: Final = frozenset(
 #: Later than any time on record, in seconds since the epoch.
 _FOREVER: Final = 1e18
 
+#: Names of the files that `slurm-mig archive` makes, by the number of their first event.
+ARCHIVES: Final = "events-*.db"
+
+#: Events between two words to who draws a progress bar.
+_TOLD_EVERY: Final = 1000
+
 _EVENT: Final = "seq, at, kind, allocation, job_id, detail, digest"
 
 
@@ -58,6 +65,18 @@ def _guards(db: sqlite3.Connection) -> dict[str, str]:
     """Text of the event table's triggers by name."""
     query = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'event'"
     return dict(db.execute(query).fetchall())
+
+
+def _told(events: Iterable[Event], passed: Callable[[int], object]) -> Iterator[Event]:
+    """The same events; `passed` hears of them a thousand at a time."""
+    count = 0
+    for event in events:
+        yield event
+        count += 1
+        if count == _TOLD_EVERY:
+            passed(count)
+            count = 0
+    passed(count)
 
 
 def _text(raw: bytes) -> str:
@@ -83,6 +102,13 @@ class Archive:
             # An edited text that is no UTF-8 must be named by its row, not end the reading.
             self._db.text_factory = _text
             self._check_version()
+            if live:
+                # All questions are answered as of one moment: what `slurm-mig archive` moves
+                # meanwhile would else be met twice, or nowhere.
+                self._db.execute("BEGIN")
+            self.start, self.begins_with, self.before, self.earlier = self._beginning()
+            #: Whether it has what was moved out of a ledger, not a node's present truth.
+            self.archived = self._has_table("archived")
             # A column that came later is left to its default.
             self._owner = self._there("allocation", _OWNER)
             self._plain = self._there("allocation", _PLAIN)
@@ -90,16 +116,36 @@ class Archive:
             self._undo = undo.pop_all()
 
     def _address(self, undo: ExitStack, *, live: bool) -> str:
+        path = self.path
+        names = (path.with_name(f"{path.name}-{end}") for end in ("wal", "journal"))
+        logs = [log for log in names if log.exists() and log.stat().st_size]
         if live:
-            return f"file:{quote(str(self.path))}?mode=ro"
-        path, log = self.path, self.path.with_name(f"{self.path.name}-wal")
-        if log.exists() and log.stat().st_size:
+            # What an archiving left that was killed is undone by whoever reads first.
+            undone = any(log.name.endswith("-journal") for log in logs)
+            return f"file:{quote(str(path))}?mode={'rw' if undone else 'ro'}"
+        if logs:
             # Reading such a log needs a -shm file beside it, and closing may empty it.
             private = undo.enter_context(tempfile.TemporaryDirectory(prefix="slurm-mig-audit-"))
-            for file in (path, log):
+            for file in (path, *logs):
                 shutil.copyfile(file, Path(private, file.name))
             return f"file:{quote(str(Path(private, path.name)))}"
         return f"file:{quote(str(path))}?mode=ro&immutable=1"
+
+    def _has_table(self, name: str) -> bool:
+        query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+        return self._db.execute(query, (name,)).fetchone() is not None
+
+    def _beginning(self) -> tuple[int, str, float, str]:
+        """Number and digest of the event before its first one; before when, and where that is."""
+        if not self._has_table("checkpoint"):
+            return 0, "", 0.0, ""
+        query = "SELECT seq, digest, before, file FROM checkpoint ORDER BY seq DESC LIMIT 1"
+        row: tuple[int, str, float, str] | None = self._db.execute(query).fetchone()
+        if row is None:
+            return 0, "", 0.0, ""
+        if not (is_whole(row[0]) and is_text(row[1]) and is_time(row[2]) and is_text(row[3])):
+            raise self._edited(f"its checkpoint is {short(tuple(row))}, which is none")
+        return row
 
     def close(self) -> None:
         """Close the file, and remove the private copy if there is one."""
@@ -159,7 +205,17 @@ class Archive:
         """Number of the last event; 0 when there is none."""
         with self._guarded("read"):
             (seq,) = self._db.execute("SELECT max(seq) FROM event").fetchone()
-        return seq or 0
+        return seq or self.start
+
+    def first(self) -> int:
+        """Number of the event before its first one, whose digest it knows; 0 from the beginning."""
+        return self.start
+
+    def size(self) -> int:
+        """How many records it has."""
+        with self._guarded("read"):
+            (count,) = self._db.execute("SELECT count(*) FROM allocation").fetchone()
+        return int(count)
 
     def ends(self) -> list[Key]:
         """Keys of the first and the last record, for who looks for copies of one ledger."""
@@ -175,7 +231,9 @@ class Archive:
         return None if row is None else (row[0], row[1], row[2])
 
     def digest_of(self, seq: int) -> str | None:
-        """Digest of an event; None when there is none of that number."""
+        """Digest of an event, or of the one before its first; None for any other."""
+        if seq == self.start:
+            return self.begins_with
         with self._guarded("read"):
             row = self._db.execute("SELECT digest FROM event WHERE seq = ?", (seq,)).fetchone()
         return None if row is None else str(row[0])
@@ -193,8 +251,8 @@ class Archive:
         uuid: str | None = None,
         profile: str | None = None,
         outcome: str | None = None,
-    ) -> list[Allocation]:
-        """Allocations that existed in [since, until), oldest first.
+    ) -> Iterator[Allocation]:
+        """Allocations that existed in [since, until), oldest first, each read when it is needed.
 
         `gpu` is a device minor, or how a UUID begins; `uuid` how a MIG UUID begins, in
         the driver's spelling, or a GPU's; `profile` the name of an instance, of a
@@ -223,11 +281,11 @@ class Archive:
         with self._guarded("read"):
             if since is not None or until is not None:
                 self._check_times()
-            found = list(self._read(where, {name: value for _, name, value in given}))
-        for record in found:
-            if what := odd_record(record):
-                raise self._edited(f"allocation {record.number}: {what}")
-        return found
+            values = {name: value for _, name, value in given}
+            for record in self._read(where, values, "a.created, a.node, a.number"):
+                if what := odd_record(record):
+                    raise self._edited(f"allocation {record.number}: {what}")
+                yield record
 
     def _check_times(self) -> None:
         """LedgerFault for a record whose times are none: a span would leave it out unseen."""
@@ -244,13 +302,15 @@ class Archive:
             remedy="it was edited or damaged: `slurm-mig audit --check` says what else differs",
         )
 
-    def _read(self, where: str, values: Mapping[str, object]) -> Iterator[Allocation]:
+    def _read(
+        self, where: str, values: Mapping[str, object], order: str = "a.number"
+    ) -> Iterator[Allocation]:
         columns = [f"a.{name}" for name in (*self._owner, *self._plain)]
         columns += [f"i.{name}" for name in self._instance]
         query = (
             f"SELECT {', '.join(columns)} FROM allocation a "  # noqa: S608
             f"LEFT JOIN instance i ON i.allocation = a.number WHERE {where} "
-            "ORDER BY a.number, i.place"
+            f"ORDER BY {order}, i.place"
         )
         number = len(self._owner) + self._plain.index("number")
         for _, group in groupby(self._db.execute(query, values), key=lambda row: row[number]):
@@ -271,29 +331,36 @@ class Archive:
 
     # -- integrity ---------------------------------------------------------------
 
-    def check(self) -> tuple[ChainCheck, list[Finding]]:
-        """The chain as it was looked at, and everything found in the file."""
-        chain = ChainCheck(digest)
+    def check(
+        self, passed: Callable[[int], object] = lambda _: None
+    ) -> tuple[ChainCheck, list[Finding]]:
+        """The chain as it was looked at, and what was found in the file; of each kind the first.
+
+        `passed` is told of every event twice, of many at once: each is looked at in its chain,
+        and with its allocation.
+        """
+        chain = ChainCheck(digest, self.start, self.begins_with)
         with self._guarded("read"), self._one_state():
             (state,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
-            for event in self._events("seq"):
+            for event in _told(self._events("seq"), passed):
                 chain.look(event)
             found = [] if state == "ok" else [Finding("damaged", f"{self.path}: {state}")]
             found += chain.findings()
             named = {item.event for item in found if item.kind == "changed"} - {None}
             more = (
                 item
-                for item in self._check_allocations()
+                for item in self._check_allocations(passed)
                 if item.kind != "changed" or item.event not in named
             )
-            return chain, [*found, *more, *self._check_guards()]
+            return chain, first_of_each(chain_of(found, more, self._check_guards()))
 
     def _check_guards(self) -> Iterator[Finding]:
         """Whether the triggers that let nobody change an event by mistake are as they were made."""
         there = _guards(self._db)
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         with closing(sqlite3.connect(":memory:")) as db:
-            db.executescript(MIGRATIONS[0])
+            for step in sorted(key for key in MIGRATIONS if key < version):
+                db.executescript(MIGRATIONS[step])
             made = _guards(db)
         # A later version's may read otherwise.
         lost = [
@@ -309,18 +376,22 @@ class Archive:
     @contextmanager
     def _one_state(self) -> Iterator[None]:
         """Read as of one moment: what a hook wrote in between would be a finding."""
+        if self._db.in_transaction:
+            yield
+            return
         self._db.execute("BEGIN")
         try:
             yield
         finally:
             self._db.execute("ROLLBACK")
 
-    def _check_allocations(self) -> Iterator[Finding]:
+    def _check_allocations(self, passed: Callable[[int], object]) -> Iterator[Finding]:
         """Merges both in the order of allocations: a million events do not fit in memory."""
         records = self._read("1", {})
         record = next(records, None)
         # Event 0 and below are of no allocation; their chain is checked all the same.
-        events = groupby(self._events("allocation, seq"), key=lambda event: event.allocation)
+        ordered = _told(self._events("allocation, seq"), passed)
+        events = groupby(ordered, key=lambda event: event.allocation)
         for number, group in events:
             if not is_whole(number):
                 # No number of an allocation; the chain names its events.
@@ -330,7 +401,7 @@ class Archive:
                 record = next(records, None)
             same = record if record is not None and record.number == number else None
             if number > 0:
-                yield from check_allocation(number, same, list(group))
+                yield from check_allocation(number, same, group, leaves=self.archived)
             if same is not None:
                 record = next(records, None)
         while record is not None:

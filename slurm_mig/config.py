@@ -63,6 +63,7 @@ class Config:
     gpustat: Path | None = None
     dcgm: Path | None = None
     admin_comment: bool = False
+    archive_directory: Path | None = None
     source: Path | None = None
     descriptions: Path = Path("/etc/slurm-mig/gpus.d")
 
@@ -86,6 +87,11 @@ class Config:
         What is left of its deadline then is enough for the work.
         """
         return self.deadline - self.destroy_timeout - self.stuck_timeout - self.slurm_timeout
+
+    @property
+    def archives(self) -> Path:
+        """Directory of what `slurm-mig archive` moved out of the ledger."""
+        return self.archive_directory or self.state / "archive"
 
     @property
     def drain_mark(self) -> Path:
@@ -252,6 +258,16 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     ),
     Setting(
         "paths", "state", "state", _path, _A_PATH, "Directory of the ledger; survives reboots."
+    ),
+    Setting(
+        "paths",
+        "archive",
+        "archive_directory",
+        _path,
+        _A_PATH,
+        "Directory of what `slurm-mig archive` moves out of the ledger, where `slurm-mig audit` "
+        "finds it. Unset: `archive` below the directory of the ledger.",
+        '"/var/lib/slurm-mig/archive"',
     ),
     Setting("paths", "run", "run", _path, _A_PATH, "Directory of locks and environment files."),
     Setting(

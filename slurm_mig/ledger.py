@@ -47,10 +47,10 @@ from slurm_mig.files import check_own, private_directory
 from slurm_mig.tally import Event
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 
 #: One breaking change in `user_version`; what is below it counts additions.
 BREAKING: Final = 1000
@@ -139,8 +139,24 @@ CREATE INDEX allocation_user ON allocation (user, created);
 CREATE INDEX allocation_account ON allocation (account, created);
 """
 
+#: How far `slurm-mig archive` has moved events away: up to `seq`, all from before the time
+#: `before`, into `file`. The chain that is left goes on from `digest`. In an archive the row says
+#: where its own chain begins. What lies behind no checkpoint can still not be removed.
+_CHECKPOINT: Final = """
+CREATE TABLE checkpoint (
+    seq    INTEGER PRIMARY KEY,
+    digest TEXT NOT NULL,
+    file   TEXT NOT NULL,
+    before REAL NOT NULL
+);
+DROP TRIGGER event_no_delete;
+CREATE TRIGGER event_no_delete BEFORE DELETE ON event
+    WHEN OLD.seq > (SELECT coalesce(max(seq), 0) FROM checkpoint)
+    BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
+"""
+
 #: Statements that lead from each schema version to the next key, and from the last to SCHEMA.
-MIGRATIONS: Final[dict[int, str]] = {0: _CREATE, 1: _RETIRED + _AUDIT_INDEXES}
+MIGRATIONS: Final[dict[int, str]] = {0: _CREATE, 1: _RETIRED + _AUDIT_INDEXES, 2: _CHECKPOINT}
 
 _OWNER: Final = ("job_id", "restart", "sluid", "uid", "gid", "user", "account", "het_leader")
 _PLAIN: Final = (
@@ -163,8 +179,13 @@ _INSTANCE: Final = ("profile", "profile_id", "start", "size", "gi_id", "ci_id", 
 #: What an event's digest is made of, in this order.
 _EVENT: Final = ("seq", "at", "kind", "allocation", "job_id", "detail")
 
-#: What stands for an allocation in events that concern a GPU alone.
+#: What stands for an allocation in events that concern a GPU or the ledger alone.
 NO_ALLOCATION: Final = 0
+
+#: Events that `slurm-mig archive` writes: one for each record whose earlier events go to an
+#: archive while it stays, with everything that is known of it; and one for itself.
+CARRIED: Final = "carried"
+ARCHIVED: Final = "archived"
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,6 +355,27 @@ class Ledger:
             facts = {"gpu_uuid": gpu_uuid, "who": who}
             self._append_row("readmitted", NO_ALLOCATION, None, facts)
 
+    def carry(self, last: int, facts: dict[str, Any]) -> int:
+        """Before events up to number `last` leave: repeat what stays behind, say so; how many.
+
+        Each record that stays although events of it leave gets an event with everything that
+        is known of it: the open ones, those with later events, and the newest, whose number
+        the next one is counted from. `facts` tell of the move.
+        """
+        with self._guarded("write"), _transaction(self._db):
+            staying = self._select(
+                "number IN (SELECT allocation FROM event WHERE seq <= :last) AND (ended IS NULL "
+                "OR number = (SELECT max(number) FROM allocation) OR EXISTS "
+                "(SELECT 1 FROM event WHERE allocation = number AND seq > :last)) AND NOT EXISTS "
+                "(SELECT 1 FROM event WHERE allocation = number AND seq > :last AND kind = :kind)",
+                {"last": last, "kind": CARRIED},
+            )
+            for record in staying:
+                told = record.to_dict() | {"firsts": self._firsts(record.number)}
+                self._append(CARRIED, record, told)
+            self._append_row(ARCHIVED, NO_ALLOCATION, None, facts)
+        return len(staying)
+
     # -- reading -------------------------------------------------------------
 
     def retired(self) -> dict[str, Retired]:
@@ -370,12 +412,19 @@ class Ledger:
 
         Without such an event: when it was created.
         """
+        return self._firsts(allocation.number).get(kind, allocation.created)
+
+    def _firsts(self, number: int) -> dict[str, float]:
+        """When an allocation had its first event of each kind, those in archives included."""
+        query = "SELECT at, kind, detail FROM event WHERE allocation = ? ORDER BY seq DESC"
+        found: dict[str, float] = {}
         with self._guarded("read"):
-            row = self._db.execute(
-                "SELECT min(at) AS at FROM event WHERE allocation = ? AND kind = ?",
-                (allocation.number, kind),
-            ).fetchone()
-        return float(allocation.created if row["at"] is None else row["at"])
+            for row in self._db.execute(query, (number,)):
+                # The earliest comes last; who was carried has earlier ones in its detail.
+                found |= {row["kind"]: float(row["at"])}
+                if row["kind"] == CARRIED:
+                    found |= json.loads(row["detail"]).get("firsts", {})
+        return found
 
     def history(
         self,
@@ -444,8 +493,10 @@ class Ledger:
 
     def broken_event(self) -> int | None:
         """Number of the first event whose hash does not follow; None when all do."""
-        before, expected = "", 1
         with self._guarded("read"):
+            query = "SELECT seq, digest FROM checkpoint ORDER BY seq DESC LIMIT 1"
+            last, before = self._db.execute(query).fetchone() or (0, "")
+            expected = last + 1
             columns = ", ".join((*_EVENT, "digest"))
             for row in self._db.execute(f"SELECT {columns} FROM event ORDER BY seq"):  # noqa: S608
                 content = tuple(row[name] for name in _EVENT)
@@ -454,7 +505,9 @@ class Ledger:
                 before, expected = row["digest"], expected + 1
         return None
 
-    def _select(self, where: str, values: Sequence[object]) -> list[Allocation]:
+    def _select(
+        self, where: str, values: Sequence[object] | Mapping[str, object]
+    ) -> list[Allocation]:
         with self._guarded("read"):
             rows = self._db.execute(
                 f"SELECT * FROM allocation WHERE {where} ORDER BY number",  # noqa: S608

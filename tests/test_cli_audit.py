@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import sqlite3
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -225,8 +225,12 @@ def test_csv_is_printed_as_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(views, "_row", row)
     monkeypatch.setattr("sys.stdout", Out())
-    views.print_rows([1, 2], "csv")  # type: ignore[list-item]
-    assert seen == ["allocation", "made 1", "1", "made 2", "2"]
+    with ExitStack() as stack:
+        tell = views.rows(stack, iter([1, 2]), "csv")  # type: ignore[arg-type]
+        # All is read before the first line is printed.
+        assert seen == ["made 1", "made 2"]
+        tell()
+    assert seen[2:] == ["allocation", "1", "2"]
 
 
 # -- integrity --------------------------------------------------------------------------

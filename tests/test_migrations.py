@@ -200,7 +200,9 @@ class Moments:
 def statements_of_a_migration() -> list[str]:
     """What opening a ledger of schema 1 executes, in this order."""
     pragmas = ["journal_mode", "synchronous", "foreign_keys", "user_version"]
-    inside = ["user_version", *["statement"] * MIGRATIONS[1].count(";"), "user_version="]
+    scripts = [MIGRATIONS[step] for step in sorted(MIGRATIONS) if step >= 1]
+    count = sum(len(list(ledger._statements(script))) for script in scripts)
+    inside = ["user_version", *["statement"] * count, "user_version="]
     return [*pragmas, "BEGIN", *inside, "COMMIT"]
 
 

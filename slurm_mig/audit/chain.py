@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from slurm_mig.audit.findings import Finding
+from slurm_mig.allocation import OPEN
+from slurm_mig.audit.findings import NAMED_OF_A_KIND, Finding
 from slurm_mig.audit.rows import is_text, is_time, is_whole, odd_event, odd_record
 
 if TYPE_CHECKING:
@@ -66,17 +68,20 @@ class Head:
 class ChainCheck:
     """Looks at events in their order, one after the other; then tells what is wrong."""
 
-    def __init__(self, digest: Digest) -> None:
+    def __init__(self, digest: Digest, start: int = 0, before: str = "") -> None:
+        """`start`, `before`: number and digest of the event that stands before the first."""
         self._digest = digest
-        self._before = ""
-        self._expected = 1
+        self._before = before
+        self._first = self._expected = start + 1
         self._last_at = float("-inf")
         self._gaps: list[Finding] = []
+        self._more_gaps = 0
         self._broken: list[tuple[Event, str]] = []
         self._uncounted = 0
         self.events = 0
-        #: Times at which the node's clock was set back: (event, seconds).
-        self.set_back: list[tuple[int, float]] = []
+        #: How often the node's clock was set back, and the widest step: (event, seconds).
+        self.set_back = 0
+        self.widest_step = (0, 0.0)
 
     @property
     def last(self) -> int:
@@ -87,7 +92,7 @@ class ChainCheck:
         """Take the next event."""
         self.events += 1
         if event.seq != self._expected:
-            self._gaps.append(_gap(self._expected, event.seq))
+            self._miss(_gap(self._expected, event.seq, self._first))
         # Whoever hashes the table anew gives a digest to values that nobody can read, too.
         elif self._digest(self._before, event.content) != event.digest or odd_event(event):
             if len(self._broken) < NAMED:
@@ -95,10 +100,17 @@ class ChainCheck:
             else:
                 self._uncounted += 1
         if is_time(event.at):
-            if event.at < self._last_at:
-                self.set_back.append((event.seq, self._last_at - event.at))
+            if (step := self._last_at - event.at) > 0:
+                self.set_back += 1
+                self.widest_step = max(self.widest_step, (event.seq, step), key=lambda it: it[1])
             self._last_at = event.at
         self._before, self._expected = event.digest, event.seq + 1
+
+    def _miss(self, gap: Finding) -> None:
+        if len(self._gaps) < NAMED_OF_A_KIND:
+            self._gaps.append(gap)
+        else:
+            self._more_gaps += 1
 
     def findings(self) -> list[Finding]:
         """What is wrong, in the order of the events."""
@@ -106,6 +118,8 @@ class ChainCheck:
         found.sort(key=lambda item: item.event or 0)
         if self._uncounted:
             found.append(Finding("changed", f"{self._uncounted} events more do not follow"))
+        if self._more_gaps:
+            found.append(Finding("removed", f"at {self._more_gaps} places more events are gone"))
         return found
 
     def _name(self, event: Event) -> Finding:
@@ -130,9 +144,9 @@ class ChainCheck:
         return None
 
 
-def _gap(expected: int, found: int) -> Finding:
+def _gap(expected: int, found: int, first: int) -> Finding:
     if found < expected:
-        return Finding("added", f"event {found}: the first is event 1", event=found)
+        return Finding("added", f"event {found}: the first is event {first}", event=found)
     last = found - 1
     which = f"event {expected} is" if last == expected else f"events {expected} to {last} are"
     return Finding("removed", f"{which} gone", event=expected)
@@ -149,51 +163,87 @@ def heads(lines: Iterable[str]) -> Iterator[Head]:
             yield Head(match[1], int(match[2]), match[3])
 
 
+class HeadCheck:
+    """Compares heads of one node with its table, one after the other.
+
+    `last` is the table's last event. Says between which events the first rewritten one lies:
+    each digest stands for all rows before it. Of a million lines it keeps eight bytes each.
+    """
+
+    def __init__(self, digest_of: Callable[[int], str | None], last: int, first: int = 0) -> None:
+        """`first`: earlier events are not at hand; heads of them are counted, and prove nothing."""
+        self._digest_of = digest_of
+        self._last = last
+        self._first = first
+        self._good = array("Q")
+        self._bad: Head | None = None
+        self.beyond = 0
+        self.compared = 0
+
+    def look(self, head: Head) -> None:
+        """Take a head, in any order."""
+        have = self._digest_of(head.seq)
+        if have is None and head.seq <= self._first:
+            self.beyond += 1
+            return
+        self.compared += 1
+        if have is not None and have.startswith(head.digest):
+            if not self._good or self._good[-1] != head.seq:
+                self._good.append(head.seq)
+        elif self._bad is None or (head.seq, head.digest) < (self._bad.seq, self._bad.digest):
+            self._bad = head
+
+    def findings(self) -> list[Finding]:
+        """What the first head that does not agree says; none where all do."""
+        head = self._bad
+        if head is None:
+            return []
+        if head.seq > self._last:
+            text = f"syslog has event {head.seq}, the ledger ends with event {self._last}"
+            return [Finding("removed", text, head.node, event=self._last + 1)]
+        good = max((seq for seq in self._good if seq < head.seq), default=self._first)
+        text = f"event {good + 1} was changed since syslog had its head {head.digest}"
+        if head.seq > good + 1:
+            text = f"one of the events {good + 1} to {head.seq} was changed since syslog had "
+            text += f"the head {head.seq}:{head.digest}"
+        return [Finding("rewritten", text, head.node, event=good + 1)]
+
+
 def check_heads(
     seen: Iterable[Head], digest_of: Callable[[int], str | None], last: int
 ) -> list[Finding]:
-    """Compare heads of one node with its table; `last` is the table's last event.
-
-    Says between which events the first rewritten one lies: each digest stands
-    for all rows before it.
-    """
-    ordered = sorted(set(seen), key=lambda head: (head.seq, head.digest))
-    good = 0
-    for head in ordered:
-        have = digest_of(head.seq)
-        if have is None and head.seq > last:
-            text = f"syslog has event {head.seq}, the ledger ends with event {last}"
-            return [Finding("removed", text, head.node, event=last + 1)]
-        if have is None or not have.startswith(head.digest):
-            text = f"event {good + 1} was changed since syslog had its head {head.digest}"
-            if head.seq > good + 1:
-                text = f"one of the events {good + 1} to {head.seq} was changed since syslog had "
-                text += f"the head {head.seq}:{head.digest}"
-            return [Finding("rewritten", text, head.node, event=good + 1)]
-        good = head.seq
-    return []
+    """Compare heads of one node with its table; `last` is the table's last event."""
+    check = HeadCheck(digest_of, last)
+    for head in seen:
+        check.look(head)
+    return check.findings()
 
 
 # -- the present truth -----------------------------------------------------------
 
 
 def check_allocation(
-    number: int, record: Allocation | None, events: Sequence[Event]
+    number: int, record: Allocation | None, events: Iterable[Event], *, leaves: bool = False
 ) -> list[Finding]:
-    """Whether an allocation and its instances are what its events lead to."""
-    if not events:
+    """Whether an allocation and its instances are what its events lead to.
+
+    `leaves`: of an archive, where a record that was open after its last event need not be.
+    """
+    first, last, told = _told(events)
+    if first is None or last is None:
         text = f"allocation {number} is in no event: it was added, or its events were cut off"
         return [Finding("added", text, allocation=number)]
+    if record is None and leaves and not isinstance(told, Finding) and told.get("phase") in OPEN:
+        return []
     if record is None:
-        text = f"allocation {number} is gone; event {events[0].seq} made it"
-        return [Finding("removed", text, event=events[0].seq, allocation=number)]
-    told = _told(events)
+        text = f"allocation {number} is gone; event {first.seq} made it"
+        return [Finding("removed", text, event=first.seq, allocation=number)]
     if isinstance(told, Finding):
         return [told]
     have = _plain(record)
     differ = [name for name in have if name in told and told[name] != have[name]]
-    if not differ and not _end_fits(record, events[-1], told):
-        at = events[-1].at
+    if not differ and not _end_fits(record, last, told):
+        at = last.at
         differ, told["ended"] = ["ended"], f"about {at:.0f}" if is_time(at) else "not known"
     if not differ and (odd := odd_record(record)):
         # What its events say, too, once somebody has hashed them anew.
@@ -203,8 +253,8 @@ def check_allocation(
         Finding(
             "disagrees",
             f"allocation {number}: {name} is {_short(have[name])}, "
-            f"by event {events[-1].seq} it is {_short(told[name])}",
-            event=events[-1].seq,
+            f"by event {last.seq} it is {_short(told[name])}",
+            event=last.seq,
             allocation=number,
             job_id=owner.job_id if is_whole(owner.job_id) else None,
             user=owner.user if is_text(owner.user) else "",
@@ -213,25 +263,34 @@ def check_allocation(
     ]
 
 
-def _told(events: Sequence[Event]) -> dict[str, Any] | Finding:
-    """What the events lead to: the first has everything, later ones what changed.
+def _told(
+    events: Iterable[Event],
+) -> tuple[Event | None, Event | None, dict[str, Any] | Finding]:
+    """The first and the last event, and what they all lead to.
 
-    Else the event that cannot be read: there is nothing to compare with.
+    The first has everything, later ones what changed. Of an event that cannot be read there is
+    a finding instead: there is nothing to compare with.
     """
     told: dict[str, Any] = {}
     facts: dict[str, Any] = {}
+    odd: Finding | None = None
+    first = last = None
     for event in events:
+        first, last = first or event, event
         read = _facts(event.detail)
         if read is None or not isinstance(read.get("owner", {}), dict):
             text = f"event {event.seq} was changed: its detail is not what slurm-mig writes"
-            return Finding("changed", text, event=event.seq)
-        facts = read
-        told.update(facts)
+            odd = odd or Finding("changed", text, event=event.seq)
+        else:
+            facts = read
+            told.update(facts)
+    if odd is not None:
+        return first, last, odd
     owner = told.pop("owner", {})
     # `ended` of the first event says nothing of a record that later events close.
-    if len(events) > 1 and "ended" not in facts:
+    if first is not last and "ended" not in facts:
         told.pop("ended", None)
-    return told | {f"owner.{name}": value for name, value in owner.items()}
+    return first, last, told | {f"owner.{name}": value for name, value in owner.items()}
 
 
 def _facts(detail: object) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import median
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.allocation import REFUSED
 
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 #: Differences below this many seconds are not worth a word: a Prolog may wait for a lock.
 WORTH_A_WORD: Final = 2.0
+
+#: Runs that are kept to compare nodes by.
+SAMPLE: Final = 20_000
+
+#: The greatest job id that Slurm has.
+_LAST_JOB: Final = 2**32
 
 #: States of runs whose end came after their beginning on the node; one that is cancelled
 #: may end while its Prolog waits.
@@ -73,24 +79,49 @@ def against_slurm(pairs: Iterable[Match]) -> list[Offset]:
     ]
 
 
+class BetweenNodes:
+    """Estimates from jobs on several nodes, whose records are looked at one after the other.
+
+    Of more than `most` runs it keeps a sample by job id, the same jobs on every node.
+    """
+
+    def __init__(self, most: int = SAMPLE) -> None:
+        self._most = most
+        self._every = 1
+        self._begun: dict[tuple[Any, ...], dict[str, float]] = defaultdict(dict)
+
+    def look(self, record: Allocation) -> None:
+        """Take the next record."""
+        owner = record.owner
+        if owner.job_id is None or record.phase == REFUSED or owner.job_id % self._every:
+            return
+        run = (owner.job_id, owner.restart, owner.sluid, owner.user)
+        self._begun[run].setdefault(record.node, record.created)
+        while len(self._begun) > self._most and self._every <= _LAST_JOB:
+            self._every *= 2
+            for other in [run for run in self._begun if run[0] % self._every]:
+                del self._begun[other]
+
+    def lines(self) -> list[str]:
+        """Lines on nodes whose records of one job lie apart."""
+        apart: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for nodes in self._begun.values():
+            for one, other in combinations(sorted(nodes), 2):
+                apart[one, other].append(nodes[one] - nodes[other])
+        return [
+            f"clocks of {one} and {other}: {one} seems {abs(ahead):.0f} s "
+            f"{'ahead' if ahead > 0 else 'behind'}, by {len(all_apart)} jobs on both (estimate)"
+            for (one, other), all_apart in sorted(apart.items())
+            if abs(ahead := median(all_apart)) > WORTH_A_WORD
+        ]
+
+
 def between_nodes(records: Iterable[Allocation]) -> list[str]:
     """Estimates from jobs on several nodes: lines on nodes whose records of one job lie apart."""
-    begun: dict[tuple[object, ...], dict[str, float]] = defaultdict(dict)
+    found = BetweenNodes()
     for record in records:
-        owner = record.owner
-        if owner.job_id is not None and record.phase != REFUSED:
-            run = (owner.job_id, owner.restart, owner.sluid, owner.user)
-            begun[run].setdefault(record.node, record.created)
-    apart: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for nodes in begun.values():
-        for one, other in combinations(sorted(nodes), 2):
-            apart[one, other].append(nodes[one] - nodes[other])
-    return [
-        f"clocks of {one} and {other}: {one} seems {abs(ahead):.0f} s "
-        f"{'ahead' if ahead > 0 else 'behind'}, by {len(all_apart)} jobs on both (estimate)"
-        for (one, other), all_apart in sorted(apart.items())
-        if abs(ahead := median(all_apart)) > WORTH_A_WORD
-    ]
+        found.look(record)
+    return found.lines()
 
 
 def in_the_future(node: str, newest: float, written: float, now: float) -> list[str]:
@@ -102,11 +133,10 @@ def in_the_future(node: str, newest: float, written: float, now: float) -> list[
     ]
 
 
-def set_back(node: str, steps: Iterable[tuple[int, float]]) -> list[str]:
-    """Lines on a clock that was set back between two events of its ledger."""
-    worst = sorted(steps, key=lambda step: -step[1])
-    if not worst or worst[0][1] <= WORTH_A_WORD:
+def set_back(node: str, times: int, widest: tuple[int, float]) -> list[str]:
+    """Lines on a clock that was set back between two events of its ledger: how often, how far."""
+    event, seconds = widest
+    if seconds <= WORTH_A_WORD:
         return []
-    event, seconds = worst[0]
-    more = f", {len(worst)} times in all" if len(worst) > 1 else ""
+    more = f", {times} times in all" if times > 1 else ""
     return [f"clock of {node}: set back by {seconds:.0f} s before event {event}{more}"]

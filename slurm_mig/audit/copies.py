@@ -9,10 +9,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass
+from heapq import merge
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from slurm_mig.allocation import Allocation
 
@@ -26,6 +27,9 @@ class Copy(Protocol):
     def length(self) -> int:
         """Number of the last event."""
 
+    def first(self) -> int:
+        """Number of the event before its first one; 0 where nothing was moved to an archive."""
+
     def ends(self) -> Sequence[Key]:
         """Keys of the first and the last record; none of a ledger without any."""
 
@@ -33,10 +37,10 @@ class Copy(Protocol):
         """Key of the record of that number."""
 
     def digest_of(self, seq: int) -> str | None:
-        """Digest of an event."""
+        """Digest of an event, or of the one before its first."""
 
-    def find(self, *args: Any, **wanted: Any) -> Sequence[Allocation]:
-        """The records that are asked for."""
+    def find(self, *args: Any, **wanted: Any) -> Iterable[Allocation]:
+        """The records that are asked for, oldest first."""
 
 
 C = TypeVar("C", bound=Copy)
@@ -53,21 +57,35 @@ class Contradiction(Generic[C]):
     event: int
 
 
-def youngest(copies: Iterable[C], wanted: Mapping[str, Any]) -> list[tuple[Allocation, C]]:
+def youngest(copies: Iterable[C], wanted: Mapping[str, Any]) -> Iterator[tuple[Allocation, C]]:
     """Records of all ledgers that are asked for, oldest first, each with the ledger it is from.
 
     Of several copies the youngest that has a record speaks for it, also where it says that
-    the record is not meant.
+    the record is not meant. An archive and the ledger that it was moved out of count as copies.
+    Records come as they are read: all of them may not fit in memory.
     """
-    found: list[tuple[Allocation, C]] = []
-    for family in _families(copies):
-        for place, copy in enumerate(family):
-            found += [
-                (record, copy)
-                for record in copy.find(**wanted)
-                if not any(_has(younger, record) for younger in family[:place])
-            ]
-    return sorted(found, key=lambda item: (item[0].created, item[0].node, item[0].number))
+    streams = [
+        _spoken_for(copy, family[:place], wanted)
+        for family in _families(copies)
+        for place, copy in enumerate(family)
+    ]
+    return merge(*streams, key=lambda item: (item[0].created, item[0].node, item[0].number))
+
+
+def _spoken_for(
+    copy: C, younger: Sequence[C], wanted: Mapping[str, Any]
+) -> Iterator[tuple[Allocation, C]]:
+    """Records of a copy that no younger one has."""
+    spans = [(other, *_numbers(other)) for other in younger]
+    for record in copy.find(**wanted):
+        if not any(low <= record.number <= high and _has(o, record) for o, low, high in spans):
+            yield record, copy
+
+
+def _numbers(copy: Copy) -> tuple[int, int]:
+    """The first and the last record's number, so that few others are looked up there."""
+    numbers = [key[0] for key in copy.ends() if isinstance(key[0], int)]
+    return (numbers[0], numbers[-1]) if numbers else (1, 0)
 
 
 def contradictions(copies: Iterable[C]) -> list[Contradiction[C]]:
@@ -98,9 +116,10 @@ def _has(copy: Copy, record: Allocation) -> bool:
 
 
 def _same(one: Copy, other: Copy) -> bool:
-    """By the first event, or by a record of both: none is another ledger for one edit."""
-    first = one.digest_of(_FIRST_EVENT)
-    if first is not None and first == other.digest_of(_FIRST_EVENT):
+    """By the first event of both, or by a record: none is another ledger for one edit."""
+    first = max(one.first(), other.first(), _FIRST_EVENT)
+    digest = one.digest_of(first)
+    if digest is not None and digest == other.digest_of(first):
         return True
     return any(
         there.key(key[0]) == key
@@ -116,7 +135,9 @@ def _fork(one: Copy, other: Copy) -> int | None:
     def differ(seq: int) -> bool:
         return one.digest_of(seq) != other.digest_of(seq)
 
+    first = max(one.first(), other.first(), _FIRST_EVENT)
     last = min(one.length(), other.length())
-    if not differ(last):
+    if last < first or not differ(last):
         return None
-    return bisect_left(range(1, last + 1), True, key=differ) + 1  # noqa: FBT003  # what is looked for
+    events = range(first, last + 1)
+    return first + bisect_left(events, True, key=differ)  # noqa: FBT003  # what is looked for

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+#: Findings of one kind that are named singly: who renames all users of a ledger with a million
+#: events makes as many findings, which nobody reads and no memory holds.
+NAMED_OF_A_KIND: Final = 1000
 
 #: Kinds of findings that `--check` has, and what each means.
 CHECKED: Final[dict[str, str]] = {
@@ -48,3 +56,18 @@ class Finding:
     user: str = ""
     since: float | None = None
     until: float | None = None
+
+
+def first_of_each(found: Iterable[Finding]) -> list[Finding]:
+    """The first of each kind in their order, and for the others one that says how many."""
+    named: list[Finding] = []
+    counts: Counter[str] = Counter()
+    for item in found:
+        counts[item.kind] += 1
+        if counts[item.kind] <= NAMED_OF_A_KIND:
+            named.append(item)
+    return named + [
+        Finding(kind, f"{count - NAMED_OF_A_KIND} findings more of this kind")
+        for kind, count in counts.items()
+        if count > NAMED_OF_A_KIND
+    ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
 
 from slurm_mig.allocation import REFUSED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from slurm_mig.audit.holdings import Holding
 
@@ -43,12 +43,8 @@ class Total:
     memory_hours: float = 0.0
     unknown_hours: float = 0.0
     refused: int = 0
-    _jobs: set[int] = field(default_factory=set)
-
-    @property
-    def jobs(self) -> int:
-        """Jobs that held something; runs of one job count once, administrators not."""
-        return len(self._jobs)
+    #: Jobs that held something; runs of one job count once, administrators not.
+    jobs: int = 0
 
     def add(self, item: Holding, since: float, until: float) -> None:
         """Count a holding for the part of it that lies in the span."""
@@ -56,8 +52,6 @@ class Total:
             self.refused += 1
             return
         self.slices += 1
-        if item.record.owner.job_id is not None:
-            self._jobs.add(item.record.owner.job_id)
         hours = item.seconds(since, until) / 3600
         self.slice_hours += hours
         if item.compute is None or item.memory is None:
@@ -67,11 +61,23 @@ class Total:
         self.memory_hours += item.memory * hours
 
 
-def totals(items: Iterable[Holding], by: str, since: float, until: float) -> list[Total]:
+class Distinct(Protocol):
+    """Counts the different numbers under each key; there may be more than fit in memory."""
+
+    def add(self, key: str, number: int) -> None:
+        """Take one, maybe once more."""
+
+    def counts(self) -> Mapping[str, int]:
+        """How many different ones each key has; a key without any may be missing."""
+
+
+def totals(
+    items: Iterable[Holding], by: str, since: float, until: float, jobs: Distinct
+) -> list[Total]:
     """Totals by user, account, profile or node; most slice-hours first, then by name.
 
     Only what lies in [since, until) counts; `until` must not lie in the future:
-    what is still held counts until then.
+    what is still held counts until then. `jobs` is empty yet.
     """
     key = BY[by]
     found: dict[str, Total] = {}
@@ -80,4 +86,9 @@ def totals(items: Iterable[Holding], by: str, since: float, until: float) -> lis
         if name not in found:
             found[name] = Total(name)
         found[name].add(item, since, until)
+        job = item.record.owner.job_id
+        if job is not None and item.record.phase != REFUSED:
+            jobs.add(name, job)
+    for name, count in jobs.counts().items():
+        found[name].jobs = count
     return sorted(found.values(), key=lambda total: (-total.slice_hours, total.key))

@@ -21,6 +21,7 @@ CLOSED_PIPE: Final = 141
 #: Verb -> module below slurm_mig.cli; the module's click command is named `command`.
 VERBS: Final[dict[str, str]] = {
     "apply": "apply",
+    "archive": "archive",
     "assert": "assert_",
     "audit": "audit",
     "create": "create",

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import csv
 import sys
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from slurm_mig.allocation import GONE, LOST, QUARANTINED, REFUSED
-from slurm_mig.cli._common import print_json, table, when
+from slurm_mig.cli._common import Columns, cell, print_json, print_json_rows, table, when
+from slurm_mig.spool import Rows
 from slurm_mig.text import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from contextlib import ExitStack
 
     from slurm_mig.audit.findings import Finding
     from slurm_mig.audit.holdings import Holding
     from slurm_mig.audit.totals import Total
+
+#: Rows that are read so fast that a bar would only flicker.
+WORTH_A_BAR: Final = 20_000
+
+#: How often a bar moves from its beginning to its end, at most.
+STEPS: Final = 200
 
 #: Phases whose reason says what went wrong; else it is the plan's own explanation.
 EXPLAINED: Final = (REFUSED, QUARANTINED, LOST)
@@ -27,34 +37,69 @@ EXPLAINED: Final = (REFUSED, QUARANTINED, LOST)
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
-def print_rows(items: Sequence[Holding], form: str) -> None:
-    """Who held what, one line each."""
-    if form == "table":
-        _table(items)
-    else:
-        # One at a time: a year of a fleet as rows is far more than as records.
-        _print(form, (_row(item) for item in items), list(_COLUMNS))
+@contextmanager
+def progress(total: int, form: str) -> Iterator[Callable[[int], object]]:
+    """What to call with each count of rows that are done, of `total`; it draws a bar on a terminal.
+
+    On stderr, and none beside JSON, for which a program waits, or for what is done at once.
+    """
+    if form == "json" or total < WORTH_A_BAR or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    with click.progressbar(length=total, label="reading", file=sys.stderr) as bar:
+        # Drawing it for each row would take longer than reading the row.
+        waiting = [0]
+
+        def passed(count: int) -> None:
+            waiting[0] += count
+            if waiting[0] >= total // STEPS:
+                bar.update(waiting[0])
+                waiting[0] = 0
+
+        yield passed
+        bar.update(waiting[0])
 
 
-def _table(items: Sequence[Holding]) -> None:
-    nodes = len({item.record.node for item in items}) > 1
+def rows(stack: ExitStack, items: Iterable[Holding], form: str) -> Callable[[], None]:
+    """Read who held what, one line each; the answer prints them."""
+    kept = Rows()
+    stack.callback(kept.close)
+    if form != "table":
+        for item in items:
+            kept.add(_row(item))
+        return partial(_print, form, kept, list(_COLUMNS))
+    nodes: set[str] = set()
+    both = Columns(_headers(nodes=True)), Columns(_headers(nodes=False))
+    for item in items:
+        nodes.add(item.record.node)
+        cells = _cells(item)
+        kept.add(cells)
+        both[0].learn(cells)
+        both[1].learn(_without_node(cells))
+    if len(nodes) > 1:
+        return partial(both[0].show, kept)
+    return partial(both[1].show, map(_without_node, kept))
+
+
+def _headers(*, nodes: bool) -> list[str]:
     headers = ["JOB", "USER", "ACCOUNT", *(["NODE"] if nodes else []), "GPU", "SLICE", "GI/CI"]
-    table(
-        [*headers, "MIG UUID", "FROM", "TO", "OUTCOME"],
-        [_cells(item, nodes=nodes) for item in items],
-    )
+    return [*headers, "MIG UUID", "FROM", "TO", "OUTCOME"]
 
 
-def _cells(item: Holding, *, nodes: bool) -> list[object]:
+def _without_node(cells: list[str]) -> list[str]:
+    return [*cells[:3], *cells[4:]]
+
+
+def _cells(item: Holding) -> list[str]:
     record, made = item.record, item.instance
     owner = record.owner
     known = made is not None and made.gi_id not in (None, GONE)
     ids = f"{made.gi_id}/{_or(made.ci_id, '-')}" if made and known else "-"
-    return [
+    cells: list[object] = [
         "-" if owner.job_id is None else f"{owner.job_id}.{owner.restart}",
         owner.user or "-",
         owner.account or "-",
-        *([record.node] if nodes else []),
+        record.node,
         record.gpu_minor,
         str(made) if made else record.request,
         ids,
@@ -63,6 +108,7 @@ def _cells(item: Holding, *, nodes: bool) -> list[object]:
         when(record.ended),
         record.phase + (f": {record.reason}" if record.phase in EXPLAINED else ""),
     ]
+    return list(map(cell, cells))
 
 
 def _or(value: object, other: object) -> object:
@@ -198,7 +244,7 @@ def note(text: str) -> None:
 
 def _print(form: str, rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> None:
     if form == "json":
-        print_json(list(rows))
+        print_json_rows(rows)
         return
     writer = csv.writer(sys.stdout)
     writer.writerow(columns)

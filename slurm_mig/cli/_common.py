@@ -7,6 +7,7 @@ import os
 import re
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -191,20 +192,49 @@ def print_json(data: object) -> None:
     click.echo(json.dumps(data, indent=2))
 
 
+def print_json_rows(rows: Iterable[object]) -> None:
+    """As `print_json` of a list, of which only one row at a time need be in memory."""
+    empty = True
+    for row in rows:
+        text = json.dumps(row, indent=2).replace("\n", "\n  ")
+        click.echo(f"[\n  {text}" if empty else f",\n  {text}", nl=False)
+        empty = False
+    click.echo("[]" if empty else "\n]")
+
+
+class Columns:
+    """Columns padded to their widest cell, numbers to the right, learnt row by row."""
+
+    def __init__(self, headers: Sequence[str]) -> None:
+        self._headers = headers
+        self._widths = [len(header) for header in headers]
+        self._right = [True] * len(headers)
+        self._empty = True
+
+    def learn(self, cells: Sequence[str]) -> None:
+        """Make room for a row."""
+        self._empty = False
+        for place, text in enumerate(cells):
+            self._widths[place] = max(self._widths[place], len(text))
+            self._right[place] = self._right[place] and text.replace(".", "").isdigit()
+
+    def show(self, rows: Iterable[Sequence[str]]) -> None:
+        """Print the headers and the rows that were learnt."""
+        for line in chain([self._headers], rows):
+            padded = [
+                text.rjust(width) if right and not self._empty else text.ljust(width)
+                for text, width, right in zip(line, self._widths, self._right, strict=True)
+            ]
+            click.echo("  ".join(padded).rstrip())
+
+
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Columns padded to their widest cell; numbers to the right."""
     cells = [[cell(value) for value in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
-    right = [
-        bool(cells) and all(row[place].replace(".", "").isdigit() for row in cells)
-        for place in range(len(headers))
-    ]
-    for line in [list(headers), *cells]:
-        padded = [
-            text.rjust(width) if flush else text.ljust(width)
-            for text, width, flush in zip(line, widths, right, strict=True)
-        ]
-        click.echo("  ".join(padded).rstrip())
+    columns = Columns(headers)
+    for row in cells:
+        columns.learn(row)
+    columns.show(cells)
 
 
 def cell(value: object) -> str:

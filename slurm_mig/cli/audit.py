@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import time
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import click
 
 from slurm_mig.allocation import TRANSITIONS
-from slurm_mig.archive import Archive, collected
+from slurm_mig.archive import ARCHIVES, Archive, collected
 from slurm_mig.audit import clocks
 from slurm_mig.audit.copies import contradictions, youngest
 from slurm_mig.audit.holdings import FOREVER, Size, holdings
@@ -22,16 +23,23 @@ from slurm_mig.cli import _audit as views
 from slurm_mig.cli._common import open_node, root_to_read, slurm_of, when
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.errors import AuditFindings, LedgerFault, UsageFault
+from slurm_mig.spool import DistinctNumbers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from slurm_mig.allocation import Allocation
-    from slurm_mig.audit.chain import Head
     from slurm_mig.audit.copies import Contradiction
     from slurm_mig.audit.findings import Finding
     from slurm_mig.audit.holdings import Holding
     from slurm_mig.node import Node
+
+
+class _Closed(Protocol):
+    def close(self) -> object: ...
+
+
+T = TypeVar("T", bound=_Closed)
 
 #: What `--reconcile` compares unless it is told: the last day, in seconds.
 LAST_DAY: Final = 86400.0
@@ -130,23 +138,28 @@ def command(
     with ExitStack() as stack:
         if reconcile:
             return _reconcile(stack, ledgers, wanted, tolerance, form)
-        archives = _open(stack, ledgers)
-        if check:
-            return _check(archives, heads, form)
-        found = _found(archives, wanted)
-        # Known before anything is printed: a fault after half an answer would be overlooked.
-        notes = _contradictions(archives) + _clocks(archives, found)
-        span = _span_for_sums(wanted)
-        if timeline is not None:
-            _draw(timeline, archives, found, wanted, colour_by)
-        elif by is None:
-            views.print_rows(found, form)
-        else:
-            views.print_totals(totals(found, by, *span), by, form)
-        if timeline is not None or by is not None:
-            open_ones = ((item.record, item.known) for item in found)
-            notes = _cut_short(open_ones, span[1], "count until") + notes
-        for line in notes:
+        with ExitStack() as reading:
+            archives = _open(reading, ledgers)
+            if check:
+                return _check(archives, heads, form)
+            span = _span_for_sums(wanted)
+            notes = Notes(archives, span[1])
+            with views.progress(sum(item.size() for item in archives), form) as passed:
+                found = notes.through(_found(archives, wanted, passed))
+                # All is read before anything is printed: a fault after half an answer would be
+                # overlooked, and whoever pages through it would hold the ledger.
+                if timeline is not None:
+                    tell = _draw(timeline, archives, found, wanted, colour_by)
+                elif by is None:
+                    tell = views.rows(stack, found, form)
+                else:
+                    jobs = _closing(stack, DistinctNumbers())
+                    tell = partial(views.print_totals, totals(found, by, *span, jobs), by, form)
+            lines = _contradictions(archives) + _absent(archives, wanted) + notes.clocks()
+            if timeline is not None or by is not None:
+                lines = notes.cut_short("count until") + lines
+        tell()
+        for line in lines:
             views.note(line)
     return None
 
@@ -213,23 +226,77 @@ def _open(stack: ExitStack, ledgers: Sequence[str], node: Node | None = None) ->
             remedy="`--ledger` reads copies of other nodes' ledgers",
         )
     assert node.ledger  # noqa: S101  # opened, and so migrated, by being asked for
-    return [_closing(stack, Archive(node.config.ledger, live=True))]
+    # The ledger first: what `slurm-mig archive` moves after this moment is then met twice, and
+    # counts once. The other way round it would be met nowhere.
+    ledger = _closing(stack, Archive(node.config.ledger, live=True))
+    beside = sorted(node.config.archives.glob(ARCHIVES))
+    return [ledger, *(_closing(stack, Archive(path, live=True)) for path in beside)]
 
 
-def _closing(stack: ExitStack, archive: Archive) -> Archive:
-    stack.callback(archive.close)
-    return archive
+def _closing(stack: ExitStack, item: T) -> T:
+    stack.callback(item.close)
+    return item
 
 
-def _found(archives: Sequence[Archive], wanted: dict[str, Any]) -> list[Holding]:
+def _found(
+    archives: Sequence[Archive], wanted: dict[str, Any], passed: Callable[[int], object]
+) -> Iterator[Holding]:
     """Holdings; of a record with several instances only those that are asked for."""
     known = _known(archives)
-    return [
-        item
-        for record, archive in youngest(archives, wanted)
-        for item in holdings(record, size_of(record.gpu_name), known[id(archive)])
-        if _meant(item, wanted)
-    ]
+    for record, archive in youngest(archives, wanted):
+        passed(1)
+        for item in holdings(record, size_of(record.gpu_name), known[id(archive)]):
+            if _meant(item, wanted):
+                yield item
+
+
+class Notes:
+    """What is worth a word about the records of an answer, learnt while they pass by."""
+
+    def __init__(self, archives: Sequence[Archive], until: float) -> None:
+        self._archives = archives
+        self._until = until
+        self._newest = [archive.last()[1] for archive in archives]
+        self._last: Allocation | None = None
+        self._cut = 0
+        self._oldest = FOREVER
+        nodes = {name for archive in archives for name in archive.nodes()}
+        # One node alone has nothing to be compared with, and most questions are about one.
+        self._between = clocks.BetweenNodes() if len(nodes) > 1 else None
+
+    def through(self, found: Iterable[Holding]) -> Iterator[Holding]:
+        """The same holdings; those of one record stand together."""
+        for item in found:
+            if item.record is not self._last:
+                self.look(item.record, item.known)
+            yield item
+
+    def look(self, record: Allocation, known: float) -> None:
+        """Take the next record, of which its ledger tells until then."""
+        self._last = record
+        if record.ended is None and known < self._until:
+            self._cut += 1
+            self._oldest = min(self._oldest, known)
+        if self._between is not None:
+            self._between.look(record)
+
+    def clocks(self) -> list[str]:
+        """Beside collected ledgers, what is known of the clocks they were written by."""
+        lines = [] if self._between is None else self._between.lines()
+        now = time.time()
+        for archive, newest in zip(self._archives, self._newest, strict=True):
+            written = archive.path.stat().st_mtime
+            # Whose it is takes a look at every row.
+            if max(newest, written) > now:
+                lines += clocks.in_the_future(_name(archive), newest, written, now)
+        return lines
+
+    def cut_short(self, what: str) -> list[str]:
+        """A line on what is open in a copy: nobody knows how long it was held after that."""
+        if not self._cut:
+            return []
+        count = f"{self._cut} open records of copied ledgers {what} the newest event of their copy"
+        return [f"{count}, the oldest of these at {when(self._oldest)}"]
 
 
 def _meant(item: Holding, wanted: dict[str, Any]) -> bool:
@@ -268,32 +335,25 @@ def _contradiction(found: Contradiction[Archive]) -> str:
     )
 
 
-def _clocks(archives: Sequence[Archive], found: Sequence[Holding]) -> list[str]:
-    """Beside collected ledgers, what is known of the clocks they were written by."""
-    records = {id(item.record): item.record for item in found}.values()
-    lines = clocks.between_nodes(records)
-    now = time.time()
-    for archive in archives:
-        newest, written = archive.last()[1], archive.path.stat().st_mtime
-        # Whose it is takes a look at every row.
-        if max(newest, written) > now:
-            lines += clocks.in_the_future(_name(archive), newest, written, now)
-    return lines
+def _absent(archives: Sequence[Archive], wanted: dict[str, Any]) -> list[str]:
+    """Lines on archives that are not here, where they may have what is asked for."""
+    since = wanted["since"]
+    return [
+        f"what ended before {when(archive.before)} on {_name(archive)} is in the archive "
+        f"{archive.earlier}, which is not here: this answer lacks it"
+        for archive in archives
+        if (since is None or since < archive.before) and not _leads_to(archives, archive)
+    ]
+
+
+def _leads_to(archives: Sequence[Archive], later: Archive) -> bool:
+    """Whether one of these ledgers has the event that a shortened one goes on from."""
+    return later.start == 0 or _before(archives, later) is not None
 
 
 def _known(archives: Sequence[Archive]) -> dict[int, float]:
     """Until when each of them tells what was held: a copy until its newest event."""
     return {id(archive): FOREVER if archive.live else archive.last()[1] for archive in archives}
-
-
-def _cut_short(found: Iterable[tuple[Allocation, float]], until: float, what: str) -> list[str]:
-    """A line on what is open in a copy: nobody knows how long it was held after that."""
-    cut = {id(record): known for record, known in found if record.ended is None and known < until}
-    if not cut:
-        return []
-    oldest = when(min(cut.values()))
-    count = f"{len(cut)} open records of copied ledgers {what} the newest event of their copy"
-    return [f"{count}, the oldest of these at {oldest}"]
 
 
 def _name(archive: Archive) -> str:
@@ -304,47 +364,119 @@ def _name(archive: Archive) -> str:
 
 
 def _check(archives: Sequence[Archive], text: Iterable[str] | None, form: str) -> None:
-    from slurm_mig.audit import chain
-    from slurm_mig.audit.findings import Finding
+    from slurm_mig.audit.findings import Finding, first_of_each
 
-    seen = None if text is None else list(chain.heads(text))
     found: list[Finding] = []
     counts, notes = [], []
+    with views.progress(2 * sum(item.length() - item.first() for item in archives), form) as passed:
+        for archive in archives:
+            looked, findings = archive.check(passed)
+            found += _placed(findings, archive, several=len(archives) > 1)
+            beginning = f" from event {archive.start + 1} on" if archive.start else ""
+            counts.append(f"{_name(archive)}: {looked.events} events{beginning}")
+            notes += clocks.set_back(_name(archive), looked.set_back, looked.widest_step)
+    heads, behind = [], []
+    if text is not None:
+        compared = _check_heads(archives, text)
+        found += compared[0]
+        heads.append(compared[1])
     for archive in archives:
-        looked, findings = archive.check()
-        nodes = archive.nodes()
-        if seen is not None:
-            findings += _check_heads(
-                archive, [head for head in seen if head.node in nodes], looked.last
-            )
-        found += _placed(findings, archive, several=len(archives) > 1)
-        counts.append(f"{_name(archive)}: {looked.events} events")
-        notes += clocks.set_back(_name(archive), looked.set_back)
+        lost, told = _link(archives, archive)
+        found += lost
+        behind += told
     found += [
         Finding("contradicts", _contradiction(item), _name(item.one), event=item.event)
         for item in contradictions(archives)
     ]
+    found = first_of_each(found)
     broken = next((item.event for item in found if item.event is not None), None)
     views.print_findings(found, form, broken_event=broken)
+    for line in behind:
+        views.note(line)
     if found:
         # Times of a table that was edited say nothing of clocks.
         raise AuditFindings(_summary(found))
     for line in notes:
         views.note(line)
     if form == "table":
-        heads = "" if seen is None else f"; they agree with {len(seen)} heads of syslog"
-        click.echo(f"{'; '.join(counts)}: every event follows from the one before it{heads}")
+        said = f"{'; '.join(counts)}: every event follows from the one before it"
+        click.echo("; ".join((said, *heads)))
 
 
-def _check_heads(archive: Archive, seen: Sequence[Head], last: int) -> list[Finding]:
-    from slurm_mig.audit.chain import check_heads
+def _link(archives: Sequence[Archive], later: Archive) -> tuple[list[Finding], list[str]]:
+    """Whether what was moved out of a ledger leads to what is left there; a line if it is not here.
 
-    if not seen:
-        raise UsageFault(
-            f"--heads: no line of {_name(archive)} with a head (`head=...`) is in that text",
-            remedy="try `journalctl -t slurm-mig _UID=0 | slurm-mig audit --check --heads -`",
-        )
-    return check_heads(seen, archive.digest_of, last)
+    Each file's chain is checked from its first event on. That the events before are those of an
+    archive shows in the digest that both know.
+    """
+    from slurm_mig.audit.findings import Finding
+
+    if _leads_to(archives, later):
+        return [], []
+    known = next((item for item in archives if item.path.name == later.earlier), None)
+    if known is None or known is later:
+        which = f"events 1 to {later.start} of {_name(later)} are in the archive {later.earlier}"
+        return [], [f"{which}, which is not here: what follows them was checked alone"]
+    if known.length() < later.start:
+        text = f"{known.path} ends with event {known.length()}, {later.path} goes on after event "
+        lost = Finding("removed", f"{text}{later.start}", _name(later), event=known.length() + 1)
+        return [lost], []
+    text = f"event {later.start} of {known.path} is not the one that {later.path} goes on from"
+    return [Finding("rewritten", text, _name(later), event=later.start)], []
+
+
+def _check_heads(archives: Sequence[Archive], text: Iterable[str]) -> tuple[list[Finding], str]:
+    """What heads of syslog say of each ledger, and how many were compared."""
+    from slurm_mig.audit.chain import HeadCheck, heads
+
+    found: list[Finding] = []
+    # What was moved away is compared through the ledger that goes on from it, if that is here.
+    ends = [item for item in archives if not item.archived] or list(archives)
+    checks = []
+    for item in ends:
+        digest_of = partial(_digest, archives, item)
+        check = HeadCheck(digest_of, item.length(), _reach(archives, item))
+        checks.append((item, set(item.nodes()), check))
+    for head in heads(text):
+        for archive, nodes, check in checks:
+            if head.node in nodes and not (archive.archived and head.seq > archive.length()):
+                check.look(head)
+    for archive, _, check in checks:
+        if not check.compared:
+            raise UsageFault(
+                f"--heads: no line of {_name(archive)} with a head (`head=...`) is in that text",
+                remedy="try `journalctl -t slurm-mig _UID=0 | slurm-mig audit --check --heads -`",
+            )
+        found += _placed(check.findings(), archive, several=len(archives) > 1)
+    compared = sum(check.compared for _, _, check in checks)
+    beyond = sum(check.beyond for _, _, check in checks)
+    more = f", {beyond} more are of events that are not here" if beyond else ""
+    return found, f"they agree with {compared} heads of syslog{more}"
+
+
+def _digest(archives: Sequence[Archive], ledger: Archive, seq: int) -> str | None:
+    """Digest of an event in a ledger, or in the archives that lead to it."""
+    while seq < ledger.start:
+        before = _before(archives, ledger)
+        if before is None:
+            return None
+        ledger = before
+    return ledger.digest_of(seq)
+
+
+def _reach(archives: Sequence[Archive], ledger: Archive) -> int:
+    """The event after which everything is here, in a ledger or in archives that lead to it."""
+    while (before := _before(archives, ledger)) is not None:
+        ledger = before
+    return ledger.start
+
+
+def _before(archives: Sequence[Archive], later: Archive) -> Archive | None:
+    """One of these that has earlier events, and the one that a shortened ledger goes on from."""
+    for other in archives:
+        if other.start < later.start and other.digest_of(later.start) == later.begins_with:
+            return other
+    return None
 
 
 def _placed(found: Iterable[Finding], archive: Archive, *, several: bool) -> list[Finding]:
@@ -385,11 +517,13 @@ def _reconcile(
     own = set() if ledgers else {node.name}
     question = Question(here | own, since, until, tolerance)
     span_read = {"since": since - tolerance, "until": until + tolerance}
-    read = youngest(archives, wanted | span_read)
-    records = [record for record, _ in read]
-    known = _known(archives)
-    open_ones = ((record, known[id(archive)]) for record, archive in read)
-    notes = _contradictions(archives) + _cut_short(open_ones, until, "are compared beyond")
+    known, seen = _known(archives), Notes(archives, until)
+    records = []
+    for record, archive in youngest(archives, wanted | span_read):
+        seen.look(record, known[id(archive)])
+        records.append(record)
+    notes = _contradictions(archives) + _absent(archives, {"since": since})
+    notes += seen.cut_short("are compared beyond")
     rows = slurm_of(node).accounting(since - tolerance, until + tolerance)
     found = compare(records, rows, question)
     matched = runs(rows, question)
@@ -428,14 +562,16 @@ def _tell_untracked(rows: Iterable[Any], records: Sequence[Allocation]) -> None:
 def _draw(
     out: Path,
     archives: Sequence[Archive],
-    found: Sequence[Holding],
+    items: Iterable[Holding],
     wanted: dict[str, Any],
     by: str,
-) -> None:
-    if len(found) > MOST_DRAWN:
+) -> Callable[[], object]:
+    items = iter(items)
+    found = list(islice(items, MOST_DRAWN))
+    if more := sum(1 for _ in items):
         raise UsageFault(
-            f"--timeline draws at most {MOST_DRAWN} slices and refusals, these are {len(found)}: "
-            "ask for less, by --since and --until, --node, --gpu or --user"
+            f"--timeline draws at most {MOST_DRAWN} slices and refusals, these are "
+            f"{MOST_DRAWN + more}: ask for less, by --since and --until, --node, --gpu or --user"
         )
     from slurm_mig.audit.timeline import Gpu, picture
     from slurm_mig.painter import paint
@@ -451,7 +587,7 @@ def _draw(
         raise UsageFault("--timeline: no GPU is on record here, so there is nothing to draw")
     drawn = picture(found, gpus, by, since=wanted["since"], until=wanted["until"], now=now)
     paint(drawn, out)
-    click.echo(f"{out}: {len(drawn.boxes)} slices, {len(drawn.marks)} refusals")
+    return partial(click.echo, f"{out}: {len(drawn.boxes)} slices, {len(drawn.marks)} refusals")
 
 
 def _is_gpu(wanted: str | None, uuid: str, minor: int) -> bool:

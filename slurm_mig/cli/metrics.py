@@ -40,7 +40,7 @@ def command(textfile: Path | None) -> None:
     render = _renderer()
     with open_node(look=True) as node:
         root_to_read(node)
-        tally = _count(node)
+        tally = count(node)
         gpus, faults = survey(node)
         seen = [describe(node, gpu) for gpu in gpus if gpu.mig_capable]
         text = render(list(_families(node, tally, seen, faults)))
@@ -75,7 +75,7 @@ def _renderer() -> Any:
     return render
 
 
-def _count(node: Node) -> Tally:
+def count(node: Node) -> Tally:
     """Every event of the ledger, counted once: the numbers only grow from call to call."""
     path = node.config.state / KEPT
     last, _ = node.ledger.last_event()

@@ -123,9 +123,9 @@ def test_a_row_before_the_first() -> None:
 def test_a_clock_set_back_is_seen() -> None:
     """Where, and by how much."""
     checker = ChainCheck(digest)
-    for event in chain(3):
-        checker.look(replace(event, at=1000.0 - 40 * (event.seq == 2)))
-    assert checker.set_back == [(2, 40.0)]
+    for event in chain(5):
+        checker.look(replace(event, at=1000.0 - {2: 40, 4: 3}.get(event.seq, 0)))
+    assert (checker.set_back, checker.widest_step) == (2, (2, 40.0))
 
 
 # -- heads ---------------------------------------------------------------------

@@ -93,7 +93,7 @@ def test_the_future(newest: float, written: float, lines: int) -> None:
 
 def test_set_back() -> None:
     """The worst step, and how many; small ones are the clock's own correction."""
-    assert clocks.set_back("n1", [(5, 0.3)]) == []
-    assert clocks.set_back("n1", [(5, 31.0), (9, 3.0)]) == [
+    assert clocks.set_back("n1", 1, (5, 0.3)) == []
+    assert clocks.set_back("n1", 2, (5, 31.0)) == [
         "clock of n1: set back by 31 s before event 5, 2 times in all"
     ]

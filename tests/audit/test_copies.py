@@ -31,6 +31,9 @@ class Paper:
     def length(self) -> int:
         return len(self.digests)
 
+    def first(self) -> int:
+        return 0
+
     def ends(self) -> list[Key]:
         keys = [(item.number, item.node, item.created) for item in self.records]
         return [keys[0], keys[-1]] if keys else []
