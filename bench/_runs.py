@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Seconds of one process: on the clock, and of processor time with its children's."""
+    """Seconds of one process: on the clock, and of processor time with its children's.
+
+    `peak`: MiB that it, or its largest child, had in memory at once.
+    """
 
     wall: float
     cpu: float
+    peak: float = 0.0
 
 
 def once(command: Sequence[str], environ: Mapping[str, str]) -> Cost:
@@ -36,7 +40,7 @@ def once(command: Sequence[str], environ: Mapping[str, str]) -> Cost:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         raise SystemExit(f"{' '.join(map(str, command))} ended with {process.returncode}")
-    return Cost(wall, usage.ru_utime + usage.ru_stime)
+    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def in_turn(contenders: Mapping[str, Callable[[int], Cost]], rounds: int) -> dict[str, list[Cost]]:

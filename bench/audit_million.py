@@ -203,6 +203,10 @@ def main() -> None:
             given.rounds,
         )
         report(costs, "python3 -I -c pass")
+        print(f"\n{'all of it, once':34} {'wall s':>8} {'peak MiB':>8}")
+        for words in (["--check"], ["--totals", "user"], ["--csv"], ["--json"], []):
+            cost = once([*audit, *words], environ)
+            print(f"{' '.join(words) or 'rows':34} {cost.wall:8.1f} {cost.peak:8.0f}", flush=True)
 
 
 if __name__ == "__main__":

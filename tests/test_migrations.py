@@ -199,7 +199,7 @@ class Moments:
 
 def statements_of_a_migration() -> list[str]:
     """What opening a ledger of schema 1 executes, in this order."""
-    pragmas = ["journal_mode", "synchronous", "foreign_keys", "user_version"]
+    pragmas = ["journal_mode", "wal_autocheckpoint", "foreign_keys", "user_version", "synchronous"]
     scripts = [MIGRATIONS[step] for step in sorted(MIGRATIONS) if step >= 1]
     count = sum(len(list(ledger._statements(script))) for script in scripts)
     inside = ["user_version", *["statement"] * count, "user_version="]
