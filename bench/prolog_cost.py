@@ -66,6 +66,8 @@ def hook(root: Path, name: str, gpus: str = "0") -> Callable[[int], Cost]:
 def step_of_two_slices(root: Path) -> Callable[[int], Cost]:
     """The TaskProlog of a step that asks for one of its job's two slices, each a new step."""
     leases = root / "leases"
+    leases.mkdir(mode=0o700)
+    (leases / "lock").touch()
     (root / "run/env").mkdir(parents=True)
     (root / "run/env/7.0").write_text(
         "slice MIG-0 1g.10gb 0 GPU-0\nslice MIG-1 1g.10gb 0 GPU-0\n"

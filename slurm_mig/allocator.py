@@ -501,9 +501,7 @@ class Allocator:
         # Nobody else can guess it, so nobody can be there first.
         run = f"{owner.job_id}.{owner.restart}"
         fresh = f"{self._tasks.leases}-{run}-{os.urandom(8).hex()}"
-        leases = self._files.leases(owner) or fresh
-        self._files.mark(owner, leases=leases)
-        return leases
+        return self._files.make_leases(owner, fresh)
 
     def publish_several(self, owner: Owner, given: Sequence[tuple[int, Allocation]]) -> None:
         """Tell the tasks of a job with slices on several GPUs: (Slurm's index, its part)."""

@@ -455,8 +455,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "leases",
         _path,
         _A_PATH,
-        "Beginning of the path of a directory that a job makes for itself, to share its slices "
-        "among its steps; its parent must be writable for users.",
+        "Beginning of the path of a directory that the Prolog makes for a job's user, so that "
+        "steps share its slices. Elsewhere if something cleans there while jobs run.",
     ),
     Setting(
         "feed",

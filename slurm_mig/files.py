@@ -225,18 +225,44 @@ def _name_of(descriptor: int) -> str:
     return str(Path(f"/proc/self/fd/{descriptor}").readlink())
 
 
+def user_directory(path: Path, uid: int, gid: int, *names: str) -> None:
+    """Make a directory of a user's own, 0700, with empty files of these names in it.
+
+    One that is his already is left, and one of another's: who uses it looks at that.
+    NodeFault where it cannot be made.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        if path.lstat().st_uid != os.geteuid():
+            return
+        # Root's own is one that a killed hook has begun. His before there is something in it:
+        # an empty one of root's goes with `remove_as_owner`, too.
+        os.chown(path, uid, gid, follow_symlinks=False)
+        for name in names:
+            with suppress(FileExistsError):
+                descriptor = os.open(path / name, flags, 0o600)
+                os.fchown(descriptor, uid, gid)
+                os.close(descriptor)
+    except OSError as problem:
+        raise NodeFault(f"make {problem.filename or path}: {problem.strerror}") from problem
+
+
 def remove_as_owner(path: Path) -> None:
     """See to it that what a user made there goes; neither waits for it nor fails.
 
     The user can have made anything of it: a link, a million files, a tree deeper than
     the stack. So rm(1) removes it, with no more rights than he has, in a process of
-    its own. What root owns is not his, and stays.
+    its own. What root owns is not his, and stays, but for an empty directory.
     """
     try:
         status = path.lstat()
     except OSError:
         return
     if status.st_uid == 0:
+        with suppress(OSError):
+            path.rmdir()
         return
 
     def remove() -> None:

@@ -27,6 +27,7 @@ from slurm_mig.files import (
     remove_as_owner,
     replace_file,
     trusted,
+    user_directory,
 )
 
 if TYPE_CHECKING:
@@ -91,6 +92,18 @@ class RunFiles:
         self.prepare()
         lines = [f"retry {retry}\n"] * bool(retry) + [f"leases {leases}\n"] * bool(leases)
         replace_file(self._jobs / _name(owner), "".join(lines), mode=0o600)
+
+    def make_leases(self, owner: Owner, path: str) -> str:
+        """The directory of this run's leases: the one that is on its mark, else made at `path`.
+
+        Its lock is a sign: where that is gone, somebody has cleaned, and no lease does not mean
+        that no step has a slice.
+        """
+        path = self.leases(owner) or path
+        # On the mark first: what is on none would be left for ever.
+        self.mark(owner, leases=path)
+        user_directory(Path(path), owner.uid, owner.gid, "lock")
+        return path
 
     def leases(self, owner: Owner) -> str:
         """The directory of this very run's leases, empty where there is none."""

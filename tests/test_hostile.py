@@ -282,8 +282,11 @@ def test_something_else_for_leases(
         os.chown(made / "precious", uid, uid)
 
     def plant() -> None:
+        import shutil
         import socket
 
+        # The directory that the Prolog made is his.
+        shutil.rmtree(path)
         if kind.startswith("link"):
             path.symlink_to(his if kind == "link to his" else roots)
         elif kind == "fifo":
@@ -310,17 +313,16 @@ def test_something_else_for_leases(
 
 
 def test_leases_of_a_stranger(make_site: Callable[..., Site], public_tmp: Path) -> None:
-    """Bob is there first, had he known the path: the task says so, and sees its whole job."""
+    """Nobody can be there first, for the Prolog makes it; nor put something else in its place."""
     (public_tmp / "shm").mkdir()
     (public_tmp / "shm").chmod(0o1777)
     site = make_site(H100, config=f'[tasks]\nleases = "{public_tmp}/shm/mig"\n')
     carve(site, 7, ALICE, stamp=PAIR)
     path = leases(site, 7)
     assert not opened_by(BOB, site.run / "env/7.0")
-    assert as_user(BOB, lambda: path.mkdir(mode=0o777)) is None
-    told = task(site, SLURM_STEP_ID="0", SLURM_SHARDS_ON_NODE="4")
-    assert "no lease of slices" in told.stdout
-    assert told.stdout.count("MIG-") == 2
+    for attack in (lambda: path.mkdir(mode=0o777), path.rmdir, lambda: path.rename(f"{path}x")):
+        assert isinstance(as_user(BOB, attack), OSError)
+    assert not opened_by(BOB, path / "lock")
     assert site.epilog(7).returncode == 0
 
 

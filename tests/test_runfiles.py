@@ -242,9 +242,10 @@ def test_what_root_owns_is_nobodys_lease(run: RunFiles, public_tmp: Path) -> Non
     """A path that is not the user's is left alone."""
     mine = public_tmp / "mine"
     mine.mkdir()
+    (mine / "file").touch()
     run.mark(ALICE, leases=str(mine))
     run.withdraw(7)
-    assert mine.exists()
+    assert (mine / "file").exists()
 
 
 def test_a_prolog_run_twice_finds_its_leases(run: RunFiles) -> None:
@@ -304,3 +305,20 @@ def test_a_file_that_goes_while_it_is_looked_at(
     run.withdraw(7)
     monkeypatch.setattr(run, "_all", lambda: listed)
     assert (run.jobs_before(time.time() + 9), run.runs()) == (set(), [])
+
+
+def test_the_prolog_makes_the_directory_of_leases(run: RunFiles, public_tmp: Path) -> None:
+    """For the user alone, with the lock that says that nobody has cleaned there; once."""
+    path = public_tmp / "leases-7.0-x"
+    owner = Owner(7, 0, uid=64001, gid=64001)
+    assert run.make_leases(owner, str(path)) == str(path) == run.leases(owner)
+    assert (path.stat().st_uid, stat.S_IMODE(path.stat().st_mode)) == (64001, 0o700)
+    assert (path / "lock").stat().st_uid == 64001
+    assert run.make_leases(owner, str(public_tmp / "other")) == str(path)
+    assert not (public_tmp / "other").exists()
+
+
+def test_leases_that_cannot_be_made(run: RunFiles, public_tmp: Path) -> None:
+    """The node's fault, named: tasks would stop for want of them."""
+    with pytest.raises(NodeFault, match=f"make {public_tmp}/none/x: No such file"):
+        run.make_leases(ALICE, str(public_tmp / "none/x"))

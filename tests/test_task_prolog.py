@@ -75,7 +75,7 @@ class Job:
         )  # fmt: skip
         leases = f"{self.root}/shm/leases"
         files = RunFiles(self.root / "run")
-        files.mark(owner, leases=leases)
+        files.make_leases(owner, leases)
         settings = TaskSettings(scontrol=self.scontrol, **options)  # type: ignore[arg-type]
         files.publish(owner, environment.slice_lines(record, request, settings, leases))
         return record
@@ -246,7 +246,8 @@ def several(job: Job, *parts: str, scontrol: str = "") -> None:
         given.append((index, Allocation(OWNER, "n1", f"GPU-{index}", index, "x", "b", part,
                                         instances=instances)))  # fmt: skip
     settings = TaskSettings(scontrol=scontrol)
-    lines = environment.several_lines(given, settings, f"{job.root}/shm/leases")
+    leases = files.make_leases(OWNER, f"{job.root}/shm/leases")
+    lines = environment.several_lines(given, settings, leases)
     files.publish(OWNER, lines)
 
 
@@ -461,20 +462,36 @@ def test_overlapping_steps_share(job: Job) -> None:
     assert [job.task(step, 4) for step in range(3)] == ["0", "1", "0"]
 
 
-def test_somebody_elses_directory(job: Job) -> None:
-    """Not ours, or a link: no lease, said so, and the job still runs."""
+def test_a_directory_that_was_cleaned(job: Job) -> None:
+    """No lease there does not mean that no step has one: two would share, so the task stops."""
     job.publish("1g.10gb", "1g.10gb")
+    assert job.task(0, 4) == "0"
     leases = job.root / "shm/leases"
-    step = {"SLURM_STEP_ID": "0", "SLURM_SHARDS_ON_NODE": "4"}
+    step = {"SLURM_STEP_ID": "1", "SLURM_SHARDS_ON_NODE": "4"}
+
+    def stopped() -> bool:
+        done = job.run(**step)
+        said = "no lease of slices in" in done.stdout
+        return said and done.returncode == 1 and "MIG-" not in done.stdout
+
+    for path in leases.iterdir():
+        path.unlink()
+    assert stopped()
+    leases.rmdir()
+    assert stopped()
+    assert not leases.exists()
+    # Not ours, or a link.
     leases.mkdir()
-    done = job.run(**step)
-    assert "no lease of slices" in done.stdout
-    assert "export CUDA_VISIBLE_DEVICES=MIG-0,MIG-1\n" in done.stdout
+    (leases / "lock").touch()
+    assert stopped()
+    (leases / "lock").unlink()
     leases.rmdir()
     (job.root / "shm/mine").mkdir()
-    os.chown(job.root / "shm/mine", UID, UID)
+    (job.root / "shm/mine/lock").touch()
+    for path in (job.root / "shm/mine", job.root / "shm/mine/lock"):
+        os.chown(path, UID, UID)
     leases.symlink_to(job.root / "shm/mine")
-    assert "no lease of slices" in job.run(**step).stdout
+    assert stopped()
 
 
 def test_two_tasks_at_once(job: Job) -> None:

@@ -239,19 +239,19 @@ def private(facts: Facts) -> Iterator[Problem]:
 @check(
     "SM504",
     WARNING,
-    "users cannot make the directory for their steps' leases",
+    "users cannot reach the directory of their steps' leases",
     needs=("node", "config"),
     page="docs/jobs.md: Tasks, steps and containers",
 )
 def leases(facts: Facts) -> Iterator[Problem]:
-    """Steps that ask for a part of their job see all of its slices, or stop."""
+    """Such a Prolog fails where it is missing; steps that ask for a part of their job stop."""
     path = facts.paths.get("directory of leases")
     if path is None:
         return
     if path.missing:
         yield Problem(f"{path.path}: {path.problem}", "set `leases` in the [tasks] table")
-    elif path.mode & 0o1777 != 0o1777:
-        yield Problem(f"{path.path}: mode {path.mode:04o}", f"chmod 1777 {path.path}")
+    elif not path.mode & 0o001:
+        yield Problem(f"{path.path}: mode {path.mode:04o}", f"chmod o+x {path.path}")
 
 
 @check(

@@ -307,7 +307,7 @@ BROKEN: dict[str, Callable[[Clinic], None]] = {
     "SM501": lambda clinic: clinic.configure("[gpu]\nmanaged = [0]\n"),
     "SM502": lambda clinic: clinic.site.config.chmod(0o666),
     "SM503": lambda clinic: (clinic.root / "state").chmod(0o755),
-    "SM504": lambda clinic: (clinic.root / "shm").chmod(0o755),
+    "SM504": lambda clinic: (clinic.root / "shm").chmod(0o750),
     "SM505": no_gpu_of_that_number,
     "SM601": lambda clinic: clinic.site.machine.lose(1),
     "SM602": old_driver,
