@@ -268,8 +268,9 @@ end
 
 -- Where a job may run ---------------------------------------------------------
 
--- More places than this nobody means.
+-- More places than this nobody means, nor longer lists of them.
 local MANY = 100
+local LONGEST_LIST = 8 * LONGEST
 
 local function each(text, separator)
   local words = {}
@@ -279,8 +280,9 @@ end
 
 -- Features that nodes must have, for each alternative ("mig&ib", "[a|b]", "mig*2").
 local function alternatives(features)
-  local found = {}
-  for _, part in ipairs(each(features, "|")) do
+  local found, parts = {}, each(features, "|")
+  if #parts > MANY then return parts end
+  for _, part in ipairs(parts) do
     local set = {}
     for _, word in ipairs(each(part, "&,%[%]%(%)")) do set[string.match(word, "^[^%*]*")] = true end
     table.insert(found, set)
@@ -290,6 +292,9 @@ end
 
 -- Partition, features and reservation, in every combination that the job leaves open.
 local function where_of(partition, features, reservation)
+  if #(partition or "") + #(features or "") + #(reservation or "") > LONGEST_LIST then
+    return { partitions = {}, contexts = {}, many = true }
+  end
   local where = { partitions = each(partition, ","), contexts = {} }
   local reservations = each(reservation, ",")
   local partitions = #where.partitions > 0 and where.partitions or { "" }
@@ -439,7 +444,8 @@ local function read_gres(text, where)
       slice, problem = read_gpu(body, rest, where)
       read.gpus = read.gpus or slice ~= false
       if slice == nil and not problem then table.insert(read.whole, token) end
-    elseif not name or name == "gres" or our_gres(name) then
+    elseif not name or name == "gres" or string.find(name, "gres/", 1, true) or our_gres(name)
+      or our_gres(string.match(name, "[^/]*$")) then
       problem = "cannot read '" .. string.sub(body, 1, 80) .. "'; write --gres=mig:<profile>:<count>"
     else
       local kind, count = type_and_count(rest)

@@ -18,10 +18,9 @@ def refused(site: Site, *options: str) -> str:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--gres=mig:9g.40gb:1"], "unknown MIG profile '9g.40gb'; known: 1g.10gb, 1g.10gb+me"),
-        (["--gres=mig:1"], "write mig:<profile>:<count>"),
-        (["--gres=mig"], "write mig:<profile>:<count>"),
-        (["--gres=mig:1g.10gb=2"], "slurm-mig: "),
+        (["--gres=mig:9g.40gb:1"], "'9g.40gb', did you mean 3g.40gb; known: 1g.10gb, 1g.10gb+me"),
+        (["--gres=mig:1"], "write --gres=mig:<profile>:<count>"),
+        (["--gres=mig"], "write --gres=mig:<profile>:<count>"),
         (["--gres=mig:1g.10gb:1k"], "slurm-mig: "),
         (["--gres=mig:1g.10gb:15"], "write -N2 --gres=mig:1g.10gb:8"),
         (["--gres=mig:7g.80gb:2,mig:1g.10gb:1"], "do not fit on the 2 GPUs that a job may have"),
