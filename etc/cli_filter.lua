@@ -509,13 +509,14 @@ local function price(items, part, kind)
   return string.format("shard:%d", sum)
 end
 
--- A gres text again: what was asked, under the names that Slurm counts, and its shards.
+-- A gres text again: what was asked, under the names that Slurm counts, and its shards, if they
+-- are to stand there.
 local function written(items, shards, others, prefix)
   local tokens = {}
   for _, item in ipairs(items) do
     table.insert(tokens, string.format("%smig:%s:%d", prefix, item.name, item.count))
   end
-  table.insert(tokens, prefix .. shards)
+  if shards then table.insert(tokens, prefix .. shards) end
   for _, token in ipairs(others) do table.insert(tokens, token) end
   return table.concat(tokens, ",")
 end
@@ -1038,9 +1039,14 @@ end
 local function write(options, asked, items, part, fix)
   local shards = payment(items, part)
   if not shards then return end
-  options["gres"] = written(items, shards, asked.others["gres"] or {}, asked.prefix or "")
+  -- Whole GPUs that slices are paid with: beside --gpus-per-node, even an empty one, srun 26.05
+  -- takes none in --gres.
+  local gpus = text_of(options, "gpus-per-node") and string.match(shards, "^gpu:(.+)$")
+  options["gres"] = written(items, not gpus and shards, asked.others["gres"] or {}, asked.prefix or "")
   for _, option in ipairs(OPTIONS) do
-    if option.name ~= "gres" then
+    if gpus and option.name == "gpus-per-node" then
+      options[option.name] = gpus
+    elseif option.name ~= "gres" then
       local others = asked.others[option.name]
       if others and #others > 0 then
         options[option.name] = table.concat(others, ",")

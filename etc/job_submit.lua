@@ -509,13 +509,14 @@ local function price(items, part, kind)
   return string.format("shard:%d", sum)
 end
 
--- A gres text again: what was asked, under the names that Slurm counts, and its shards.
+-- A gres text again: what was asked, under the names that Slurm counts, and its shards, if they
+-- are to stand there.
 local function written(items, shards, others, prefix)
   local tokens = {}
   for _, item in ipairs(items) do
     table.insert(tokens, string.format("%smig:%s:%d", prefix, item.name, item.count))
   end
-  table.insert(tokens, prefix .. shards)
+  if shards then table.insert(tokens, prefix .. shards) end
   for _, token in ipairs(others) do table.insert(tokens, token) end
   return table.concat(tokens, ",")
 end

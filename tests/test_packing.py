@@ -292,5 +292,20 @@ def test_a_step_asks_for_gpus_too(
         assert "shard" in call("slurm_cli_pre_submit", asked)[1][0]["gres"]
 
 
+def test_a_step_beside_gpus_per_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left in the environment by sbatch: srun 26.05 takes GPUs in one of both options only."""
+    group = NodeGroup("n1", (fleet_model(catalog.find(H100)),) * 4)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_MIG_JOB", "7")
+    monkeypatch.setenv("SLURM_MIG_PROFILES", "3g.40gb,3g.40gb,3g.40gb,3g.40gb")
+    monkeypatch.setenv("SLURM_MIG_PARTS", "3g.40gb:2;3g.40gb:2")
+    monkeypatch.setenv("SLURM_GPUS_PER_NODE", "4")
+    for version in lua_host.VERSIONS:
+        call = lua_host.cli_filter(version, Fleet((group,))).call
+        asked = {"gres": "mig:3g.40gb:1", "gpus-per-node": "4", "type": "srun"}
+        _, (options,), _ = call("slurm_cli_pre_submit", asked)
+        assert (options["gres"], options["gpus-per-node"]) == ("mig:3g.40gb:1", "1")
+
+
 def host_type(model: str) -> str:
     return fleet_model(catalog.find(model)).type_name

@@ -86,9 +86,10 @@ def test_a_task_for_each_slice(gpus: Site) -> None:
     gpus.until(lambda: active(gpus) == [], "the Epilog")
 
 
-def test_srun_alone(gpus: Site) -> None:
+@pytest.mark.parametrize("asked", ["--gres=mig:3g.40gb:8", "--gpus-per-node=h100_3g.40gb:8"])
+def test_srun_alone(gpus: Site, asked: str) -> None:
     """The job and its step are asked for by one command."""
-    text = gpus.run("srun", "-N1", "-n8", "--gres=mig:3g.40gb:8", "/bin/sh", "-c", SHOW, uid=ALICE)
+    text = gpus.run("srun", "-N1", "-n8", asked, "/bin/sh", "-c", SHOW, uid=ALICE)
     lines = seen(text)
     assert len({line[1] for line in lines}) == len(lines) == 8
 
@@ -202,7 +203,7 @@ def test_forms_of_static_mig(gpus: Site, options: list[str]) -> None:
         [line.split()[2:] for line in text.splitlines() if line.startswith("seen ")]
         for text in steps
     ]
-    assert [len(lines) for lines in shown[:5]] == [8, 1, 1, 2, 1]
+    assert [len(lines) for lines in shown[:5]] == [8, 1, 1, 2, 1], gpus.output(job)
     assert len({(uuid, gpu) for uuid, _, gpu in shown[0]}) == 8
     assert len({uuid for uuid, *_ in shown[3]}) == 2
     assert all(word.startswith("MIG-") for lines in shown[:4] for word, *_ in lines)

@@ -147,9 +147,14 @@ end
 local function write(options, asked, items, part, fix)
   local shards = payment(items, part)
   if not shards then return end
-  options["gres"] = written(items, shards, asked.others["gres"] or {}, asked.prefix or "")
+  -- Whole GPUs that slices are paid with: beside --gpus-per-node, even an empty one, srun 26.05
+  -- takes none in --gres.
+  local gpus = text_of(options, "gpus-per-node") and string.match(shards, "^gpu:(.+)$")
+  options["gres"] = written(items, not gpus and shards, asked.others["gres"] or {}, asked.prefix or "")
   for _, option in ipairs(OPTIONS) do
-    if option.name ~= "gres" then
+    if gpus and option.name == "gpus-per-node" then
+      options[option.name] = gpus
+    elseif option.name ~= "gres" then
       local others = asked.others[option.name]
       if others and #others > 0 then
         options[option.name] = table.concat(others, ",")
