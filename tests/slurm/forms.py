@@ -26,7 +26,7 @@ from slurm_mig.sandbox.cluster import USERS, scratch
 from .conftest import PREFIX, enable_mig
 from .forms_excused import excused
 from .forms_list import STEP, Form, every
-from .forms_worlds import NODES, SETTINGS, Ours, Static, World
+from .forms_worlds import BRIDGE, NODES, SETTINGS, Ours, Static, World
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -328,7 +328,7 @@ def ask_all(talk: Talk, forms: Sequence[Form]) -> dict[str, Gave]:
 
 def run_world(kind: type[World], forms: Sequence[Form]) -> tuple[str, dict[str, Gave]]:
     """Boot it, ask it everything, and remove it; Slurm's version comes along."""
-    world = kind(scratch("form"), NODES, slurm_conf=SETTINGS, prefix=PREFIX)
+    world = kind(scratch("form"), NODES, slurm_conf=SETTINGS, prefix=PREFIX, bridge=BRIDGE)
     try:
         with world:
             if kind is Ours:

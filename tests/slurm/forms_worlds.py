@@ -13,6 +13,7 @@ import re
 import stat
 from typing import TYPE_CHECKING, Final
 
+from slurm_mig.bridge import Bridge, Default
 from slurm_mig.sandbox import Cluster, SandboxNode
 
 from ..conftest import A30, A100_40, H100
@@ -73,6 +74,17 @@ NODES: Final = (
     SandboxNode("a1", ((A100_40, 2),)),
     SandboxNode("t1", ((A30, 2),)),
     SandboxNode("m1", ((H100, 1),)),
+)
+
+#: What the site of ours says in its fleet file: its words, what a GPU is where slices alone are,
+#: and the defaults for each GPU that SETTINGS gives a partition.
+BRIDGE: Final = Bridge(
+    words={f"gpu:{word}": slice_ for word, slice_ in WORDS.items()},
+    defaults=(
+        Default(partitions=("mig",), slice="h100_1g.10gb"),
+        Default(features=("mig",), slice="h100_1g.10gb"),
+        Default(partitions=("gpudef",), cpus=4, memory=300),
+    ),
 )
 
 #: Beside the sandbox's partition `all`: one of slices alone, and one with defaults per GPU.
