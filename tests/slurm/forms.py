@@ -41,10 +41,10 @@ cpt=$SLURM_CPUS_PER_TASK nt=$SLURM_NTASKS job=$SLURM_JOB_ID"
 """
 
 #: Seconds that a step may take, and a job may wait without anything before it.
-STEP_PATIENCE: Final = 20
+STEP_PATIENCE: Final = 10
 PENDING_PATIENCE: Final = 6.0
 #: Seconds for everything that a job does.
-JOB_PATIENCE: Final = 180.0
+JOB_PATIENCE: Final = 120.0
 #: Jobs at the same time; those that had to wait are asked again alone.
 TOGETHER: Final = 3
 

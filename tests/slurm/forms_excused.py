@@ -57,8 +57,9 @@ EXCUSES: Final = (
     ),
     Excuse(
         "ours",
-        r"^(option|several GPUs) of mig: ",
-        "asked as mig:, a task has a slice of its own where numbers are equal (SLURM_MIG_BIND)",
+        r"",
+        "where a step has as many slices as tasks each task sees its own, not all of them: CUDA before "
+        "R570 uses the first it sees; SLURM_MIG_BIND=none shows all",
         gives=r"^runs.*task 0: \S+#0, .*task 1: \S+#1,",
     ),
 )

@@ -39,7 +39,10 @@ MEANS: Final = {
     "1g.20gb": "1g.20gb",
     "3g.39gb": "3g.40gb",
     "nvidia_h100_80gb_hbm3_1g.10gb": "1g.10gb",
+    "h100_80gb_hbm3_1g.10gb": "1g.10gb",
     "h100-2g.20gb": "2g.20gb",
+    "H100-2g.20gb": "2g.20gb",
+    "H100_3g.40gb": "3g.40gb",
     "a100_1g.5gb": "1g.5gb",
     "a100_2g.10gb": "2g.10gb",
     "a100_3g.20gb": "3g.20gb",
@@ -54,7 +57,8 @@ H100_TYPES: Final = {
     "1g.10gb": 14, "1g.20gb": 4, "2g.20gb": 6, "3g.40gb": 8, "4g.40gb": 4, "7g.80gb": 4,
     "h100_1g.10gb": 14, "h100_1g.20gb": 4, "h100_2g.20gb": 6, "h100_3g.40gb": 8,
     "h100_7g.80gb": 4, "3g.39gb": 2, "nvidia_h100_80gb_hbm3_1g.10gb": 7, "h100-2g.20gb": 3,
-    "mig-1g.10gb": 7, "h100-40g": 2,
+    "mig-1g.10gb": 7, "h100-40g": 2, "H100_3g.40gb": 2, "H100-2g.20gb": 3,
+    "h100_80gb_hbm3_1g.10gb": 7,
 }  # fmt: skip
 A100_TYPES: Final = {"a100_1g.5gb": 14, "a100_2g.10gb": 6, "a100_3g.20gb": 4, "a100l.1": 7}
 A30_TYPES: Final = {"a30_1g.6gb": 8, "a30_2g.12gb": 4, "mig_24gb": 2}
