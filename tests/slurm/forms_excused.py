@@ -39,6 +39,23 @@ EXCUSES: Final = (
         gives="^refused",
     ),
     Excuse(
+        "impossible",
+        r"srun.*(--ntasks-per-gpu|--cpus-per-gpu)",
+        "srun demands a gres called gpu beside these, and no plugin can take an option of srun's "
+        "away; refused with the option to type instead (sbatch and salloc translate them)",
+        gives="^(refused|step fails)",
+    ),
+    Excuse(
+        "better",
+        r"^step: -n2 --gpus=\S+: srun -n1 .*--g(res|pus-per-node)\b",
+        "static MIG's steps meet the job's typed SLURM_GPUS and fail, or get all; ours as asked",
+    ),
+    Excuse(
+        "better",
+        r"^option( of mig)?: --gpus(-per-node)?=0$",
+        "a wrapper's --gpus=0 beside a slice hides it from static MIG's steps; ours see it",
+    ),
+    Excuse(
         "better",
         r"typed: --gres=gpu:(3g\.40gb|1g\.10gb=1)$|published: .*--gres=gpu:1g\.20gb --mem",
         "Slurm reads a type that begins with a digit as a count; ours reads the slice",
@@ -58,8 +75,8 @@ EXCUSES: Final = (
     Excuse(
         "ours",
         r"",
-        "where a step has as many slices as tasks each task sees its own, not all of them: CUDA before "
-        "R570 uses the first it sees; SLURM_MIG_BIND=none shows all",
+        "where a step has as many slices as tasks each task sees its own, not all of them: CUDA "
+        "before R570 uses the first it sees; SLURM_MIG_BIND=none shows all",
         gives=r"^runs.*task 0: \S+#0, .*task 1: \S+#1,",
     ),
 )
