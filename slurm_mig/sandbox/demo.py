@@ -464,6 +464,8 @@ def demonstrate() -> None:
     """Run it; SandboxFault when a check did not hold or something is left running."""
     # Told to end, end in order: the cluster is stopped on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # A shell without job control starts what goes into the background with this one ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     root = scratch("smig-demo")
     cluster = Cluster(root, NODES)
     failed: list[str] = []

@@ -12,19 +12,27 @@ from pathlib import Path
 import pytest
 
 from slurm_mig.sandbox import scratch
+from slurm_mig.sandbox.prerequisites import place
 from slurm_mig.sandbox.processes import working_in
 
 
-def demo() -> subprocess.Popen[str]:
+def demo(*ignored: signal.Signals) -> subprocess.Popen[str]:
+    """Started with these signals ignored, as a script's background job has SIGINT."""
+
+    def ignore() -> None:
+        for sign in ignored:
+            signal.signal(sign, signal.SIG_IGN)
+
     return subprocess.Popen(
         [sys.executable, "-m", "slurm_mig", "demo"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        preexec_fn=ignore,  # noqa: PLW1509  # no threads here
     )  # fmt: skip
 
 
 def roots(pid: int) -> list[Path]:
-    return list(Path("/tmp").glob(f"smig-demo-{pid}-*"))
+    return list(place().glob(f"smig-demo-{pid}-*"))
 
 
 def test_every_check_holds_within_three_minutes() -> None:
@@ -46,7 +54,7 @@ def test_every_check_holds_within_three_minutes() -> None:
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_stops_its_cluster(sign: signal.Signals) -> None:
     """In order, and it does not claim success."""
-    process = demo()
+    process = demo(sign)
     _wait_for_jobs(process)
     process.send_signal(sign)
     process.communicate(timeout=60)
