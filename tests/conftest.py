@@ -181,6 +181,7 @@ class Site:
 def cli_as(uid: int, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run a command as an unprivileged user, in a fork: he may not reach this Python's files."""
     import tempfile
+    from importlib import import_module
 
     from slurm_mig import cli, node
     from slurm_mig.cli import VERBS
@@ -188,6 +189,9 @@ def cli_as(uid: int, *arguments: str, **environ: str) -> subprocess.CompletedPro
     for verb in VERBS:
         cli.cli.get_command(None, verb)  # type: ignore[arg-type]
     assert node
+    # What commands import when they need it; below /root the user cannot.
+    for name in ("ctypes.util", "pynvml", "slurm_mig.nvml", "slurm_mig.simulator.library"):
+        import_module(name)
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         pid = os.fork()
         if pid == 0:
