@@ -378,6 +378,35 @@ def test_anothers_job_by_name(site: Site) -> None:
     assert uuid not in site.output(job)
 
 
+# -- forms of static MIG ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--gres=gpu:1g.10gb:1"],
+        ["--gpus=h100_1g.10gb:1"],
+        ["--gpus-per-task=1g.10gb:1", "-n1"],
+    ],
+)
+def test_bridged_forms_are_paid_without_the_clients_help(site: Site, options: list[str]) -> None:
+    """job_submit.lua alone is enough; and what runs cannot be made more by an update."""
+    environ = {"SLURM_CONF": unfiltered(site)}
+    said = attempt(site, "sbatch", "--parsable", "--hold", *options, environ=environ)
+    job = int(said.split()[-1])
+    for change in ("gres=gpu:7g.80gb:1", "TresPerJob=gres:gpu:7g.80gb:1", "gres=gpu:h100_3g.40gb"):
+        attempt(site, "scontrol", "update", f"jobid={job}", change)
+    runs_with_what_is_paid(site, job)
+
+
+@pytest.mark.parametrize("gres", ["gpu:7g.80gb:1,shard:h100:1", "gpu:1g.10gb:1k", "gpu:1g.10gb:-1"])
+def test_bridged_forms_that_count_otherwise(site: Site, gres: str) -> None:
+    """Refused, with and without cli_filter.lua."""
+    for environ in ({}, {"SLURM_CONF": unfiltered(site)}):
+        assert "Submitted" not in attempt(site, "sbatch", f"--gres={gres}", environ=environ)
+    assert site.run("squeue", "-h").strip() == ""
+
+
 # -- a script that fails ----------------------------------------------------------------
 
 
