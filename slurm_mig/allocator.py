@@ -138,9 +138,11 @@ class Allocator:
         destroy_timeout: float,
         tasks: TaskSettings | None = None,
         stuck: Stuck | None = None,
+        tell: Callable[[str], object] = str,
         sleep: Callable[[float], None] = time.sleep,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`tell` hears what was met on the way and an administrator should know of."""
         self._driver = driver
         self._ledger = ledger
         self._locks = locks
@@ -152,6 +154,7 @@ class Allocator:
         self._destroy_timeout = destroy_timeout
         self._tasks = tasks or TaskSettings()
         self._stuck = stuck or Stuck(driver, capabilities)
+        self._tell = tell
         self._sleep = sleep
         self._monotonic = monotonic
 
@@ -492,20 +495,26 @@ class Allocator:
             return
         if not part:
             leases = self._leases(owner) if len(record.instances) > 1 else ""
+            self._mark(owner, [record], leases)
             lines = environment.slice_lines(record, request, self._tasks, leases)
             self._files.publish(owner, lines)
         self._feeds.show(record, gpu.index)
 
     def _leases(self, owner: Owner) -> str:
-        """Where the job's steps write down which slices they took; put on its mark."""
+        """Where the job's steps write down which slices they took."""
         # Nobody else can guess it, so nobody can be there first.
         run = f"{owner.job_id}.{owner.restart}"
         fresh = f"{self._tasks.leases}-{run}-{os.urandom(8).hex()}"
         return self._files.make_leases(owner, fresh)
 
+    def _mark(self, owner: Owner, records: Sequence[Allocation], leases: str = "") -> None:
+        """Write down beside the ledger what a run has, should the ledger be lost (evidence.py)."""
+        self._files.mark(owner, leases=leases, head=self._ledger.head(), records=records)
+
     def publish_several(self, owner: Owner, given: Sequence[tuple[int, Allocation]]) -> None:
         """Tell the tasks of a job with slices on several GPUs: (Slurm's index, its part)."""
         leases = self._leases(owner)
+        self._mark(owner, [record for _, record in given], leases)
         self._files.publish(owner, environment.several_lines(given, self._tasks, leases))
 
     def _roll_back(self, number: int, gpu: Gpu) -> None:
@@ -597,7 +606,7 @@ class Allocator:
         self, owner: Owner, given: Sequence[tuple[int, str, Allocation | None]]
     ) -> None:
         """Tell the tasks of a job with whole GPUs what they are: (Slurm's index, UUID, record)."""
-        self._files.mark(owner)
+        self._mark(owner, [record for _, _, record in given if record is not None])
         self._files.publish(owner, environment.whole_lines(given, self._tasks))
 
     # -- release -------------------------------------------------------------
@@ -1067,7 +1076,7 @@ class Allocator:
                 self._withdraw_files(record)
             elif missing := self._missing(record, gpu):
                 self._close_lost(record, gpu, missing, until)
-            elif owner and _superseded(record.owner, owner):
+            elif owner and record.node == self._node and _superseded(record.owner, owner):
                 self._try_tear_down(record, gpu, "left by an earlier run of the job", until)
 
     def _close_with_boot(self, record: Allocation, gpu: Gpu) -> None:
@@ -1155,6 +1164,8 @@ class Allocator:
         names = ", ".join(str(item) for item in missing)
         reason = f"{names} taken away from outside, or the GPU was reset"
         seen = self._driver.instances(gpu)
+        self._tell(f"{record.owner} lost its slice: {reason}")
+        self._tell_tasks(record, reason)
         # One that only lost its compute instance is still there: called lost, it would leak.
         if not any(find(item, seen) or self._known(item, gpu) for item in record.instances):
             self._withdraw_environment(record)
@@ -1164,6 +1175,17 @@ class Allocator:
             self._ledger.finish(record, phases.LOST, reason)
         else:
             self._try_tear_down(record, gpu, reason, until)
+
+    def _tell_tasks(self, record: Allocation, reason: str) -> None:
+        """Let the next step of a job that lost its slice say so: the place may be another's now.
+
+        The next instance there has the same MIG UUID; so nothing may point to it any more.
+        """
+        owner = record.owner
+        if owner.job_id is None or self._has_heir(owner):
+            return
+        text = f"the job has lost its slice: {reason}; submit it again"
+        self._files.refuse(owner, environment.refusal_lines(text))
 
     def reconcile(self, live_jobs: Callable[[], frozenset[int]] | None) -> Report:
         """Bring ledger and hardware to one truth on every GPU.

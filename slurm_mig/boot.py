@@ -197,11 +197,11 @@ def _say_mode(gpu: Gpu, found: Boot) -> None:
 def _remove_left_overs(node: Node, gpus: Sequence[Gpu], found: Boot) -> None:
     """What earlier boots and killed processes left; what a job of this boot has, stays."""
     node.files.prepare()
-    for job in sorted(node.files.jobs_before(node.boot_time)):
+    for job in sorted(node.files.jobs_of_other_boots()):
         if not any(record.boot_id == node.boot_id for record in node.ledger.of_job(job)):
             node.files.withdraw(job)
             found.done.append(f"job {job}: left-over files removed")
-    paths = [*node.files.remove_abandoned(), *node.locks.remove_stale(node.boot_time)]
+    paths = [*node.files.remove_abandoned(), *node.locks.remove_stale()]
     for gpu in filter(node.managed, gpus):
         with node.locks.hold([gpu.uuid], "remove left-over device nodes"):
             paths += node.capabilities.remove_stale(gpu.minor)

@@ -149,6 +149,12 @@ class LedgerTooNew(LedgerFault):
     exit_code = 17
 
 
+class LedgerSetBack(LedgerFault):
+    """The ledger lacks events that it had in this boot: it was replaced by a copy, or lost."""
+
+    exit_code = 16
+
+
 class LockTimeout(NodeFault):
     """Another process kept a GPU's lock beyond the deadline."""
 

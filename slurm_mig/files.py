@@ -427,18 +427,6 @@ def remove_abandoned(directory: Path) -> list[Path]:
     return left
 
 
-def boot_time(path: Path) -> float:
-    """When the kernel booted, in seconds since the epoch (proc(5), /proc/stat, btime).
-
-    0 where it does not say: then nothing is older.
-    """
-    try:
-        lines = path.read_text("ascii").splitlines()
-        return next((float(line.split()[1]) for line in lines if line.startswith("btime ")), 0.0)
-    except (OSError, ValueError, IndexError):
-        return 0.0
-
-
 def boot_id(path: Path) -> str:
     """The kernel's id of this boot (proc(5), /proc/sys/kernel/random/boot_id)."""
     try:

@@ -23,6 +23,7 @@ from slurm_mig.errors import (
     BadRequest,
     HookDeadline,
     JobFault,
+    LedgerSetBack,
     LockTimeout,
     NodeFault,
     NoRoom,
@@ -448,7 +449,8 @@ def _refuse(
 
 def epilog(node: Node, job: Job, line: Line) -> None:
     """Tear down what the ledger says this job has, whatever the environment says."""
-    records = node.ledger.open_of_job(job.job_id)
+    _believable(node, job, line)
+    records = [item for item in node.ledger.open_of_job(job.job_id) if item.node == node.name]
     reason = "the job ended"
     released: list[Allocation] = []
     try:
@@ -483,6 +485,21 @@ def _withdraw(node: Node, job: Job, line: Line) -> None:
         words = retry.split()
         if len(words) == 2 and words[1].isascii() and words[1].isdigit():
             _postpone(node, *words)
+
+
+def _believable(node: Node, job: Job, line: Line) -> None:
+    """LedgerSetBack for a ledger that was replaced or lost: then the job's mark closes its nodes.
+
+    What the job had stays until an administrator has the ledger put right.
+    """
+    try:
+        node.check_ledger()
+    except LedgerSetBack:
+        from slurm_mig.evidence import shut
+
+        closed = shut(job.job_id, node.files, node.capabilities, node.boot_id)
+        line.add(closed=",".join(closed) or "-")
+        raise
 
 
 def _postpone(node: Node, reference: str, refusals: str) -> None:
@@ -527,6 +544,8 @@ def _work(node: Node, job: Job, line: Line) -> int:
         with about(job=job.job_id):
             HOOKS[line.hook](node, job, line)
             _fence(node, line)
+        for text in node.notes:
+            line.say("WARNING", text)
         if node.feeds.problems:
             line.say("WARNING", "; ".join(node.feeds.problems))
     except Exception as problem:  # noqa: BLE001  # an unknown state must drain, with its cause

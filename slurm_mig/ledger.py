@@ -477,6 +477,17 @@ class Ledger:
             ).fetchone()
         return (row["seq"], row["digest"]) if row else (0, "")
 
+    def digest_of(self, seq: int) -> str | None:
+        """Digest of an event; None when there is none of that number."""
+        with self._guarded("read"):
+            row = self._db.execute("SELECT digest FROM event WHERE seq = ?", (seq,)).fetchone()
+        return None if row is None else str(row["digest"])
+
+    def note(self, kind: str, facts: Mapping[str, Any]) -> None:
+        """Append an event that concerns the ledger as a whole; `facts` are JSON values."""
+        with self._guarded("write"), _transaction(self._db):
+            self._append_row(kind, NO_ALLOCATION, None, dict(facts))
+
     def head(self) -> str:
         """The chain's last link, `<event>:<16 hex digits>`, for the log; empty without events.
 

@@ -154,18 +154,19 @@ class Locks:
                 half.unlink(missing_ok=True)
             replace_file(note, json.dumps(_self_description(action)), mode=0o600)
 
-    def remove_stale(self, before: float) -> list[Path]:
-        """Remove notes from before a time (seconds since the epoch), and half-written ones.
+    def remove_stale(self) -> list[Path]:
+        """Remove notes of holders that are gone, and half-written ones.
 
-        The locks themselves stay: one that is removed could be held twice.
+        Whose lock can be had has no holder: no clock has to be asked. The locks themselves
+        stay: one that is removed could be held twice.
         """
         left = remove_abandoned(self._root)
         for note in self._root.glob("*.holder"):
-            # A hook may leave its lock, and take its note away, at this very moment.
-            with suppress(OSError):
-                if note.lstat().st_mtime < before:
-                    note.unlink()
-                    left.append(note)
+            lock = UnixFileLock(str(note.with_suffix(".lock")), mode=0o600, fallback_to_soft=False)
+            # It is held, or is left, with its note taken away, at this very moment.
+            with suppress(Timeout, OSError), lock.acquire(timeout=0):
+                note.unlink()
+                left.append(note)
         return left
 
     @staticmethod

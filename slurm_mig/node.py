@@ -50,6 +50,9 @@ class Node:
         #: Whether this process ends right after its work. Then the ledger is left open: closing
         #: it would force its WAL and the file to the disk for nothing but order.
         self.ends = False
+        #: What the transaction met that an administrator should know of.
+        self.notes: list[str] = []
+        self._checked = False
 
     @cached_property
     def name(self) -> str:
@@ -115,13 +118,6 @@ class Node:
 
         return boot_id(self._root / "proc/sys/kernel/random/boot_id")
 
-    @property
-    def boot_time(self) -> float:
-        """When this boot began, in seconds since the epoch; 0 where the kernel does not say."""
-        from slurm_mig.files import boot_time
-
-        return boot_time(self._root / "proc/stat")
-
     @cached_property
     def ledger(self) -> Ledger:
         """The ledger; made if there is none yet, or an empty one in memory for a mere look."""
@@ -150,7 +146,12 @@ class Node:
         """Environment files and markers."""
         from slurm_mig.runfiles import RunFiles
 
-        return RunFiles(self.config.run)
+        cluster = self._environ.get("SLURM_CLUSTER_NAME", "")
+        boot = ""
+        with suppress(NodeFault):
+            # Where there is no such file the driver's own fault is told, if it is asked at all.
+            boot = self.boot_id
+        return RunFiles(self.config.run, {"boot": boot, "cluster": cluster})
 
     @cached_property
     def feeds(self) -> Feeds:
@@ -166,10 +167,32 @@ class Node:
 
         return CommandClient(self.config.slurm_bin, self.config.slurm_timeout, self.tell)
 
+    def check_ledger(self) -> None:
+        """LedgerSetBack where the ledger is not the one that this boot's marks were made by."""
+        from slurm_mig.evidence import check
+
+        if not self._checked:
+            check(self.ledger, self.files)
+            self._checked = True
+
+    def accept_ledger(self, live: frozenset[int], who: str) -> list[str]:
+        """Bring a ledger that was set back to what this boot's marks say; a line on each step.
+
+        `live`: jobs that may still be here, as Slurm says.
+        """
+        from slurm_mig.evidence import rebuild
+
+        gpus, _ = self.driver.survey()
+        with self.locks.hold([gpu.uuid for gpu in gpus], "accept a ledger"):
+            done = rebuild(self.ledger, self.files, self.boot_id, live, who)
+        self._checked = True
+        return done
+
     def allocator(self) -> Allocator:
-        """The transaction over these adapters."""
+        """The transaction over these adapters, with a ledger that can be believed."""
         from slurm_mig.allocator import Allocator
 
+        self.check_ledger()
         return Allocator(
             driver=self.driver,
             ledger=self.ledger,
@@ -182,6 +205,7 @@ class Node:
             destroy_timeout=self.config.destroy_timeout,
             tasks=self.tasks,
             stuck=self.stuck,
+            tell=self.notes.append,
         )
 
     @cached_property
@@ -233,10 +257,11 @@ class Node:
         from slurm_mig import census
 
         named: dict[int, set[str]] = {job: set() for job in self.files.jobs()}
+        clusters = {mark.cluster for mark in self.files.marks() if mark.cluster}
         for record in self.ledger.all_open():
             if record.owner.job_id is not None:
                 named.setdefault(record.owner.job_id, set()).add(record.node)
-        return census.alive(slurm or self.slurm, self.name, self._is_here, named)
+        return census.alive(slurm or self.slurm, self.name, self._is_here, named, clusters)
 
     @staticmethod
     def _is_here(facts: NodeFacts) -> bool:
@@ -306,6 +331,8 @@ class Node:
 
     def close(self) -> None:
         """Close what was opened."""
+        if self._checked and not self._look and "ledger" in self.__dict__:
+            self.files.note_head(self.ledger.head())
         for name in ("driver",) if self.ends else ("driver", "ledger"):
             adapter = self.__dict__.pop(name, None)
             if adapter is not None:

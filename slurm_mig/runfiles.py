@@ -6,19 +6,24 @@
     env/... .refused                   why the job was refused, for the TaskProlog
     jobs/<job>.<restart>               the Epilog shim's sign that there is something to do,
                                        and what; for root only
+    head                               the last event that the ledger was seen to have
 
 They vanish with a reboot, as instances do. They steer, they do not decide: the
-ledger is the truth.
+ledger is the truth. But they tell when it is not the ledger that they were written
+beside: marks have the boot, the ledger's head and the record of what was carved.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from slurm_mig.allocation import Allocation
+from slurm_mig.errors import NodeFault
 from slurm_mig.files import (
     private_directory,
     public_directory,
@@ -31,9 +36,44 @@ from slurm_mig.files import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from slurm_mig.allocation import Owner
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What a run's mark says. Empty and None for what an earlier release did not write.
+
+    `boot` is the boot it was written in, `head` the ledger's head (`<event>:<digits>`) with the
+    `records` of what the run has; `ended`: its Epilog came, and could not use the ledger.
+    """
+
+    path: Path
+    boot: str = ""
+    cluster: str = ""
+    head: str = ""
+    records: tuple[Allocation, ...] = ()
+    ended: bool = False
+
+    @property
+    def job(self) -> int:
+        """Id of its job."""
+        return job_of(self.path) or 0
+
+    @classmethod
+    def parse(cls, path: Path, text: str) -> Mark:
+        """Lines that are not known, or not whole, are passed over."""
+        told = {"boot": "", "cluster": "", "head": ""}
+        records, ended = [], False
+        for word, _, value in (line.partition(" ") for line in text.splitlines()):
+            if word in told:
+                told[word] = value
+            elif word == "record":
+                with suppress(ValueError, TypeError, LookupError):
+                    records.append(Allocation.from_dict(json.loads(value)))
+            ended = ended or word == "ended"
+        return cls(path, told["boot"], told["cluster"], told["head"], tuple(records), ended)
 
 
 #: Names of files of jobs (see above), also while they are written: then a dot and a pid more.
@@ -68,8 +108,11 @@ class RunFile:
 class RunFiles:
     """The run directory, `/run/slurm-mig` unless configured otherwise."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, facts: Mapping[str, str] | None = None) -> None:
+        """`facts` stand in every mark that is written: `boot`, and `cluster` where it is known."""
         self._root = root
+        self._facts = {word: value for word, value in (facts or {}).items() if value}
+        self._head = root / "head"
         self._env = root / "env"
         self._jobs = root / "jobs"
 
@@ -83,14 +126,25 @@ class RunFiles:
         """Whether jobs' environments are kept here: then every GPU job needs one."""
         return self._env.is_dir()
 
-    def mark(self, owner: Owner, *, retry: str = "", leases: str = "") -> None:
+    def mark(
+        self,
+        owner: Owner,
+        *,
+        retry: str = "",
+        leases: str = "",
+        head: str = "",
+        records: Sequence[Allocation] = (),
+    ) -> None:
         """Tell the Epilog shim that this run needs the Epilog, before anything is made.
 
         `retry` is what to postpone, `leases` the directory that the job's steps may
-        make for themselves. The Epilog trusts these, so only root can write them.
+        make for themselves; `head` and `records`, once there are some, tell what the run
+        has should the ledger be lost. The Epilog trusts these, so only root can write them.
         """
         self.prepare()
-        lines = [f"retry {retry}\n"] * bool(retry) + [f"leases {leases}\n"] * bool(leases)
+        told = {**self._facts, "retry": retry, "leases": leases, "head": head}
+        lines = [f"{word} {value}\n" for word, value in told.items() if value]
+        lines += [f"record {json.dumps(record.to_dict())}\n" for record in records]
         replace_file(self._jobs / _name(owner), "".join(lines), mode=0o600)
 
     def make_leases(self, owner: Owner, path: str) -> str:
@@ -105,6 +159,45 @@ class RunFiles:
         user_directory(Path(path), owner.uid, owner.gid, "lock")
         return path
 
+    def marks(self) -> list[Mark]:
+        """Every mark; NodeFault for one that somebody else could have made."""
+        return [Mark.parse(path, read_own(path)) for path in _ours(self._jobs, "[0-9]*")]
+
+    def end(self, mark: Mark) -> None:
+        """Put down on a mark that its run has ended, and take its environment away.
+
+        The mark stays: it alone says whose its slices were.
+        """
+        for path in _ours(self._env, "*"):
+            if job_of(path) == mark.job:
+                path.unlink(missing_ok=True)
+        replace_file(mark.path, f"{read_own(mark.path)}ended\n", mode=0o600)
+
+    def renew(self, mark: Mark, head: str, records: Sequence[Allocation]) -> None:
+        """Write a mark anew for a ledger with that head, which has its records by now."""
+        words = ("head ", "record ")
+        lines = [line for line in read_own(mark.path).splitlines() if not line.startswith(words)]
+        lines += [f"head {head}", *(f"record {json.dumps(item.to_dict())}" for item in records)]
+        replace_file(mark.path, "".join(f"{line}\n" for line in lines), mode=0o600)
+
+    def note_head(self, head: str) -> None:
+        """Write down the ledger's head. It only serves a later check: no work fails for it."""
+        if head and self._root.is_dir():
+            with suppress(NodeFault):
+                replace_file(self._head, f"{self._facts.get('boot', '')} {head}\n", mode=0o600)
+
+    def heads(self) -> Iterator[tuple[str, str]]:
+        """Heads that the ledger had in this boot: where it stands, and `<event>:<digits>`."""
+        boot = self._facts.get("boot", "")
+        for mark in self.marks():
+            if mark.head and mark.boot == boot:
+                yield f"the mark of job {mark.job}", mark.head
+        with suppress(NodeFault, FileNotFoundError):
+            with trusted(self._root):
+                told, _, head = read_own(self._head).strip().partition(" ")
+            if head and told == boot:
+                yield str(self._head), head
+
     def leases(self, owner: Owner) -> str:
         """The directory of this very run's leases, empty where there is none."""
         return next(iter(self._notes(_name(owner), "leases")), "")
@@ -115,8 +208,7 @@ class RunFiles:
 
     def _notes(self, names: str, kind: str) -> list[str]:
         """What marks say; NodeFault for a mark that somebody else could have made."""
-        marks = [path for path in _inside(self._jobs, names) if job_of(path) is not None]
-        texts = [read_own(path) for path in marks]
+        texts = [read_own(path) for path in _ours(self._jobs, names)]
         lines = [line.partition(" ") for text in texts for line in text.splitlines()]
         return [value for word, _, value in lines if word == kind]
 
@@ -189,10 +281,18 @@ class RunFiles:
         """Ids of all jobs that have a file here."""
         return {job for path in self._all() if (job := job_of(path)) is not None}
 
-    def jobs_before(self, time: float) -> set[int]:
-        """Ids of jobs all of whose files are older than that (seconds since the epoch)."""
-        found = [(file.job, file.written / 1e9) for file in self.runs()]
-        return {job for job, _ in found} - {job for job, at in found if at >= time}
+    def jobs_of_other_boots(self) -> set[int]:
+        """Ids of jobs that nothing here is left of but what an earlier boot, or none, marked.
+
+        A run's mark is written before its other files, and goes after them. One that does
+        not name its boot is an earlier release's: it may be of a job that lives.
+        """
+        # Half-written ones go by their writers' pids: it may be at work.
+        found = (*_ours(self._env, "[0-9]*"), *_ours(self._jobs, "[0-9]*"))
+        files = {job for path in found if (job := job_of(path)) is not None}
+        marks = self.marks()
+        boot = self._facts.get("boot", "")
+        return files - {mark.job for mark in marks if mark.boot in ("", boot)}
 
     def remove_abandoned(self) -> list[Path]:
         """Remove half-written files of processes that were killed."""
@@ -203,9 +303,13 @@ class RunFiles:
 
 
 def _files_in(directory: Path) -> list[Path]:
-    """Files of jobs, with those that a hook was writing when it died; others' are left alone."""
-    found = [*_inside(directory, "[0-9]*"), *_inside(directory, ".[0-9]*")]
-    return [path for path in found if job_of(path) is not None]
+    """Files of jobs, with those that a hook was writing when it died."""
+    return [*_ours(directory, "[0-9]*"), *_ours(directory, ".[0-9]*")]
+
+
+def _ours(directory: Path, names: str) -> list[Path]:
+    """Those of a directory's files that we name so: another's must not stop the work on them."""
+    return [path for path in _inside(directory, names) if job_of(path) is not None]
 
 
 def _inside(directory: Path, names: str) -> list[Path]:

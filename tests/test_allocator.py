@@ -715,7 +715,9 @@ def test_nobody_is_left_with_the_nodes_of_what_was_taken_away(world: World) -> N
     world.allocator.reconcile(lambda: frozenset({7}))
     assert world.phases() == [phases.LOST]
     assert list((world.machine.tree.dev / "nvidia-caps").iterdir()) == []
-    assert list((world.root / "run/env").iterdir()) == []
+    # Its next step is told why, and not where.
+    (told,) = (world.root / "run/env").iterdir()
+    assert (told.name, (mine.uuid or "?") in told.read_text()) == ("7.0.refused", False)
 
 
 def test_nodes_that_no_record_names_go_with_their_instance(world: World) -> None:

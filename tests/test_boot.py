@@ -19,6 +19,7 @@ from slurm_mig.allocation import WHOLE, WHOLE_MIG_OFF
 from slurm_mig.boot import LOOK_EVERY, REASON, Boot, bring_up, keep_out, let_in
 from slurm_mig.errors import HardwareMismatch, LedgerFault
 from slurm_mig.geometry import Placement
+from slurm_mig.locks import Locks
 from slurm_mig.simulator.faults import Rule
 
 from .conftest import A30, A100, H100, Site
@@ -67,8 +68,6 @@ def test_a_reboot(site: Site) -> None:
     assert site.prolog(8, STAMP, gpus="1").returncode == 0
     site.machine.reboot()
     assert modes(site) == [False, False]
-    for path in site.run.glob("[ej]*/*"):
-        os.utime(path, (1, 1))
     found = up(site)
     assert (found.mismatches, found.left, found.foreign) == ([], [], [])
     assert [item.phase for item in records(site)] == [phases.LOST] * 2
@@ -92,9 +91,11 @@ def test_by_hand_on_a_node_at_work(site: Site) -> None:
     node.allocator().give_whole(owner, node.driver.gpus()[1], "mig-off", reset=False)
     node.close()
     files = {path: path.read_bytes() for path in site.run.glob("[ej]*/*")}
-    # As if the clock had been set since.
+    # As if the clock had been set since; and a release before this one named no boot.
     for path in files:
         os.utime(path, (1, 1))
+    (site.run / "jobs/9.0").write_text("")
+    files[site.run / "jobs/9.0"] = b""
     assert up(site) == Boot()
     assert [item.phase for item in records(site)] == [phases.ACTIVE] * 3
     assert modes(site) == [True, False]
@@ -154,14 +155,16 @@ def test_left_overs(site: Site) -> None:
     ]
     stays = [
         site.run / f"env/.9.0.{os.getpid()}",
-        site.run / "locks/GPU-y.holder",
         # Of a GPU that is not here: whose it is, nobody knows.
         site.machine.root / "dev/nvidia-caps/nvidia-cap4000",
     ]
     for path in (*gone, *stays):
         path.write_text("")
-    os.utime(site.run / "locks/GPU-x.holder", (1, 1))
-    assert sorted(up(site).done) == sorted(f"{path} removed" for path in gone)
+    (site.run / "locks/GPU-y.holder").write_text("")
+    os.utime(site.run / "locks/GPU-y.holder", (1, 1))
+    with Locks(site.run / "locks", 1).hold(["GPU-y"], "work"):
+        assert sorted(up(site).done) == sorted(f"{path} removed" for path in gone)
+        assert (site.run / "locks/GPU-y.holder").exists()
     assert all(path.exists() for path in stays)
     assert not any(path.exists() for path in gone)
     assert kept <= {path.name for path in (site.machine.root / "dev/nvidia-caps").iterdir()}

@@ -361,15 +361,3 @@ def test_what_killed_processes_left_half_written(tmp_path: Path) -> None:
     assert files.remove_abandoned(tmp_path) == [gone]
     assert all(path.exists() for path in kept)
     assert files.remove_abandoned(tmp_path / "none") == []
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("cpu 1 2\nbtime 1790000000\n", 1.79e9), ("cpu 1\n", 0), ("btime\n", 0), ("btime x", 0)],
-)
-def test_when_the_kernel_booted(tmp_path: Path, text: str, seconds: float) -> None:
-    """From /proc/stat; 0, before which nothing was, where it does not say."""
-    (tmp_path / "stat").write_text(text)
-    assert files.boot_time(tmp_path / "stat") == seconds
-    assert files.boot_time(tmp_path / "none") == 0
-    assert files.boot_time(Path("/proc/stat")) > 1e9

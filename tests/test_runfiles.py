@@ -8,15 +8,18 @@ import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from slurm_mig import allocation as phases
 from slurm_mig.allocation import Owner
 from slurm_mig.errors import NodeFault
 from slurm_mig.runfiles import RunFiles
 
 from .conftest import opened_by
+from .test_ledger import planned
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -304,7 +307,7 @@ def test_a_file_that_goes_while_it_is_looked_at(
     listed = run._all()
     run.withdraw(7)
     monkeypatch.setattr(run, "_all", lambda: listed)
-    assert (run.jobs_before(time.time() + 9), run.runs()) == (set(), [])
+    assert run.runs() == []
 
 
 def test_the_prolog_makes_the_directory_of_leases(run: RunFiles, public_tmp: Path) -> None:
@@ -322,3 +325,45 @@ def test_leases_that_cannot_be_made(run: RunFiles, public_tmp: Path) -> None:
     """The node's fault, named: tasks would stop for want of them."""
     with pytest.raises(NodeFault, match=f"make {public_tmp}/none/x: No such file"):
         run.make_leases(ALICE, str(public_tmp / "none/x"))
+
+
+def test_what_is_left_of_other_boots(tmp_path: Path) -> None:
+    """By the boot that a mark names, by no clock; what names none may be of a job that lives."""
+    for number, boot in ((7, "old"), (8, "new"), (9, "")):
+        made = RunFiles(tmp_path / "run", {"boot": boot})
+        made.mark(Owner(number, uid=64001, gid=64001))
+        made.publish(Owner(number, uid=64001, gid=64001), "a")
+    (tmp_path / "run/env/10.0").write_text("no mark: its Epilog died over it\n")
+    now = RunFiles(tmp_path / "run", {"boot": "new"})
+    assert now.jobs_of_other_boots() == {7, 10}
+
+
+def test_a_mark_tells_what_its_run_has(run: RunFiles, tmp_path: Path) -> None:
+    """Boot, cluster, head and records; lines of other releases are passed over."""
+    made = RunFiles(tmp_path / "run", {"boot": "b1", "cluster": "sun"})
+    record = replace(planned(7), phase=phases.ACTIVE)
+    made.mark(ALICE, leases="/x y", head="3:abc", records=[record])
+    (mark,) = made.marks()
+    assert (mark.job, mark.boot, mark.cluster, mark.head) == (7, "b1", "sun", "3:abc")
+    assert mark.records == (record,)
+    assert made.leases(ALICE) == "/x y"
+    mark.path.write_text(f"colour green\nrecord nothing\n{mark.path.read_text()}record {{}}\n")
+    assert made.marks()[0].records == (record,)
+    made.end(mark)
+    assert made.marks()[0].ended
+    made.renew(mark, "9:def", [])
+    (mark,) = made.marks()
+    assert (mark.head, mark.records, mark.ended) == ("9:def", (), True)
+
+
+@pytest.mark.parametrize("name", ["12abc", "7", "7.0.x", "7.0.het", "\u0667.0"])
+def test_another_ones_file_stops_nothing(run: RunFiles, tmp_path: Path, name: str) -> None:
+    """It is neither read nor removed."""
+    run.mark(ALICE)
+    for part in ("env", "jobs"):
+        (tmp_path / "run" / part / name).write_text("boot x\n")
+    assert run.jobs() == {7}
+    assert [mark.job for mark in run.marks()] == [7]
+    run.withdraw(7)
+    assert run.jobs() == set()
+    assert (tmp_path / "run/env" / name).exists()

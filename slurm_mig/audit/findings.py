@@ -19,6 +19,7 @@ CHECKED: Final[dict[str, str]] = {
     "removed": "events, or a row that events speak of, are gone",
     "reordered": "an event stands where another was written",
     "rewritten": "the chain is not the one whose head syslog has",
+    "set-back": "this boot's marks have events that the ledger has not: it was replaced or lost",
     "contradicts": "two copies of one ledger tell different histories",
     "disagrees": "a row of the present truth says other than its events",
     "added": "a row that no event speaks of",

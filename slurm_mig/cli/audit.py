@@ -365,12 +365,14 @@ def _name(archive: Archive) -> str:
 
 def _check(archives: Sequence[Archive], text: Iterable[str] | None, form: str) -> None:
     from slurm_mig.audit.findings import Finding, first_of_each
+    from slurm_mig.cli._beside import beside
 
     found: list[Finding] = []
     counts, notes = [], []
     with views.progress(2 * sum(item.length() - item.first() for item in archives), form) as passed:
         for archive in archives:
             looked, findings = archive.check(passed)
+            findings += beside(archive, looked.last)
             found += _placed(findings, archive, several=len(archives) > 1)
             beginning = f" from event {archive.start + 1} on" if archive.start else ""
             counts.append(f"{_name(archive)}: {looked.events} events{beginning}")

@@ -9,7 +9,14 @@ import click
 
 from slurm_mig.boot import WAIT
 from slurm_mig.cli._boot import boot
-from slurm_mig.cli._common import dry_run_option, json_option, open_node, print_json, slurm_of
+from slurm_mig.cli._common import (
+    administrator,
+    dry_run_option,
+    json_option,
+    open_node,
+    print_json,
+    slurm_of,
+)
 from slurm_mig.errors import LockTimeout, SlurmFault, Unresolved, UsageFault
 from slurm_mig.node import require_root
 
@@ -38,6 +45,12 @@ if TYPE_CHECKING:
 @click.option(
     "--node", "name", help="Slurm's name of this node; by its records, or its host's, if not set."
 )
+@click.option(
+    "--accept-older-ledger",
+    "accept",
+    is_flag=True,
+    help="The ledger was set back or lost: put on record again what this boot's marks name.",
+)
 @dry_run_option
 @json_option
 def command(
@@ -45,6 +58,7 @@ def command(
     at_boot: bool,  # noqa: FBT001
     wait: int | None,
     name: str | None,
+    accept: bool,  # noqa: FBT001
     dry_run: bool,  # noqa: FBT001
     as_json: bool,  # noqa: FBT001
 ) -> None:
@@ -55,6 +69,8 @@ def command(
         raise UsageFault(
             "--boot and --dry-run exclude each other; --dry-run alone says what is left"
         )
+    if accept and (at_boot or dry_run or no_slurm):
+        raise UsageFault("--accept-older-ledger asks Slurm, and goes with none of these options")
     require_root()
     if name:
         # Paths with %n and Slurm's own commands take it from there, too.
@@ -62,18 +78,23 @@ def command(
     if at_boot:
         boot(WAIT if wait is None else wait, as_json=as_json)
     else:
-        _reconcile(no_slurm=no_slurm, dry_run=dry_run, as_json=as_json)
+        _reconcile(no_slurm=no_slurm, accept=accept, dry_run=dry_run, as_json=as_json)
 
 
-def _reconcile(*, no_slurm: bool, dry_run: bool, as_json: bool) -> None:
+def _reconcile(*, no_slurm: bool, accept: bool, dry_run: bool, as_json: bool) -> None:
     with open_node(look=dry_run) as node:
+        # Slurm is asked first: whose job lives decides what is put on record.
+        rebuilt = (
+            node.accept_ledger(node.live_jobs(slurm_of(node)), administrator().user)
+            if accept
+            else []
+        )
         live, silence = (None, "") if no_slurm else _asker(node)
         allocator = node.allocator()
         found = allocator.foresee(live) if dry_run else allocator.reconcile(live)
         # Under a name that is not proven another node would be drained.
         fenced = "" if no_slurm or dry_run or silence else _fence(node)
-    if fenced:
-        found.done.append(fenced)
+    found.done = [*rebuilt, *found.done, *([fenced] if fenced else [])]
     left = [*found.left, *([silence] if silence else [])]
     if as_json:
         print_json({"done": found.done, "left": left, "foreign": found.foreign})

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 import uuid
 from typing import TYPE_CHECKING, Final
 
@@ -97,7 +96,6 @@ class Tree:
     def new_boot_id(self) -> None:
         """What the kernel does at power-on."""
         self.boot_id_file.write_text(f"{uuid.uuid4()}\n", "ascii")
-        (self.proc / "stat").write_text(f"btime {int(time.time())}\n", "ascii")
 
     def forget_instances(self, gpu_minors: list[int]) -> None:
         """Driver unloaded or machine rebooted: entries and nodes are gone."""

@@ -1,0 +1,24 @@
+"""What lies beside this node's ledger, for `audit --check`: marks tell of events it has lost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from slurm_mig.audit.findings import Finding
+from slurm_mig.cli._common import open_node
+from slurm_mig.evidence import REMEDY, missing
+
+if TYPE_CHECKING:
+    from slurm_mig.archive import Archive
+
+
+def beside(archive: Archive, last: int) -> list[Finding]:
+    """A finding where this boot's marks have events that the node's ledger has not.
+
+    Of a copy nothing lies beside it. `last` is the number of its last event.
+    """
+    if not archive.live:
+        return []
+    with open_node(look=True) as node:
+        text = missing(node.files.heads(), archive.digest_of, last)
+    return [Finding("set-back", f"{text}; {REMEDY}", event=last + 1)] if text else []
