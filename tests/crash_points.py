@@ -403,7 +403,7 @@ def meaning_of(place: Place) -> str:
         text = ""
         if stat.S_ISREG(status.st_mode):
             text = Path(path).read_text("utf-8")
-            text = re.sub(r"(\"pid\"|\"since\"): [\d.]+", r"\1", text)
+            text = re.sub(r"(\"pid\"|\"since\"|\"created\"): [\d.]+", r"\1", text)
             # The directory of leases has a name that nobody can guess.
             text = re.sub(r"[0-9a-f]{16}\b(?!-)", "RANDOM", text)
             text = text.replace(str(place.root), "ROOT")
