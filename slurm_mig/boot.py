@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from slurm_mig import indexes
 from slurm_mig.errors import (
     DriverFault,
     DriverMissing,
@@ -96,6 +97,7 @@ def bring_up(
     gpus = _look(node, found, again)
     if node.config.managed == () or not gpus:
         return found
+    _agree(node, gpus, found)
     report = node.allocator().reconcile(None)
     found.done += report.done
     found.foreign += report.foreign
@@ -146,11 +148,34 @@ def differences(node: Node, gpus: Sequence[Gpu], faults: Sequence[SlurmMigError]
         if missing := [str(minor) for minor in minors or () if minor not in here]:
             there = ", ".join(map(str, sorted(here))) or "none"
             yield f"[gpus] {key} names {', '.join(missing)}; device minors here: {there}"
+    yield from _gone(node, here, faults)
     for minor in config.managed or ():
         if minor in here and not here[minor].mig_capable:
             yield f"{here[minor]} is managed, but a {here[minor].name} without MIG"
     if config.managed is None and not any(gpu.mig_capable for gpu in gpus):
         yield 'every GPU is managed, but none here knows MIG (managed = "none" says so)'
+
+
+def _gone(node: Node, here: Mapping[int, Gpu], faults: Sequence[SlurmMigError]) -> Iterator[str]:
+    """Whether Slurm's indexes still mean what was agreed; a GPU that does not answer may be it."""
+    agreed = None if node.config.order else indexes.read(node.config.state)
+    if agreed is None or faults or indexes.beyond(agreed, [*here]) is not None:
+        return
+    minors = (", ".join(map(str, item)) or "none" for item in (agreed, sorted(here)))
+    path = node.config.state / indexes.NAME
+    yield (
+        "Slurm's GPU indexes were agreed for device minors {}, the driver shows {}: if that is to "
+        f"stay, make gres.conf so and remove {path}"
+    ).format(*minors)
+
+
+def _agree(node: Node, gpus: Sequence[Gpu], found: Boot) -> None:
+    """Write down which device minors Slurm counts along, while all of them are there."""
+    agreed = indexes.read(node.config.state)
+    here = [gpu.minor for gpu in gpus]
+    order = node.config.order or indexes.beyond(agreed or (), here)
+    if order is not None and order != agreed and not found.mismatches:
+        indexes.write(node.config.state, order)
 
 
 def _counted(expected: Mapping[str, int], names: Sequence[str]) -> Iterator[str]:

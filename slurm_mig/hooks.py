@@ -270,8 +270,8 @@ def _with_all_gpus(node: Node, job: Job, gpus: Sequence[Gpu], line: Line) -> Job
 
     Of a job with GPUs of several types they name those of the last type.
     """
-    everything = node.gpus_by_index()
-    if len(gpus) == len(everything) or len({gpu.name for gpu in everything}) == 1:
+    models = {gpu.name for gpu in node.gpus_by_index().values()}
+    if len(gpus) == len(node.order) or len(models) == 1:
         return job
     try:
         told = node.slurm.gpus(job.job_id, node.name)

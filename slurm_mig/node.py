@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from slurm_mig.config import Config
     from slurm_mig.driver import Driver, Gpu
     from slurm_mig.environment import TaskSettings
+    from slurm_mig.errors import SlurmMigError
     from slurm_mig.feeds import Feeds
     from slurm_mig.ledger import Ledger, Retired
     from slurm_mig.locks import Locks
@@ -301,33 +302,73 @@ class Node:
             return self.config.managed != ()
         return any(self.managed(gpu) for gpu in self.driver.gpus())
 
-    def gpus_by_index(self) -> Sequence[Gpu]:
-        """GPUs in the order of this node's gres.conf lines.
+    @cached_property
+    def order(self) -> tuple[int, ...]:
+        """Device minors in the order of this node's gres.conf lines, whatever is there now.
 
-        SLURM_JOB_GPUS counts along that list, not along NVML's; gres.conf names
-        device files, so the bridge is the minor (facts/design.md#slurms-side).
+        SLURM_JOB_GPUS counts along that list, not along NVML's; gres.conf names device
+        files, so the bridge is the minor (facts/design.md#slurms-side). As configured, else
+        as agreed at a boot; else agreed now, and raises while a GPU is known to be missing.
         """
-        gpus = {gpu.minor: gpu for gpu in self.driver.gpus()}
-        order = self.config.order or tuple(sorted(gpus))
-        missing = [minor for minor in order if minor not in gpus]
-        if missing:
+        from slurm_mig import indexes
+
+        order = self.config.order or indexes.read(self.config.state)
+        if order is None:
+            gpus = self.driver.gpus()
+            self._check_complete(gpus)
+            order = tuple(sorted(gpu.minor for gpu in gpus))
+            if not self._look:
+                indexes.write(self.config.state, order)
+        return order
+
+    def _check_complete(self, gpus: Sequence[Gpu]) -> None:
+        """GpuLost where the configuration tells of GPUs that the driver does not show."""
+        here = {gpu.minor for gpu in gpus}
+        lost = [minor for minor in self.config.managed or () if minor not in here]
+        names = [gpu.name for gpu in gpus]
+        few = [name for name, n in (self.config.expected or {}).items() if names.count(name) < n]
+        if lost or few:
+            missing = [*(f"device minor {minor}" for minor in lost), *few]
             raise GpuLost(
-                f"no GPU with minor {', '.join(map(str, missing))}; there are "
-                f"{', '.join(map(str, sorted(gpus)))}",
-                remedy="compare `order` in the [gpus] table of the config with nvidia-smi",
+                f"the driver does not show all GPUs of the [gpus] table: {', '.join(missing)}",
+                remedy="a GPU fell off the bus (see dmesg), or correct the configuration",
             )
-        return [gpus[minor] for minor in order]
+
+    def gpus_by_index(self) -> Mapping[int, Gpu]:
+        """GPUs that answer, by Slurm's index."""
+        gpus = {gpu.minor: gpu for gpu in self.driver.survey()[0]}
+        return {index: gpus[minor] for index, minor in enumerate(self.order) if minor in gpus}
 
     def gpus_at(self, indexes: Sequence[int]) -> list[Gpu]:
-        """The GPUs that Slurm means by these indexes; GpuLost when there are fewer."""
-        gpus = self.gpus_by_index()
-        beyond = [index for index in indexes if index >= len(gpus)]
-        if beyond:
+        """The GPUs that Slurm means by these indexes; GpuLost for one that is not there.
+
+        What became of the others is nothing to these.
+        """
+        if not indexes:
+            return []
+        there, faults = self.driver.survey()
+        gpus = {gpu.minor: gpu for gpu in there}
+        return [self._gpu_at(index, gpus, faults) for index in indexes]
+
+    def _gpu_at(self, index: int, gpus: Mapping[int, Gpu], faults: Sequence[SlurmMigError]) -> Gpu:
+        if index >= len(self.order):
             raise GpuLost(
-                f"Slurm gave the job GPU index {beyond[0]}, the driver shows {len(gpus)} GPUs",
-                remedy="a GPU fell off the bus (see dmesg), or gres.conf lists too many",
+                f"Slurm gave the job GPU index {index}, this node has {len(self.order)} GPUs: "
+                f"device minors {', '.join(map(str, self.order))}",
+                remedy="gres.conf lists too many, or GPUs came since: run "
+                "`slurm-mig reconcile --boot`",
             )
-        return [gpus[index] for index in indexes]
+        minor = self.order[index]
+        if minor in gpus:
+            return gpus[minor]
+        if faults:
+            raise faults[0]
+        raise GpuLost(
+            f"no GPU with minor {minor}, which is Slurm's index {index}; there are "
+            f"{', '.join(map(str, sorted(gpus))) or 'none'}",
+            remedy="it fell off the bus (see dmesg); or compare `order` in the [gpus] table of the "
+            f"config, or {self.config.state}/gpus, with gres.conf",
+        )
 
     def close(self) -> None:
         """Close what was opened."""

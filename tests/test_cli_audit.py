@@ -281,6 +281,13 @@ def syslog(*done: subprocess.CompletedProcess[str]) -> str:
     )
 
 
+def forget(site: Site) -> None:
+    """As long as the marks of its boot are there, these tell, too."""
+    (finding,) = parsed(site.cli("audit", "--check", "--json"), 29)["findings"]
+    assert finding["kind"] == "set-back"
+    shutil.rmtree(site.run)
+
+
 def test_roots_edit_shows_against_syslog(site: Site, tmp_path: Path) -> None:
     """Every hook logs the chain's head; who hashes the table anew cannot call that back."""
     log = tmp_path / "log"
@@ -292,6 +299,7 @@ def test_roots_edit_shows_against_syslog(site: Site, tmp_path: Path) -> None:
         site, "UPDATE event SET detail = replace(detail, 'alice', 'carol') WHERE seq = 3", anew=True
     )
     tamper(site, "UPDATE allocation SET user = 'carol' WHERE job_id = 8")
+    forget(site)
     assert site.cli("audit", "--check").returncode == 0
     done = site.cli("audit", "--check", "--heads", str(log), "--json")
     (finding,) = parsed(done, 29)["findings"]
@@ -309,6 +317,7 @@ def test_a_ledger_cut_short_shows_against_syslog(site: Site, tmp_path: Path) -> 
         "allocation WHERE number = 2",
     ):
         tamper(site, f"DELETE FROM {table}")
+    forget(site)
     assert site.cli("audit", "--check").returncode == 0
     done = site.cli("audit", "--check", "--heads", str(log))
     assert done.returncode == 29

@@ -29,15 +29,16 @@ def test_slurms_index_counts_along_gres_conf(make_site: Callable[..., Site]) -> 
 
 def test_more_indexes_than_gpus(node: Node) -> None:
     """A GPU fell off the bus, or gres.conf promises one too many."""
-    with pytest.raises(GpuLost, match="GPU index 2, the driver shows 2"):
+    with pytest.raises(GpuLost, match="GPU index 2, this node has 2 GPUs"):
         node.gpus_at([0, 2])
 
 
 def test_an_order_that_names_a_gpu_which_is_not_there(make_site: Callable[..., Site]) -> None:
     """The config is compared with what the driver shows."""
     node = make_site(H100, config="[gpus]\norder = [0, 3]\n").node()
-    with pytest.raises(GpuLost, match="minor 3; there are 0"):
-        node.gpus_at([0])
+    assert [gpu.minor for gpu in node.gpus_at([0])] == [0]
+    with pytest.raises(GpuLost, match="minor 3, which is Slurm's index 1; there are 0"):
+        node.gpus_at([1])
     node.close()
 
 

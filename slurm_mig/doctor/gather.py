@@ -17,7 +17,7 @@ from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from slurm_mig import __version__, generator
+from slurm_mig import __version__, generator, indexes
 from slurm_mig.config import DEFAULT_PATH
 from slurm_mig.doctor import conf
 from slurm_mig.doctor.facts import (
@@ -37,7 +37,7 @@ from slurm_mig.doctor.fleet import Reconstruction
 from slurm_mig.doctor.gres_checks import minor_of
 from slurm_mig.doctor.lua_checks import loads
 from slurm_mig.doctor.slurm_checks import loaded_values
-from slurm_mig.errors import LedgerFault, SlurmFault, SlurmMigError, UsageFault
+from slurm_mig.errors import LedgerFault, NodeFault, SlurmFault, SlurmMigError, UsageFault
 from slurm_mig.install import HOOKS, sources
 from slurm_mig.ledger import recorded, retired
 from slurm_mig.recognise import strangers
@@ -164,7 +164,7 @@ class _Gatherer:
             config=ConfigFacts(
                 path=str(self.config.source or DEFAULT_PATH),
                 managed=self.config.managed,
-                order=self.config.order,
+                order=self._order(),
                 prolog_worst=worst[0],
                 epilog_worst=worst[1],
                 reset=self.config.whole_reset,
@@ -487,6 +487,13 @@ class _Gatherer:
             geometry=self.node.driver.geometry(gpu) if gpu.mig_capable else None,
             foreign=tuple(self._foreign(gpu)) if managed and gpu.mig_mode else (),
         )
+
+    def _order(self) -> tuple[int, ...] | None:
+        """Device minors along which hooks count Slurm's indexes; None where nothing says so."""
+        try:
+            return self.config.order or indexes.read(self.config.state)
+        except NodeFault:
+            return None
 
     @cached_property
     def _retired(self) -> frozenset[str]:
