@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from slurm_mig.errors import DriverMissing, GpuLost, NodeFault, NotPermitted, SlurmFault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from slurm_mig.allocator import Allocator
     from slurm_mig.capabilities import Capabilities
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from slurm_mig.stuck import Stuck
 
 SIMULATOR = "simulator:"
+
+#: Seconds between two looks for the processes of a job that Slurm counts here.
+LOOK_AGAIN = 2.0
 
 
 class Node:
@@ -80,7 +83,13 @@ class Node:
     def _root(self) -> Path:
         """What stands before /proc and /dev: nothing, or a simulated machine."""
         if self.config.library.startswith(SIMULATOR):
-            return Path(self.config.library.removeprefix(SIMULATOR))
+            root = Path(self.config.library.removeprefix(SIMULATOR))
+            if (root / "machine.json").exists():
+                from slurm_mig.simulator.machine import Machine
+
+                # Before anything of it is read, its boot id above all.
+                Machine(root).follow_kernel()
+            return root
         return Path("/")
 
     @property
@@ -263,6 +272,29 @@ class Node:
             if record.owner.job_id is not None:
                 named.setdefault(record.owner.job_id, set()).add(record.node)
         return census.alive(slurm or self.slurm, self.name, self._is_here, named, clusters)
+
+    def ghosts(self, slurm: Slurm, sleep: Callable[[float], None]) -> list[int]:
+        """Jobs with shards that Slurm counts here, without a process or a record of this boot.
+
+        Looked at twice, for a job's Prolog may be about to begin. Raises SlurmFault.
+        """
+        from slurm_mig.ghosts import without_process
+        from slurm_mig.request import holds_shards
+
+        def found(jobs: Iterable[int]) -> set[int]:
+            open_now = self.ledger.all_open()
+            here = {item.owner.job_id for item in open_now if item.boot_id == self.boot_id}
+            return without_process(set(jobs) - here)
+
+        suspects = found(slurm.live_jobs(self.name))
+        if not suspects:
+            return []
+        sleep(LOOK_AGAIN)
+        suspects = found(suspects & slurm.live_jobs(self.name))
+        told = {job: slurm.job(job) for job in suspects}
+        return sorted(
+            job for job, facts in told.items() if facts and holds_shards(facts.tres_per_node)
+        )
 
     @staticmethod
     def _is_here(facts: NodeFacts) -> bool:

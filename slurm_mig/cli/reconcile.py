@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING
 
 import click
@@ -18,6 +19,7 @@ from slurm_mig.cli._common import (
     slurm_of,
 )
 from slurm_mig.errors import LockTimeout, SlurmFault, Unresolved, UsageFault
+from slurm_mig.ghosts import line
 from slurm_mig.node import require_root
 
 if TYPE_CHECKING:
@@ -93,20 +95,29 @@ def _reconcile(*, no_slurm: bool, accept: bool, dry_run: bool, as_json: bool) ->
         allocator = node.allocator()
         found = allocator.foresee(live) if dry_run else allocator.reconcile(live)
         # Under a name that is not proven another node would be drained.
+        gone = [] if live is None else _ghosts(node)
         fenced = "" if no_slurm or dry_run or silence else _fence(node)
     found.done = [*rebuilt, *found.done, *([fenced] if fenced else [])]
-    left = [*found.left, *([silence] if silence else [])]
+    left = [*found.left, *([silence] if silence else []), *map(line, gone)]
     if as_json:
         print_json({"done": found.done, "left": left, "foreign": found.foreign})
     else:
         word = "would be done" if dry_run else "done"
         for title, lines in ((word, found.done), ("foreign", found.foreign), ("left", left)):
-            for line in lines:
-                click.echo(f"{title}: {line}")
+            for text in lines:
+                click.echo(f"{title}: {text}")
         if not (found.done or left or found.foreign):
             click.echo("ledger and hardware agree")
     if left:
         raise Unresolved(f"{len(left)} left, see the output")
+
+
+def _ghosts(node: Node) -> list[int]:
+    """Jobs of Slurm's that ended with an earlier boot; none where Slurm falls silent by now."""
+    try:
+        return node.ghosts(slurm_of(node), time.sleep)
+    except SlurmFault:
+        return []
 
 
 def _fence(node: Node) -> str:

@@ -33,6 +33,9 @@ DEFAULT_DRIVER: Final = "580.95.05"
 
 GONE: Final = "gone"
 
+#: The id of the boot of the machine that simulates (proc(5)).
+KERNEL: Final = Path("/proc/sys/kernel/random/boot_id")
+
 #: Operations that may take time, in milliseconds, and the NVML calls they cover.
 OPERATIONS: Final[dict[str, tuple[str, ...]]] = {
     "init": ("nvmlInitWithFlags", "nvmlInit_v2"),
@@ -125,6 +128,7 @@ def _build(
     (root / "holders").mkdir(mode=0o1777)
     (root / "holders").chmod(0o1777)
     Tree(root).make([facts["minor"] for facts in boards])
+    (root / "kernel").write_text(KERNEL.read_text("ascii").strip(), "ascii")
     for index, facts in enumerate(boards):
         _replace(root / f"gpu{index}.json", _board(facts).to_dict())
     _replace(
@@ -285,6 +289,22 @@ class Machine:
         """Power cycle: new boot id, no instances, no clients, lost GPUs back."""
         self._restart(power=True)
         self.tree.new_boot_id()
+
+    def follow_kernel(self) -> None:
+        """Reboot when the machine that simulates it did: its instances are files, and outlive that.
+
+        Only root's processes do it; the first after the boot.
+        """
+        kernel = KERNEL.read_text("ascii").strip()
+        noted = self.root / "kernel"
+        if os.geteuid() != 0 or (noted.exists() and noted.read_text("ascii") == kernel):
+            return
+        with _opened(self.root / "kernel.lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            before = noted.read_text("ascii") if noted.exists() else kernel
+            if before != kernel:
+                self.reboot()
+            noted.write_text(kernel, "ascii")
 
     def reload_driver(self) -> None:
         """Driver unloaded and loaded again: instances go, the boot id stays."""

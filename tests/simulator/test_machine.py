@@ -15,6 +15,7 @@ import pytest
 from slurm_mig.errors import NotPermitted, SimulatorFault, UsageFault
 from slurm_mig.geometry import Placement
 from slurm_mig.simulator import Machine
+from slurm_mig.simulator import machine as machine_module
 from slurm_mig.simulator.client import devices, open_devices
 from slurm_mig.simulator.codes import Refused
 from slurm_mig.simulator.faults import Faults, Rule
@@ -288,6 +289,28 @@ def test_a_reboot(machine: Machine) -> None:
     assert machine.holders() == []
     assert not (machine.tree.dev / "nvidia-caps").exists()
     assert not (machine.tree.capabilities / "gpu0/mig/gi2").exists()
+
+
+def test_a_reboot_of_the_machine_that_simulates(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As real GPUs: instances are gone, once, and the boot id is another one."""
+    carve(machine)
+    before = machine.tree.boot_id_file.read_text()
+    machine.follow_kernel()
+    assert (machine.tree.boot_id_file.read_text(), len(machine.board(0).instances)) == (before, 1)
+    kernel = tmp_path / "boot_id"
+    kernel.write_text("another\n")
+    monkeypatch.setattr(machine_module, "KERNEL", kernel)
+    machine.follow_kernel()
+    after = machine.tree.boot_id_file.read_text()
+    assert (after != before, machine.board(0).instances) == (True, [])
+    machine.follow_kernel()
+    assert machine.tree.boot_id_file.read_text() == after
+    # One that an earlier release made does not know its kernel's boot: it is taken as it is.
+    (machine.root / "kernel").unlink()
+    machine.follow_kernel()
+    assert machine.tree.boot_id_file.read_text() == after
 
 
 def test_a_driver_reload(machine: Machine) -> None:
