@@ -351,7 +351,11 @@ def judged(version: str, static: dict[str, Gave], ours: dict[str, Gave]) -> list
     """A row for each form: what both gave, and whether that is equal, or why it is not."""
     rows = []
     for name, gave in static.items():
-        excuse = None if gave.same(ours[name]) else excused(name, version, ours[name].text())
+        excuse = (
+            None
+            if gave.same(ours[name])
+            else excused(name, version, gave.text(), ours[name].text())
+        )
         verdict = "=" if gave.same(ours[name]) else excuse.kind if excuse else "DIFFERS"
         rows.append(
             {

@@ -15,7 +15,8 @@ from typing import Final
 class Excuse:
     """For forms whose name `form` finds, on releases that `release` finds.
 
-    `gives` has to be found in what ours gave: an excuse covers one behaviour, not any.
+    `gives` has to be found in what ours gave, and `static` in what static MIG did: an excuse
+    covers one behaviour, not any.
     """
 
     kind: str
@@ -23,6 +24,7 @@ class Excuse:
     why: str
     release: str = ""
     gives: str = "^runs"
+    static: str = ""
 
 
 EXCUSES: Final = (
@@ -47,8 +49,15 @@ EXCUSES: Final = (
     ),
     Excuse(
         "better",
-        r"^step: -n2 --gpus=\S+: srun -n1 .*--g(res|pus-per-node)\b",
-        "static MIG's steps meet the job's typed SLURM_GPUS and fail, or get all; ours as asked",
+        r"^step: -n2 --gpus(-per-task)?=\S+: srun -n1 .*--g(res|pus|pus-per-node)=",
+        "static MIG's steps meet the typed request that sbatch leaves behind and fail; ours run",
+        static="^step fails",
+    ),
+    Excuse(
+        "better",
+        r"^step: -n2 --gpus(-per-task)?=\S+: srun -n1 --g\S+[:=]0 ",
+        "static MIG's steps that ask for no GPU get what sbatch leaves behind; ours see none",
+        gives="^runs.* task 0: none",
     ),
     Excuse(
         "better",
@@ -82,13 +91,14 @@ EXCUSES: Final = (
 )
 
 
-def excused(form: str, version: str, gave: str) -> Excuse | None:
+def excused(form: str, version: str, static: str, ours: str) -> Excuse | None:
     """The excuse for a difference, or None."""
     for excuse in EXCUSES:
         if (
             re.search(excuse.form, form)
             and re.search(excuse.release, version)
-            and re.search(excuse.gives, gave)
+            and re.search(excuse.gives, ours)
+            and re.search(excuse.static, static)
         ):
             return excuse
     return None
