@@ -155,7 +155,7 @@ class Site:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=170,
             preexec_fn=close if closed else None,
         )
 
@@ -174,7 +174,7 @@ class Site:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=170,
         )
 
 

@@ -179,7 +179,7 @@ WITH_COMMANDS = [
 
 
 @pytest.mark.root
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(700)
 @pytest.mark.skipif(bool(worlds.missing()), reason=worlds.missing())
 @pytest.mark.parametrize("page", WITH_COMMANDS)
 def test_commands_that_need_no_slurm(page: str) -> None:

@@ -26,7 +26,7 @@ def missing() -> str:
         return f"no namespaces or layers here: {words.strip().splitlines()[-1]}"
 
 
-def run(spec: dict[str, Any], timeout: float = 90) -> Any:
+def run(spec: dict[str, Any], timeout: float = 600) -> Any:
     """What each statement of each session did; CalledProcessError where there is no world."""
     done = subprocess.run(
         [*UNSHARE, sys.executable, str(_WORLD)],
