@@ -84,9 +84,11 @@ class Config:
     def queue_limit(self) -> float:
         """Seconds after a hook's start in which it may still begin its work on a GPU.
 
-        What is left of its deadline then is enough for the work.
+        What is left of its deadline then is enough for the work, and for the five commands by
+        which a job is refused.
         """
-        return self.deadline - self.destroy_timeout - self.stuck_timeout - self.slurm_timeout
+        work = self.destroy_timeout + self.stuck_timeout + 5 * self.slurm_timeout
+        return max(self.lock_timeout, self.deadline - work)
 
     @property
     def archives(self) -> Path:
@@ -286,7 +288,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         _seconds,
         _A_TIME,
         "Longest wait for one and the same hook that works on the GPU. As long as hooks come and "
-        "go there, each in its turn, a hook waits until its own deadline.",
+        "go there, each in its turn, a hook waits until its own deadline leaves just enough time "
+        "for its work.",
     ),
     Setting(
         "hooks",

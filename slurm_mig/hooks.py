@@ -660,8 +660,9 @@ def _leave_at_once(node: Node, line: Line, fault: HookDeadline) -> None:
 def _close(node: Node, line: Line) -> None:
     # The work is done and on record: a driver that dislikes its shutdown changes nothing.
     try:
-        if "ledger" in vars(node):
+        if "ledger" in vars(node) and not node.ledger.loose:
             line.head = node.ledger.head()
+            node.ledger.shorten()
         node.close()
     except SlurmMigError as fault:
         line.say("WARNING", str(fault))

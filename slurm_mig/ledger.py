@@ -27,6 +27,7 @@ import time
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig import __version__
@@ -48,7 +49,6 @@ from slurm_mig.tally import Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
 SCHEMA: Final = 3
 
@@ -61,9 +61,9 @@ HEAD_DIGITS: Final = 16
 #: Longest wait for another process's transaction, in seconds.
 BUSY_TIMEOUT: Final = 20.0
 
-#: Pages of the WAL at which it is copied into the file (1 MiB). Whoever opens the ledger after
-#: a hook reads the WAL, which takes some 3 ms by then.
-CHECKPOINT: Final = 250
+#: Size of the WAL, in bytes, at which it is copied into the file. Whoever opens the ledger after
+#: a hook reads the WAL, which takes some milliseconds by then.
+CHECKPOINT: Final = 1 << 20
 
 #: Kinds of steps that only the next hook needs to know of.
 _PASSING: Final = (PLANNED, RELEASING)
@@ -215,8 +215,8 @@ class Ledger:
     def __init__(self, path: Path | None, clock: Callable[[], float] = time.time) -> None:
         self._path = path or ":memory:"
         self._clock = clock
-        #: Whether something was written last that is not forced to the disk yet.
-        self._loose = False
+        #: Whether a power cut may take what was written last: then nobody is to be told its head.
+        self.loose = False
         if path is not None:
             private_directory(path.parent, 0o700)
         with self._guarded("open"):
@@ -239,7 +239,8 @@ class Ledger:
             try:
                 db.row_factory = sqlite3.Row
                 db.execute("PRAGMA journal_mode=WAL")
-                db.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT}")
+                # Not by itself: that would be under a GPU's lock, and others wait for the disk.
+                db.execute("PRAGMA wal_autocheckpoint=0")
                 db.execute("PRAGMA foreign_keys=ON")
                 self._migrate(db)
             except BaseException as problem:
@@ -253,6 +254,13 @@ class Ledger:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+    def shorten(self) -> None:
+        """Copy a long WAL into the file: for who leaves the ledger open, and holds no lock."""
+        wal = Path(f"{self._path}-wal")
+        if wal.exists() and wal.stat().st_size > CHECKPOINT:
+            with self._guarded("shorten"):
+                self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     # -- writing -------------------------------------------------------------
 
@@ -286,7 +294,7 @@ class Ledger:
         Without the GPU's lock: who holds it may have taken the record further by now, and
         then that stays.
         """
-        with self._writing():
+        with self._writing(force=False):
             record = self.find(number)
             if record.phase == ACTIVE:
                 record = record.moved(RELEASING, reason)
@@ -491,14 +499,8 @@ class Ledger:
     def head(self) -> str:
         """The chain's last link, `<event>:<16 hex digits>`, for the log; empty without events.
 
-        Whoever edits the table can hash it anew, but not what syslog has sent elsewhere. What
-        is told there is on the disk: after a power cut the ledger would look set back.
+        Whoever edits the table can hash it anew, but not what syslog has sent elsewhere.
         """
-        if self._loose:
-            with self._guarded("write"):
-                self._db.execute("PRAGMA synchronous=FULL")
-                self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
-            self._loose = False
         seq, last = self.last_event()
         return f"{seq}:{last[:HEAD_DIGITS]}" if seq else ""
 
@@ -569,7 +571,7 @@ class Ledger:
     def _writing(self, *, force: bool = True) -> Iterator[None]:
         with self._guarded("write"), _transaction(self._db, force=force):
             yield
-        self._loose = not force
+        self.loose = not force
 
     @contextmanager
     def _guarded(self, action: str) -> Iterator[None]:

@@ -134,10 +134,9 @@ def session(path: Path, mark: Callable[[Content, bool], None], checkpoint: int =
     for lasts in lives(ledger):
         mark(content(ledger), lasts)
     ledger.add(planned(10), phases.PLANNED)
+    # Of what need not last nobody is told: after a power cut the ledger would look set back.
+    assert ledger.loose
     mark(content(ledger), False)
-    # What was told to syslog must not look taken back.
-    ledger.head()
-    mark(content(ledger), True)
     ledger.close()
 
 
@@ -195,8 +194,7 @@ def test_what_lasts_is_synced_before_it_is_told(space: Path, disk: Disk) -> None
     """The last thing that happens to the WAL before such a write returns is a sync; else none."""
     ends: list[tuple[int, bool]] = []
     session(space / "state/ledger.db", lambda _, lasts: ends.append((len(disk.changes), lasts)))
-    # The very last one is made to last by a checkpoint, which may come without a sync of the WAL.
-    for end, lasts in ends[1:-1]:
+    for end, lasts in ends[1:]:
         of_wal = [item for item in disk.changes[:end] if item.file == "ledger.db-wal"]
         assert (of_wal[-1].kind == "sync") is lasts
 
