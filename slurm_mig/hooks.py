@@ -137,8 +137,10 @@ class Line:
         level = getattr(syslog, f"LOG_{self.level}")
         # A daemon that no longer reads would keep a hook for ever.
         writer = threading.Thread(target=syslog.syslog, args=(level, line), daemon=True)
-        writer.start()
-        writer.join(SYSLOG_WAIT)
+        # No thread to be had (pids.max, no memory): stderr has it, and the work is done.
+        with suppress(RuntimeError, MemoryError):
+            writer.start()
+            writer.join(SYSLOG_WAIT)
 
 
 def _tell_slurmd(text: str) -> None:
@@ -484,7 +486,10 @@ def _withdraw(node: Node, job: Job, line: Line) -> None:
     for retry in retries:
         words = retry.split()
         if len(words) == 2 and words[1].isascii() and words[1].isdigit():
-            _postpone(node, *words)
+            try:
+                _postpone(node, *words)
+            except OSError as problem:
+                line.say("WARNING", f"not postponed: {problem}")
 
 
 def _believable(node: Node, job: Job, line: Line) -> None:
@@ -614,7 +619,11 @@ def _watched(node: Node, job: Job, line: Line) -> int:
 
     node.locks_until = time.monotonic() + node.config.queue_limit
 
-    ended = watch.watched(work, node.config.deadline)
+    try:
+        ended = watch.watched(work, node.config.deadline)
+    except OSError as problem:
+        # Not even begun: no process or no memory is to be had.
+        return _finish(node, line, problem)
     _tell_slurmd(ended.output)
     if ended.code is not None:
         return ended.code
@@ -664,7 +673,7 @@ def _close(node: Node, line: Line) -> None:
             line.head = node.ledger.head()
             node.ledger.shorten()
         node.close()
-    except SlurmMigError as fault:
+    except (SlurmMigError, OSError) as fault:
         line.say("WARNING", str(fault))
 
 

@@ -93,7 +93,7 @@ class Turn:
 
     def _take(self) -> None:
         # Under another name until it is locked: one that can be locked counts as dead.
-        fresh = self._directory / f".{self._name}.{threading.get_native_id()}.{os.getpid()}"
+        fresh = self._directory / f".{self._name}.{threading.get_native_id()}"
         fresh.unlink(missing_ok=True)
         os.mkfifo(fresh, 0o600)
         try:

@@ -82,8 +82,8 @@ def test_seven_prologs_and_a_slow_slurmctld(make_site: Callable[..., Site]) -> N
 
 def test_a_queue_longer_than_a_hook_lives(make_site: Callable[..., Site]) -> None:
     """An Epilog whose time is up leaves its slices to the next hook, closed to their user."""
-    limits = "lock_timeout = 8\ndestroy_timeout = 0.5\ndeadline = 25\n[stuck]\ntimeout = 0.5\n"
-    site = make_site(H100, config=f"[hooks]\n{limits}[slurm]\ntimeout = 1\n")
+    limits = "lock_timeout = 8\ndestroy_timeout = 0.5\ndeadline = 40\n[stuck]\ntimeout = 0.5\n"
+    site = make_site(H100, config=f"[hooks]\n{limits}")
     for job in range(7):
         assert site.prolog(10 + job, ONE).returncode == 0
     ended = at_once(site, "epilog", range(10, 17), "", slow(2.5))
@@ -303,3 +303,19 @@ def test_each_fault_of_the_ledger_has_its_remedy(tmp_path: Path) -> None:
     full = "PRAGMA max_page_count=2; INSERT INTO t VALUES (zeroblob(100000))"
     assert "is full" in sqlite_fault(opened(full))
     assert "the file is damaged" in sqlite_fault(opened("SELECT * FROM allocation"))
+
+
+def test_no_process_to_be_had(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node fault that says so, not a traceback that drains with "Prolog error" alone."""
+    from slurm_mig import hooks, watch
+
+    def none(*_: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(watch, "watched", none)
+    told: list[str] = []
+    monkeypatch.setattr(hooks, "_tell_slurmd", told.append)
+    slurm_commands(site)
+    environ = {**job_environ(7, STAMP), "SLURM_MIG_CONFIG": str(site.config)}
+    assert hooks.run("prolog", environ, watched=True) == 10
+    assert "no process can be started" in told[0]
