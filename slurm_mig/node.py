@@ -70,12 +70,11 @@ class Node:
         return self._environ.get("SLURMD_NODENAME") or self._recorded_name() or name()
 
     def _recorded_name(self) -> str:
-        """The one name that open records of this boot have; empty where there is none."""
+        """The one name that open records have; empty where there is none."""
         if not self.config.ledger.exists() or os.geteuid() != 0:
             return ""
         with suppress(NodeFault):
-            here = (item for item in self.ledger.all_open() if item.boot_id == self.boot_id)
-            found = {item.node for item in here}
+            found = {item.node for item in self.ledger.all_open()}
             return found.pop() if len(found) == 1 else ""
         return ""
 

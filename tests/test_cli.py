@@ -466,9 +466,9 @@ def test_reconcile(site: Site) -> None:
     silent = site.cli("reconcile", "--json")
     data = parsed(silent, 24)
     assert (data["done"], len(data["foreign"])) == ([], 1)
-    assert "Slurm does not answer" in data["left"][0]
+    assert "Slurm does not say who lives" in data["left"][0]
     plain = site.cli("reconcile")
-    assert (plain.stdout + plain.stderr).count("Slurm does not answer") == 1
+    assert (plain.stdout + plain.stderr).count("Slurm does not say who lives") == 1
     assert len(site.machine.board(0).instances) == 1
 
     site.machine.reboot()

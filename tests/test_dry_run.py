@@ -43,7 +43,7 @@ def state(site: Site) -> tuple[object, ...]:
 
 def dry(site: Site, *arguments: str, code: int = 0) -> str:
     before = state(site)
-    done = site.cli(*arguments, "--dry-run")
+    done = site.cli(*arguments, "--dry-run", SLURMD_NODENAME="n1")
     assert done.returncode == code, done.stderr
     assert state(site) == before
     return done.stdout + done.stderr
