@@ -159,7 +159,9 @@ class Talk:
         job = re.findall(r"^(\d+)\s*$", done.stdout, re.MULTILINE)[-1]
         state = self._until_over(job)
         if state != "":
-            return state, job, said
+            # A node that is out of service says why.
+            drained = self.world.try_run("sinfo", "-h", "-N", "-R", "-o", "%N %T %E").stdout
+            return state, job, f"{said}\n{drained}"
         texts = [path.read_text() for path in sorted(self.work.glob(f"{tag}.*.out"))]
         return "", job, "\n".join([said, *texts])
 
