@@ -123,6 +123,12 @@ class Talk:
             return [Gave(refused, said=said) for _ in forms]
         return self._gave(forms, job, said)
 
+    def settle(self) -> None:
+        """Wait until nobody else's job is in the way, nor its Epilog."""
+        end = time.monotonic() + JOB_PATIENCE
+        while not self.world._all_idle() and time.monotonic() < end:
+            time.sleep(0.2)
+
     def _options(self, form: Form) -> list[str]:
         change = form.ours if isinstance(self.world, Ours) else None
         texts = [text.replace(*change) if change else text for text in form.options]
@@ -324,6 +330,7 @@ def ask_all(talk: Talk, forms: Sequence[Form]) -> dict[str, Gave]:
         list(pool.map(one, [group for group in groups if group not in alone]))
     for group in groups:
         if group in alone or any(found[form.name].outcome not in QUICK for form in group):
+            talk.settle()
             one(group)
     return {form.name: found[form.name] for form in forms}
 
