@@ -890,6 +890,17 @@ local function for_slices(number, items, by_share)
   return math.ceil(sum - 1e-9)
 end
 
+-- Whether a text of --gpu-bind asks for tasks that have GPUs of their own; otherwise, and without
+-- a count for each task, every task of a job in the words of GPUs sees all of them, and scripts
+-- share them out themselves.
+local function binds(text)
+  text = tostring(text or "")
+  for _, word in ipairs({ "single", "per_task", "map_gpu", "mask_gpu" }) do
+    if string.find(text, word, 1, true) then return true end
+  end
+  return false
+end
+
 -- Convenience, not control: a step's request never passes job_submit.lua, clients refuse some
 -- words before it sees them, and under ConstrainDevices a step without shards may not open its
 -- GPU. Whatever this file does, the controller decides by job_submit.lua; so an error here only
@@ -980,13 +991,13 @@ local function repeats(options, option)
   return option.variable and os.getenv(option.variable) == text_of(options, option.name)
 end
 
--- The options of GPUs, read. What only repeats the job's own variables (`inherited`) counts
--- where nothing else is asked for.
+-- The options of GPUs, read. In a job what only repeats its own variables (`inherited`) counts
+-- where nothing else is asked for; outside of one variables are as good as options.
 local function read_options(options, where, inherited)
   local asked = { node = {}, job = {}, task = {}, socket = {}, whole = {}, shards = {}, others = {} }
   for _, option in ipairs(OPTIONS) do
     local read, problem = nil, nil
-    if (inherited or false) == (repeats(options, option) or false) then
+    if not where.step or (inherited or false) == (repeats(options, option) or false) then
       read, problem = read_option(options, option, where)
     end
     if problem then return nil, problem end
@@ -1035,6 +1046,19 @@ local function payment(items, step)
   return price(items, true)
 end
 
+-- Hand a variable to the tasks, unless they are to have none.
+local function export(options, name, value)
+  local text = text_of(options, "export") or "ALL"
+  if text ~= "NONE" and text ~= "NIL" then options["export"] = text .. "," .. name .. "=" .. value end
+end
+
+-- In a job in the words of GPUs, all of which its tasks see: a step that binds has each its own.
+local function say_binding(options)
+  if os.getenv("SLURM_MIG_BIND") == "asked" and binds(options["gpu-bind"]) then
+    export(options, "SLURM_MIG_PER_TASK", 1)
+  end
+end
+
 -- Write a request for slices in the one form that jobs and steps have in common.
 local function write(options, asked, items, part, fix)
   local shards = payment(items, part)
@@ -1055,18 +1079,16 @@ local function write(options, asked, items, part, fix)
       end
     end
   end
+  say_binding(options)
   -- Before 23.11 every task of a step crashes that has another binding.
   if #asked.task > 0 or text_of(options, "gpu-bind") then options["gpu-bind"] = "closest" end
   if fix.nodes and (fix.only or not part) then options["nodes"] = tostring(fix.nodes) end
   if fix.tasks and fix.nodes > 1 then options["ntasks-per-node"] = tostring(fix.tasks) end
-  -- TaskProlog hands out that many to each task.
-  local each_task = #asked.task > 0 and total(asked.task) or 1
-  if each_task > 1 then
-    local export = text_of(options, "export") or "ALL"
-    if export ~= "NONE" and export ~= "NIL" then
-      options["export"] = export .. ",SLURM_MIG_PER_TASK=" .. each_task
-    end
-  end
+  -- TaskProlog hands out that many to each task; one is what it does by itself, but in a job in
+  -- the words of GPUs.
+  local least = os.getenv("SLURM_MIG_BIND") == "asked" and 1 or 2
+  local each_task = total(asked.task)
+  if each_task >= least then export(options, "SLURM_MIG_PER_TASK", each_task) end
 end
 
 -- The shape of a request; --gpus=4 --gpus-per-task=1 says that it has four tasks.
@@ -1127,7 +1149,11 @@ local function srun_job(options)
   if not items or #items == 0 then return end
   local problem = stubborn(options, items, false)
   if problem then return refuse(problem) end
+  local shared = asked.translated and not binds(options["gpu-bind"]) and #asked.task == 0
   write(options, asked, items, nil, fix)
+  if shared and (os.getenv("SLURM_MIG_BIND") or "") == "" then
+    export(options, "SLURM_MIG_BIND", "asked")
+  end
 end
 
 -- sbatch and salloc: the controller translates all that reaches it.
@@ -1252,6 +1278,7 @@ local function step(options)
   for _, option in ipairs(OPTIONS) do
     if repeats(options, option) then clear(options, option.name) end
   end
+  say_binding(options)
   if text_of(options, "gpu-bind") then options["gpu-bind"] = "closest" end
 end
 

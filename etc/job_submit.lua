@@ -890,6 +890,17 @@ local function for_slices(number, items, by_share)
   return math.ceil(sum - 1e-9)
 end
 
+-- Whether a text of --gpu-bind asks for tasks that have GPUs of their own; otherwise, and without
+-- a count for each task, every task of a job in the words of GPUs sees all of them, and scripts
+-- share them out themselves.
+local function binds(text)
+  text = tostring(text or "")
+  for _, word in ipairs({ "single", "per_task", "map_gpu", "mask_gpu" }) do
+    if string.find(text, word, 1, true) then return true end
+  end
+  return false
+end
+
 -- The request's stamp -------------------------------------------------------
 
 local STAMP = "slurm%-mig=%S*"
@@ -1033,6 +1044,7 @@ local function read_job(job, where)
     asked.others[place.field] = read.others
     asked.prefix = asked.prefix or (#read.items > 0 and read.prefix) or nil
     asked.any = asked.any or #read.items + #read.whole > 0
+    asked.translated = asked.translated or read.translated
     for _, token in ipairs(read.shards) do table.insert(asked.shards, token) end
     for _, token in ipairs(read.whole) do table.insert(asked.whole, token) end
     if place.of == "node" then asked.whole_on_node = read.whole end
@@ -1148,7 +1160,15 @@ local function rewrite(job, asked, items, shards, fix)
   end
 end
 
--- Returns nil when the request is none of ours, else true, or false and a reason.
+-- Whether each task of a job sees all its slices, as it would see GPUs: it was asked for in their
+-- words, and nothing in it for each task.
+local function for_all_tasks(job, asked)
+  return asked.translated and #asked.task == 0 and not binds(job.tres_bind)
+    and not given(job.ntasks_per_tres, NONE16)
+end
+
+-- Returns nil when the request is none of ours, else true, or false and a reason. The second
+-- value of a request of ours is whether each task sees all of it.
 local function apply(job, partitions)
   local where = place_of(job, partitions)
   local asked, problem = read_job(job, where)
@@ -1169,12 +1189,13 @@ local function apply(job, partitions)
   -- is left of that word is the type of its shards or GPUs.
   local shards, parts = cost(items, type_named(asked))
   if not shards then return false, parts end
+  local shared = for_all_tasks(job, asked)
   problem = forbidden(job, asked, shards, parts, where, partitions)
     or give_belongings(job, items, where, fix.nodes or shape.least or 1)
   if problem then return false, problem end
   rewrite(job, asked, items, shards, fix)
   job.comment = with_stamp(job.comment, parts and stamp_of_several(parts) or make_stamp(items))
-  return true
+  return true, shared
 end
 
 local function refuse(reason)
@@ -1197,6 +1218,16 @@ local function forget_inherited(job)
   end
 end
 
+-- The word by which TaskProlog binds tasks only where that was asked for. Only we write it: a job
+-- that is submitted from inside another one must not inherit it.
+local function say_binding(job, shared)
+  local environment = job.environment
+  if not environment then return end
+  local said = environment.SLURM_MIG_BIND or ""
+  if said == "" and shared then environment.SLURM_MIG_BIND = "asked" end
+  if said == "asked" and not shared then environment.SLURM_MIG_BIND = "" end
+end
+
 -- Whether a job asks for GPUs in any form, or for slices.
 local function wants_gpu(job)
   for _, place in ipairs(PLACES) do
@@ -1212,7 +1243,10 @@ local function submit(job, partitions)
   if fine == false then return refuse(reason) end
   -- Interactive jobs have neither script nor environment here.
   if wants_gpu(job) and job.script then
-    local worked, problem = pcall(forget_inherited, job)
+    local worked, problem = pcall(function()
+      forget_inherited(job)
+      say_binding(job, fine and reason)
+    end)
     -- The job is right without it; only that it was submitted from inside a step may confuse it.
     if not worked then
       slurm.log_error("slurm-mig: inherited variables of a job stay: %s", tostring(problem))

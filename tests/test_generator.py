@@ -413,6 +413,58 @@ def test_what_a_batch_job_inherits_from_a_step(version: str, gres: str) -> None:
 
 
 @versions
+@pytest.mark.parametrize(
+    ("fields", "had", "left"),
+    [
+        ({"tres_per_node": "gres/gpu:1g.10gb:2"}, None, "asked"),
+        ({"tres_per_job": "gres/gpu:1g.10gb:2"}, "", "asked"),
+        ({"tres_per_node": "gres/gpu:1g.10gb:2"}, "none", "none"),
+        ({"tres_per_node": "gres/gpu:1g.10gb:2", "tres_bind": "gpu:single:1"}, None, None),
+        ({"tres_per_node": "gres/gpu:1g.10gb:2", "tres_bind": "gpu:closest"}, None, "asked"),
+        ({"tres_per_node": "gres/gpu:1g.10gb:2", "ntasks_per_tres": 1}, None, None),
+        ({"tres_per_task": "gres/gpu:1g.10gb:1", "num_tasks": 2}, None, None),
+        ({"tres_per_node": "gres/mig:1g.10gb:2"}, None, None),
+        # Inherited from the job that this one was submitted from.
+        ({"tres_per_node": "gres/mig:1g.10gb:2"}, "asked", ""),
+        ({"tres_per_node": "gres/mig:1g.10gb:2"}, "none", "none"),
+    ],
+)
+def test_tasks_are_bound_as_they_were_asked_for(
+    version: str, fields: dict[str, object], had: str | None, left: str | None
+) -> None:
+    """Who asks in the words of GPUs has scripts that expect to see all; the user's word holds."""
+    inherited = {"MINE": "x"} | ({} if had is None else {"SLURM_MIG_BIND": had})
+    code, job, said = HOSTS[version].submit(**fields, script="x", environment=inherited)
+    assert (code, said) == (0, "")
+    assert job["environment"]["SLURM_MIG_BIND"] == left
+
+
+@versions
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"gpu-bind": "single:1"}, "ALL,SLURM_MIG_PER_TASK=1"),
+        ({"gpu-bind": "per_task:1", "export": "ALL,X=1"}, "ALL,X=1,SLURM_MIG_PER_TASK=1"),
+        ({"gpu-bind": "closest"}, None),
+        ({"gpu-bind": "single:1", "export": "NONE"}, "NONE"),
+        ({"gpus-per-task": "1"}, "ALL,SLURM_MIG_PER_TASK=1"),
+        ({"gpus": "2"}, None),
+    ],
+)
+def test_a_step_that_binds_where_the_job_does_not(
+    monkeypatch: pytest.MonkeyPatch, version: str, options: dict[str, object], said: str | None
+) -> None:
+    """In a job in the words of GPUs its step tells TaskProlog that each task has its own."""
+    job = {"SLURM_JOB_ID": "5", "SLURM_MIG_JOB": "5", "SLURM_MIG_PROFILES": "1g.10gb,1g.10gb"}
+    for name, value in {**job, "SLURM_MIG_BIND": "asked"}.items():
+        monkeypatch.setenv(name, value)
+    host = lua_host.cli_filter(version, lua_host.fleet((H100,)))
+    step = {"type": "srun", "ntasks": 2, **options}
+    code, (after,), _ = host.call("slurm_cli_pre_submit", step)
+    assert (code, after.get("export")) == (0, said)
+
+
+@versions
 def test_an_environment_that_cannot_be_changed_is_logged(version: str) -> None:
     """The job is right without it: it goes on, and slurmctld's log has the reason."""
     code, _, said = HOSTS[version].submit(

@@ -384,6 +384,21 @@ def test_a_site_that_does_not_bind(job: Job) -> None:
     assert job.sees(**STEP, SLURM_LOCALID="1", SLURM_MIG_BIND="task") == "1"
 
 
+@pytest.mark.parametrize(
+    ("environ", "seen"),
+    [
+        ({}, "0,1"),
+        ({"SLURM_MIG_PER_TASK": "1"}, "1"),
+        ({"SLURM_GPUS_PER_TASK": "1"}, "1"),
+        ({"SLURM_MIG_TASKS_PER_SLICE": "1"}, "1"),
+    ],
+)
+def test_a_job_in_the_words_of_gpus(job: Job, environ: dict[str, str], seen: str) -> None:
+    """As Slurm shows GPUs: all to each task, unless something was asked for each."""
+    job.publish("1g.10gb", "1g.10gb")
+    assert job.sees(**STEP, SLURM_LOCALID="1", SLURM_MIG_BIND="asked", **environ) == seen
+
+
 def test_a_binding_that_is_none(job: Job) -> None:
     """One line with the value and what is allowed."""
     job.publish("1g.10gb")

@@ -77,15 +77,30 @@ EXCUSES: Final = (
     ),
     Excuse(
         "better",
+        r"^step: -n2 --gpus=\S+: srun -n2 --gpus-per-task=1 ",
+        "static MIG's steps meet the typed request that sbatch leaves behind and fail; ours run",
+        static="^step fails",
+    ),
+    Excuse(
+        "better",
+        r"^step: .*--gpu-bind=map_gpu:0,1 ",
+        "Slurm maps GPUs by another count than that of slices and gives the first to all tasks; "
+        "ours gives each the one that was asked for",
+        gives=r"^runs.*task 0: \S+#0, .*task 1: \S+#1,",
+        static=r"^runs.*task 0,1: \S+#0,",
+    ),
+    Excuse(
+        "better",
         r"gpu-bind=none|GPU_BIND=none",
         "22.05 leaves the device list unset; ours names the slices of the step",
         release=r"22\.05",
     ),
     Excuse(
         "ours",
-        r"",
-        "where a step has as many slices as tasks each task sees its own, not all of them: CUDA "
-        "before R570 uses the first it sees; SLURM_MIG_BIND=none shows all",
+        r"mig: |in salloc|^salloc",
+        "asked for by our own gres, or in salloc, whose steps no plugin can tell apart: where a "
+        "step has as many slices as tasks each task sees its own, not all of them: CUDA before "
+        "R570 uses the first it sees; SLURM_MIG_BIND=none shows all",
         gives=r"^runs.*task 0: \S+#0, .*task 1: \S+#1,",
     ),
 )

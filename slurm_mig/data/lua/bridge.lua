@@ -119,3 +119,14 @@ local function for_slices(number, items, by_share)
   end
   return math.ceil(sum - 1e-9)
 end
+
+-- Whether a text of --gpu-bind asks for tasks that have GPUs of their own; otherwise, and without
+-- a count for each task, every task of a job in the words of GPUs sees all of them, and scripts
+-- share them out themselves.
+local function binds(text)
+  text = tostring(text or "")
+  for _, word in ipairs({ "single", "per_task", "map_gpu", "mask_gpu" }) do
+    if string.find(text, word, 1, true) then return true end
+  end
+  return false
+end
