@@ -256,11 +256,20 @@ class Ledger:
         self._db.close()
 
     def shorten(self) -> None:
-        """Copy a long WAL into the file: for who leaves the ledger open, and holds no lock."""
+        """Copy a long WAL into the file and empty it: for who holds no lock, and does not close.
+
+        How far a WAL is copied is in shared memory alone, which ends with the last process that
+        has the ledger open: one that is copied and not emptied would grow with each hook, and be
+        copied from its beginning by each. It is emptied when nothing is left to copy, so that
+        nobody waits for the disk; who is at work just now keeps it for the next hook.
+        """
         wal = Path(f"{self._path}-wal")
         if wal.exists() and wal.stat().st_size > CHECKPOINT:
             with self._guarded("shorten"):
                 self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                self._db.execute("PRAGMA busy_timeout=0")
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                self._db.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT * 1000:.0f}")
 
     # -- writing -------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from slurm_mig import __version__
 from slurm_mig import allocation as phases
 from slurm_mig.allocation import Allocation, Instance, Owner
 from slurm_mig.errors import LedgerFault, LedgerTooNew
-from slurm_mig.ledger import BREAKING, MIGRATIONS, SCHEMA, Ledger, Retired
+from slurm_mig.ledger import BREAKING, CHECKPOINT, MIGRATIONS, SCHEMA, Ledger, Retired
 
 from .test_allocation import ALLOCATIONS
 
@@ -405,3 +405,34 @@ def test_the_check_drops_no_lock(tmp_path: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     first._db.execute("ROLLBACK")
     first.close()
+
+
+def as_a_hook(path: Path, *, beside: bool = False) -> None:
+    """A process that writes much and ends without closing, as hooks do."""
+    if os.fork() == 0:
+        ledger = Ledger(path)
+        for _ in range(5):
+            ledger.add(replace(planned(), reason="x" * (CHECKPOINT // 10)), phases.PLANNED)
+        if beside:
+            reader = sqlite3.connect(path)
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM event").fetchall()
+        ledger.shorten()
+        os._exit(len(ledger.all_open()) % 251)
+    os.wait()
+
+
+def test_the_wal_stays_short(tmp_path: Path) -> None:
+    """How far it is copied goes with its last process: it has to be emptied, not copied alone.
+
+    Not while somebody reads; and nothing of it is lost.
+    """
+    path, wal = tmp_path / "state/ledger.db", tmp_path / "state/ledger.db-wal"
+    sizes = []
+    for number in range(6):
+        as_a_hook(path, beside=number < 2)
+        sizes.append(wal.stat().st_size // CHECKPOINT)
+    assert sizes[1] > 1
+    assert max(sizes[2:]) <= 1
+    with closing(Ledger(path)) as ledger:
+        assert len(ledger.all_open()) == 30
