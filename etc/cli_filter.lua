@@ -321,6 +321,8 @@ local function type_and_count(rest)
   local count = string.match(rest, "^[:=](%d+)$")
   if count then return nil, #count < 6 and tonumber(count) or nil end
   local kind = string.match(rest, "^:([^:=]+)$")
+  -- Slurm takes "+1", " 1" and "1k" for counts, not for types.
+  if kind and string.find(kind, "^%s*[+-]?%d+%a?%s*$") then return nil, nil end
   if kind then return kind, 1 end
   kind, count = string.match(rest, "^:([^:=]+)[:=](%d+)$")
   if kind then return kind, #count < 6 and tonumber(count) or nil end

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import UsageFault
+from slurm_mig.naming import COUNT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +28,8 @@ BY: Final = ("slice", "share")
 
 # A gres word as users write it, without its count.
 _WORD: Final = re.compile(r"(?:gpu:)?[A-Za-z0-9][A-Za-z0-9._+-]{0,62}")
+# What `mig:` reads as memory.
+_MEMORY: Final = re.compile(r"[1-9][0-9]{0,3}gb", re.IGNORECASE)
 #: Words of an NVML name before which a shorter name of the board may end.
 _NUMBERED: Final = re.compile(r".*[0-9]")
 
@@ -66,6 +69,7 @@ class Bridge:
     def tables(self, fleet: Fleet) -> str:
         """Lua tables; UsageFault names a word or default that cannot be."""
         rows = "".join(f"  {_row(fleet, item)}\n" for item in self.defaults)
+        self._check_places(fleet)
         types = dict.fromkeys((*_types(fleet), *self.static))
         return (
             "-- Whether words of static MIG are translated; GPU types that are whole GPUs;\n"
@@ -79,35 +83,79 @@ class Bridge:
         )
 
     def _words(self, fleet: Fleet, types: Iterable[str]) -> Iterator[str]:
+        taken = {*RESERVED, *map(str.lower, types)}
+        seen: dict[str, str] = {}
         for word, target in self.words.items():
-            bare = word.removeprefix("gpu:")
-            if not _WORD.fullmatch(word) or bare.isdigit():
+            lower = word.lower()
+            bare = lower.removeprefix("gpu:")
+            if not _WORD.fullmatch(word) or COUNT.fullmatch(bare):
                 raise UsageFault(
                     f"word {word!r}: write what stands in --gres without its count, such as "
                     '"gpu:a100l.1" or "mig_24gb"'
                 )
-            if bare.lower() in RESERVED or bare in types:
+            if bare in taken:
                 allowed = "what a GPU without a type is stands in [[defaults]]"
                 raise UsageFault(
                     f"word {word!r}: {bare} has a meaning already, and keeps it; {allowed}"
                 )
-            yield f"[{_lua(word.lower())}] = {_slice(fleet, target, f'word {word}')}"
+            if lower in seen:
+                raise UsageFault(
+                    f"words {seen[lower]!r} and {word!r} are one, for upper and lower case are "
+                    "the same; leave one of them out"
+                )
+            seen[lower] = word
+            row = _slice(fleet, target, f"word {word}")
+            _keeps_meaning(fleet, word, row)
+            yield f"[{_lua(lower)}] = {row}"
 
-    def _partitions(self, fleet: Fleet) -> Iterator[str]:
-        models: dict[str, dict[str, None]] = {}
+    def _check_places(self, fleet: Fleet) -> None:
+        """UsageFault for a default slice that no node of its partition has: jobs would wait."""
+        models = self._models_of_partitions(fleet)
+        for item in self.defaults:
+            meaning = fleet.meaning(fleet.aliases.get(item.slice or "", item.slice or ""))
+            for partition in item.partitions:
+                if meaning and partition in models and not models[partition] & {*meaning.types}:
+                    raise UsageFault(
+                        f"[[defaults]] slice: no node in partition {partition} has "
+                        f"{item.slice!r}; its GPU types: {', '.join(sorted(models[partition]))}"
+                    )
+
+    def _models_of_partitions(self, fleet: Fleet) -> dict[str, set[str]]:
+        """Types of carved GPUs in each partition of which the site says what nodes it has."""
+        models: dict[str, set[str]] = {}
         for group, partitions in zip(fleet.groups, self.partitions, strict=False):
             for partition in partitions:
-                models.setdefault(partition, {}).update(dict.fromkeys(group.types()))
-        for partition, types in models.items():
+                models.setdefault(partition, set()).update(group.types())
+        return models
+
+    def _partitions(self, fleet: Fleet) -> Iterator[str]:
+        for partition, types in self._models_of_partitions(fleet).items():
             known = [
                 name
                 for name, gres in fleet.names.items()
-                if gres.name == gres.base and set(gres.types) & types.keys()
+                if gres.name == gres.base and set(gres.types) & types
             ]
             yield (
-                f"[{_lua(partition)}] = {{ types = {_set(types)}, "
+                f"[{_lua(partition)}] = {{ types = {_set(sorted(types))}, "
                 f"known = {_lua(', '.join(known) or 'no slices')} }}"
             )
+
+
+def _keeps_meaning(fleet: Fleet, word: str, row: str) -> None:
+    """UsageFault for a word that is another slice already: one name would have two meanings."""
+    bare = word.removeprefix("gpu:")
+    aliases = fleet.aliases if bare == word else {}
+    known = aliases.get(bare, bare.lower())
+    if fleet.meaning(known) and _slice(fleet, known, f"word {word}") != row:
+        raise UsageFault(
+            f"word {word!r}: {bare} is {known} here already, and keeps that meaning; "
+            "choose another word"
+        )
+    if bare == word and _MEMORY.fullmatch(bare):
+        raise UsageFault(
+            f'word {word!r}: an amount of memory is the smallest slice that has it; "gpu:{bare}" '
+            "can be a word"
+        )
 
 
 def _slice(fleet: Fleet, target: str, where: str) -> str:

@@ -173,11 +173,11 @@ def _default(table: dict[str, Any]) -> Default:
     if not any(key in table for key in what):
         raise _Bad(f"[[defaults]] says nothing of a GPU; write one of {', '.join(what)}")
     return Default(
-        partitions=_get(table, "partitions", _partitions, ()),
-        features=_get(table, "features", _partitions, ()),
-        reservations=_get(table, "reservations", _partitions, ()),
+        partitions=_get(table, "partitions", _places, ()),
+        features=_get(table, "features", _places, ()),
+        reservations=_get(table, "reservations", _places, ()),
         slice=_get(table, "slice", _text, None),
-        cpus=_get(table, "cpus_per_gpu", _amount, None),
+        cpus=_get(table, "cpus_per_gpu", _cpus, None),
         memory=_get(table, "memory_per_gpu", _amount, None),
         by=_get(table, "by", _by, BY[0]),
     )
@@ -186,7 +186,7 @@ def _default(table: dict[str, Any]) -> Default:
 def _node(table: dict[str, Any], home: Path) -> NodeText:
     _known(table, "[[nodes]] ", ("hosts", "gpus", "whole", "devices", "partitions"))
     for key in ("hosts", "gpus"):
-        if key not in table:
+        if key not in table or table[key] == []:
             raise _Bad(f"[[nodes]] without {key}")
     return NodeText(
         hosts=_get(table, "hosts", _text, ""),
@@ -241,6 +241,13 @@ def _partitions(value: Any) -> tuple[str, ...]:
     ):
         raise ValueError("a name or a list of names: letters, digits, _ . -")
     return tuple(dict.fromkeys(values))
+
+
+def _places(value: Any) -> tuple[str, ...]:
+    """An empty list would be a rule for every job, not for none."""
+    if not value:
+        raise ValueError("a name or a list of names; leave it out for any")
+    return _partitions(value)
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -315,9 +322,16 @@ def _flag(value: Any) -> bool:
 
 
 def _amount(value: Any) -> int:
-    """Slurm's own bound for CPUs is 16 bits, for MB far above this."""
+    """Slurm's own bound for MB is far above this."""
     if type(value) is not int or not 1 <= value <= 10_000_000:
         raise ValueError("a whole number from 1 to 10000000 (memory in MB)")
+    return value
+
+
+def _cpus(value: Any) -> int:
+    """Slurm counts a node's CPUs by 16 bits: more would wrap around to few."""
+    if type(value) is not int or not 1 <= value <= 4096:
+        raise ValueError("a whole number from 1 to 4096")
     return value
 
 

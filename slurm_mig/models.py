@@ -154,7 +154,7 @@ class _Models:
         return NodeGroup(
             text.hosts,
             tuple(
-                self.model(catalog.find(name))
+                self.model(_carved(name, text.hosts))
                 for minor, name in enumerate(names)
                 if minor not in whole
             ),
@@ -179,6 +179,18 @@ class _Models:
         if product.key not in self._made:
             self._made[product.key] = fleet_model(product, self._types.get(product.key))
         return self._made[product.key]
+
+
+def _carved(name: str, hosts: str) -> Product:
+    """The product of a GPU that is to be carved; UsageFault where the catalogue has none."""
+    try:
+        return catalog.find(name)
+    except UsageFault as unknown:
+        unknown.remedy = (
+            f"{unknown.remedy}; a GPU of {hosts} that is not carved stands in `whole`, too, by its "
+            'device minor (whole = "all": none is)'
+        )
+        raise
 
 
 def _each(text: str) -> list[str]:

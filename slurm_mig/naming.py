@@ -29,7 +29,7 @@ NOBODY: Final = ""
 ALIAS: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,31}")
 
 #: Slurm reads a number, and a number with one of its units, as a count.
-_COUNT: Final = re.compile(r"[0-9]+[kmgtpe]?", re.IGNORECASE)
+COUNT: Final = re.compile(r"[0-9]+[kmgtpe]?", re.IGNORECASE)
 #: An amount of memory, or a profile, however its parts are put together.
 _PROFILE: Final = re.compile(
     r"(?:[0-9]+c[._-]?)?(?:[0-9]+g[._-]?)?[0-9]+gi?b(?:[+._-].*)?", re.IGNORECASE
@@ -185,7 +185,7 @@ def misread(word: str) -> str:
     """Why a site cannot have a word as its own, or nothing."""
     if not ALIAS.fullmatch(word):
         return "write letters, digits, and inside also _ . + -, at most 32"
-    if _COUNT.fullmatch(word):
+    if COUNT.fullmatch(word):
         return "Slurm reads it as a count"
     if _PROFILE.fullmatch(word):
         return "it reads as a profile or as an amount of memory"

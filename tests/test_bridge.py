@@ -13,6 +13,7 @@ from slurm_mig import fleetfile, generator
 from slurm_mig import request as requests
 from slurm_mig.bridge import Bridge, Default, spellings
 from slurm_mig.errors import UsageFault
+from slurm_mig.models import fleet_of
 
 from . import lua_host
 from .conftest import A100, A100_40, H100
@@ -120,6 +121,10 @@ def test_a_word_and_what_it_means(typed: str, gets: str) -> None:
         ({"tres_per_node": "gpu:1", "partition": "h", "features": "small|big"}, "not the same"),
         ({"tres_per_node": "gpu:1", "partition": "h", "features": "a|" * 500}, "not the same"),
         ({"tres_per_node": "gpu:1g.10gb", "partition": "mig,h"}, "add -c <CPUs>"),
+        # Slurm reads these as counts, so they would be whole GPUs.
+        ({"tres_per_node": "gpu:+1", "partition": "mig"}, "cannot read 'gpu:+1'"),
+        ({"tres_per_job": "gres/gpu: 1", "partition": "mig"}, "cannot read 'gpu: 1'"),
+        ({"tres_per_task": "gres:gpu:1k", "partition": "mig"}, "cannot read 'gpu:1k'"),
     ],
 )
 def test_refused_with_what_to_type(job: dict[str, Any], says: str) -> None:
@@ -267,6 +272,8 @@ def test_spellings_of_models() -> None:
         ("[[defaults]]\nslices = 'x'", "unknown key .*slices; did you mean slice"),
         ("[[defaults]]\nslice = ''", "slice = '': allowed is a text"),
         ("[[defaults]]\ncpus_per_gpu = 0", "cpus_per_gpu = 0: allowed is a whole number"),
+        ("[[defaults]]\ncpus_per_gpu = 70000", "cpus_per_gpu = 70000: allowed is .* to 4096"),
+        ("[[defaults]]\nslice = 'x'\npartitions = []", "partitions = ..: allowed .* leave it out"),
         ("[[defaults]]\nmemory_per_gpu = true", "allowed is a whole number"),
         ("[[defaults]]\nslice = 'x'\nby = 'gpu'", '"slice" or "share"'),
         ("[[defaults]]\nslice = 'x'\nfeatures = ['a b']", "a name or a list of names"),
@@ -287,6 +294,17 @@ def test_mistakes_in_the_file(tmp_path: Path, text: str, says: str) -> None:
         (Bridge(words={"gpu:h100": "1g.10gb"}), "has a meaning already"),
         (Bridge(words={"a b": "1g.10gb"}), "write what stands in --gres"),
         (Bridge(words={"gpu:2": "1g.10gb"}), "write what stands in --gres"),
+        (Bridge(words={"gpu:10k": "1g.10gb"}), "write what stands in --gres"),
+        (Bridge(words={"H100": "1g.10gb"}), "h100 has a meaning already"),
+        (Bridge(words={"V100": "1g.10gb"}, static=("v100",)), "v100 has a meaning already"),
+        (Bridge(words={"Half": "3g.40gb", "half": "1g.10gb"}), "'Half' and 'half' are one"),
+        (Bridge(words={"gpu:1g.10gb": "7g.80gb"}), "1g.10gb is 1g.10gb here already"),
+        (Bridge(words={"H100_1g.10gb": "7g.80gb"}), "is h100_1g.10gb here already"),
+        (Bridge(words={"20gb": "3g.40gb"}), "an amount of memory is the smallest slice"),
+        (
+            Bridge(partitions=(("h",),), defaults=(Default(partitions=("h",), slice="1g.5gb"),)),
+            "no node in partition h has '1g.5gb'; its GPU types: h100",
+        ),
         (Bridge(words={"half": "9g.99gb"}), "word half: '9g.99gb' is no profile here; known: "),
         (Bridge(defaults=(Default(slice="9g.99gb"),)), r"\[\[defaults\]\] slice: '9g.99gb'"),
     ],
@@ -295,3 +313,17 @@ def test_words_that_cannot_be(bridge: Bridge, says: str) -> None:
     """Found before anything is written."""
     with pytest.raises(UsageFault, match=says):
         generator.generate(FLEET, hooks="/h", bridge=bridge)
+
+
+def test_words_that_mean_what_they_are() -> None:
+    """A word may say again what a name says; and a model's short word is no type of the fleet."""
+    words = {"gpu:1g.10gb": "1g.10gb", "gpu:20gb": "1g.20gb", "1g.6gb": "1g.10gb"}
+    assert generator.generate(FLEET, hooks="/h", bridge=Bridge(words=words))
+
+
+def test_a_gpu_that_is_not_carved_has_to_be_named_so(tmp_path: Path) -> None:
+    """Who lists an L40S is told where it goes."""
+    path = tmp_path / "fleet.toml"
+    path.write_text("[[nodes]]\nhosts = 'n1'\ngpus = ['l40s:2']\n")
+    with pytest.raises(UsageFault, match="a GPU of n1 that is not carved stands in `whole`"):
+        fleet_of(fleetfile.read(path))

@@ -93,6 +93,7 @@ def test_slices_of_how_many_gpus(tmp_path: Path, text: str, most: int | None) ->
         ("[[nodes]]\nhost = 'a'", r"unknown key \[\[nodes\]\] host; did you mean hosts"),
         ("[[nodes]]\nhosts = 'a'", r"\[\[nodes\]\] without gpus"),
         ("[[nodes]]\nhosts = 1\ngpus = 'x'", "hosts = 1: allowed is a text"),
+        ("[[nodes]]\nhosts = 'a'\ngpus = []", r"\[\[nodes\]\] without gpus"),
         ("[[nodes]]\nhosts = 'a'\ngpus = [1]", "gpus = .1.: allowed is a text or a list"),
         ("[[nodes]]\nhosts = 'a'\ngpus = 'x'\nwhole = [0, 0]", "each once"),
         ("[[nodes]]\nhosts = 'a'\ngpus = 'x'\nwhole = 1", 'whole = 1: allowed is "all" or a list'),
