@@ -182,6 +182,7 @@ class Node:
 
         if not self._checked:
             check(self.ledger, self.files)
+            self.notes += self.files.odd.values()
             self._checked = True
 
     def accept_ledger(self, live: frozenset[int], who: str) -> list[str]:

@@ -115,6 +115,8 @@ class RunFiles:
         self._head = root / "head"
         self._env = root / "env"
         self._jobs = root / "jobs"
+        #: What `marks` met that is no mark of ours, and why.
+        self.odd: dict[Path, str] = {}
 
     def prepare(self) -> None:
         """Make the directories; every job's TaskProlog looks into two of them."""
@@ -160,8 +162,18 @@ class RunFiles:
         return path
 
     def marks(self) -> list[Mark]:
-        """Every mark; NodeFault for one that somebody else could have made."""
-        return [Mark.parse(path, read_own(path)) for path in _ours(self._jobs, "[0-9]*")]
+        """Every mark. What somebody put under the name of one says nothing, and is in `odd`.
+
+        One that cannot be believed must not stop the work on all the others.
+        """
+        return [Mark.parse(path, self._told(path)) for path in _ours(self._jobs, "[0-9]*")]
+
+    def _told(self, path: Path) -> str:
+        try:
+            return read_own(path)
+        except (NodeFault, OSError) as problem:
+            self.odd[path] = str(problem)
+            return ""
 
     def end(self, mark: Mark) -> None:
         """Put down on a mark that its run has ended, and take its environment away.
@@ -254,7 +266,11 @@ class RunFiles:
         """
         same = [file.path for file in files if RunFile.seen(file.path) == file]
         for path in sorted(same, key=lambda item: item.parent == self._jobs):
-            leases = self._notes(path.name, "leases") if path.parent == self._jobs else []
+            leases = []
+            if path.parent == self._jobs:
+                # One that cannot be believed names none, and stops no work on the others.
+                with suppress(NodeFault):
+                    leases = self._notes(path.name, "leases")
             _remove(path)
             for directory in leases:
                 remove_as_owner(Path(directory))

@@ -7,6 +7,7 @@ slow makes nobody give up whose turn comes.
 from __future__ import annotations
 
 import errno
+import os
 import sqlite3
 import subprocess
 import time
@@ -196,6 +197,30 @@ def test_strange_names(site: Site, kind: str) -> None:
     told = site.cli("reconcile", SLURMD_NODENAME="n1")
     assert told.returncode == 0, told.stderr
     assert {path.name for path in (site.run / "env").iterdir()} >= set(names)
+
+
+@pytest.mark.parametrize("kind", ["directory", "fifo", "link", "writable"])
+def test_no_mark_in_a_marks_place(site: Site, kind: str) -> None:
+    """It is told, and says nothing of the ledger: other jobs' hooks and the boot go on."""
+    assert site.prolog(7, STAMP).returncode == 0
+    odd = site.run / "jobs/77.0"
+    if kind == "directory":
+        odd.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(odd)
+    elif kind == "link":
+        odd.symlink_to("/nowhere")
+    else:
+        odd.write_text("head 999:abc\n")
+        odd.chmod(0o666)
+    ended = site.epilog(7)
+    assert (ended.returncode, f"{odd}" in ended.stderr) == (0, True), ended.stderr
+    assert site.prolog(8, STAMP).returncode == 0
+    assert [record.phase for record in records(site)] == [phases.RELEASED, phases.ACTIVE]
+    slurm_commands(site, squeue="echo 8", scontrol=HERE)
+    for words in (("reconcile",), ("reconcile", "--boot", "--wait", "0")):
+        told = site.cli(*words, SLURMD_NODENAME="n1")
+        assert told.returncode == 0, told.stderr
 
 
 @pytest.mark.parametrize(
