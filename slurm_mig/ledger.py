@@ -36,6 +36,7 @@ from slurm_mig.allocation import (
     GONE,
     OPEN,
     PLANNED,
+    QUARANTINED,
     RELEASING,
     WHOLE_MIG_OFF,
     Allocation,
@@ -45,6 +46,7 @@ from slurm_mig.allocation import (
 from slurm_mig.causes import ledger_remedy
 from slurm_mig.errors import LedgerFault, LedgerTooNew, NodeFault
 from slurm_mig.files import check_own, private_directory
+from slurm_mig.moments import Moment, uptime
 from slurm_mig.tally import Event
 
 if TYPE_CHECKING:
@@ -210,11 +212,21 @@ class Ledger:
     """An open ledger. Several processes may have it open; each write is atomic.
 
     Without a path it is an empty one in memory, for who only looks where there is none.
+    `boot` is this boot's id, empty where it is not known.
     """
 
-    def __init__(self, path: Path | None, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        clock: Callable[[], float] = time.time,
+        *,
+        boot: str = "",
+        uptime: Callable[[], float] = uptime,
+    ) -> None:
         self._path = path or ":memory:"
         self._clock = clock
+        self._boot = boot
+        self._uptime = uptime
         #: Whether a power cut may take what was written last: then nobody is to be told its head.
         self.loose = False
         if path is not None:
@@ -271,6 +283,10 @@ class Ledger:
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
                 self._db.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT * 1000:.0f}")
 
+    def now(self) -> Moment:
+        """This moment, as events are put down with it."""
+        return Moment(self._clock(), self._boot, self._uptime())
+
     # -- writing -------------------------------------------------------------
 
     def add(self, allocation: Allocation, kind: str, **facts: Any) -> Allocation:
@@ -320,7 +336,11 @@ class Ledger:
             raise LedgerFault(f"{self._path} has no allocation {allocation.number}")
         self._write_instances(allocation)
         full = allocation.to_dict()
-        self._append(kind, allocation, {name: full[name] for name in _CHANGING})
+        facts = {name: full[name] for name in _CHANGING}
+        if kind == QUARANTINED and self._boot:
+            # How long it has been so decides about a drain: the wall clock may be set.
+            facts |= {"boot": self._boot, "uptime": self._uptime()}
+        self._append(kind, allocation, facts)
 
     def finish(self, allocation: Allocation, phase: str, reason: str = "") -> Allocation:
         """Close an allocation in a final phase, now."""
@@ -388,7 +408,15 @@ class Ledger:
                 {"last": last, "kind": CARRIED},
             )
             for record in staying:
-                told = record.to_dict() | {"firsts": self._firsts(record.number)}
+                firsts = self._firsts(record.number)
+                told = record.to_dict() | {
+                    "firsts": {kind: first.at for kind, first in firsts.items()},
+                    "uptimes": {
+                        kind: [first.boot, first.uptime]
+                        for kind, first in firsts.items()
+                        if first.boot
+                    },
+                }
                 self._append(CARRIED, record, told)
             self._append_row(ARCHIVED, NO_ALLOCATION, None, facts)
         return len(staying)
@@ -424,23 +452,26 @@ class Ledger:
         """Everything recorded for a job id, oldest first."""
         return self._select("job_id = ?", (job_id,))
 
-    def first(self, allocation: Allocation, kind: str) -> float:
-        """When an allocation had its first event of a kind (seconds since the epoch).
+    def first(self, allocation: Allocation, kind: str) -> Moment:
+        """When an allocation had its first event of a kind.
 
         Without such an event: when it was created.
         """
-        return self._firsts(allocation.number).get(kind, allocation.created)
+        return self._firsts(allocation.number).get(kind, Moment(allocation.created))
 
-    def _firsts(self, number: int) -> dict[str, float]:
+    def _firsts(self, number: int) -> dict[str, Moment]:
         """When an allocation had its first event of each kind, those in archives included."""
         query = "SELECT at, kind, detail FROM event WHERE allocation = ? ORDER BY seq DESC"
-        found: dict[str, float] = {}
+        found: dict[str, Moment] = {}
         with self._guarded("read"):
             for row in self._db.execute(query, (number,)):
                 # The earliest comes last; who was carried has earlier ones in its detail.
-                found |= {row["kind"]: float(row["at"])}
-                if row["kind"] == CARRIED:
-                    found |= json.loads(row["detail"]).get("firsts", {})
+                told = json.loads(row["detail"]) if row["kind"] in (QUARANTINED, CARRIED) else {}
+                clock = told.get("boot", ""), told.get("uptime", 0.0)
+                found[row["kind"]] = Moment(float(row["at"]), *clock)
+                clocks = told.get("uptimes", {})
+                for kind, at in told.get("firsts", {}).items():
+                    found[kind] = Moment(at, *clocks.get(kind, ()))
         return found
 
     def history(

@@ -127,13 +127,20 @@ class Node:
 
         return boot_id(self._root / "proc/sys/kernel/random/boot_id")
 
+    @property
+    def _boot(self) -> str:
+        """The same; empty where it cannot be read: the driver's own fault is told then."""
+        with suppress(NodeFault):
+            return self.boot_id
+        return ""
+
     @cached_property
     def ledger(self) -> Ledger:
         """The ledger; made if there is none yet, or an empty one in memory for a mere look."""
         from slurm_mig.ledger import Ledger
 
         absent = self._look and not self.config.ledger.exists()
-        return Ledger(None if absent else self.config.ledger)
+        return Ledger(None if absent else self.config.ledger, boot=self._boot)
 
     @cached_property
     def locks(self) -> Locks:
@@ -156,11 +163,7 @@ class Node:
         from slurm_mig.runfiles import RunFiles
 
         cluster = self._environ.get("SLURM_CLUSTER_NAME", "")
-        boot = ""
-        with suppress(NodeFault):
-            # Where there is no such file the driver's own fault is told, if it is asked at all.
-            boot = self.boot_id
-        return RunFiles(self.config.run, {"boot": boot, "cluster": cluster})
+        return RunFiles(self.config.run, {"boot": self._boot, "cluster": cluster})
 
     @cached_property
     def feeds(self) -> Feeds:

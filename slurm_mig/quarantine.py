@@ -7,7 +7,6 @@ by now is somebody else's.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,12 +16,13 @@ from slurm_mig.slurm import STUCK as REASON
 from slurm_mig.text import ascii_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from slurm_mig.allocation import Allocation
     from slurm_mig.ledger import Ledger
     from slurm_mig.locks import Locks
+    from slurm_mig.moments import Moment
     from slurm_mig.slurm import Slurm
 
 #: States in which a node is out of service, or going to be, for somebody's reason.
@@ -37,10 +37,10 @@ LONGEST: Final = 250
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """A quarantined record, `since` when (seconds since the epoch)."""
+    """A quarantined record, and `since` when."""
 
     record: Allocation
-    since: float
+    since: Moment
 
     @property
     def slices(self) -> int:
@@ -57,7 +57,7 @@ def set_aside(ledger: Ledger) -> list[SetAside]:
     ]
 
 
-def numbers(found: Iterable[SetAside], now: float) -> list[dict[str, Any]]:
+def numbers(found: Iterable[SetAside], now: Moment) -> list[dict[str, Any]]:
     """Stuck slices of each GPU that has some: how many, and the oldest's age in seconds."""
     gpus: dict[str, dict[str, Any]] = {}
     for item in found:
@@ -65,7 +65,7 @@ def numbers(found: Iterable[SetAside], now: float) -> list[dict[str, Any]]:
         fresh = {"gpu": record.gpu_minor, "uuid": record.gpu_uuid, "slices": 0, "oldest": 0.0}
         row = gpus.setdefault(record.gpu_uuid, fresh)
         row["slices"] += item.slices
-        row["oldest"] = max(row["oldest"], now - item.since)
+        row["oldest"] = max(row["oldest"], item.since.age(now))
     return sorted(gpus.values(), key=lambda row: row["gpu"])
 
 
@@ -82,7 +82,6 @@ class Fence:
         mark: Path,
         slices: int,
         after: float,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self._ledger = ledger
         self._slurm = slurm
@@ -91,7 +90,6 @@ class Fence:
         self._mark = mark
         self._slices = slices
         self._after = after
-        self._clock = clock
 
     @property
     def idle(self) -> bool:
@@ -138,8 +136,8 @@ class Fence:
 
     def _past(self) -> list[SetAside]:
         """What is stuck for long enough, when that is enough to drain."""
-        oldest = self._clock() - self._after
-        found = [item for item in set_aside(self._ledger) if item.since <= oldest]
+        now = self._ledger.now()
+        found = [item for item in set_aside(self._ledger) if item.since.age(now) >= self._after]
         enough = 0 < self._slices <= sum(item.slices for item in found)
         return found if enough else []
 

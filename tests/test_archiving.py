@@ -50,7 +50,7 @@ def fill(path: Path, jobs: int = 8) -> None:
     """Lives before the time, one across it, one stuck and one that goes on, and some after it."""
     clock = Clock()
     clock.now = BEFORE - 5000
-    with closing(Ledger(path, clock)) as ledger:
+    with closing(Ledger(path, clock, boot="boot")) as ledger:
         stays = ledger.add(planned(100), phases.PLANNED)
         ledger.save(stays.moved(phases.ACTIVE), phases.ACTIVE)
         stuck = ledger.add(planned(101), phases.PLANNED)
@@ -145,6 +145,7 @@ def test_life_goes_on(path: Path) -> None:
     move(path, 2e9)
     with closing(Ledger(path)) as ledger:
         assert ledger.first(stuck, phases.QUARANTINED) == since
+        assert since.boot == "boot"
         assert ledger.add(planned(400), phases.PLANNED).number == newest + 1
         gone = ledger.save(stuck.moved(phases.RELEASING), phases.RELEASING)
         ledger.finish(gone, phases.RELEASED, "the job ended")

@@ -55,15 +55,31 @@ class Ward:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.now = 1000.0
-        self.ledger = Ledger(root / "state/ledger.db", clock=lambda: self.now)
+        #: What the wall clock is ahead of the boot's own.
+        self.step = 1.7e9
+        self.boot = "boot"
+        self.ledger = self.opened()
         self.locks = Locks(root / "run/locks", 0.2)
         self.slurm = FakeSlurm()
         self.mark = root / "state/drained"
 
+    def opened(self) -> Ledger:
+        return Ledger(
+            self.root / "state/ledger.db",
+            clock=lambda: self.now + self.step,
+            boot=self.boot,
+            uptime=lambda: self.now,
+        )
+
+    def reboot(self, uptime: float) -> None:
+        self.ledger.close()
+        self.boot, self.step, self.now = "another", self.step + self.now, uptime
+        self.ledger = self.opened()
+
     def settle(self, slices: int = 2, after: float = 60) -> str:
         fence = Fence(
             self.ledger, self.slurm, self.locks, node="n1", mark=self.mark,  # type: ignore[arg-type]
-            slices=slices, after=after, clock=lambda: self.now,
+            slices=slices, after=after,
         )  # fmt: skip
         return fence.settle()
 
@@ -96,18 +112,18 @@ def ward(tmp_path: Path) -> Iterator[Ward]:
 
 def test_counted_per_gpu_with_the_oldest_age(ward: Ward) -> None:
     """Slices, not records; since when they are stuck, not since when they were made."""
-    assert numbers(set_aside(ward.ledger), ward.now) == []
+    assert numbers(set_aside(ward.ledger), ward.ledger.now()) == []
     first = ward.stick(5, count=2)
     ward.now += 100
     ward.stick(6)
     ward.stick(7, gpu=1)
     ward.now += 10
-    assert numbers(set_aside(ward.ledger), ward.now) == [
+    assert numbers(set_aside(ward.ledger), ward.ledger.now()) == [
         {"gpu": 0, "uuid": "GPU-0", "slices": 3, "oldest": 110.0},
         {"gpu": 1, "uuid": "GPU-1", "slices": 1, "oldest": 10.0},
     ]
     ward.free(first)
-    assert [row["slices"] for row in numbers(set_aside(ward.ledger), ward.now)] == [1, 1]
+    assert [row["slices"] for row in numbers(set_aside(ward.ledger), ward.ledger.now())] == [1, 1]
 
 
 def test_a_retry_does_not_make_it_younger(ward: Ward) -> None:
@@ -117,7 +133,7 @@ def test_a_retry_does_not_make_it_younger(ward: Ward) -> None:
     again = ward.ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
     ward.ledger.save(again.moved(phases.QUARANTINED), phases.QUARANTINED)
     (found,) = set_aside(ward.ledger)
-    assert ward.now - found.since == 100
+    assert found.since.age(ward.ledger.now()) == 100
 
 
 def test_what_is_gone_is_not_stuck(ward: Ward) -> None:
@@ -150,6 +166,44 @@ def test_drained_past_the_threshold_and_resumed_after_it(ward: Ward) -> None:
     assert ward.settle() == ""
     assert ward.slurm.asked == ["node", "drain", "node", "node", "undrain"]
     ward.free(first)
+
+
+@pytest.mark.parametrize("step", [-1e6, 1e6])
+def test_a_step_of_the_clock_drains_neither_early_nor_late(ward: Ward, step: float) -> None:
+    """Set back, the wall clock would never drain for days; put forward, it would at once."""
+    ward.stick(5)
+    ward.step += step
+    ward.now += 59
+    assert ward.settle(slices=1) == ""
+    assert [row["oldest"] for row in numbers(set_aside(ward.ledger), ward.ledger.now())] == [59]
+    ward.now += 1
+    assert ward.settle(slices=1).startswith("drained")
+
+
+@pytest.mark.parametrize("step", [-1e6, 0, 1e6])
+def test_of_another_boot_only_this_one_counts(ward: Ward, step: float) -> None:
+    """How long the machine was off no clock of it tells: it is stuck since the boot for certain."""
+    ward.stick(5)
+    ward.reboot(uptime=59)
+    ward.step += step
+    assert ward.settle(slices=1) == ""
+    ward.now += 1
+    assert ward.settle(slices=1).startswith("drained")
+
+
+def test_set_aside_by_an_earlier_release(ward: Ward) -> None:
+    """It put down the wall clock alone; set back, that makes no negative age."""
+    ward.stick(5)
+    with ward.ledger._guarded("write"):
+        ward.ledger._db.execute("DROP TRIGGER event_no_update")
+        ward.ledger._db.execute(
+            "UPDATE event SET detail = json_remove(detail, '$.boot', '$.uptime')"
+        )
+    ward.step -= 100
+    assert [row["oldest"] for row in numbers(set_aside(ward.ledger), ward.ledger.now())] == [0]
+    assert ward.settle(slices=1) == ""
+    ward.step += 160
+    assert ward.settle(slices=1).startswith("drained")
 
 
 def test_never_without_a_threshold(ward: Ward) -> None:

@@ -118,7 +118,7 @@ def _show(emit: Callable[[dict[str, Any]], None] | None, *, ask: bool) -> None:
         data: dict[str, Any] = {
             "node": node.name,
             "gpus": seen,
-            "stuck": numbers(set_aside(node.ledger), time.time()),
+            "stuck": numbers(set_aside(node.ledger), node.ledger.now()),
             "faults": [str(fault) for fault in faults],
         }
     if emit:
@@ -206,7 +206,9 @@ def _of_record(
     if record and record.phase == QUARANTINED:
         # The reason is of the last teardown; who holds it may be somebody else by now.
         holders = node.stuck.holders(gpu, item)
-        facts["stuck_since"] = node.ledger.first(record, QUARANTINED)
+        since = node.ledger.first(record, QUARANTINED)
+        facts["stuck_since"] = since.at
+        facts["stuck_for"] = since.age(node.ledger.now())
         facts["held_now"] = holders.text()
         facts["holders"] = [holder.to_dict() for holder in holders.nearest]
     return facts
@@ -259,8 +261,8 @@ def _holder(item: dict[str, Any]) -> str:
 
 def _why(item: dict[str, Any]) -> str:
     lines = [cell(item["reason"])] if item["reason"] else []
-    if "stuck_since" in item:
-        since = age(time.time() - item["stuck_since"])
+    if "stuck_for" in item:
+        since = age(item["stuck_for"])
         lines.append(f"stuck for {since}, held now by {item['held_now']}")
     return "".join("\n" + folded(f"    {line}", 4) for line in lines)
 
