@@ -621,7 +621,9 @@ NAMES = ["slurmstepd", "7.0", "nvidia-smi", "x) Z 1 1 1", ") R 0 0 0 0", "a b) S
 @pytest.mark.parametrize("name", NAMES)
 def test_a_holder_is_who_holds(make_site: Callable[..., Site], name: str) -> None:
     """A stuck slice names the driver's pid alone, whoever calls himself like its process."""
-    site = make_site(H100, config="[hooks]\ndestroy_timeout = 0.1\n")
+    site = make_site(
+        H100, config='[hooks]\ndestroy_timeout = 0.1\n[stuck]\nremedies = ["kill-job"]\n'
+    )
     carve(site, 7, ALICE)
     holder, other = renamed(name, ALICE), renamed(name, BOB)
     try:

@@ -365,7 +365,7 @@ def test_lines_that_are_missing_have_a_meaning(site: Site) -> None:
 
 def test_a_stamp_of_another_version_is_the_jobs_trouble(site: Site) -> None:
     """A controller that was upgraded first: the job is refused and held, the node stays."""
-    done = site.prolog(7, STAMP.replace("=1,", "=2,"))
+    done = site.prolog(7, STAMP.replace("=1,", "=3,"))
     assert done.returncode == 0
     assert "bring slurm-mig on the controller and the nodes to one release" in done.stderr
-    assert "'2'" in done.stderr
+    assert "'3'" in done.stderr
