@@ -19,11 +19,11 @@ import select
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 _TURN: Final = ".turn."
 
@@ -88,6 +88,12 @@ class Turn:
                         self._path(number).unlink()
             finally:
                 os.close(descriptor)
+        # Who died before its ticket had a number. Threads have their place in /proc, too.
+        for half in self._directory.glob(f".{self._name}.*"):
+            thread = half.name.rpartition(".")[2]
+            if thread.isdecimal() and not Path(f"/proc/{thread}").exists():
+                with suppress(OSError):
+                    half.unlink()
 
     # -- our ticket ------------------------------------------------------------
 
