@@ -207,7 +207,7 @@ ONE = [*FOR, f"n1={H100}:1"]
         (["audit", "--uuid", "\udcff"], 2, "--uuid '\\udcff' is not UTF-8"),
         (["--config", "", "status"], 2, "'' is no path"),
         (["--config", "/", "status"], 11, "config /: Is a directory"),
-        (["frobnicate"], 2, "no command 'frobnicate'; commands: apply, assert, audit"),
+        (["frobnicate"], 2, "no command 'frobnicate'; commands: apply, archive, assert"),
         (["simulator", "frob"], 2, "no command 'frob'; commands: create, "),
         (["reset", "--frob"], 2, "Allowed: -i, --gpu, --force, --foreign, --dry-run"),
         (["weights"], 2, "Missing option '--gpu'; usage: "),

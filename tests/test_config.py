@@ -36,6 +36,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         state = "/s"
         run = "/r"
         gpus = "/x"
+        archive = "/a"
         [hooks]
         lock_timeout = 1
         destroy_timeout = 2.5
@@ -73,7 +74,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         Path("/r"), 1.0, 2.5, 17.0, Path("/b"), 3.0,
         "commands", "cancel", 0, 4.0, 5.0, "reject", {"NVIDIA A30": "full-profile"}, True,
         "none", True, Path("/l"), ("restart:nvidia-dcgm.service", "kill-job"), 6.0, 7, 8.0,
-        Path("/g"), Path("/d"), True, file, Path("/x"),
+        Path("/g"), Path("/d"), True, Path("/a"), file, Path("/x"),
     )  # fmt: skip
 
 
@@ -93,6 +94,7 @@ def test_the_sample_is_the_shipped_one_and_means_the_defaults(tmp_path: Path) ->
         expected={"NVIDIA H100 80GB HBM3": 8},
         gpustat=Path("/run/gpustat"),
         dcgm=Path("/run/dcgm-job-mapping"),
+        archive_directory=Path("/var/lib/slurm-mig/archive"),
         source=loaded.source,
     )
     assert loaded == plain

@@ -373,7 +373,7 @@ def test_users_texts_cannot_forge_log_lines(site: Site) -> None:
 
 def test_unmanaged_gpus_are_left_alone(make_site: Callable[..., Site]) -> None:
     """Without asking Slurm or switching anything."""
-    site = make_site(H100, config="[gpus]\nmanaged = [5]\n")
+    site = make_site(H100, H100, config="[gpus]\nmanaged = [1]\n")
     assert site.prolog(7, "").returncode == 0
     assert site.machine.board(0).mig_current is True
     none = make_site(H100, config='[gpus]\nmanaged = "none"\n')
@@ -855,6 +855,8 @@ def test_a_task_is_told_its_slices(site: Site) -> None:
         f"export CUDA_VISIBLE_DEVICES={uuids}\n"
         "export SLURM_MIG_PROFILES=1g.10gb,1g.10gb\n"
         f"export SLURM_MIG_GPU={site.machine.gpus[0]['uuid']}\n"
+        "export SLURM_MIG_JOB=7\n"
+        "export SLURM_GPUS_ON_NODE=2\n"
     )
 
 
@@ -933,7 +935,7 @@ def test_the_task_prolog_starts_no_program(site: Site) -> None:
         env={"SLURM_JOB_ID": "7"}, capture_output=True, text=True, check=False, timeout=20,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("export ") == 3
+    assert done.stdout.count("export ") == 5
 
 
 # -- parts ---------------------------------------------------------------------------

@@ -110,6 +110,7 @@ def test_one_line_and_then_the_commands(
     assert site.prolog(7, STAMP).returncode == 0
     done = site.cli("reconcile", **environ)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("slurm-mig: Slurm's commands are used, not pyslurm: ")
     assert line.endswith(reason)

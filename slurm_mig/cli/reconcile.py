@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from slurm_mig.node import Node
+    from slurm_mig.slurm import Slurm
 
 
 @click.command()
@@ -86,16 +87,13 @@ def command(
 def _reconcile(*, no_slurm: bool, accept: bool, dry_run: bool, as_json: bool) -> None:
     with open_node(look=dry_run) as node:
         # Slurm is asked first: whose job lives decides what is put on record.
-        rebuilt = (
-            node.accept_ledger(node.live_jobs(slurm_of(node)), administrator().user)
-            if accept
-            else []
-        )
-        live, silence = (None, "") if no_slurm else _asker(node)
+        slurm = None if no_slurm else slurm_of(node)
+        rebuilt = node.accept_ledger(node.live_jobs(slurm), administrator().user) if accept else []
+        live, silence = (None, "") if slurm is None else _asker(node, slurm)
         allocator = node.allocator()
         found = allocator.foresee(live) if dry_run else allocator.reconcile(live)
         # Under a name that is not proven another node would be drained.
-        gone = [] if live is None else _ghosts(node)
+        gone = [] if slurm is None or live is None else _ghosts(node, slurm)
         fenced = "" if no_slurm or dry_run or silence else _fence(node)
     found.done = [*rebuilt, *found.done, *([fenced] if fenced else [])]
     left = [*found.left, *([silence] if silence else []), *map(line, gone)]
@@ -112,10 +110,10 @@ def _reconcile(*, no_slurm: bool, accept: bool, dry_run: bool, as_json: bool) ->
         raise Unresolved(f"{len(left)} left, see the output")
 
 
-def _ghosts(node: Node) -> list[int]:
+def _ghosts(node: Node, slurm: Slurm) -> list[int]:
     """Jobs of Slurm's that ended with an earlier boot; none where Slurm falls silent by now."""
     try:
-        return node.ghosts(slurm_of(node), time.sleep)
+        return node.ghosts(slurm, time.sleep)
     except SlurmFault:
         return []
 
@@ -128,9 +126,8 @@ def _fence(node: Node) -> str:
         return f"neither drained nor resumed for stuck slices: {fault.cause}"
 
 
-def _asker(node: Node) -> tuple[Callable[[], frozenset[int]] | None, str]:
+def _asker(node: Node, slurm: Slurm) -> tuple[Callable[[], frozenset[int]] | None, str]:
     """How to ask Slurm for this node's jobs; None and why, when it does not answer."""
-    slurm = slurm_of(node)
     try:
         node.live_jobs(slurm)
     except SlurmFault as fault:
