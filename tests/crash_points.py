@@ -214,6 +214,9 @@ def _copy(source: str, target: str) -> None:
             _copy(f"{source}/{name}", f"{target}/{name}")
     elif stat.S_ISCHR(status.st_mode):
         os.mknod(target, status.st_mode, status.st_rdev)
+    elif stat.S_ISFIFO(status.st_mode):
+        # A ticket that a killed hook left; to open it for reading would wait for a writer.
+        os.mkfifo(target)
     else:
         with open(source, "rb") as old, open(target, "wb") as new:  # noqa: PTH123
             new.write(old.read())

@@ -100,6 +100,7 @@ SOURCES = [
 NOT_OURS = re.compile(
     r"(Requested node|Invalid generic|Step requested|Prolog error|Epilog error|count reported|"
     r"multiple config|In use by|database disk image|BeginTime|JobHeldAdmin|Resources|Priority|"
+    r"database is locked|No space left|Disk quota|Read-only file|Input/output|"
     r"ReqNodeNotAvail|LL_SHARED|MULTIPLE_SHARING|AccountingStorage|gres/mig|sacct|status|srun|"
     r"quarantined|foreign|CUDA_VISIBLE)"
 )
