@@ -272,8 +272,9 @@ def _with_all_gpus(node: Node, job: Job, gpus: Sequence[Gpu], line: Line) -> Job
 
     Of a job with GPUs of several types they name those of the last type.
     """
-    models = {gpu.name for gpu in node.gpus_by_index().values()}
-    if len(gpus) == len(node.order) or len(models) == 1:
+    if len(gpus) == len(node.order):
+        return job
+    if len({gpu.name for gpu in node.gpus_by_index().values()}) == 1:
         return job
     try:
         told = node.slurm.gpus(job.job_id, node.name)

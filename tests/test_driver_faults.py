@@ -464,12 +464,8 @@ def test_injections(
     here = bench(operation.model)
     if operation.model == A30:
         here.crowd()
-    rest, injector, number = Rest(here, here.hardware()), here.injector, 0
-    operation.before(here)
-    injector.clear()
-    assert operation.run(here) == 0
-    counts = dict(injector.seen)
-    recover(here, name)
+    rest, number = Rest(here, here.hardware()), 0
+    counts = dry_run(here, name)
     rest.check_after()
 
     for call, count in counts.items():
