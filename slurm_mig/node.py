@@ -353,8 +353,23 @@ class Node:
             self._check_complete(gpus)
             order = tuple(sorted(gpu.minor for gpu in gpus))
             if not self._look:
+                self._check_gaps(order)
                 indexes.write(self.config.state, order)
         return order
+
+    def _check_gaps(self, order: Sequence[int]) -> None:
+        """GpuLost where a minor is missing below others: the GPU that had it may just be gone.
+
+        A boot agrees on a gap, an administrator by `order`; a hook would shift what Slurm counts.
+        """
+        lost = sorted(set(range(max(order, default=-1))) - set(order))
+        if lost:
+            raise GpuLost(
+                "nothing says which GPU Slurm means by an index: the driver shows no device minor "
+                f"{', '.join(map(str, lost))}, but later ones",
+                remedy="see dmesg; where that is right, run `slurm-mig reconcile --boot`, or set "
+                "`order` in the [gpus] table of the config",
+            )
 
     def _check_complete(self, gpus: Sequence[Gpu]) -> None:
         """GpuLost where the configuration tells of GPUs that the driver does not show."""

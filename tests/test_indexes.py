@@ -63,6 +63,18 @@ def test_a_gpu_that_vanishes_moves_no_other(four: Site, first: str) -> None:
     assert records(four)[-1].gpu_minor == 3
 
 
+def test_a_gpu_that_was_gone_before_anything_was_agreed(four: Site) -> None:
+    """A gap is agreed on by a boot alone: a first hook would count along what is left."""
+    vanish(four, 1)
+    done = four.prolog(7, STAMP, gpus="2")
+    assert done.returncode == 14
+    assert "the driver shows no device minor 1, but later ones" in done.stderr
+    assert records(four) == []
+    assert up(four) == []
+    assert four.prolog(8, STAMP, gpus="2").returncode == 0
+    assert records(four)[-1].gpu_minor == 3
+
+
 def test_one_that_does_not_answer_stops_no_job_on_the_others(four: Site) -> None:
     """Only who is sent to it meets its fault."""
     assert four.prolog(5, STAMP, gpus="0").returncode == 0
