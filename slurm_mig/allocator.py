@@ -40,7 +40,7 @@ from slurm_mig.holder import INSTANCE
 from slurm_mig.planner import Slot, plan, plan_at
 from slurm_mig.recognise import as_found, find, is_own, own_compute, strangers
 from slurm_mig.request import Item, Request
-from slurm_mig.stuck import Permit, Stuck
+from slurm_mig.stuck import KILL_USER, Permit, Stuck
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -861,12 +861,8 @@ class Allocator:
         done: list[str] = []
         for remedy in self._stuck.remedies:
             permit = self._permit(record, over=over)
-            did = [
-                text
-                for item in self._still_there(record, gpu)
-                for text in self._stuck.apply(remedy, gpu, item.found, permit, until)
-                if text not in done
-            ]
+            used = self._use(remedy, record, gpu, permit, until)
+            did = [text for text in used if text not in done]
             done += did
             if did:
                 record = self._keep_trying(record, gpu, reason, until, done)
@@ -879,6 +875,24 @@ class Allocator:
             record = self._ledger.find(record.number)
             now = self._monotonic()
             return self._tear_down(record, gpu, reason, now, done=done, users=users)
+
+    def _use(
+        self, remedy: str, record: Allocation, gpu: Gpu, permit: Permit, until: float
+    ) -> list[str]:
+        with ExitStack() as locked:
+            if remedy == KILL_USER:
+                # Another job of this user could be given the place between the look and the
+                # kill, and its process would look like one that has stayed behind.
+                action = f"end what holds the slice of {record.owner}"
+                gpu = locked.enter_context(self._locked(gpu.uuid, action))
+                record = self._ledger.find(record.number)
+                if record.phase != phases.QUARANTINED:
+                    return []
+            return [
+                text
+                for item in self._still_there(record, gpu)
+                for text in self._stuck.apply(remedy, gpu, item.found, permit, until)
+            ]
 
     def _keep_trying(
         self, record: Allocation, gpu: Gpu, reason: str, until: float, done: Sequence[str] = ()

@@ -6,13 +6,14 @@ import os
 import stat
 import subprocess
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from slurm_mig import allocation as phases
 from slurm_mig.allocation import GONE, Owner
 from slurm_mig.errors import NoRoom
+from slurm_mig.held import AskedUnderLock, ask_freely
 from slurm_mig.locks import Locks
 from slurm_mig.processes import Processes
 from slurm_mig.services import Services
@@ -172,6 +173,27 @@ def test_a_process_of_another_job_of_the_user(world: StuckWorld) -> None:
     assert [intruder.wait(5), login.wait(5), innocent.poll()] == [-9, -9, None]
     assert f"killed pid {intruder.pid}" in ended.reason
     assert world.ledger.find(other.number).phase == phases.ACTIVE
+
+
+def test_nobody_is_given_the_place_while_its_user_is_looked_for(
+    world: StuckWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a new job of the same user has the same instance, and its process would go."""
+    stuck, locked = world.allocator._stuck, []
+    stuck.remedies = ("kill-user",)
+    mine = carved(world)
+    world.hold(mine.uuids[0], {"SLURM_JOB_ID": "9"})
+    kill = stuck._kill
+
+    def watched(*words: Any, **options: Any) -> list[str]:
+        with pytest.raises(AskedUnderLock):
+            ask_freely("who else comes?")
+        locked.append(options["anywhere"])
+        return kill(*words, **options)
+
+    monkeypatch.setattr(stuck, "_kill", watched)
+    assert world.allocator.release(mine, "x", over=True).phase == phases.RELEASED
+    assert locked == [True]
 
 
 @pytest.mark.parametrize(
