@@ -103,10 +103,11 @@ class Locks:
                 lock.release()
 
     def _acquire(self, lock: UnixFileLock, turn: Turn, gpu: str, end: float | None) -> None:
-        sign, since = self._sign(gpu, turn), time.monotonic()
+        sign, since, moved = self._sign(gpu, turn), time.monotonic(), False
         while True:
             limit = since + self._patience if end is None else end
-            if end is None and self._until is not None:
+            # A holder that hangs is a fault of the node, however little time this hook has.
+            if end is None and self._until is not None and moved:
                 limit = min(limit, self._until)
             step = max(0.0, min(LOOK_EVERY, limit - time.monotonic()))
             if turn.wait(step) and _taken(lock, step):
@@ -115,7 +116,7 @@ class Locks:
             if now >= limit and (latest == sign or limit in (end, self._until)):
                 raise self._given_up(gpu, turn, now - since, in_time=end is None)
             if latest != sign:
-                sign, since = latest, now
+                sign, since, moved = latest, now, True
 
     def _sign(self, gpu: str, turn: Turn) -> object:
         """What changes with each holder: its note, where it could leave one."""

@@ -168,7 +168,11 @@ def test_a_slice_ends_with_its_job(site: Site, configure: Callable[[str], None])
     site.until(lambda: note.exists() and note.read_text().strip(), "the process")
     intruder = int(note.read_text())
     job = site.sbatch("--gres=mig:4g.40gb:1", script="sleep 300")
-    site.until(lambda: site.state(job) == "RUNNING" and site.record(job).uuids, "the slice")
+    # Its Prolog may still be at work.
+    site.until(
+        lambda: any(item.owner.job_id == job and item.uuids for item in site.records("n1")),
+        "the slice",
+    )
     site.machine().hold(intruder, site.record(job).uuids[0])
     site.run("scancel", str(job))
     site.until(lambda: site.record(job).phase == phases.RELEASED, "the Epilog")
