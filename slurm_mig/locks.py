@@ -106,8 +106,9 @@ class Locks:
         sign, since, moved = self._sign(gpu, turn), time.monotonic(), False
         while True:
             limit = since + self._patience if end is None else end
-            # A holder that hangs is a fault of the node, however little time this hook has.
-            if end is None and self._until is not None and moved:
+            # A holder that hangs is a fault of the node: whoever comes next after it says so,
+            # however little time this hook has.
+            if end is None and self._until is not None and (moved or turn.before() > 1):
                 limit = min(limit, self._until)
             step = max(0.0, min(LOOK_EVERY, limit - time.monotonic()))
             if turn.wait(step) and _taken(lock, step):
