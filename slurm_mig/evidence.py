@@ -49,9 +49,17 @@ def missing(
     return ""
 
 
+def lacking(ledger: Ledger, files: RunFiles) -> str:
+    """What this boot's marks have and the ledger has not, in words; empty if it has all."""
+    # All heads first: a hook that adds an event between the two would make a healthy ledger
+    # look older than its own marks.
+    heads = list(files.heads())
+    return missing(heads, ledger.digest_of, ledger.last_event()[0])
+
+
 def check(ledger: Ledger, files: RunFiles) -> None:
     """LedgerSetBack for a ledger that lacks what it had when this boot's marks were written."""
-    text = missing(files.heads(), ledger.digest_of, ledger.last_event()[0])
+    text = lacking(ledger, files)
     if text:
         raise LedgerSetBack(
             f"ledger is older than what lies beside it, or another one: {text}", remedy=REMEDY

@@ -11,6 +11,7 @@ import pytest
 from slurm_mig import allocation as phases
 from slurm_mig.capabilities import capability_minors
 from slurm_mig.errors import LedgerSetBack
+from slurm_mig.evidence import check
 from slurm_mig.geometry import Placement
 
 from .conftest import Site, opened_by
@@ -18,6 +19,7 @@ from .test_cli import parsed
 from .test_hooks import STAMP, records, slurm_commands, squeue
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.root
@@ -263,3 +265,24 @@ def test_whose_slice_was_taken_away_is_told(site: Site) -> None:
     assert site.epilog(7).returncode == 0
     assert not list(site.run.glob("*/7.0*"))
     assert made(site) == ["2g.20gb@0", "3g.40gb@4"]
+
+
+def test_a_hook_that_writes_meanwhile_sets_nothing_back(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its event and its head come after the look at the ledger began: a node was drained for it."""
+    assert site.prolog(7, STAMP).returncode == 0
+    node, other = site.node(), site.node()
+    read = node.files.heads
+
+    def heads() -> Iterator[tuple[str, str]]:
+        record = other.ledger.all_open()[0]
+        other.ledger.finish(record, phases.LOST, "meanwhile")
+        seq, digest = other.ledger.last_event()
+        other.files.note_head(f"{seq}:{digest[:16]}")
+        yield from read()
+
+    monkeypatch.setattr(type(node.files), "heads", lambda _: heads())
+    check(node.ledger, node.files)
+    node.close()
+    other.close()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from slurm_mig.audit.findings import Finding
 from slurm_mig.cli._common import open_node
-from slurm_mig.evidence import REMEDY, missing
+from slurm_mig.evidence import REMEDY, lacking
 
 if TYPE_CHECKING:
     from slurm_mig.archive import Archive
@@ -20,5 +20,6 @@ def beside(archive: Archive, last: int) -> list[Finding]:
     if not archive.live:
         return []
     with open_node(look=True) as node:
-        text = missing(node.files.heads(), archive.digest_of, last)
+        # The ledger as it is now: hooks have gone on since the archive was looked at.
+        text = lacking(node.ledger, node.files)
     return [Finding("set-back", f"{text}; {REMEDY}", event=last + 1)] if text else []

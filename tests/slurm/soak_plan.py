@@ -33,7 +33,7 @@ SEVERAL = (
 BAD = (
     "mig:9g.90gb:1",
     "mig:1",
-    "mig:7g.80gb:2",
+    "mig:7g.80gb:9",
     "mig:1g.10gb:99",
     "shard:3",
     "gpu:1,mig:1g.10gb:1",
