@@ -152,8 +152,6 @@ class LedgerTooNew(LedgerFault):
 class LedgerSetBack(LedgerFault):
     """The ledger lacks events that it had in this boot: it was replaced by a copy, or lost."""
 
-    exit_code = 16
-
 
 class LockTimeout(NodeFault):
     """Another process kept a GPU's lock beyond the deadline."""

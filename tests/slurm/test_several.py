@@ -86,12 +86,18 @@ def test_a_task_for_each_slice(gpus: Site) -> None:
     gpus.until(lambda: active(gpus) == [], "the Epilog")
 
 
-@pytest.mark.parametrize("asked", ["--gres=mig:3g.40gb:8", "--gpus-per-node=h100_3g.40gb:8"])
-def test_srun_alone(gpus: Site, asked: str) -> None:
-    """The job and its step are asked for by one command."""
+@pytest.mark.parametrize(
+    ("asked", "each"),
+    [("--gres=mig:3g.40gb:8", 1), ("--gpus-per-node=h100_3g.40gb:8", 8)],
+    ids=["mig", "gpu"],
+)
+def test_srun_alone(gpus: Site, asked: str, each: int) -> None:
+    """The job and its step by one command: of `mig` each task its own, of `gpu` all as static."""
     text = gpus.run("srun", "-N1", "-n8", asked, "/bin/sh", "-c", SHOW, uid=ALICE)
-    lines = seen(text)
-    assert len({line[1] for line in lines}) == len(lines) == 8
+    lists = [line[1].split(",") for line in seen(text)]
+    assert len(lists) == 8
+    assert {len(uuids) for uuids in lists} == {each}
+    assert len({uuid for uuids in lists for uuid in uuids}) == 8
 
 
 def test_two_nodes(gpus: Site) -> None:
@@ -191,7 +197,12 @@ def test_an_allocation_and_its_steps(gpus: Site) -> None:
     ids=lambda options: options[-1],
 )
 def test_forms_of_static_mig(gpus: Site, options: list[str]) -> None:
-    """As users type them, steps too: each task its slice, and Slurm's number of GPUs is theirs."""
+    """As users type them, steps too; Slurm's number of GPUs is theirs.
+
+    A task has a slice of its own where one is asked for each task, else it sees its node's.
+    """
+    here = 8 if "-N1" in options else 4
+    each = 1 if "per-task" in options[-1] else here
     step = f"sh -c '{SHOW}; echo on node $SLURM_GPUS_ON_NODE'"
     asked = ("", "--exact -N1 -n1 --gpus=1", "--exact -N1 -n1 --gres=gpu:1",
              "-N1 -n2 --gpus-per-task=1", "-N1 -n1 --gres=none")  # fmt: skip
@@ -204,9 +215,12 @@ def test_forms_of_static_mig(gpus: Site, options: list[str]) -> None:
         for text in steps
     ]
     assert [len(lines) for lines in shown[:5]] == [8, 1, 1, 2, 1], gpus.output(job)
-    assert len({(uuid, gpu) for uuid, _, gpu in shown[0]}) == 8
+    assert {len(uuids.split(",")) for uuids, *_ in shown[0]} == {each}
+    # Two simulated nodes have UUIDs of slices alike, of GPUs not.
+    owned = {(uuids, gpu) for uuids, _, gpu in shown[0]}
+    assert len(owned) == 8 // each
     assert len({uuid for uuid, *_ in shown[3]}) == 2
     assert all(word.startswith("MIG-") for lines in shown[:4] for word, *_ in lines)
     assert shown[4] == [[]]
     numbers = [set(re.findall(r"on node ?(\d*)", text)) for text in steps[:5]]
-    assert numbers == [{"8" if "-N1" in options else "4"}, {"1"}, {"1"}, {"2"}, {""}]
+    assert numbers == [{str(here)}, {"1"}, {"1"}, {"2"}, {""}]
