@@ -157,7 +157,9 @@ def test_a_life_by_hand(site: Site) -> None:
     ]
 
 
-NEW = ["simulator", "create", "/tmp/x", "--gpu"]
+#: Nobody else's, so that what is there was made by the command.
+NOWHERE = f"/tmp/slurm-mig-never-made-{os.getpid()}"
+NEW = ["simulator", "create", NOWHERE, "--gpu"]
 FOR = ["generate", "--node"]
 ONE = [*FOR, f"n1={H100}:1"]
 
@@ -226,7 +228,7 @@ def test_mistakes(site: Site, arguments: list[str], code: int, says: str) -> Non
     """One line naming the value and what is allowed; a documented code; nothing made."""
     refused(site.cli(*arguments), code, says)
     assert site.machine.board(0).instances == []
-    assert not Path("/tmp/x").exists()
+    assert not Path(NOWHERE).exists()
 
 
 def test_weights_by_a_key_in_any_case(site: Site) -> None:
