@@ -75,6 +75,8 @@ def asked(**job: Any) -> str:
         ("h100-40g:2", "mig:3g.40gb:2"),
         ("gpu:1g.5gb:1,nvme:20", "mig:1g.5gb:1,nvme:20"),
         ("gpu:0,mig:3g.40gb", "mig:3g.40gb:1"),
+        ("gpu:3g.40gb:1,", "mig:3g.40gb:1"),
+        (",mig:3g.40gb,,nvme:1", "mig:3g.40gb:1,nvme:1"),
         ("gpu:3g.40gb:0", "gpu:3g.40gb:0"),
         # What the site has, it has: whole GPUs, and types of nodes that are not ours.
         ("gpu:h100:2", "gpu:h100:2"),
@@ -252,6 +254,24 @@ def test_a_change_brings_no_slices(text: str) -> None:
     assert HOST.modify_in(PARTITIONS, held, tres_per_node=text)[0] == -1
     if gets:
         assert HOST.modify_in(PARTITIONS, {"partition": "h"}, tres_per_node=text)[0] == -1
+
+
+@pytest.mark.parametrize(
+    ("typed", "moves"),
+    [
+        ({"num_tasks": 4, "ntasks_per_tres": 2}, False),
+        ({"tres_per_job": "gres/gpu:2"}, False),
+        ({"tres_per_node": "gres/gpu:1g.10gb:1"}, True),
+        ({"num_tasks": 4}, True),
+    ],
+)
+def test_a_job_with_whole_gpus_does_not_move_to_slices(typed: dict[str, Any], moves: bool) -> None:
+    """Not one either whose GPUs follow from its tasks: slurmctld shows a change no such thing."""
+    code, job, _ = HOST.submit_to(PARTITIONS, partition="h", **typed)
+    assert code == 0
+    shown = {key: value for key, value in job.items() if key != "ntasks_per_tres"}
+    for change in ({"partition": "mig"}, {"features": "small"}):
+        assert (HOST.modify_in(PARTITIONS, shown, **change)[0] == 0) is moves
 
 
 def test_spellings_of_models() -> None:

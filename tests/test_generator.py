@@ -448,6 +448,7 @@ def test_tasks_are_bound_as_they_were_asked_for(
         ({"gpu-bind": "closest"}, None),
         ({"gpu-bind": "single:1", "export": "NONE"}, "NONE"),
         ({"gpus-per-task": "1"}, "ALL,SLURM_MIG_PER_TASK=1"),
+        ({"gpus-per-task": "1", "gpu-bind": "none"}, None),
         ({"gpus": "2"}, None),
     ],
 )
@@ -462,6 +463,119 @@ def test_a_step_that_binds_where_the_job_does_not(
     step = {"type": "srun", "ntasks": 2, **options}
     code, (after,), _ = host.call("slurm_cli_pre_submit", step)
     assert (code, after.get("export")) == (0, said)
+
+
+@versions
+@pytest.mark.parametrize(
+    ("bind", "said"),
+    [
+        ("none", "ALL,SLURM_MIG_BIND=asked,SLURM_MIG_PER_TASK=0,SLURM_MIG_TASKS_PER_SLICE=0"),
+        ("single:1", None),
+    ],
+)
+def test_a_step_that_does_not_bind_where_the_job_does(
+    monkeypatch: pytest.MonkeyPatch, version: str, bind: str, said: str | None
+) -> None:
+    """Its tasks see all, though the job asked for each; its user's own word would hold."""
+    job = {"SLURM_JOB_ID": "5", "SLURM_MIG_JOB": "5", "SLURM_MIG_PROFILES": "1g.10gb,1g.10gb"}
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    host = lua_host.cli_filter(version, lua_host.fleet((H100,)))
+    for users, exported in (("", said), ("task", None)):
+        monkeypatch.setenv("SLURM_MIG_BIND", users)
+        step = {"type": "srun", "ntasks": 2, "gpu-bind": bind}
+        code, (after,), _ = host.call("slurm_cli_pre_submit", step)
+        assert (code, after.get("export")) == (0, exported)
+
+
+#: A machine on which srun is started again: what it would run, and how that would end.
+STARTS = """
+words, told, left = ...
+io.open = function()
+  local text = table.concat(words, "\\0") .. "\\0"
+  return { read = function() return text end, close = function() end }
+end
+os.execute = function(command)
+  started = command
+  return (table.unpack or unpack)(told)
+end
+os.exit = function(code) left = code; error("left") end
+function left_with() return left end
+"""
+
+
+def started_again(
+    monkeypatch: pytest.MonkeyPatch,
+    version: str,
+    words: list[str],
+    environ: dict[str, str],
+    **options: object,
+) -> tuple[str | None, int | None, int]:
+    """What srun would start, the code it would end with, and what the filter returns."""
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    host = lua_host.cli_filter(version, lua_host.fleet((H100,)))
+    told = [7 * 256] if version == "lua51" else [False, "exit", 7]
+    host.lua.execute(STARTS, host.lua.table_from(words), host.lua.table_from(told))
+    options = {"type": "srun", "nodes": "1", **options}
+    code, _, _ = host.call("slurm_cli_pre_submit", options)
+    lua = host.lua.globals()
+    command = lua.started and lua.started.rpartition(" 'srun' ")[2]
+    return command, lua.left_with(), code
+
+
+@versions
+@pytest.mark.parametrize(
+    ("own", "options", "more"),
+    [
+        ("--cpus-per-gpu 2", {"cpus-per-gpu": 2}, "'--cpus-per-task=4'"),
+        ("--cpus-per-g=2 -n2", {"cpus-per-gpu": 2, "ntasks": 2}, "'--cpus-per-task=2' '-n2'"),
+        ("--mem-per-gpu=3G", {"mem-per-gpu": "3G"}, "'--mem=6G'"),
+        ("--ntasks-per-gpu=2", {"ntasks-per-gpu": 2}, "'--ntasks=4'"),
+        ("--gpu-freq=low -c1", {"gpu-freq": "low"}, "'-c1'"),
+    ],
+)
+def test_srun_is_started_again_without_what_it_cannot_forget(
+    monkeypatch: pytest.MonkeyPatch, version: str, own: str, options: dict[str, object], more: str
+) -> None:
+    """Its options for each GPU become those that need none; the program's words are its own."""
+    program = ["sh", "-c", "it's", "--cpus-per-gpu=9"]
+    words = ["srun", *own.split(), "--gpus=1g.10gb:2", "--", *program]
+    argv = ["/bin/sh", *program[1:]]
+    asked = {"gpus": "1g.10gb:2", "argv": argv, **options}
+    started, left, _ = started_again(monkeypatch, version, words, {}, **asked)
+    rest = "'--gpus=1g.10gb:2' '--' 'sh' '-c' 'it'\\''s' '--cpus-per-gpu=9'"
+    assert (started, left) == (f"{more} {rest}", 7)
+
+
+@versions
+def test_a_step_of_all_keeps_what_its_job_says(
+    monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    """What salloc leaves in its shell: a step of all slices has their CPUs and memory."""
+    job = {
+        "SLURM_JOB_ID": "5", "SLURM_MIG_JOB": "5", "SLURM_MIG_PROFILES": "1g.10gb,1g.10gb",
+        "SLURM_CPUS_PER_GPU": "2", "SLURM_MEM_PER_GPU": "100",
+    }  # fmt: skip
+    options = {"cpus-per-gpu": "2", "mem-per-gpu": "100", "argv": ["x"]}
+    started, _, _ = started_again(monkeypatch, version, ["srun", "x"], job, **options)
+    assert started == "'x'"
+    one = {"gpus": "1", **options}
+    started, _, _ = started_again(monkeypatch, version, ["srun", "-G1", "x"], job, **one)
+    assert started == "'--cpus-per-task=2' '--mem=100' '-G1' 'x'"
+
+
+@versions
+@pytest.mark.parametrize(
+    "words", [["srun", "--cpus-per-gpu=2", "x", ":", "x"], ["srun", "x", "a"], []]
+)
+def test_srun_is_not_started_again_where_its_words_are_not_known(
+    monkeypatch: pytest.MonkeyPatch, version: str, words: list[str]
+) -> None:
+    """Several components, or another's command line: refused with what to type."""
+    options = {"gpus": "1g.10gb:2", "cpus-per-gpu": "2", "argv": ["x", "b"]}
+    found = started_again(monkeypatch, version, words, {}, **options)
+    assert found == (None, None, -1)
 
 
 @versions

@@ -8,14 +8,18 @@ is not in `forms_excused.py` with its reason.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count, groupby
 from pathlib import Path
@@ -43,10 +47,21 @@ cpt=$SLURM_CPUS_PER_TASK nt=$SLURM_NTASKS job=$SLURM_JOB_ID"
 #: Seconds that a step may take, and a job may wait without anything before it.
 STEP_PATIENCE: Final = 10
 PENDING_PATIENCE: Final = 6.0
-#: Seconds for everything that a job does.
+#: Seconds for everything that a job does, and for a client after its job has ended.
 JOB_PATIENCE: Final = 120.0
+CLIENT_PATIENCE: Final = 60.0
+#: Seconds for all forms of a release. Each has a bound of its own, but a fault of this program
+#: itself must not hang a night's run either: past this every thread says where it is.
+ALL_PATIENCE: Final = 3000.0
 #: Jobs at the same time; those that had to wait are asked again alone.
 TOGETHER: Final = 3
+
+#: A step that has ended holds its memory for another moment; one with --overlap does not wait.
+STEPS_OVER: Final = """\
+for _ in 1 2 3 4 5 6 7 8 9; do
+    squeue -h -s -j "$SLURM_JOB_ID" -o %i | grep -q '[.][0-9]*$' || break
+    sleep 0.2
+done"""
 
 #: Outcomes that nothing else on the cluster can bring about.
 QUICK: Final = ("runs", "refused", "would run", "step fails")
@@ -90,6 +105,14 @@ def _without_rank(task: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in task.items() if key != "proc"}
 
 
+def _gone(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
 class Talk:
     """One world, asked as an unprivileged user."""
 
@@ -115,13 +138,17 @@ class Talk:
             "SALLOC_JOB_NAME": tag,
             **first.environ,
         }
-        if first.how == "sbatch":
-            refused, job, said = self._batch(options, script, environ, tag)
-        else:
-            refused, job, said = self._interactive(first, options, script, environ, tag)
-        if refused:
-            return [Gave(refused, said=said) for _ in forms]
-        return self._gave(forms, job, said)
+        try:
+            if first.how == "sbatch":
+                refused, job, said = self._batch(options, script, environ, tag)
+            else:
+                refused, job, said = self._interactive(first, options, script, environ, tag)
+            if not refused:
+                return self._gave(forms, job, said)
+        except subprocess.TimeoutExpired as slow:
+            # A command of Slurm's: the form is named with what hangs, and the others go on.
+            refused, said = f"hangs ({slow.cmd[0].rpartition('/')[2]})", str(slow)
+        return [Gave(refused, said=said) for _ in forms]
 
     def settle(self) -> None:
         """Wait until nobody else's job is in the way, nor its Epilog."""
@@ -146,6 +173,8 @@ class Talk:
             step = form.script.replace("./show", self.show)
             step = step.replace("prog.conf", f"{self.work}/prog.conf")
             step = step.replace("srun ", f"timeout {STEP_PATIENCE} srun ", 1)
+            if number:
+                lines.append(STEPS_OVER)
             lines += [f"echo step={number}", f"{step} 2>&1", 'echo "ended=$?"']
         return "\n".join([*lines, "echo all-done", ""])
 
@@ -183,29 +212,35 @@ class Talk:
         if form.how == "pty":
             command.insert(1, "--pty")
             command = ["/usr/bin/script", "-qec", shlex.join(command), "/dev/null"]
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, cwd=self.work, env=self.world.environ() | environ,
-            user=ALICE, group=ALICE, extra_groups=[], start_new_session=True,
-        )  # fmt: skip
-        waiting = ""
-        try:
-            said, _ = process.communicate(timeout=5)
-        except subprocess.TimeoutExpired:
-            jobs = self._jobs("-n", tag)
-            waiting = self._until_over(jobs[0][0]) if jobs else ""
-            try:
-                said, _ = process.communicate(timeout=60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                said, _ = process.communicate()
-                waiting = waiting or "hangs"
+        # Not a pipe: whoever a killed client leaves behind would hold it open.
+        with (self.work / f"{tag}.said").open("w+") as output:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                cwd=self.work, env=self.world.environ() | environ,
+                user=ALICE, group=ALICE, extra_groups=[], start_new_session=True,
+            )  # fmt: skip
+            waiting = self._until_gone(process, tag)
+            output.seek(0)
+            said = output.read()
         if waiting:
             return waiting, "", said
         found = re.findall(r"\bjob=(\d+)", said)
         if process.returncode != 0 and not found:
             return "refused", "", said
         return "", found[0] if found else "", said
+
+    def _until_gone(self, process: subprocess.Popen[bytes], tag: str) -> str:
+        """Wait for a client; returns why its job does not start or it does not end, or nothing."""
+        if _gone(process, 5):
+            return ""
+        jobs = self._jobs("-n", tag)
+        waiting = self._until_over(jobs[0][0]) if jobs else ""
+        if not _gone(process, CLIENT_PATIENCE):
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            self.world.try_run("scancel", "-n", tag)
+            waiting = waiting or "hangs"
+        return waiting
 
     def _jobs(self, *which: str) -> list[list[str]]:
         done = self.world.try_run("squeue", "-h", "-a", "-t", "all", *which, "-o", "%A|%T|%r")
@@ -223,7 +258,9 @@ class Talk:
             running = states - {"PENDING"} - set(ENDED)
             since = None if running else since or time.monotonic()
             if since is not None and time.monotonic() - since > PENDING_PATIENCE:
-                reason = next(line[2] for line in lines if line[1] == "PENDING")
+                reason = next(
+                    (line[2] for line in lines if line[1] == "PENDING"), "unknown to squeue"
+                )
                 self.world.try_run("scancel", job)
                 return f"waits ({reason})"
             time.sleep(0.15)
@@ -335,25 +372,27 @@ def ask_all(talk: Talk, forms: Sequence[Form]) -> dict[str, Gave]:
     return {form.name: found[form.name] for form in forms}
 
 
-def run_world(kind: type[World], forms: Sequence[Form]) -> tuple[str, dict[str, Gave]]:
-    """Boot it, ask it everything, and remove it; Slurm's version comes along."""
+@contextmanager
+def booted(kind: type[World]) -> Iterator[World]:
+    """Boot a world, and remove it."""
     world = kind(scratch("form"), NODES, slurm_conf=SETTINGS, prefix=PREFIX, bridge=BRIDGE)
     try:
         with world:
             if kind is Ours:
                 enable_mig(world)
-            version = world.run("sinfo", "--version").split()[1]
-            return version, ask_all(Talk(world), forms)
+            yield world
     finally:
         world.remove()
 
 
 def side_by_side(forms: Sequence[Form]) -> tuple[str, dict[str, Gave], dict[str, Gave]]:
     """Slurm's version, what static MIG gave, and what ours gave."""
-    with ThreadPoolExecutor(2) as pool:
-        worlds = [pool.submit(run_world, kind, forms) for kind in (Static, Ours)]
-        (version, static), (_, ours) = (future.result() for future in worlds)
-    return version, static, ours
+    # Daemons are started before there are threads: what runs between fork and exec may find a
+    # lock that another thread held, and hang.
+    with booted(Static) as static, booted(Ours) as ours, ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(ask_all, Talk(world), forms) for world in (static, ours)]
+        version = ours.run("sinfo", "--version").split()[1]
+        return version, asked[0].result(), asked[1].result()
 
 
 def judged(version: str, static: dict[str, Gave], ours: dict[str, Gave]) -> list[dict[str, Any]]:
@@ -400,7 +439,9 @@ def main() -> int:
     forms = [form for form in every() if re.search(asked.only, form.name)]
     if not forms:
         sys.exit(f"no form matches {asked.only}")
+    faulthandler.dump_traceback_later(ALL_PATIENCE, exit=True)
     version, static, ours = side_by_side(forms)
+    faulthandler.cancel_dump_traceback_later()
     rows = judged(version, static, ours)
     if asked.out:
         asked.out.write_text(json.dumps({"version": version, "rows": rows}, indent=1))

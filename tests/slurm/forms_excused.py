@@ -41,11 +41,12 @@ EXCUSES: Final = (
         gives="^refused",
     ),
     Excuse(
-        "impossible",
-        r"srun.*(--ntasks-per-gpu|--cpus-per-gpu)",
-        "srun demands a gres called gpu beside these, and no plugin can take an option of srun's "
-        "away; refused with the option to type instead (sbatch and salloc translate them)",
-        gives="^(refused|step fails)",
+        "better",
+        r"(srun|pty|salloc).*--cpus-per-gpu",
+        "as many CPUs as asked for (22.05 gives a step of static MIG all of its job's), and "
+        "SLURM_CPUS_PER_TASK says how many, too",
+        gives=r"^runs.* CPU, [0-9]+ a task",
+        static=r"^runs.* CPU, - a task",
     ),
     Excuse(
         "better",
@@ -68,6 +69,21 @@ EXCUSES: Final = (
         "better",
         r"typed: --gres=gpu:(3g\.40gb|1g\.10gb=1)$|published: .*--gres=gpu:1g\.20gb --mem",
         "Slurm reads a type that begins with a digit as a count; ours reads the slice",
+    ),
+    Excuse(
+        "better",
+        r"^typed: .*--gres=(,\S+|\S+,|\S+,,\S+)$",
+        "22.05 refuses what stands empty between commas, later releases and ours pass over it",
+        release=r"22\.05",
+        static="^refused",
+    ),
+    Excuse(
+        "impossible",
+        r"^typed: -N2 -n4 --gpus-per-task=",
+        "Slurm puts as many tasks on the first node as it holds, and slices with them; a gres of "
+        "each node is as many on each, so ours puts as many tasks on each",
+        release=r"24\.11|26\.05",
+        static=r"task 3: \S+#3, on node 1 GPU",
     ),
     Excuse(
         "better",

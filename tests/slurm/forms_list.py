@@ -89,6 +89,8 @@ TYPED: Final = (
     "-p mig --gpus=1",
     "-p mig --gpus-per-node=1",
     "-p mig -n2 --gpus-per-task=1",
+    "-p mig -n2 --ntasks-per-gpu=1",
+    "-p mig -n4 --ntasks-per-gpu=2",
     "--constraint=mig --gres=gpu:1",
     "--gres=gpu:a100l.1",
     "--gres=gpu:a100l.1:2",
@@ -100,6 +102,12 @@ TYPED: Final = (
     "--gres=gpu:h100_1g.10gb:99",
     "--gres=gpu:h100_1g.10gb:0",
     "-w h1 --gres=gpu:a100_1g.5gb:1",
+    "--gres=gpu:1g.10gb:1,",
+    "--gres=gpu:1g.10gb:1,,nvme:1",
+    "--gres=,gpu:1g.10gb:1",
+    "--gres=gpu:h100_1g.10gb:1,",
+    "--gpus=h100_1g.10gb:1,",
+    "-p mig --gres=gpu:1,",
 )
 
 
@@ -137,6 +145,12 @@ def variables() -> Iterator[Form]:
     yield asked("srun", "-n2 --gpus=h100_1g.10gb:2 --cpus-per-gpu=2", how="srun")
     yield asked("srun", "--gpus=h100_1g.10gb:2 --ntasks-per-gpu=1", how="srun")
     yield asked("srun", "-p gpudef --gres=gpu:1g.10gb:2", how="srun")
+    yield asked("srun", "--gpus=h100_1g.10gb:2 --mem-per-gpu=200", how="srun")
+    yield asked("salloc", "--gpus=h100_1g.10gb:2 --cpus-per-gpu=2", how="salloc")
+    yield asked("salloc", "--gpus=h100_1g.10gb:2 --mem-per-gpu=200", how="salloc")
+    yield asked("salloc", "--gpus=h100_1g.10gb:2 --ntasks-per-gpu=1", how="salloc")
+    yield asked("salloc", "--gres=gpu:h100_1g.10gb:2 --cpus-per-gpu=2", how="salloc")
+    yield asked("salloc", "-p gpudef --gpus=1g.10gb:2", how="salloc")
 
 
 #: Scripts that centres' users have published, restated.
@@ -156,6 +170,26 @@ PUBLIC: Final = (
     "-n 4 --mem=2G -N 1 --gres=gpu:1g.10gb:1",
     "--gpus-per-node=h100_3g.40gb:1 --mem=0",
     "--nodes=1 --ntasks-per-node=1 --gpus-per-node=h100_2g.20gb:1 --mem-per-cpu=160",
+    "-c 4 --gpus-per-node=h100_2g.20gb:1 --mem=640 --gres=nvme:6",
+    "--gpus-per-node=h100_2g.20gb:1 --mem-per-gpu 790",
+    "--ntasks-per-node=8 --mem-per-cpu=24 --gres=gpu:3g.39gb:1",
+    "-n 4 --ntasks-per-node=4 --ntasks-per-core=1 --nodelist=a1 --gres=gpu:a100_2g.10gb:1",
+    "--array=0-3 -n1 -c6 --mem-per-cpu=10 --gpus-per-node=a100_3g.20gb:1 --signal=B:TERM@300",
+    "--array=0-1%2 --exclude=h1 --gpus-per-node=nvidia_h100_80gb_hbm3_1g.10gb:1 -c 8 --mem=640",
+    "-G h100_1g.10gb:1 --constraint=mig --requeue --open-mode=append --array=0-1%8 --mem=160",
+    "--partition=mig --nodes=1 --ntasks-per-node=1 --gpus-per-task=1 --cpus-per-task=4 --mem=160",
+    "--cpus-per-task=7 --gpus-per-node=h100_3g.40gb:1 --mem=1000 --hint=nomultithread",
+    "--mem=160 --gpus=h100_1g.10gb:1 --cpus-per-task=8 --tasks-per-node=1 --nodes=1",
+    "--ntasks=4 --cpus-per-task=3 --mem=640 --gres=gpu:a100_2g.10gb:2",
+)
+#: The same on a terminal, in srun and in salloc.
+PUBLIC_INTERACTIVE: Final = (
+    ("pty", "-p mig -G h100_1g.10gb:1"),
+    ("pty", "--gres gpu:h100_1g.10gb:1 -N 1 -n 4 --time=30 --mem=200"),
+    ("pty", "--gres=gpu:a100_3g.20gb:1 --cpus-per-gpu=9 --mem=600"),
+    ("srun", "--mem=350M --gpus=h100_1g.10gb:1"),
+    ("salloc", "--time=30 --mem=160 --cpus-per-task=2 --gpus=a100_1g.5gb:1"),
+    ("salloc", "--time=2:30:00 --mem=240 --gpus-per-node=nvidia_h100_80gb_hbm3_1g.10gb:1"),
 )
 
 #: Steps in a batch job of two tasks and two slices, and of one.
@@ -345,6 +379,7 @@ def every() -> list[Form]:
     forms = [asked("typed", text) for text in TYPED]
     forms += variables()
     forms += [asked("published", text) for text in PUBLIC]
+    forms += [asked(f"published {how}", text, how=how) for how, text in PUBLIC_INTERACTIVE]
     for job in JOBS:
         forms += [Form("step", f"{job}: {step}", tuple(job.split()), script=step) for step in STEPS]
     salloc = ("-n2", "--gres=gpu:h100_1g.10gb:2")

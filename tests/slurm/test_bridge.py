@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -245,19 +246,44 @@ def test_a_job_of_cpus_from_inside(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "line"),
+    ("options", "tasks"),
     [
-        ("--cpus-per-gpu=2 --gpus=1g.10gb:2", "write -c 4 in its place"),
-        ("--mem-per-gpu=2G --gpus=1g.10gb:2", "write --mem=4G in its place"),
-        ("--ntasks-per-gpu=2 --gpus=1g.10gb:2", "write -n 4 in its place"),
-        ("--gpu-freq=high --gpus=1g.10gb:2", "leave it out"),
-        ("-p mig -n2 --ntasks-per-gpu=1", "write -n 2 --gres=mig:1g.10gb:2 in its place"),
+        ("--cpus-per-gpu=2 --gpus=1g.10gb:2", ["[1g.10gb,1g.10gb] 2 2 4 none"]),
+        ("--mem-per-gpu=50 --gpus=1g.10gb:2", ["[1g.10gb,1g.10gb] 2 2 1 none"]),
+        ("--ntasks-per-gpu=2 --gpus=1g.10gb:2", ["[1g.10gb] 1 2 4 none"] * 4),
+        ("--gpu-freq=high --gpus=1g.10gb:1", ["[1g.10gb] 1 1 1 none"]),
+        ("-p mig -n2 --ntasks-per-gpu=1", ["[1g.10gb] 1 2 6 none"] * 2),
     ],
 )
-def test_what_srun_cannot_forget(site: Site, options: str, line: str) -> None:
-    """Refused by us, with what to type; Slurm's own answer would name a GPU nobody asked for."""
-    done = site.cluster.try_run("srun", *options.split(), "true", uid=ALICE)
-    assert (done.returncode, line in done.stderr) == (1, True), done.stderr
+def test_what_srun_cannot_forget(site: Site, options: str, tasks: list[str]) -> None:
+    """It is started again without it; Slurm's answer would name a GPU nobody asked for."""
+    done = site.cluster.try_run("srun", *options.split(), "./show", "srun", uid=ALICE)
+    assert saw(done.stdout, "srun") == tasks, done.stderr
+    done = site.cluster.try_run("srun", *options.split(), "sh", "-c", "exit 7", uid=ALICE)
+    assert done.returncode == 7
+
+
+def test_what_salloc_leaves_in_its_shell(site: Site) -> None:
+    """A step of all slices has their CPUs; one of a part has that part's."""
+    asked = ("--gpus=1g.10gb:2", "--cpus-per-gpu=2", "--mem-per-gpu=50", "--ntasks-per-gpu=1")
+    shell = launch(site, "salloc", *asked, "/bin/sh")
+    lines = "srun ./show all\nsrun -n1 --gpus=1 ./show one\n"
+    text, err = shell.communicate(lines, timeout=120)
+    assert [line.split()[:4] for line in saw(text, "all")] == [["[1g.10gb]", "1", "2", "4"]] * 2, (
+        err
+    )
+    assert [line.split()[:4] for line in saw(text, "one")] == [["[1g.10gb]", "1", "1", "2"]], err
+
+
+def test_an_srun_that_is_ended_ends_the_one_it_started(site: Site) -> None:
+    """By a signal for it alone, which srun blocks before its plugins are asked, or by SIGKILL."""
+    for end in (signal.SIGTERM, signal.SIGKILL):
+        asked = ("--gpus=1g.10gb:1", "--cpus-per-gpu=2", "sleep", "300")
+        with launch(site, "srun", *asked) as shell:
+            site.until(lambda: "R" in site.run("squeue", "-h", "-o", "%t").split(), "the step")
+            shell.send_signal(end)
+            assert shell.wait(60) != 0
+        site.until(lambda: not site.run("squeue", "-h").strip(), f"the end after {end.name}")
 
 
 # -- refusals ---------------------------------------------------------------------------

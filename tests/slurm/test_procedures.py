@@ -85,7 +85,10 @@ def test_hooks_out_first_is_what_reset_mends(site: Site) -> None:
     text = (cluster.conf / "slurm.conf").read_text()
     hooks = re.compile(r"^(Prolog|Epilog|TaskProlog)=.*\n", re.MULTILINE)
     (cluster.conf / "slurm.conf").write_text(hooks.sub("", text))
-    site.run("scontrol", "reconfigure")
+    # Not by `scontrol reconfigure`: it does not wait for slurmd, which may run its old Epilog yet.
+    cluster.stop_daemon("n1")
+    cluster.start_slurmd("n1")
+    site.until(lambda: site.node_state() in ("mixed", "allocated"), "slurmd")
     site.run("scancel", str(running))
     site.until(lambda: site.node_state() == "idle", "the node")
     assert site.made("n1") == ["3g.40gb@4"]

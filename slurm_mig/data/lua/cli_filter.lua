@@ -149,11 +149,23 @@ local function export(options, name, value)
   if text ~= "NONE" and text ~= "NIL" then options["export"] = text .. "," .. name .. "=" .. value end
 end
 
--- In a job in the words of GPUs, all of which its tasks see: a step that binds has each its own.
-local function say_binding(options)
-  if os.getenv("SLURM_MIG_BIND") == "asked" and binds(options["gpu-bind"]) then
-    export(options, "SLURM_MIG_PER_TASK", 1)
+-- How many slices each task of a step has for itself. A step that says how tasks are bound to GPUs
+-- is asked first: whatever is there for each task, with `none` or `closest` all see all.
+local function say_binding(options, each_task)
+  local bind, said = text_of(options, "gpu-bind"), os.getenv("SLURM_MIG_BIND") or ""
+  local asked = said == "asked"
+  if bind and not binds(bind) then
+    -- TaskProlog's word for that; what the job asked for each task or GPU holds no longer.
+    if said == "" then
+      export(options, "SLURM_MIG_BIND", "asked")
+      export(options, "SLURM_MIG_PER_TASK", 0)
+      export(options, "SLURM_MIG_TASKS_PER_SLICE", 0)
+    end
+    return
   end
+  -- One is what TaskProlog does by itself, but in a job in the words of GPUs.
+  if asked and bind and each_task == 0 then each_task = 1 end
+  if each_task >= (asked and 1 or 2) then export(options, "SLURM_MIG_PER_TASK", each_task) end
 end
 
 -- Write a request for slices in the one form that jobs and steps have in common.
@@ -176,16 +188,11 @@ local function write(options, asked, items, part, fix)
       end
     end
   end
-  say_binding(options)
+  say_binding(options, total(asked.task))
   -- Before 23.11 every task of a step crashes that has another binding.
   if #asked.task > 0 or text_of(options, "gpu-bind") then options["gpu-bind"] = "closest" end
   if fix.nodes and (fix.only or not part) then options["nodes"] = tostring(fix.nodes) end
   if fix.tasks and fix.nodes > 1 then options["ntasks-per-node"] = tostring(fix.tasks) end
-  -- TaskProlog hands out that many to each task; one is what it does by itself, but in a job in
-  -- the words of GPUs.
-  local least = os.getenv("SLURM_MIG_BIND") == "asked" and 1 or 2
-  local each_task = total(asked.task)
-  if each_task >= least then export(options, "SLURM_MIG_PER_TASK", each_task) end
 end
 
 -- The shape of a request; --gpus=4 --gpus-per-task=1 says that it has four tasks.
@@ -203,31 +210,125 @@ local function refuse(text)
   return slurm.ERROR
 end
 
--- What srun cannot be made to forget: options that Slurm refuses where there is no GPU, and the
--- option that stands for each.
-local STUBBORN = { ["cpus-per-gpu"] = "-c ", ["ntasks-per-gpu"] = "-n ", ["mem-per-gpu"] = "--mem=" }
+-- What srun cannot be made to forget ----------------------------------------------
 
--- A number with its unit ("8G"), or nil where the option is not given.
-local function amount_of(options, name)
-  if name ~= "mem-per-gpu" then return number_of(options, name), "" end
-  local number, unit = string.match(text_of(options, name) or "", "^(%d+)([kKmMgGtT]?)")
-  return tonumber(number), unit
+-- Options that Slurm refuses where there is no GPU and that no filter can take back, with the
+-- least that getopt needs to know each. So srun is started again, without them.
+local STUBBORN = {
+  ["cpus-per-gpu"] = "cpus-per-g", ["ntasks-per-gpu"] = "ntasks-per-g",
+  ["mem-per-gpu"] = "mem-per-g", ["gpu-freq"] = "gpu-f",
+}
+
+local function variable_of(name)
+  return "SLURM_" .. string.upper((string.gsub(name, "%-", "_")))
 end
 
-local function stubborn(options, items, part)
-  local count = total(items)
-  if text_of(options, "gpu-freq") then
-    return "srun cannot use --gpu-freq with slices, whose GPU is not theirs alone; leave it out"
-  end
-  for name, option in pairs(STUBBORN) do
-    local number, unit = amount_of(options, name)
-    if number then
-      local variable = "SLURM_" .. string.upper(string.gsub(name, "%-", "_"))
-      local instead = option .. number * count .. unit
-      return "srun cannot use --" .. name .. " with slices; write " .. instead .. " in its place"
-        .. (part and os.getenv(variable) and ", or unset " .. variable .. " first" or "")
+-- The stubborn option that a word of the command line is, and whether its value is the next word.
+local function stubborn_word(word)
+  local option, joined = string.match(word, "^%-%-([%a%-]+)(=?)")
+  for name, least in pairs(STUBBORN) do
+    if option and #option >= #least and string.sub(name, 1, #option) == option then
+      return name, joined == ""
     end
   end
+end
+
+-- The name and words of this command, srun's own without the stubborn options and the program's
+-- as they are; nil where we cannot tell these apart.
+local function own_words(options)
+  local file = io.open("/proc/self/cmdline", "rb")
+  local words, program = {}, options["argv"] or {}
+  for word in string.gmatch(file and file:read("*a") or "", "([^%z]*)%z") do table.insert(words, word) end
+  if file then file:close() end
+  local last, own, skip = #words - #program, {}, false
+  -- In place of the program's name srun may have its path; the arguments are as they were.
+  for place = 2, #program do
+    if words[last + place] ~= program[place] then return nil end
+  end
+  for place = 2, last do
+    -- A command of several components.
+    if words[place] == ":" then return nil end
+    local name, next_is_value = stubborn_word(words[place])
+    if not name and not skip then table.insert(own, words[place]) end
+    skip = name and next_is_value
+  end
+  for place = last + 1, #words do table.insert(own, words[place]) end
+  return words[1], own
+end
+
+-- The exit code that os.execute tells: until Lua 5.1 as wait() has it, then in two words.
+local function exit_code(told, kind, code)
+  if type(told) ~= "number" then return kind == "signal" and 128 + code or code end
+  local signal = told % 128
+  return signal == 0 and math.floor(told / 256) or 128 + signal
+end
+
+-- srun blocks SIGTERM before it comes to us, so that one for us alone would wait until the other
+-- srun ends: a watcher hands it on. One that kills us ends the other by the kernel's hand.
+local START = [[
+srun=$$ outer=$PPID
+while sleep 1 && [ -e /proc/$outer ]; do
+  while read -r key pending; do
+    case $key:$pending in ShdPnd::*[4-7c-f]???) kill $srun && exit ;; esac
+  done </proc/$outer/status
+done </dev/null >/dev/null 2>&1 &
+with=
+setpriv --pdeathsig TERM true 2>/dev/null && with='setpriv --pdeathsig TERM'
+exec $with ]]
+
+-- Run this srun again without its stubborn options, with `more` words and variables, and end as it
+-- does. Returns only where that cannot be.
+local function again(options, more, variables)
+  local name, own = own_words(options)
+  if not name then return end
+  local words = { "env" }
+  for option in pairs(STUBBORN) do
+    table.insert(words, "-u")
+    table.insert(words, variable_of(option))
+  end
+  for _, list in ipairs({ variables, { name }, more, own }) do
+    for _, word in ipairs(list) do
+      table.insert(words, "'" .. string.gsub(word, "'", "'\\''") .. "'")
+    end
+  end
+  os.exit(exit_code(os.execute(START .. table.concat(words, " "))))
+end
+
+-- Words and variables that say for `items` what a command says by stubborn options; nil where it
+-- has none. `all`: a step of everything that its job has, where the job's own numbers hold already.
+local function without_gpus(options, items, asked, shape, fix, all)
+  local function said(name, number)
+    return number and not (all and os.getenv(variable_of(name)) == tostring(options[name]))
+  end
+  local cpus, each = number_of(options, "cpus-per-gpu"), number_of(options, "ntasks-per-gpu")
+  local memory, freq = text_of(options, "mem-per-gpu"), text_of(options, "gpu-freq")
+  if not (cpus or each or memory or freq) then return nil end
+  local nodes, count, tasks = fix.nodes or shape.least or 1, total(items), shape.tasks or 1
+  local words, variables = {}, {}
+  if each then table.insert(variables, "SLURM_MIG_TASKS_PER_SLICE=" .. each) end
+  if said("ntasks-per-gpu", each) and not asked.named then
+    -- Of tasks alone follows how many GPUs they have.
+    count = math.ceil(tasks / each)
+    table.insert(words, "--gpus=" .. count)
+  elseif each and tasks < each * count * nodes then
+    tasks = each * count * nodes
+    table.insert(words, "--ntasks=" .. tasks)
+  end
+  if said("cpus-per-gpu", cpus) then
+    table.insert(words, "--cpus-per-task=" .. math.ceil(cpus * count * nodes / tasks))
+  end
+  local amount, unit = string.match(memory or "", "^(%d+)(%a?)$")
+  if said("mem-per-gpu", amount) then table.insert(words, "--mem=" .. math.floor(amount * count) .. unit) end
+  return words, variables
+end
+
+-- Nil for a command without stubborn options. With them it does not return, or refuses.
+local function restarted(options, ...)
+  local words, variables = without_gpus(options, ...)
+  if not words then return nil end
+  again(options, words, variables)
+  return refuse("srun cannot use options for each GPU here; write "
+    .. table.concat(words, " ") .. " in their place")
 end
 
 -- srun outside of a job: its request becomes a job and then a step, by the same words.
@@ -235,17 +336,13 @@ local function srun_job(options)
   local where = place_of(options)
   local asked = read_options(options, where)
   if not asked or #asked.shards > 0 or #asked.whole > 0 then return end
-  local tasks, each_gpu = number_of(options, "ntasks"), number_of(options, "ntasks-per-gpu")
-  local implied = not asked.named and each_gpu and tasks and untyped(1, where)
-  if implied then
-    implied.count = math.ceil(tasks / each_gpu)
-    return refuse("srun cannot use --ntasks-per-gpu with slices; write -n " .. tasks .. " "
-      .. line_for({ implied }) .. " in its place")
-  end
-  local items, fix = on_each_node(asked, counted_tasks(options, asked))
+  local shape = counted_tasks(options, asked)
+  local implied = not asked.named and number_of(options, "ntasks-per-gpu") and untyped(1, where)
+  if implied then asked.node = { { name = implied.name, types = implied.types, count = 1 } } end
+  local items, fix = on_each_node(asked, shape)
   if not items or #items == 0 then return end
-  local problem = stubborn(options, items, false)
-  if problem then return refuse(problem) end
+  local ended = restarted(options, items, asked, shape, fix)
+  if ended then return ended end
   local shared = asked.translated and not binds(options["gpu-bind"]) and #asked.task == 0
   write(options, asked, items, nil, fix)
   if shared and (os.getenv("SLURM_MIG_BIND") or "") == "" then
@@ -332,13 +429,20 @@ local function of_job_held(items, has)
   return found
 end
 
+-- All slices of the job.
+local function everything(has)
+  local items = {}
+  for _, name in ipairs(has) do table.insert(items, { name = name, count = has[name] }) end
+  return items
+end
+
 -- Whether a step says anything of GPUs at all; most do not, and nothing is asked for those.
 local function says_something(options)
   for _, option in ipairs(OPTIONS) do
     if text_of(options, option.name) then return true end
   end
   return number_of(options, "cpus-per-gpu") or number_of(options, "ntasks-per-gpu")
-    or text_of(options, "mem-per-gpu") or text_of(options, "gpu-bind")
+    or text_of(options, "mem-per-gpu") or text_of(options, "gpu-bind") or text_of(options, "gpu-freq")
 end
 
 local function step(options)
@@ -369,13 +473,14 @@ local function step(options)
   end
   if not items then return refuse(fix) end
   if not plain then items = of_job_held(items, has) end
-  problem = stubborn(options, #items > 0 and items or of_job_held({ { name = ANY, count = 1 } }, has), true)
-  if problem then return refuse(problem) end
+  local all = #items == 0
+  local ended = restarted(options, all and everything(has) or items, asked, shape, fix, all)
+  if ended then return ended end
   if #items > 0 then return write(options, asked, items, true, fix) end
   for _, option in ipairs(OPTIONS) do
     if repeats(options, option) then clear(options, option.name) end
   end
-  say_binding(options)
+  say_binding(options, 0)
   if text_of(options, "gpu-bind") then options["gpu-bind"] = "closest" end
 end
 

@@ -385,7 +385,9 @@ local function read_gres(text, where)
     local name, rest = string.match(body, "^([^:=]+)(.*)$")
     local slice, problem
     read.named = read.named or name == "gpu" or name == "mig" or name == "none"
-    if name == "mig" then
+    if body == "" then
+      -- Nothing stands before, between or behind commas; Slurm passes over that, too.
+    elseif name == "mig" then
       slice, problem = read_mig(body, rest, where)
     elseif name == "shard" then
       table.insert(read.shards, body)

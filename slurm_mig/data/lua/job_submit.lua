@@ -119,6 +119,7 @@ local function implied(asked, job, where)
   if problem then return nil, problem end
   if not (BRIDGE and slice) then
     table.insert(asked.whole, "gpu")
+    asked.implied = count * each_gpu == tasks and count or nil
   else
     slice.count = count
     asked.job = { slice }
@@ -233,10 +234,14 @@ end
 
 -- The request, rewritten ---------------------------------------------------------------
 
+-- Where there is no word of the user's to copy it from: releases that write `gres/` know this flag.
+local function own_prefix()
+  return slurm.GRES_ALLOW_TASK_SHARING and "gres/" or "gres:"
+end
+
 -- Put what was asked for where Slurm counts it: on each node.
 local function rewrite(job, asked, items, shards, fix)
-  -- Without any word of the user's to copy it from: releases that write `gres/` know this flag.
-  local prefix = asked.prefix or (slurm.GRES_ALLOW_TASK_SHARING and "gres/") or "gres:"
+  local prefix = asked.prefix or own_prefix()
   for _, place in ipairs(PLACES) do
     if #asked[place.of] > 0 and place.of ~= "node" then
       job[place.field] = table.concat(asked.others[place.field], ",")
@@ -276,6 +281,10 @@ local function apply(job, partitions)
       .. known_in(where)
   end
   if slices_in(asked) == 0 then
+    -- Written out: a later change of the partition is not told of what a job only implies.
+    if asked.implied and #DEFAULTS > 0 then
+      job.tres_per_job = own_prefix() .. "gpu:" .. asked.implied
+    end
     if #asked.shards == 0 then return nil end
     return false, "shards are counted by slurm-mig; write --gres=mig:<profile>:<count>"
   end
