@@ -21,11 +21,11 @@ from slurm_mig.allocation import Allocation, Instance, Owner
 from slurm_mig.environment import TaskSettings
 from slurm_mig.errors import (
     BadRequest,
-    Crowded,
     DriverFault,
     GpuLost,
     Held,
     InstanceBusy,
+    Later,
     LedgerFault,
     LockTimeout,
     NodeFault,
@@ -656,12 +656,12 @@ class Allocator:
     def _noting(faults: list[NodeFault], *, job: int | None, gpu: str) -> Iterator[None]:
         """Go on with the next record after a fault, which is noted; not after the ledger's.
 
-        Crowded is none: what is set aside by then is tried again by every later hook there.
+        Later is none: what is set aside by then is tried again by every later hook there.
         """
         try:
             with about(job=job, gpu=gpu):
                 yield
-        except (LedgerFault, Crowded) as problem:
+        except (LedgerFault, Later) as problem:
             if isinstance(problem, LedgerFault):
                 raise
         except NodeFault as fault:
@@ -714,7 +714,7 @@ class Allocator:
         except LockTimeout:
             left.lock = 0
             raise
-        except Crowded as crowd:
+        except Later as crowd:
             left.lock = 0
             return self._ledger.leave(record.number, f"{reason}; {crowd.cause}"), None
         return record, gpu
@@ -1230,7 +1230,7 @@ class Allocator:
                     self._reconcile_gpu(gpu, ended, report)
             except LedgerFault:
                 raise
-            except (NodeFault, Crowded) as problem:
+            except (NodeFault, Later) as problem:
                 # One GPU that fails, or whose lock is held, stops no work on the others.
                 report.left.append(str(problem))
                 report.faults[gpu.uuid] = str(problem)

@@ -29,6 +29,9 @@ _FILES: Final = "too many files are open (ulimit -n, fs.file-max): raise the lim
 _DEVICE: Final = "the device behind it is not there: see dmesg, and whether its module is loaded"
 _BUSY: Final = "something else uses it: see `fuser -v` for what, and try again"
 
+#: Nothing is broken: it works again as soon as somebody has made room.
+FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+
 _REMEDIES: Final[dict[int, str]] = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: "root's quota there is used up (quota, xfs_quota, lfs quota): raise it",

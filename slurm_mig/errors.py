@@ -83,22 +83,32 @@ class ProfileNotOffered(JobFault):
     exit_code = 4
 
 
-class NoRoom(JobFault):
+class Later(JobFault):
+    """It passes by itself: the same job may start later."""
+
+
+class NoRoom(Later):
     """The profile exists, but no placement for it is free now."""
 
     exit_code = 5
 
 
-class Unknown(JobFault):
+class Unknown(Later):
     """What the job asked for cannot be found out now, so it gets nothing."""
 
     exit_code = 6
 
 
-class Crowded(JobFault):
+class Crowded(Later):
     """So many hooks are before this one on its GPU that its time is up before its turn."""
 
     exit_code = 7
+
+
+class NoSpace(Later):
+    """The file system that a job's files are written to is full."""
+
+    exit_code = 8
 
 
 class NodeFault(SlurmMigError):
@@ -249,6 +259,7 @@ EXIT_CODES: Final[tuple[tuple[int, type[SlurmMigError], str], ...]] = (
         Crowded,
         "too many hooks before this one on its GPU, though each is served in turn",
     ),
+    (8, NoSpace, "file system of the run directory or of the leases full"),
     (10, NodeFault, "node fault not listed below"),
     (11, ConfigFault, "configuration file missing, unreadable or wrong"),
     (12, DriverMissing, "NVIDIA management library or driver missing"),

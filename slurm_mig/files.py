@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
-from slurm_mig.causes import out_of_order
-from slurm_mig.errors import NodeFault, NotPermitted
+from slurm_mig.causes import FULL, out_of_order
+from slurm_mig.errors import NodeFault, NoSpace, NotPermitted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,6 +27,10 @@ MAX_LINKS: Final = 40
 
 #: More than any file of ours has, in bytes: reading never fills the memory.
 LONGEST: Final = 1 << 20
+
+#: A file system with less free, bytes or files, is as good as full: a hook needs some of both.
+LEAST_BYTES: Final = 256 << 10
+LEAST_FILES: Final = 16
 
 _LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
@@ -38,6 +42,37 @@ _OWNER, _USER, _GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x10, 0x20
 
 #: Where sites put Slurm's commands.
 SEARCH: Final = ("/usr/bin", "/usr/local/bin", "/opt/slurm/bin", "/usr/local/slurm/bin")
+
+
+@contextmanager
+def waiting_for_room() -> Iterator[None]:
+    """Around what is written for one job: NoSpace where the file system is full.
+
+    The job can wait for room. A node fault would drain every node whose /run somebody fills,
+    or whose /dev/shm: that is for users to write to.
+    """
+    try:
+        yield
+    except NodeFault as fault:
+        if isinstance(fault.__cause__, OSError) and fault.__cause__.errno in FULL:
+            raise NoSpace(fault.cause, remedy=fault.remedy) from fault
+        raise
+
+
+def lacking(path: Path) -> str:
+    """What is left on the file system of a path, where that is too little; empty where it is not.
+
+    Counted as for root, who has the reserve. Some file systems count no files.
+    """
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return ""
+    if (free := found.f_bfree * found.f_frsize) < LEAST_BYTES:
+        return f"{free // 1024} KiB free"
+    if found.f_files and found.f_ffree < LEAST_FILES:
+        return f"room for {found.f_ffree} files"
+    return ""
 
 
 @contextmanager
@@ -246,7 +281,7 @@ def user_directory(path: Path, uid: int, gid: int, *names: str) -> None:
                 os.fchown(descriptor, uid, gid)
                 os.close(descriptor)
     except OSError as problem:
-        raise NodeFault(f"make {problem.filename or path}: {problem.strerror}") from problem
+        raise out_of_order(problem, f"make {problem.filename or path}") from problem
 
 
 def remove_as_owner(path: Path) -> None:

@@ -27,6 +27,7 @@ from slurm_mig.errors import (
     LockTimeout,
     NodeFault,
     NoRoom,
+    NoSpace,
     SlurmFault,
     SlurmMigError,
     Unknown,
@@ -394,11 +395,12 @@ def _whole_gpus(
                 policy = config.whole_policy_of(gpu.name)
                 record = allocator.give_whole(job.owner, gpu, policy, reset=config.whole_reset)
             given.append((index, gpu, record))
+        told = [(index, gpu.uuid, record) for index, gpu, record in given]
+        allocator.publish_whole(job.owner, told)
     except JobFault:
         records = [record for _, _, record in given if record is not None]
         allocator.release_all(records, "another GPU of the job was refused")
         raise
-    allocator.publish_whole(job.owner, [(index, gpu.uuid, record) for index, gpu, record in given])
     # A whole GPU may be its largest instance.
     uuids = [uuid for _, _, record in given if record is not None for uuid in record.uuids]
     _tell_accounting(node, job, uuids, line)
@@ -434,15 +436,22 @@ def _refuse(
     if gpus:
         node.allocator().refuse(job.owner, wanted, gpus[0], fault)
         records = node.ledger.of_job(job.job_id)
-    # Without it no Epilog comes for the file that follows, should this hook die here.
-    node.files.mark(job.owner)
+    leases = node.files.leases(job.owner)
     # Before Slurm is asked: should that fail, the TaskProlog still has the reason.
-    node.files.refuse(job.owner, environment.refusal_lines(str(fault)))
+    with suppress(NoSpace):
+        # Without it no Epilog comes for the file that follows, should this hook die here.
+        node.files.mark(job.owner, leases=leases)
+        node.files.refuse(job.owner, environment.refusal_lines(str(fault)))
     refused = earlier(records, job.owner, job.comment)
     refusal = Refusal(job.job_id, refused, job.comment, job.owner.het_leader)
     outcome = refuse(refusal, fault, node.slurm, node.config)
     retry = f"{outcome.retry} {refused}" if outcome.retry else ""
-    node.files.mark(job.owner, retry=retry)
+    try:
+        node.files.mark(job.owner, retry=retry, leases=leases)
+    except NoSpace:
+        # The Epilog will not know: unless somebody else puts the job off, it comes back at once.
+        if retry:
+            _postpone(node, *retry.split())
     line.add(outcome=outcome.text)
     line.say("WARNING", f"refused: {fault}")
 
@@ -592,7 +601,7 @@ def _fence(node: Node, line: Line) -> None:
     except LockTimeout:
         # Another process is at it, and has the last look.
         return
-    except (NodeFault, OSError) as fault:
+    except (NodeFault, NoSpace, OSError) as fault:
         # The drain is for jobs to come: this one's work is done, and stays so.
         done = f"stuck slices: {fault}"
     if done:

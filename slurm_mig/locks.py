@@ -19,7 +19,7 @@ from filelock import Timeout, UnixFileLock
 
 from slurm_mig.causes import out_of_order
 from slurm_mig.errors import Crowded, LockTimeout, NodeFault
-from slurm_mig.files import private_directory, remove_abandoned, replace_file
+from slurm_mig.files import private_directory, remove_abandoned, replace_file, waiting_for_room
 from slurm_mig.held import holding
 from slurm_mig.turns import Turn
 
@@ -71,8 +71,9 @@ class Locks:
             yield
             return
         # Who may write above could put a directory of his own in this one's place.
-        private_directory(self._root.parent, 0o755)
-        private_directory(self._root, 0o700)
+        with waiting_for_room():
+            private_directory(self._root.parent, 0o755)
+            private_directory(self._root, 0o700)
         began = time.monotonic()
         end = None if within is None else began + within
         with ExitStack() as stack:
@@ -87,10 +88,11 @@ class Locks:
     def _one(self, gpu: str, action: str, end: float | None) -> Iterator[None]:
         lock = UnixFileLock(str(self._root / f"{gpu}.lock"), mode=0o600, fallback_to_soft=False)
         with Turn(self._root, gpu) as turn:
-            try:
-                self._acquire(lock, turn, gpu, end)
-            except OSError as problem:
-                raise out_of_order(problem, f"lock {self._root / f'{gpu}.lock'}") from problem
+            with waiting_for_room():
+                try:
+                    self._acquire(lock, turn, gpu, end)
+                except OSError as problem:
+                    raise out_of_order(problem, f"lock {self._root / f'{gpu}.lock'}") from problem
             note = self._note(gpu)
             try:
                 turn.tidy()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.allocation import REFUSED
-from slurm_mig.errors import Crowded, JobFault, NoRoom, SlurmFault, Unknown
+from slurm_mig.errors import JobFault, Later, SlurmFault
 from slurm_mig.request import without_stamp
 
 if TYPE_CHECKING:
@@ -130,9 +130,8 @@ def _put_back(
     if not facts.requeue and config.no_requeue == "cancel":
         slurm.cancel(reference)
         return Outcome("cancelled")
-    # Lack of room and of an answer pass by themselves; and what bounces for ever helps nobody.
-    passes = isinstance(fault, (NoRoom, Unknown, Crowded))
-    hold = not passes or refusal.earlier >= config.max_requeues
+    # What bounces for ever helps nobody, though it may pass by itself.
+    hold = not isinstance(fault, Later) or refusal.earlier >= config.max_requeues
     if not facts.requeue:
         slurm.allow_requeue(reference, allow=True)
     (slurm.requeue_hold if hold else slurm.requeue)(reference)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.allocation import Allocation
-from slurm_mig.errors import NodeFault
+from slurm_mig.errors import NodeFault, NoSpace
 from slurm_mig.files import (
     private_directory,
     public_directory,
@@ -33,6 +33,7 @@ from slurm_mig.files import (
     replace_file,
     trusted,
     user_directory,
+    waiting_for_room,
 )
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ class RunFiles:
         """Whether jobs' environments are kept here: then every GPU job needs one."""
         return self._env.is_dir()
 
+    @waiting_for_room()
     def mark(
         self,
         owner: Owner,
@@ -149,6 +151,7 @@ class RunFiles:
         lines += [f"record {json.dumps(record.to_dict())}\n" for record in records]
         replace_file(self._jobs / _name(owner), "".join(lines), mode=0o600)
 
+    @waiting_for_room()
     def make_leases(self, owner: Owner, path: str) -> str:
         """The directory of this run's leases: the one that is on its mark, else made at `path`.
 
@@ -224,6 +227,7 @@ class RunFiles:
         lines = [line.partition(" ") for text in texts for line in text.splitlines()]
         return [value for word, _, value in lines if word == kind]
 
+    @waiting_for_room()
     def publish(self, owner: Owner, lines: str) -> None:
         """Hand the job's tasks their environment."""
         for stem in _stems(owner):
@@ -233,11 +237,15 @@ class RunFiles:
             self._give(self._env / stem, lines, owner)
 
     def refuse(self, owner: Owner, lines: str) -> None:
-        """Leave the reason for the TaskProlog, should a task start after all."""
-        self.prepare()
-        self.withdraw_environment(owner)
-        for stem in _stems(owner):
-            self._give(self._env / f"{stem}.refused", lines, owner)
+        """Leave the reason for the TaskProlog, should a task start after all.
+
+        On a full file system it does without: a task that finds no file stops, too.
+        """
+        with suppress(NoSpace), waiting_for_room():
+            self.prepare()
+            self.withdraw_environment(owner)
+            for stem in _stems(owner):
+                self._give(self._env / f"{stem}.refused", lines, owner)
 
     @staticmethod
     def _give(path: Path, lines: str, owner: Owner) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sqlite3
 import subprocess
 import time
@@ -21,7 +22,7 @@ from slurm_mig.causes import ledger_remedy, remedy
 
 from .bad_disk import counted, failing, slow
 from .conftest import H100, Site, job_environ
-from .test_hooks import HERE, STAMP, records, slurm_commands
+from .test_hooks import HERE, STAMP, records, slurm_commands, squeue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -145,33 +146,95 @@ def test_forced_writes_of_a_hook(site: Site, capsys: pytest.CaptureFixture[str])
 
 @pytest.fixture
 def small(site: Site) -> Iterator[Site]:
-    """A node whose run directory is a file system of 256 KiB."""
+    """A node whose run directory is a file system of 256 KiB and 40 files."""
     site.run.mkdir(exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k,mode=755", "tmpfs", str(site.run)]
-    subprocess.run(mount, check=True)
+    size = "size=256k,nr_inodes=40,mode=755"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(site.run)], check=True)
     yield site
     subprocess.run(["umount", str(site.run)], check=True)
 
 
-def fill(directory: Path) -> None:
-    with (directory / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="28"):
-        while True:
-            file.write(b"x" * 4096)
+def fill(directory: Path, size: int = 1 << 16) -> None:
+    """With blocks, until no file can grow, or with files of no size."""
+    with pytest.raises(OSError, match="28"):
+        for number in range(1000):
+            (directory / f"filler{number}").write_bytes(b"x" * size)
+
+
+def empty(directory: Path) -> None:
+    for path in directory.glob("filler*"):
+        path.unlink()
+
+
+def put_off(site: Site, stamp: str, gpus: str = "0", **more: str) -> None:
+    """The Prolog of job 8 on a full file system: requeued and put off, by whoever can."""
+    before = [record for record in records(site) if record.open]
+    answer = f"case \"$*\" in *'-o %T'*) echo PENDING ;; *) {squeue(8)} ;; esac"
+    version = 'case "$*" in --version) echo slurm 24.11.5 ;; esac'
+    asked = slurm_commands(site, squeue=answer, scontrol=f"{version}\n{HERE}")
+    asked.unlink(missing_ok=True)
+    refused = site.prolog(8, stamp, gpus, **more)
+    assert (refused.returncode, "outcome=requeued" in refused.stderr) == (0, True), refused.stderr
+    assert [record for record in records(site) if record.open] == before
+    assert records(site)[-1].phase == phases.REFUSED
+    assert site.epilog(8, gpus, **more).returncode == 0
+    until = time.monotonic() + 20
+    while "starttime=now+" not in asked.read_text():
+        assert time.monotonic() < until, asked.read_text()
+        time.sleep(0.05)
+    assert "state=drain" not in asked.read_text()
 
 
 def test_a_full_run_directory(small: Site) -> None:
-    """The Epilog takes everything down; the next Prolog says what is full, and leaves nothing."""
+    """The Epilog takes everything down; the next job waits, and leaves nothing to do."""
     assert small.prolog(7, STAMP).returncode == 0
     fill(small.run)
     done = small.epilog(7)
     assert done.returncode == 0, done.stderr
     assert [record.phase for record in records(small)] == [phases.RELEASED]
-    failed = small.prolog(8, STAMP)
-    assert failed.returncode == 10
-    assert "No space left on device; the file system is full" in failed.stderr
-    assert not [record for record in records(small) if record.open]
-    (small.run / "filler").unlink()
+    put_off(small, STAMP)
+    assert re.search(rf"full: {small.run}: \d KiB free;", small.cli("status").stdout)
+    empty(small.run)
     assert small.prolog(9, STAMP).returncode == 0
+
+
+def test_a_run_directory_without_files(small: Site) -> None:
+    """Not even an empty lock can be made there; an Epilog needs none but those that are there."""
+    fill(small.run, 0)
+    put_off(small, ONE)
+    assert f"full: {small.run}: room for 0 files;" in small.cli("status").stdout
+    empty(small.run)
+    assert small.prolog(7, ONE).returncode == 0
+    fill(small.run, 0)
+    put_off(small, ONE)
+    assert small.epilog(7).returncode == 0
+    assert not [record for record in records(small) if record.open]
+
+
+@pytest.mark.parametrize(
+    ("part", "stamp", "gpus"),
+    [
+        ("/env/", WHOLE, "0"),
+        ("/env/", "", "0,1"),
+        ("/env/", "slurm-mig=2,3g.40gb/9/14:2;3g.40gb/9/14:2", "0,1"),
+        ("/leases-", "slurm-mig=1,1g.10gb/19/4:2", "0"),
+    ],
+)
+def test_what_was_carved_when_it_was_full_goes(
+    make_site: Callable[..., Site], part: str, stamp: str, gpus: str
+) -> None:
+    """Of slices on several GPUs and of whole ones, too; so do leases, in a place of users'."""
+    site = make_site(H100, H100)
+    users = site.root / "shm"
+    users.mkdir()
+    users.chmod(0o1777)
+    leases = f'[tasks]\nleases = "{users}/leases"\n'
+    site.config.write_text(f"{site.config.read_text()}\n{leases}")
+    put_off(site, stamp, gpus, **failing("EDQUOT", part, "open", "rename"))
+    until = time.monotonic() + 20
+    while list(users.iterdir()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "link"])

@@ -13,6 +13,7 @@ from slurm_mig.errors import (
     BadRequest,
     DriverFault,
     JobFault,
+    Later,
     NodeFault,
     NoRoom,
     SlurmMigError,
@@ -22,7 +23,7 @@ from slurm_mig.errors import (
 CLASSES = [
     item
     for _, item in inspect.getmembers(errors, inspect.isclass)
-    if issubclass(item, SlurmMigError) and item not in (SlurmMigError, JobFault)
+    if issubclass(item, SlurmMigError) and item not in (SlurmMigError, JobFault, Later)
 ]
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from slurm_mig import allocation as phases
 from slurm_mig.allocation import Owner
-from slurm_mig.errors import NodeFault
+from slurm_mig.errors import NodeFault, NoSpace
 from slurm_mig.runfiles import RunFiles
 
 from .conftest import opened_by
@@ -65,7 +65,7 @@ def test_without_access_lists_he_owns_it(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "setxattr", full)
-    with pytest.raises(NodeFault, match="No space left"):
+    with pytest.raises(NoSpace, match="No space left"):
         run.publish(ALICE, "b")
     assert (tmp_path / "run/env/7.0").read_text() == "a"
 

@@ -26,6 +26,7 @@ from slurm_mig.cli._common import (
 from slurm_mig.cli.destroy import owner_of
 from slurm_mig.cli.gpus import mode_text
 from slurm_mig.errors import SlurmFault, SlurmMigError, UsageFault
+from slurm_mig.files import lacking
 from slurm_mig.ledger import Retired
 from slurm_mig.planner import Slot, fitting
 from slurm_mig.quarantine import numbers, set_aside
@@ -119,6 +120,7 @@ def _show(emit: Callable[[dict[str, Any]], None] | None, *, ask: bool) -> None:
             "node": node.name,
             "gpus": seen,
             "stuck": numbers(set_aside(node.ledger), node.ledger.now()),
+            "full": _full(node),
             "faults": [str(fault) for fault in faults],
         }
     if emit:
@@ -132,8 +134,20 @@ def _show(emit: Callable[[dict[str, Any]], None] | None, *, ask: bool) -> None:
             click.echo(
                 f"stuck: {row['slices']} on GPU {row['gpu']}, the oldest for {age(row['oldest'])}"
             )
+        for text in data["full"]:
+            click.echo(f"full: {text}; no job of slices can start here")
     for fault in faults:
         raise fault
+
+
+def _full(node: Node) -> list[str]:
+    """Where hooks write and there is no room: the node stays in service and refuses each job."""
+    config = node.config
+    return [
+        f"{path}: {text}"
+        for path in (config.run, config.leases.parent, config.state)
+        if (text := lacking(path))
+    ]
 
 
 def _ask_slurm(

@@ -50,7 +50,8 @@ class PathFacts:
     """A path on the disk. `problem` says why it could not be looked at, or is empty.
 
     `denied`: there may well be something, which the caller has no right to see.
-    `unsafe_parent` is the first directory above it that is not root's alone to change.
+    `unsafe_parent` is the first directory above it that is not root's alone to change, `lacking`
+    how little room is left there, if too little.
     """
 
     path: str
@@ -61,6 +62,7 @@ class PathFacts:
     mode: int = 0
     executable: bool = False
     unsafe_parent: str = ""
+    lacking: str = ""
     text: str = ""
 
     @property

@@ -38,6 +38,7 @@ from slurm_mig.doctor.gres_checks import minor_of
 from slurm_mig.doctor.lua_checks import loads
 from slurm_mig.doctor.slurm_checks import loaded_values
 from slurm_mig.errors import LedgerFault, NodeFault, SlurmFault, SlurmMigError, UsageFault
+from slurm_mig.files import lacking
 from slurm_mig.install import HOOKS, sources
 from slurm_mig.ledger import recorded, retired
 from slurm_mig.recognise import strangers
@@ -625,6 +626,7 @@ def look(path: Path, *, content: bool = False) -> PathFacts:
         mode=stat.S_IMODE(status.st_mode),
         executable=bool(status.st_mode & 0o111) and not stat.S_ISDIR(status.st_mode),
         unsafe_parent=_unsafe_parent(path),
+        lacking=lacking(path),
         text=text,
     )
 

@@ -255,6 +255,21 @@ def leases(facts: Facts) -> Iterator[Problem]:
 
 
 @check(
+    "SM506",
+    ERROR,
+    "a file system that hooks write to is full",
+    needs=("node", "config"),
+    page="docs/admin.md: Who is at fault",
+)
+def full(facts: Facts) -> Iterator[Problem]:
+    """Without room for a job's files each job is refused and requeued, for the ledger it drains."""
+    for name in ("state directory", "run directory", "directory of leases"):
+        path = facts.paths.get(name)
+        if path is not None and path.lacking:
+            yield Problem(f"{name} {path.path}: {path.lacking}", f"make room: df {path.path}")
+
+
+@check(
     "SM505",
     ERROR,
     "the configuration names a GPU that the driver does not show",

@@ -178,6 +178,10 @@ def no_gpu_of_that_number(clinic: Clinic) -> None:
     clinic.configure("[gpus]\nmanaged = [0, 1, 7]\n")
 
 
+def full_file_system(clinic: Clinic) -> None:
+    clinic.monkeypatch.setattr("slurm_mig.files.LEAST_BYTES", 1 << 62)
+
+
 def old_driver(clinic: Clinic) -> None:
     clinic.machine_facts(lambda facts: facts.update(driver="460.32.03"))
 
@@ -309,6 +313,7 @@ BROKEN: dict[str, Callable[[Clinic], None]] = {
     "SM503": lambda clinic: (clinic.root / "state").chmod(0o755),
     "SM504": lambda clinic: (clinic.root / "shm").chmod(0o750),
     "SM505": no_gpu_of_that_number,
+    "SM506": full_file_system,
     "SM601": lambda clinic: clinic.site.machine.lose(1),
     "SM602": old_driver,
     "SM604": waits_for_reset,
