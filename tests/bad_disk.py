@@ -1,4 +1,4 @@
-"""A disk that is slow, or fails, for the hooks of one test: see bad_disk.c."""
+"""A disk that is slow, or fails, or a clock that jumped, for the hooks of one test: see bad_*.c."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-_SOURCE = Path(__file__).with_suffix(".c")
 _KEPT = tempfile.TemporaryDirectory(prefix="slurm-mig-bad-disk-")
 
 
 @functools.cache
-def library() -> str:
+def library(name: str = "bad_disk") -> str:
     """The library to be put in LD_PRELOAD; made once for a run of the tests."""
-    target = Path(_KEPT.name) / "bad_disk.so"
-    command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(target), str(_SOURCE), "-ldl"]
+    source, target = Path(__file__).with_name(f"{name}.c"), Path(_KEPT.name) / f"{name}.so"
+    command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(target), str(source), "-ldl"]
     subprocess.run(command, check=True)
     Path(_KEPT.name).chmod(0o755)
     return str(target)

@@ -5,6 +5,9 @@ A private cluster of two nodes with simulated GPUs and a database of its own tak
 jobs of three users, while jobs are cancelled and requeued, hooks killed and hung,
 daemons killed and restarted, drivers made to fail. In the end nothing may be left,
 and Slurm's list of runs must equal the ledger row by row. Exit code 1 otherwise.
+
+With `--trouble` (`make soak VARIANT=--trouble`) nothing is broken, but disks and slurmctld are
+slow, run directories full, and clocks jump: then no node may be drained at all.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -35,7 +39,8 @@ from slurm_mig.slurm_commands import CommandClient
 from .accounted import MISSING, Accounted
 from .conftest import PREFIX, Site, enable_mig
 from .soak_checks import REPEATED, Drain, Injected, Run, Seen, Start, Verdict, causes, compare
-from .soak_plan import MISCHIEF, NODES, Act, Submit, plan
+from .soak_plan import MISCHIEF, NODES, TROUBLE, Act, Submit, plan
+from .soak_trouble import LASTS, Trouble, without_jump
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -80,7 +85,7 @@ class Soak:
         self.args = args
         self.steps = [
             step
-            for step in plan(args.seed, args.jobs)
+            for step in plan(args.seed, args.jobs, trouble=args.trouble)
             if isinstance(step, Submit) or step.kind not in args.without
         ]
         self.root = root
@@ -97,9 +102,10 @@ class Soak:
             # Jobs are forgotten soon, and with them what slurmd reports of them again and again.
             slurm_conf=f"PrologEpilogTimeout={args.timeout}\nMinJobAge=20\n"
             f"SlurmdTimeout={args.away - 10}\nUnkillableStepTimeout=120\n",
-            config=f"retry_delay_max = 20\n[hooks]\nlock_timeout = {args.timeout / 2}\n"
-            f'destroy_timeout = 3\n[tasks]\nleases = "{Path(root, "work", "leases")}"\n',
+            config=f"retry_delay_max = 20\n[hooks]\ndestroy_timeout = 3\n{args.hooks}"
+            f'[tasks]\nleases = "{Path(root, "work", "leases")}"\n',
         )
+        self.trouble = Trouble(root, NODES) if args.trouble else None
         self.counts: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
         self.injected: list[Injected] = []
@@ -114,12 +120,15 @@ class Soak:
         self.away: set[str] = set()
         self.rules: dict[str, tuple[float, Act]] = {}
         self.sacct = ""
+        self.began = time.time()
         self.looked = self.looked_nodes = self.reconciled = 0.0
 
     # -- set up --------------------------------------------------------------
 
     def prepare(self) -> None:
         """MIG mode on; hooks say when they start; users belong to an account."""
+        if self.trouble:
+            self.trouble.prepare()
         enable_mig(self.cluster)
         for user in ("bob", "carol"):
             self.cluster.run("sacctmgr", "-i", "add", "user", user, "account=physics")
@@ -131,6 +140,8 @@ class Soak:
                 f'read up rest </proc/uptime; echo "start {name} $SLURMD_NODENAME $SLURM_JOB_ID '
                 f'${{SLURM_JOB_RESTART_COUNT:-0}} $up ${{SLURM_JOB_GPUS:--}}" >>{log}'
             )
+            if self.trouble:
+                note = f"{note}\n{self.trouble.line()}"
             hook.write_text(
                 f"{first}\n{note}\n{rest.replace('</dev/null', f'</dev/null 2>>{log}')}"
             )
@@ -402,10 +413,43 @@ class Soak:
         self.later.append((time.monotonic() + 2 * act.seconds, destroy))
         return True
 
+    def do_slow_disk(self, act: Act) -> bool:
+        return self._trouble(act)
+
+    def do_clock_jump(self, act: Act) -> bool:
+        return self._trouble(act)
+
+    def do_full_run(self, act: Act) -> bool:
+        return self._trouble(act)
+
+    def _trouble(self, act: Act) -> bool:
+        trouble, since = self.trouble, time.time()
+        if trouble is None or not trouble.begin(act):
+            return False
+
+        def end() -> None:
+            trouble.end(act)
+            if act.kind == "full-run":
+                self.note(act.kind, act.node, since, time.time() + AFTERMATH)
+
+        self.later.append((time.monotonic() + LASTS * act.seconds, end))
+        return True
+
+    def do_late_controller(self, act: Act) -> bool:
+        """Sometimes for longer than anybody waits for its answer (MessageTimeout, 10 s)."""
+        daemon = self.cluster._daemons["slurmctld"]
+        daemon.send_signal(signal.SIGSTOP)
+        # Not by the loop: it asks slurmctld, too.
+        threading.Timer(4 * act.seconds, daemon.send_signal, (signal.SIGCONT,)).start()
+        return True
+
     def _command(self, node: str, *words: str) -> tuple[list[str], dict[str, str]]:
         config = self.root / "nodes" / node / "config.toml"
         command = [sys.executable, "-m", "slurm_mig", *words]
-        return command, {"SLURM_MIG_CONFIG": str(config), "SLURMD_NODENAME": node}
+        trouble = self.trouble.environ(node) if self.trouble else {}
+        if "LD_PRELOAD" in trouble:
+            trouble["LD_PRELOAD"] += f":{self.cluster.environ()['LD_PRELOAD']}"
+        return command, {"SLURM_MIG_CONFIG": str(config), "SLURMD_NODENAME": node, **trouble}
 
     def _tool(self, node: str, *words: str) -> subprocess.CompletedProcess[str]:
         command, variables = self._command(node, *words)
@@ -562,9 +606,17 @@ class Soak:
     def records(self, node: str) -> list[Allocation]:
         found = self.cluster.node(node)
         try:
-            return found.ledger.history()
+            history = found.ledger.history()
         finally:
             found.close()
+        return [
+            replace(
+                record,
+                created=without_jump(record.created, self.began),
+                ended=record.ended and without_jump(record.ended, self.began),
+            )
+            for record in history
+        ]
 
     def active(self, node: str) -> set[int]:
         """Records that were active once."""
@@ -718,6 +770,13 @@ def summary(soak: Soak, verdict: Verdict) -> str:
     return "\n".join(lines)
 
 
+def own_mounts() -> None:
+    """Begin anew where mounts are this program's own: whatever ends it, they go with it."""
+    if "SOAK_OWN_MOUNTS" not in os.environ:
+        command = ["unshare", "--mount", sys.executable, "-m", "tests.slurm.soak", *sys.argv[1:]]
+        os.execvpe(command[0], command, os.environ | {"SOAK_OWN_MOUNTS": "yes"})
+
+
 def main() -> int:
     """Run, compare, tell."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
@@ -729,12 +788,22 @@ def main() -> int:
     parser.add_argument("--reconcile", type=float, default=15, help="seconds between two (15)")
     parser.add_argument("--drain", type=float, default=180, help="longest wait at the end, s (180)")
     parser.add_argument(
-        "--without", action="append", default=[], choices=MISCHIEF, help="leave this mischief out"
+        "--without",
+        action="append",
+        default=[],
+        choices=(*MISCHIEF, *TROUBLE),
+        help="leave this mischief out",
     )
+    parser.add_argument("--trouble", action="store_true", help="slow, full and late, not broken")
     parser.add_argument("--minutes", type=float, default=0, help="submit no longer than (no limit)")
     parser.add_argument("--under", type=Path, help="make the cluster's directory there (/tmp)")
     parser.add_argument("--keep", type=Path, help="copy logs, ledgers and outputs to DIR")
     args = parser.parse_args()
+    args.hooks = f"lock_timeout = {args.timeout / 2}\n"
+    if args.trouble:
+        own_mounts()
+        # As the manual asks for (SM121): where no hook is to fail, none may have too little time.
+        args.hooks, args.timeout = "lock_timeout = 30\ndeadline = 80\n", 110
     if MISSING:
         parser.error(f"no {', '.join(MISSING)} on this machine")
     soak = Soak(args, scratch() if args.under is None else args.under / f"smig-{os.getpid()}")
@@ -747,6 +816,8 @@ def main() -> int:
     finally:
         if args.keep:
             soak.keep(args.keep)
+        if soak.trouble:
+            soak.trouble.remove()
         soak.cluster.remove()
     print(summary(soak, verdict))
     return 1 if verdict.violations else 0

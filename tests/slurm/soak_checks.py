@@ -306,9 +306,10 @@ def _carved(
     The end of a heterogeneous job's run, as Slurm has it, is that of its slowest component:
     by then the `epilogs` of the others have run.
     """
-    given = _of_this_run(run, [item for item in carved if item.number in active], injected, verdict)
+    held = [item for item in carved if item.number in active and item.reason not in _UNDONE]
+    given = _of_this_run(run, held, injected, verdict)
     if not given:
-        again = any(item.number in active for item in carved)
+        again = bool(held)
         row = "id given out again by a killed slurmctld, nothing carved" if again else UNDONE
         verdict.rows[row] += 1
         if not any(item.covers(run.node, run.start - 60, run.end + 60) for item in injected):
@@ -316,9 +317,9 @@ def _carved(
         return
     if len(given) != max(run.gpus, 1):
         verdict.violations.append(f"{name}: {len(given)} records, expected {max(run.gpus, 1)}")
-    held: Counter[str] = Counter()
+    profiles: Counter[str] = Counter()
     for record in given:
-        held.update(item.profile for item in record.instances)
+        profiles.update(item.profile for item in record.instances)
         ended = record.ended or run.end
         begun = [at for at in epilogs if record.created < at <= ended]
         early = min([run.end - ROUNDING, *begun]) - ended
@@ -329,8 +330,9 @@ def _carved(
             verdict.violations.append(
                 f"{name}: its slices went {early:.1f} s before its end: {record.reason}"
             )
-    if not run.gpus and held != Counter(run.profiles):
-        verdict.violations.append(f"{name}: Slurm gave {dict(run.profiles)}, carved {dict(held)}")
+    if not run.gpus and profiles != Counter(run.profiles):
+        told = f"{name}: Slurm gave {dict(run.profiles)}, carved {dict(profiles)}"
+        verdict.violations.append(told)
     verdict.rows["whole GPU, equal" if run.gpus else "slices, equal"] += 1
 
 

@@ -74,6 +74,25 @@ MISCHIEF = {
     "slurmctld-kill": 3,
 }
 
+#: Kinds of trouble (soak_trouble.py), and how many for each 1 000 jobs: beside it comes only
+#: mischief that drains no node.
+TROUBLE = {
+    "slow-disk": 40,
+    "clock-jump": 40,
+    "full-run": 40,
+    "late-controller": 40,
+}
+GENTLE = (
+    "cancel-pending",
+    "cancel-prolog",
+    "cancel-running",
+    "cancel-completing",
+    "requeue",
+    "hold-slice",
+    "admin-slice",
+    "slurmctld-restart",
+)
+
 #: Calls at which faults strike; `*` is the n-th of any.
 CALLS = (
     "*",
@@ -111,15 +130,16 @@ class Act:
     seconds: float
 
 
-def plan(seed: int, jobs: int) -> list[Submit | Act]:
+def plan(seed: int, jobs: int, *, trouble: bool = False) -> list[Submit | Act]:
     """Steps for at least `jobs` jobs of Slurm, with each mischief at least once."""
     draw = random.Random(seed)
+    kinds = {name: MISCHIEF[name] for name in GENTLE} | TROUBLE if trouble else MISCHIEF
     steps: list[Submit | Act] = []
     made = 0
     while made < jobs:
         steps.append(_submit(draw, len(steps)))
         made += steps[-1].jobs  # type: ignore[union-attr]
-    for kind, often in MISCHIEF.items():
+    for kind, often in kinds.items():
         for _ in range(max(1, round(often * jobs / 1000))):
             # Not into the first jobs: there is nothing to disturb yet.
             place = draw.randrange(min(5, len(steps)), len(steps) + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from slurm_mig.allocation import Allocation, Instance, Owner
 
 from .accounted import MISSING
 from .soak_checks import REPEATED, Drain, Injected, Run, Seen, Start, Verdict, causes, compare
-from .soak_plan import MISCHIEF, SHAPES, Act, Submit, plan
+from .soak_plan import GENTLE, MISCHIEF, SHAPES, TROUBLE, Act, Submit, plan
+from .soak_trouble import JUMP, Trouble, without_jump
 
 RUN = Run(7, 0, "n1", "alice", "COMPLETED", 1000.0, 1010.0, {"3g.40gb": 1})
 RECORD = Allocation(
@@ -57,6 +59,48 @@ def test_the_same_seed_is_the_same_plan() -> None:
     assert sum(step.jobs for step in steps if isinstance(step, Submit)) >= 300
     assert {step.kind for step in steps if isinstance(step, Act)} == set(MISCHIEF)
     assert {step.shape for step in steps if isinstance(step, Submit)} == set(SHAPES)
+
+
+def test_a_plan_of_trouble() -> None:
+    """All of it, and beside it what drains no node; the plan without is what it was."""
+    steps = plan(7, 200, trouble=True)
+    assert steps == plan(7, 200, trouble=True)
+    assert {step.kind for step in steps if isinstance(step, Act)} == {*TROUBLE, *GENTLE}
+    jobs = [step for step in steps if isinstance(step, Submit)]
+    assert jobs == [step for step in plan(7, 200) if isinstance(step, Submit)]
+
+
+def test_trouble_and_its_end(tmp_path: Path) -> None:
+    """A hook starts with it and without it again; a time of a clock that jumped is told apart."""
+    trouble = Trouble(tmp_path, ["n1"])
+    (tmp_path / "nodes/n1").mkdir(parents=True)
+    act = Act("clock-jump", 0.2, "n1", "*", 0, "", 2.0)
+    slow = replace(act, kind="slow-disk")
+    assert (trouble.begin(act), trouble.begin(act), trouble.begin(slow)) == (True, False, True)
+    hook = f"{trouble.line()}; {sys.executable} -c 'import time; print(time.time())'"
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{hook}; echo $BAD_DISK_SYNC"], env={"SLURMD_NODENAME": "n1"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    told, slowness = done.stdout.split()
+    began = time.time()
+    assert abs(float(told) - JUMP - began) < 60
+    assert (abs(without_jump(float(told), began) - began) < 60, slowness) == (True, "0.5")
+    assert without_jump(began - JUMP, began) == without_jump(began, began) == began
+    trouble.end(act)
+    trouble.end(slow)
+    assert (tmp_path / "nodes/n1/trouble").read_text() == ""
+
+
+def test_trouble_excuses_no_drain() -> None:
+    """Nor a slice that went before its job's end, unless the job was refused."""
+    mischief = [Injected(kind, "n1", 1000.0, 1030.0) for kind in TROUBLE]
+    for reason in ("Prolog error", "slurm-mig: write /run/slurm-mig/jobs/7.0: No space left"):
+        assert causes([Drain("n1", "drained", reason, 1010.0)], mischief) == [None]
+    early = replace(RECORD, ended=1000.5, reason="rolled back")
+    assert judge(early, REFUSED, injected=tuple(mischief)).violations == []
+    assert judge(early, REFUSED).violations != []
+    assert judge(replace(early, reason="x"), injected=tuple(mischief)).violations != []
 
 
 def test_a_row_that_is_equal() -> None:
