@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 _PR_SET_PDEATHSIG: Final = 1
+
+#: The first and the last port that the kernel gives to clients.
+_CLIENTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def start_daemon(
@@ -50,12 +54,21 @@ def stop(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on loopback that nobody listens on now."""
+    """Ports on loopback that nobody listens on now, and that the kernel gives to no client.
+
+    A daemon that is started again would else find its port taken by a connection.
+    """
+    lowest = int(_CLIENTS.read_text("ascii").split()[0])
+    below = [*range(min(10000, lowest // 2), lowest)]
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [int(item.getsockname()[1]) for item in sockets]
+        found: list[int] = []
+        for port in random.SystemRandom().sample(below, len(below)):
+            if len(found) == count:
+                break
+            with contextlib.suppress(OSError):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                found.append(port)
+        return found
 
 
 def working_in(root: Path) -> Iterator[int]:

@@ -33,6 +33,7 @@ SUBMISSIONS = re.compile("sbatch|srun|salloc")
 FILES = (
     "printf '#!/bin/sh\\nsleep 1\\n' >job.sh",
     "echo 'import os; print(os.environ[\"CUDA_VISIBLE_DEVICES\"])' >train.py",
+    "cp job.sh rank && chmod +x rank",
 )
 #: Pages that speak of accounting.
 DATABASE = ("admin.md", "audit.md", "from-static-mig.md")
