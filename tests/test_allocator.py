@@ -13,6 +13,7 @@ from slurm_mig import allocation as phases
 from slurm_mig.allocation import Allocation, Owner
 from slurm_mig.allocator import Allocator
 from slurm_mig.capabilities import Capabilities
+from slurm_mig.environment import TaskSettings
 from slurm_mig.errors import (
     BadRequest,
     DriverFault,
@@ -78,6 +79,8 @@ class World:
             node="n1",
             boot_id=boot_id(self.machine.tree.boot_id_file),
             destroy_timeout=0.2,
+            # Else beside what the tests were started from.
+            tasks=TaskSettings(leases=str(self.root / "leases")),
         )
 
     def close(self) -> None:
