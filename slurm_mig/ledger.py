@@ -598,13 +598,7 @@ class Ledger:
 
     def _known(self, version: int) -> bool:
         """Whether a ledger of that version can be used as it is; LedgerTooNew if it never can."""
-        if version // BREAKING > SCHEMA // BREAKING:
-            raise LedgerTooNew(
-                f"{self._path} has schema version {version}, this slurm-mig {__version__} knows up "
-                f"to {SCHEMA} and its additions below {(SCHEMA // BREAKING + 1) * BREAKING}",
-                remedy="install the slurm-mig again that wrote it, or a later one "
-                '(docs/upgrade.md, "Upgrading")',
-            )
+        _check_version(self._path, version)
         return version >= SCHEMA
 
     @contextmanager
@@ -621,6 +615,23 @@ class Ledger:
             raise LedgerFault(
                 f"{action} ledger {self._path}: {problem}", remedy=ledger_remedy(problem)
             ) from problem
+
+
+def check_usable(path: Path) -> None:
+    """LedgerFault or LedgerTooNew where no hook could use it; changes nothing, as `recorded`."""
+    ((version,),) = _look(path, "PRAGMA user_version")
+    _check_version(path, version)
+
+
+def newest(path: Path) -> int:
+    """Number of the last event, 0 without one; changes nothing, as `recorded`."""
+    return int(_look(path, "SELECT coalesce(max(seq), 0) FROM event")[0][0])
+
+
+def digest_in(path: Path, seq: int) -> str | None:
+    """Digest of an event, None where there is none; changes nothing, as `recorded`."""
+    rows = _look(path, "SELECT digest FROM event WHERE seq = ?", seq)
+    return str(rows[0][0]) if rows else None
 
 
 def recorded(path: Path) -> list[tuple[str, Instance]]:
@@ -644,12 +655,12 @@ def retired(path: Path) -> frozenset[str]:
     return frozenset(uuid for (uuid,) in _look(path, "SELECT gpu_uuid FROM retired"))
 
 
-def _look(path: Path, query: str) -> list[tuple[Any, ...]]:
+def _look(path: Path, query: str, *values: object) -> list[tuple[Any, ...]]:
     from urllib.parse import quote
 
     try:
         with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as db:
-            return db.execute(query).fetchall()
+            return db.execute(query, values).fetchall()
     except sqlite3.Error as problem:
         raise LedgerFault(
             f"read ledger {path}: {problem}", remedy=ledger_remedy(problem)
@@ -676,6 +687,16 @@ def _transaction(db: sqlite3.Connection, *, force: bool = True) -> Iterator[None
         db.execute("ROLLBACK")
         raise
     db.execute("COMMIT")
+
+
+def _check_version(path: Path | str, version: int) -> None:
+    if version // BREAKING > SCHEMA // BREAKING:
+        raise LedgerTooNew(
+            f"{path} has schema version {version}, this slurm-mig {__version__} knows up "
+            f"to {SCHEMA} and its additions below {(SCHEMA // BREAKING + 1) * BREAKING}",
+            remedy="install the slurm-mig again that wrote it, or a later one "
+            '(docs/upgrade.md, "Upgrading")',
+        )
 
 
 def _version(db: sqlite3.Connection) -> int:

@@ -30,6 +30,7 @@ AREAS: Final = {
     "limits": "limits that slurmdbd keeps",
     "fleet": "the GPU models behind the GPU types",
     "node": "this machine as a node",
+    "machine": "what of slurm-mig is on this machine",
     "config": "slurm-mig's configuration",
     "driver": "the NVIDIA driver",
     "kernel": "the NVIDIA kernel module",
@@ -140,11 +141,16 @@ class KernelFacts:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """An enabled systemd unit with its text, behind it that of its drop-ins."""
+    """An enabled systemd unit with its text, behind it that of its drop-ins.
+
+    Of ours: `program` is what it starts, `fault` why it cannot, or empty.
+    """
 
     name: str
     path: str
     text: str
+    program: str = ""
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +174,10 @@ class LuaFile:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything; what is None or empty for want of access is in `gaps` with the reason."""
+    """Everything; what is None or empty for want of access is in `gaps` with the reason.
+
+    `uncounted` is this machine's name, where it has GPUs and slurm.conf counts no slices on it.
+    """
 
     gaps: Mapping[str, str]
     slurm: Conf
@@ -176,6 +185,7 @@ class Facts:
     cgroup: Conf
     nodes: tuple[NodeLine, ...] = ()
     target: str = ""
+    uncounted: str = ""
     version: tuple[int, ...] = ()
     live: Mapping[str, str] = field(default_factory=dict)
     registered: Mapping[str, NodeFacts] = field(default_factory=dict)
@@ -194,6 +204,8 @@ class Facts:
     config: ConfigFacts | None = None
     config_fault: str = ""
     paths: Mapping[str, PathFacts] = field(default_factory=dict)
+    ledger_fault: str = ""
+    ledger_behind: str = ""
     driver_version: str = ""
     driver_faults: tuple[str, ...] = ()
     gpus: tuple[GpuFacts, ...] = ()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shlex
 import socket
 import stat
@@ -38,9 +39,10 @@ from slurm_mig.doctor.gres_checks import minor_of
 from slurm_mig.doctor.lua_checks import loads
 from slurm_mig.doctor.slurm_checks import loaded_values
 from slurm_mig.errors import LedgerFault, NodeFault, SlurmFault, SlurmMigError, UsageFault
+from slurm_mig.evidence import missing
 from slurm_mig.files import lacking
 from slurm_mig.install import HOOKS, sources
-from slurm_mig.ledger import recorded, retired
+from slurm_mig.ledger import check_usable, digest_in, newest, recorded, retired
 from slurm_mig.recognise import strangers
 from slurm_mig.slurm_commands import CommandClient
 
@@ -72,6 +74,10 @@ UNIT_DIRECTORIES: Final = (
     "usr/lib/systemd/system",
     "lib/systemd/system",
 )
+
+#: What names of our own units begin with, and the line that says what one starts.
+OURS: Final = "slurm-mig-"
+_STARTS: Final = re.compile(r"^ExecStart=(.*-m slurm_mig\b.*)$", re.MULTILINE)
 
 #: Where they lie: below the machine's own root, also where its GPUs are simulated.
 MACHINE: Path = Path("/")
@@ -140,8 +146,8 @@ class _Gatherer:
         """Read in the order in which one part needs another."""
         lines = tuple(conf.gres_lines(self.gres))
         here = self.here
-        local = self._local() if here else {}
-        groups = self._groups(lines, local.get("gpus", ()))
+        local = self._local() if here or self._uncounted else {}
+        groups = self._groups(lines, local.get("gpus", ()) if here else ())
         version = self.version
         worst = worst_case(self.config)
         return Facts(
@@ -151,6 +157,7 @@ class _Gatherer:
             cgroup=self.cgroup,
             nodes=self.nodes,
             target=self.target,
+            uncounted=self._uncounted,
             version=version,
             live=self.live,
             registered=dict(self._registered()),
@@ -313,9 +320,20 @@ class _Gatherer:
         """Whether this machine is the node to look at, and may be looked at."""
         reason = self._not_here()
         if reason:
-            for area in ("node", *LOCAL):
+            areas = ("node",) if self._uncounted else ("node", "machine", *LOCAL)
+            for area in areas:
                 self.gaps.setdefault(area, reason)
         return not reason
+
+    @cached_property
+    def _uncounted(self) -> str:
+        """This machine's name as a node without mig counts; what was ours may be left there."""
+        own = self._own_name
+        line = next((node for node in self.nodes if node.name == own), None)
+        if line is None or line.managed or self.sources.node not in ("", own):
+            return ""
+        mine = self.sources.live and os.geteuid() == 0 and self._has_driver()
+        return own if mine else ""
 
     def _not_here(self) -> str:
         own = self._own_name
@@ -432,8 +450,11 @@ class _Gatherer:
         }
         if self.config_fault:
             return local
+        # Before the GPUs: what is on record is believed of a sound ledger alone.
+        ledger = self._ledger()
         gpus = tuple(self._gpus())
         return local | {
+            **ledger,
             "gpus": gpus,
             "driver_faults": tuple(self._driver_faults),
             "driver_version": self._driver_version,
@@ -504,6 +525,25 @@ class _Gatherer:
         except LedgerFault:
             return frozenset()
 
+    def _ledger(self) -> dict[str, str]:
+        """Why no hook can use the ledger, or what of this boot's marks it lacks (evidence.py)."""
+        path = self.config.ledger
+        try:
+            heads, there = list(self.node.files.heads()), path.exists()
+            if there:
+                check_usable(path)
+            behind = missing(
+                heads,
+                lambda seq: digest_in(path, seq) if there else None,
+                newest(path) if there else 0,
+            )
+        except NodeFault as fault:
+            self.gaps["ledger"] = str(fault)
+            return {"ledger_fault": str(fault)}
+        if behind:
+            self.gaps["ledger"] = f"{path} is older than what lies beside it"
+        return {"ledger_behind": behind}
+
     @cached_property
     def _recorded(self) -> list[tuple[str, Instance]]:
         """GPU UUID and instance on record; without a ledger none is."""
@@ -572,17 +612,43 @@ class _Gatherer:
             self.gaps["units"] = "no systemd: this machine was not booted by it"
             return
         folders = [root / name for name in UNIT_DIRECTORIES]
-        names = {
-            link.name
+        links = {
+            link.name: link
             for folder in folders[:2]
             for kind in ("wants", "requires")
-            for link in folder.glob(f"*.{kind}/*.service")
+            for link in folder.glob(f"*.{kind}/*.*")
         }
-        for name in sorted(names):
-            path = next((item / name for item in folders if (item / name).exists()), None)
-            if path is not None:
-                texts = [_read(str(item)) or "" for item in (path, *_drop_ins(name, folders))]
-                yield Unit(name, str(path), "\n".join(texts))
+        for name in sorted(links):
+            path = _unit_file(name, folders)
+            if name.startswith(OURS):
+                yield _own_unit(name, path or links[name], folders)
+            elif path is not None and name.endswith(".service"):
+                yield Unit(name, str(path), _unit_text(path, folders))
+
+
+def _unit_file(name: str, folders: Sequence[Path]) -> Path | None:
+    return next((item / name for item in folders if (item / name).exists()), None)
+
+
+def _unit_text(path: Path, folders: Sequence[Path]) -> str:
+    return "\n".join(_read(str(item)) or "" for item in (path, *_drop_ins(path.name, folders)))
+
+
+def _own_unit(name: str, path: Path, folders: Sequence[Path]) -> Unit:
+    """One of ours with what it starts, a timer by its service; and why it cannot."""
+    text, program = _unit_text(path, folders), ""
+    service = _unit_file(f"{name.partition('.')[0]}.service", folders)
+    found = _STARTS.search(_unit_text(service, folders)) if service else None
+    if found:
+        program = found[1].split()[0].strip('"')
+    if path.resolve() == Path(os.devnull):
+        fault = "it is masked"
+    elif not path.exists() or service is None:
+        fault = "there is no such unit file"
+    else:
+        fault = look(Path(program)).problem if program else ""
+        fault = f"{program}: {fault}" if fault else ""
+    return Unit(name, str(path), text, program, fault)
 
 
 def _drop_ins(name: str, folders: Sequence[Path]) -> list[Path]:

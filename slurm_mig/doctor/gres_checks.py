@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from slurm_mig.fleet import Model
     from slurm_mig.geometry import Geometry, Placement
 
+BOOT_UNIT: Final = "slurm-mig-boot.service"
+
 _DEVICE: Final = re.compile(r".*/nvidia(\d+)")
 _ADMIN: Final = "docs/admin.md: Setting up"
 
@@ -445,3 +447,52 @@ def index(facts: Facts) -> Iterator[Problem]:
             yield Problem(
                 f"{gpu} has index {gpu.index}", f"nvidia-smi -i {gpu.uuid} instead of the number"
             )
+
+
+@check(
+    "SM227",
+    ERROR,
+    "Slurm counts slices on a GPU that is not managed",
+    needs=("slurm.conf", "gres.conf", "node", "driver", "config"),
+    page="docs/admin.md: Back to static MIG",
+)
+def unmanaged(facts: Facts) -> Iterator[Problem]:
+    """A job that Slurm sends there for a slice drains the node: nothing is carved for it."""
+    for node in facts.managed:
+        for line in facts.lines(node.name, "shard"):
+            listed = minors([line])
+            for gpu in facts.gpus:
+                if gpu.minor in listed and gpu.geometry and not gpu.managed:
+                    yield Problem(
+                        f"{line.entry}: {gpu} is retired, or not in `managed` of the [gpus] table",
+                        "take its shards and slices out of gres.conf and Gres=, or "
+                        f"`slurm-mig retire --gpu {gpu.minor} --undo`",
+                    )
+
+
+@check(
+    "SM228",
+    ERROR,
+    "GPUs are managed on a node that counts no slices",
+    needs=("slurm.conf", "machine", "driver", "config"),
+    page="docs/admin.md: Getting rid of it",
+)
+def left_behind(facts: Facts) -> Iterator[Problem]:
+    """Jobs that Slurm sends there have a bare GPU, or one in MIG mode that shows them nothing."""
+    managed = [gpu for gpu in facts.gpus if gpu.managed and gpu.mig_mode is not None]
+    if not facts.uncounted:
+        return
+    for gpu in managed if "ledger" in facts.paths and not facts.paths["ledger"].missing else ():
+        if gpu.mig_mode:
+            yield Problem(
+                f"{gpu}: MIG mode is on; {facts.slurm.path} has no mig counts for "
+                f"{facts.uncounted}",
+                f"`slurm-mig disable --gpu {gpu.minor}` (whole GPUs), `slurm-mig retire` (static "
+                "MIG), or the lines of `slurm-mig generate`",
+            )
+    boots = any(unit.name == BOOT_UNIT for unit in facts.units)
+    if managed and boots:
+        yield Problem(
+            f"{BOOT_UNIT} is enabled: the next boot switches MIG mode on",
+            f"systemctl disable {BOOT_UNIT}",
+        )

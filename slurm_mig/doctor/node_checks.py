@@ -168,6 +168,30 @@ def other_config(facts: Facts) -> Iterator[Problem]:
             )
 
 
+@check(
+    "SM308",
+    WARNING,
+    "hooks and units are of two installations",
+    needs=_NEEDS,
+    page="docs/admin.md: Packages",
+)
+def two_installations(facts: Facts) -> Iterator[Problem]:
+    """One of them is older, and may not know what the other writes; a removal breaks the rest."""
+    used: dict[str, list[str]] = {}
+    # One that is gone is SM306's and SM705's.
+    for hook, python in facts.pythons.items():
+        if not python.missing:
+            used.setdefault(python.path, []).append(hook)
+    for unit in facts.units:
+        if unit.program and not unit.fault:
+            used.setdefault(unit.program, []).append(unit.path)
+    if len(used) > 1:
+        yield Problem(
+            "; ".join(f"{program} runs {', '.join(files)}" for program, files in used.items()),
+            "`slurm-mig install` of the one that stays, then take the other away",
+        )
+
+
 def _unsafe(file: PathFacts) -> Iterator[Problem]:
     """Not root's, writable by others, or in a directory that is."""
     if file.missing:
@@ -289,3 +313,33 @@ def minors(facts: Facts) -> Iterator[Problem]:
                 f"minors {', '.join(map(str, sorted(here))) or 'none'}",
                 f"correct [gpus] {key}, or see dmesg if a GPU fell off the bus",
             )
+
+
+@check(
+    "SM507",
+    ERROR,
+    "the ledger cannot be used",
+    needs=("machine", "config"),
+    page="docs/troubleshooting.md: The ledger; docs/upgrade.md: Upgrading",
+)
+def ledger(facts: Facts) -> Iterator[Problem]:
+    """Every hook fails and drains the node; what ended jobs had stays."""
+    if facts.ledger_fault:
+        cause, _, remedy = facts.ledger_fault.partition("; ")
+        yield Problem(cause, remedy or "docs/troubleshooting.md, The ledger")
+
+
+@check(
+    "SM508",
+    ERROR,
+    "the ledger was set back, or is gone",
+    needs=("machine", "config"),
+    page="docs/audit.md: Putting a copy back",
+)
+def set_back(facts: Facts) -> Iterator[Problem]:
+    """Every hook fails and drains the node: whose slices there are it does not say."""
+    if facts.ledger_behind:
+        yield Problem(
+            facts.ledger_behind,
+            "put back the ledger that was there, or `slurm-mig reconcile --accept-older-ledger`",
+        )

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.doctor.check import ERROR, NOTE, WARNING, Problem, check
+from slurm_mig.doctor.gres_checks import BOOT_UNIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +27,7 @@ HOLDERS: Final = {
     "nvidia-device-p": "no Kubernetes device plugin beside Slurm on the node",
 }
 
-BOOT_UNIT: Final = "slurm-mig-boot.service"
+TIMER: Final = "slurm-mig-reconcile.timer"
 
 #: Seconds that systemd gives a unit to stop unless told otherwise (systemd-system.conf(5)).
 STOP_DEFAULT: Final = 90.0
@@ -294,7 +295,8 @@ def boot_order(facts: Facts) -> Iterator[Problem]:
     """slurmd could start a job on a GPU that is not looked after yet."""
     before = re.compile(r"^Before=.*\bslurmd\.service\b", re.MULTILINE)
     for unit in facts.units:
-        if unit.name == BOOT_UNIT and not before.search(unit.text):
+        # One that cannot be started at all is SM705's.
+        if unit.name == BOOT_UNIT and not unit.fault and not before.search(unit.text):
             yield Problem(f"{unit.path}: no Before=slurmd.service", "Before=slurmd.service")
 
 
@@ -317,6 +319,36 @@ def stop_timeout(facts: Facts) -> Iterator[Problem]:
                 f"TimeoutStopSec={worst + 10:.0f} in the [Service] part of a drop-in: "
                 "`slurm-mig install` writes one",
             )
+
+
+@check(
+    "SM705",
+    ERROR,
+    "an enabled unit of slurm-mig's cannot be started",
+    needs=("machine", "units"),
+    page="docs/admin.md: Getting rid of it; systemd.unit(5): Requires=",
+)
+def startable(facts: Facts) -> Iterator[Problem]:
+    """slurmd requires the boot unit, and does not start without it; a timer does nothing."""
+    for unit in facts.units:
+        if unit.fault:
+            yield Problem(
+                f"{unit.path}: {unit.fault}",
+                f"systemctl disable {unit.name}, or slurm-mig install; unmask it if it is masked",
+            )
+
+
+@check(
+    "SM706",
+    NOTE,
+    "slurm-mig's timer for reconcile is not enabled",
+    needs=("node", "units"),
+    page="docs/admin.md: Installing",
+)
+def timer(facts: Facts) -> Iterator[Problem]:
+    """On a node without jobs nobody looks after stuck slices, or what a lost job left."""
+    if not any(unit.name == TIMER for unit in facts.units):
+        yield Problem(f"{TIMER} is in no target", f"systemctl enable --now {TIMER}")
 
 
 def stop_limit(text: str) -> float:

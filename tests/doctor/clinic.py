@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,14 @@ MessageTimeout=900
 PrologEpilogTimeout=900
 """
 
-BOOT_UNIT = "[Unit]\nBefore=slurmd.service\n[Service]\nExecStart=/opt/slurm-mig reconcile --boot\n"
+STARTS = f"ExecStart={sys.executable} -I -m slurm_mig --config /etc/slurm-mig/config.toml reconcile"
+
+#: What `install` writes, as far as the doctor reads it.
+UNITS = {
+    "slurm-mig-boot.service": f"[Unit]\nBefore=slurmd.service\n[Service]\n{STARTS} --boot\n",
+    "slurm-mig-reconcile.service": f"[Service]\n{STARTS}\n",
+    "slurm-mig-reconcile.timer": "[Timer]\nOnBootSec=5min\n",
+}
 
 SCONTROL = """\
 #!/bin/sh
@@ -155,13 +163,14 @@ class Clinic:
         change(facts)
         path.write_text(json.dumps(facts))
 
-    def unit(self, name: str, text: str) -> Path:
+    def unit(self, name: str, text: str, *, enable: bool = True) -> Path:
         """Put a unit in place and enable it."""
         folder = self.sim / "etc/systemd/system"
         (folder / "multi-user.target.wants").mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
         link = folder / "multi-user.target.wants" / name
-        link.symlink_to(folder / name)
+        if enable:
+            link.symlink_to(folder / name)
         return link
 
     def process(self, pid: int, name: str, *files: str) -> None:
@@ -230,7 +239,8 @@ def _programs(clinic: Clinic) -> None:
 
 def _machine(clinic: Clinic) -> None:
     clinic.site.machine.tree.set_modify(on=False)
-    clinic.unit("slurm-mig-boot.service", BOOT_UNIT)
+    for name, text in UNITS.items():
+        clinic.unit(name, text, enable="reconcile.service" not in name)
     shm = clinic.root / "shm"
     shm.mkdir()
     shm.chmod(0o1777)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
+import sys
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +16,7 @@ from slurm_mig.geometry import Placement
 from slurm_mig.simulator.faults import Rule
 
 from ..conftest import A30, A100, H100
+from ..test_hooks import STAMP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,6 +96,7 @@ def open_config_node(clinic: Clinic) -> None:
 
 
 def no_mig(clinic: Clinic) -> None:
+    clinic.live = False
     text = clinic.slurm_conf.read_text()
     start = text.index("\nNodeName=n1")
     clinic.slurm_conf.write_text(f"{text[:start]}\nNodeName=n1 Gres=gpu:h100:2\n")
@@ -225,6 +230,45 @@ def slurmd_in_a_hurry(clinic: Clinic) -> None:
     clinic.unit("slurmd.service", "[Service]\nExecStart=/usr/sbin/slurmd -D\n")
 
 
+def counts_elsewhere(clinic: Clinic) -> None:
+    """Another node has them; this one's GPUs are whole ones to Slurm."""
+    clinic.edit("slurm.conf", "NodeName=n1 ", "NodeName=n1 Gres=gpu:h100:2\nNodeName=n2 ")
+    text = clinic.file("gres.conf").read_text()
+    clinic.file("gres.conf").write_text(text.replace("NodeName=n1 ", "NodeName=n2 "))
+
+
+def retired(clinic: Clinic) -> None:
+    done = clinic.site.cli("retire", "--gpu", "0", "--layout", "3g.40gb:1", SLURMD_NODENAME="n1")
+    assert done.returncode == 0, done.stderr
+
+
+def newer_ledger(clinic: Clinic) -> None:
+    with closing(sqlite3.connect(clinic.root / "state/ledger.db")) as db:
+        db.execute("PRAGMA user_version=1003")
+
+
+def lost_ledger(clinic: Clinic) -> None:
+    assert clinic.site.prolog(7, STAMP).returncode == 0
+    for path in (clinic.root / "state").glob("ledger.db*"):
+        path.unlink()
+
+
+def two_pythons(clinic: Clinic) -> None:
+    """As after the package of an environment whose units are in /etc."""
+    other = clinic.root / "python3"
+    other.symlink_to(sys.executable)
+    unit = clinic.sim / "etc/systemd/system/slurm-mig-boot.service"
+    unit.write_text(unit.read_text().replace(sys.executable, str(other)))
+
+
+def timer_disabled(clinic: Clinic) -> None:
+    (clinic.sim / "etc/systemd/system/multi-user.target.wants/slurm-mig-reconcile.timer").unlink()
+
+
+def boot_unit_gone(clinic: Clinic) -> None:
+    (clinic.sim / "etc/systemd/system/slurm-mig-boot.service").unlink()
+
+
 def module_default(clinic: Clinic) -> None:
     clinic.site.machine.tree.set_modify(on=True)
 
@@ -287,6 +331,8 @@ BROKEN: dict[str, Callable[[Clinic], None]] = {
     "SM221": other_order,
     "SM225": other_names,
     "SM226": swapped_minors,
+    "SM227": retired,
+    "SM228": counts_elsewhere,
     "SM251": write("JobSubmitPlugins=lua", "JobSubmitPlugins=require_timelimit"),
     "SM252": lambda clinic: clinic.file("job_submit.lua").unlink(),
     "SM253": own_script,
@@ -304,6 +350,7 @@ BROKEN: dict[str, Callable[[Clinic], None]] = {
     "SM305": lambda clinic: (clinic.root / "hooks/prolog").chmod(0o777),
     "SM306": lost_python,
     "SM307": other_config,
+    "SM308": two_pythons,
     "SM401": write("ConstrainDevices=yes", "ConstrainDevices=no", "cgroup.conf"),
     "SM402": write("TaskPlugin=task/affinity,task/cgroup", "TaskPlugin=task/affinity"),
     "SM403": write("proctrack/cgroup", "proctrack/linuxproc"),
@@ -314,6 +361,8 @@ BROKEN: dict[str, Callable[[Clinic], None]] = {
     "SM504": lambda clinic: (clinic.root / "shm").chmod(0o750),
     "SM505": no_gpu_of_that_number,
     "SM506": full_file_system,
+    "SM507": newer_ledger,
+    "SM508": lost_ledger,
     "SM601": lambda clinic: clinic.site.machine.lose(1),
     "SM602": old_driver,
     "SM604": waits_for_reset,
@@ -329,6 +378,8 @@ BROKEN: dict[str, Callable[[Clinic], None]] = {
     "SM702": boot_unit_disabled,
     "SM703": boot_unit_unordered,
     "SM704": slurmd_in_a_hurry,
+    "SM705": boot_unit_gone,
+    "SM706": timer_disabled,
 }
 
 #: Those that need other hardware, with their own tests below.
@@ -511,4 +562,4 @@ def test_units_are_the_machines_also_where_its_gpus_are_simulated(
     (tmp_path / "run/systemd/system").mkdir(parents=True)
     facts = clinic.facts()
     assert ("units" in facts.gaps, facts.units) == (False, ())
-    assert clinic.codes() == ["SM702"]
+    assert clinic.codes() == ["SM702", "SM706"]
