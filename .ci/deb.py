@@ -96,13 +96,15 @@ if [ "$1" = remove ]; then
     else
         echo "slurm-mig: the hooks are another installation's, and stay" >&2
     fi
-    if command -v systemctl >/dev/null; then
-        # shellcheck disable=SC2086  # a list of units
-        systemctl --quiet ${{root:+--root="$root"}} disable $units
-    fi
-    if [ -z "$root" ] && [ -d /run/systemd/system ]; then
-        systemctl stop slurm-mig-reconcile.timer slurm-mig-metrics.timer
-    fi
+    for unit in $units; do
+        # A unit of that name in /etc is another installation's, and counts before ours.
+        if command -v systemctl >/dev/null && ! [ -f "$root/etc/systemd/system/$unit" ]; then
+            systemctl --quiet ${{root:+--root="$root"}} disable "$unit"
+            case $unit:$root in
+            *.timer:) ! [ -d /run/systemd/system ] || systemctl stop "$unit" ;;
+            esac
+        fi
+    done
     find "$root{PACKAGES}" -name __pycache__ -type d -exec rm -rf {{}} +
 fi
 """
@@ -110,8 +112,9 @@ fi
 POSTRM: Final = """\
 #!/bin/sh
 set -e
-# The ledger is who held what: it stays, whatever is purged.
-if [ "$1" = purge ]; then
+# The ledger is who held what: it stays, whatever is purged. So do hooks that are there still:
+# another installation's, which slurm.conf names; slurmd drains the node without them.
+if [ "$1" = purge ] && ! [ -e "${DPKG_ROOT:-}/etc/slurm-mig/hooks/prolog" ]; then
     rm -rf "${DPKG_ROOT:-}/etc/slurm-mig"
 fi
 """

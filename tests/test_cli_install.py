@@ -334,6 +334,49 @@ def test_slurmctld_is_asked_first(site: Site, tmp_path: Path) -> None:
     assert not hooks.exists()
 
 
+def test_a_nodes_own_file_counts_as_well(site: Site, tmp_path: Path) -> None:
+    """Slurmd goes by it, whatever slurmctld has loaded by now."""
+    hooks, conf = tmp_path / "hooks", tmp_path / "slurm.conf"
+    only = ("install", "--only", "hooks", "--hooks", str(hooks))
+    assert site.cli(*only).returncode == 0
+    slurm_commands(site, scontrol="echo 'Epilog                  = (null)'")
+    conf.write_text(f"Epilog={hooks}/epilog\n")
+    assert site.cli(*only, "--uninstall", SLURM_CONF=str(conf)).returncode == 23
+    assert (hooks / "epilog").exists()
+
+
+def test_uninstall_while_a_sites_script_calls_a_hook(site: Site, tmp_path: Path) -> None:
+    """Slurm.conf names the script alone; without the hook a job would start on a bare GPU."""
+    into(site, tmp_path)
+    conf, script = tmp_path / "etc/slurm/slurm.conf", tmp_path / "etc/slurm/prolog.d/10-site"
+    script.parent.mkdir(parents=True)
+    conf.write_text("Prolog=/etc/slurm/prolog.d/*\n")
+    script.write_text('#!/bin/sh\n"/etc/slurm-mig/hooks/prolog"\nexit 0\n')
+    done = into(site, tmp_path, "--uninstall")
+    assert (done.returncode, "10-site calls /etc/slurm-mig/hooks/prolog" in done.stderr) == (
+        23,
+        True,
+    )
+    script.write_text("#!/bin/sh\n# not /etc/slurm-mig/hooks/prolog any more\n")
+    assert into(site, tmp_path, "--uninstall").returncode == 0
+
+
+def test_uninstall_while_a_job_has_a_slice(site: Site, tmp_path: Path) -> None:
+    """Where the hook lines went out first: no Epilog would ever come for it."""
+    only = ("install", "--only", "hooks", "--hooks", str(tmp_path / "hooks"))
+    assert site.cli(*only).returncode == 0
+    slurm_commands(site)
+    assert site.prolog(7, STAMP).returncode == 0
+    done = site.cli(*only, "--uninstall", SLURM_CONF="/none")
+    assert (done.returncode, "job 7 has 3g.40gb@4, which nothing takes down" in done.stderr) == (
+        23,
+        True,
+    )
+    assert (tmp_path / "hooks/epilog").exists()
+    assert site.epilog(7).returncode == 0
+    assert site.cli(*only, "--uninstall", SLURM_CONF="/none").returncode == 0
+
+
 def test_a_prolog_d_of_the_sites(site: Site, tmp_path: Path) -> None:
     """Ours is the last of the Prologs and the first of the Epilogs in Slurm's order."""
     for name in ("prolog.d", "epilog.d"):

@@ -259,6 +259,21 @@ def test_a_life_of_the_debian_package(
     assert (config.parent.exists(), ledger.exists()) == (False, True)
 
 
+#: Units with the directory that enabling each links it into.
+ENABLED = (
+    ("slurm-mig-boot.service", "slurmd.service.requires"),
+    ("slurm-mig-reconcile.timer", "timers.target.wants"),
+)
+
+
+def enabled(units: Path, name: str, kind: str) -> Path:
+    """The link that `systemctl enable` makes."""
+    link = units / kind / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(f"/usr/lib/systemd/system/{name}")
+    return link
+
+
 @needs_dpkg
 @pytest.mark.skipif(not Path("/usr/bin/python3").exists(), reason="no python3 of the system's")
 def test_the_package_beside_an_environment_of_pips(deb: Path, image: Path) -> None:
@@ -271,11 +286,19 @@ def test_the_package_beside_an_environment_of_pips(deb: Path, image: Path) -> No
     assert "/opt/slurm-mig/bin/slurm-mig is another installation" in done.stderr
     assert "python='/usr/lib/slurm-mig/bin/python3'" in hook.read_text()
     assert other.read_text() == "#!/bin/sh\necho old\n"
-    # As that one's `install` does.
+    # As that one's `install` does, and systemctl after it.
     hook.write_text(hook.read_text().replace("/usr/lib/slurm-mig/bin", "/opt/slurm-mig/bin"))
+    units = image / "etc/systemd/system"
+    boot, timer = (enabled(units, name, kind) for name, kind in ENABLED)
+    (units / "slurm-mig-boot.service").write_text("[Install]\nRequiredBy=slurmd.service\n")
     done = dpkg(image, "--remove", "slurm-mig")
     assert "the hooks are another installation's, and stay" in done.stderr
     assert (hook.exists(), other.exists()) == (True, True)
+    # The package's own unit is disabled; of one name the other's counts.
+    assert (boot.is_symlink(), timer.is_symlink()) == (True, False)
+    # slurm.conf names these hooks: slurmd would drain the node without them.
+    dpkg(image, "--purge", "slurm-mig")
+    assert hook.exists()
 
 
 @needs_dpkg

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -13,7 +14,8 @@ import click
 from slurm_mig.doctor import conf
 from slurm_mig.doctor.gather import USUAL
 from slurm_mig.errors import Held, SlurmFault, Unresolved
-from slurm_mig.install import PARTS, below, listed, removal, remove
+from slurm_mig.install import PARTS, below, listed, part_of, removal, remove
+from slurm_mig.node import Node
 from slurm_mig.slurm_commands import CommandClient
 
 if TYPE_CHECKING:
@@ -37,13 +39,16 @@ def uninstall(
     """Remove exactly what stands in the manifest of these parts.
 
     Held while slurm.conf names a hook or a unit is enabled: without its Prolog slurmd drains the
-    node, and without a unit that it requires it does not start. Unresolved when files were
-    changed since, which are left.
+    node, and without a unit that it requires it does not start; and while somebody has a slice:
+    no Epilog would come for it. Unresolved when files were changed since, which are left.
     """
     there = [Path(name) for name in listed(manifest, parts)]
+    hooks = [path for path in there if part_of(path) == "hooks"]
     if not force:
-        _check_slurm(there, root, config)
+        _check_slurm(hooks, root, config)
         _check_units(there, root)
+        if hooks and root == Path("/"):
+            _check_slices(config)
     plan = (removal if dry_run else remove)(manifest, root, parts)
     for path in plan.gone:
         click.echo(f"{'would be removed' if dry_run else 'removed'}  {path}")
@@ -59,29 +64,60 @@ def uninstall(
         )
 
 
-def _check_slurm(there: list[Path], root: Path, config: Config) -> None:
+def _check_slurm(hooks: list[Path], root: Path, config: Config) -> None:
     for where, key, value in _configured(root, config):
-        for path in there:
+        for path in hooks:
             if fnmatchcase(str(path), value):
                 raise Held(
                     f"{where} has {key}={value}, and slurmd drains the node without {path}",
                     remedy="take it out of slurm.conf and run `scontrol reconfigure`, or --force",
                 )
+            caller = _caller(root, value, path)
+            if caller:
+                raise Held(
+                    f"{where} has {key}={value}, and {caller} calls {path}",
+                    remedy="take it out of that script, or --force",
+                )
+
+
+def _caller(root: Path, value: str, hook: Path) -> Path | None:
+    """A site's own script behind a line of slurm.conf that calls the hook."""
+    call = re.compile(rf"^[^#\n]*(?<![\w/.-]){re.escape(str(hook))}(?![\w/.-])", re.MULTILINE)
+    pattern = Path(value)
+    if not pattern.is_absolute():
+        return None
+    folder = below(root, pattern.parent, follow=True)
+    for path in sorted(folder.glob(pattern.name)) if pattern.name else ():
+        if path.is_file() and call.search(_text(path) or ""):
+            return path
+    return None
+
+
+def _check_slices(config: Config) -> None:
+    """Held while somebody has a slice: where hook lines went out first, no Epilog comes for it."""
+    node = Node(config, look=True)
+    try:
+        taken = [item for item in node.ledger.all_open() if item.boot_id == node.boot_id]
+    finally:
+        node.close()
+    if taken:
+        raise Held(
+            f"{taken[0].owner} has {taken[0].made}, which nothing takes down without the hooks",
+            remedy="let its jobs end, `slurm-mig reset --gpu all`, or --force",
+        )
 
 
 def _configured(root: Path, config: Config) -> Iterator[tuple[str, str, str]]:
-    """Hooks that Slurm has: as slurmctld says, else as the slurm.conf says that it would read."""
+    """Hooks that Slurm has: as slurmctld says, and as this node's slurm.conf does.
+
+    slurmd goes by its own file, which may be older, or newer, than what slurmctld has loaded.
+    """
     if root == Path("/"):
         client = CommandClient(config.slurm_bin, config.slurm_timeout)
-        try:
-            loaded = client.configuration()
-        except SlurmFault:
-            pass
-        else:
-            for key, value in loaded.items():
+        with suppress(SlurmFault):
+            for key, value in client.configuration().items():
                 if _HOOK_KEY.fullmatch(key):
                     yield from (("slurmctld", key, word) for word in value.split(","))
-            return
     yield from _written(root)
 
 
