@@ -23,7 +23,7 @@ from slurm_mig.errors import (
     BadRequest,
     HookDeadline,
     JobFault,
-    LedgerSetBack,
+    LedgerFault,
     LockTimeout,
     NodeFault,
     NoRoom,
@@ -503,13 +503,14 @@ def _withdraw(node: Node, job: Job, line: Line) -> None:
 
 
 def _believable(node: Node, job: Job, line: Line) -> None:
-    """LedgerSetBack for a ledger that was replaced or lost: then the job's mark closes its nodes.
+    """The fault of a ledger that cannot be used: then the job's mark closes its nodes.
 
-    What the job had stays until an administrator has the ledger put right.
+    Damaged, of a newer version, replaced or lost. What the job had stays until an
+    administrator has put the ledger right.
     """
     try:
         node.check_ledger()
-    except LedgerSetBack:
+    except LedgerFault:
         from slurm_mig.evidence import shut
 
         closed = shut(job.job_id, node.files, node.capabilities, node.boot_id)

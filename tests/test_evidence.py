@@ -219,6 +219,29 @@ def test_an_epilog_without_a_ledger_closes_the_nodes(site: Site) -> None:
     assert made(site) == []
 
 
+@pytest.mark.parametrize("why", ["newer", "damaged"])
+def test_an_epilog_that_cannot_use_the_ledger_closes_the_nodes(site: Site, why: str) -> None:
+    """Nothing of an ended job's stays open to its user; the slice goes once the ledger is right."""
+    assert site.prolog(1, STAMP).returncode == 0
+    path = site.root / "state/ledger.db"
+    copy = copied(site)
+    if why == "newer":
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("PRAGMA user_version=1003")
+    else:
+        lost(site)
+        path.write_text("no database" * 400)
+    done = site.epilog(1)
+    assert done.returncode == (17 if why == "newer" else 16)
+    assert "closed=3g.40gb@4" in done.stderr
+    assert (open_to_alice(site), made(site)) == ([False, False], ["3g.40gb@4"])
+    assert not (site.run / "env/1.0").exists()
+    slurm_commands(site, squeue=squeue(0, live=[]))
+    restored(site, copy)
+    assert site.cli("reconcile", SLURMD_NODENAME="n1").returncode == 0
+    assert made(site) == []
+
+
 def test_a_later_job_of_the_same_user_keeps_its_nodes(site: Site) -> None:
     """An ended job's mark that stayed names the same nodes as the mark of the next one there."""
     assert site.prolog(1, STAMP).returncode == 0
