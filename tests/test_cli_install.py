@@ -361,6 +361,35 @@ def test_uninstall_while_a_sites_script_calls_a_hook(site: Site, tmp_path: Path)
     assert into(site, tmp_path, "--uninstall").returncode == 0
 
 
+def test_uninstall_from_a_prolog_d_of_the_sites(site: Site, tmp_path: Path) -> None:
+    """Its line stays, for the site's own files: ours goes once no slices are counted."""
+    conf, folder = tmp_path / "etc/slurm/slurm.conf", tmp_path / "etc/slurm/prolog.d"
+    folder.mkdir(parents=True)
+    into(site, tmp_path, "--prolog-d", "/etc/slurm/prolog.d")
+    counts = "NodeName=n1 Gres=gpu:1,shard:31,mig:1g.10gb:7\n"
+    conf.write_text(f"Prolog=/etc/slurm/prolog.d/*\n{counts}")
+    # Alone in it: Slurm drains the node for a glob that finds nothing.
+    assert "drains the node without" in into(site, tmp_path, "--uninstall").stderr
+    (folder / "10-site.sh").write_text("#!/bin/sh\n")
+    assert "start on bare GPUs" in into(site, tmp_path, "--uninstall").stderr
+    conf.write_text("Prolog=/etc/slurm/prolog.d/*\n")
+    assert into(site, tmp_path, "--uninstall").returncode == 0
+    assert [path.name for path in folder.iterdir()] == ["10-site.sh"]
+
+
+def test_uninstall_while_slices_are_counted(site: Site, tmp_path: Path) -> None:
+    """Jobs that ask for them would start on bare GPUs, unless hooks in another place carve."""
+    into(site, tmp_path)
+    conf, other = tmp_path / "etc/slurm/slurm.conf", tmp_path / "etc/slurm/hooks/prolog"
+    other.parent.mkdir(parents=True)
+    conf.write_text("NodeName=n1 Gres=gpu:1,shard:31,mig:1g.10gb:7\n")
+    done = into(site, tmp_path, "--uninstall")
+    assert (done.returncode, "start on bare GPUs" in done.stderr) == (23, True)
+    shutil.copy(tmp_path / "etc/slurm-mig/hooks/prolog", other)
+    conf.write_text(f"Prolog=/etc/slurm/hooks/prolog\n{conf.read_text()}")
+    assert into(site, tmp_path, "--uninstall").returncode == 0
+
+
 def test_uninstall_while_a_job_has_a_slice(site: Site, tmp_path: Path) -> None:
     """Where the hook lines went out first: no Epilog would ever come for it."""
     only = ("install", "--only", "hooks", "--hooks", str(tmp_path / "hooks"))

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
     from slurm_mig.config import Config
 
+OUT: Final = (
+    "take hook lines and counts out of slurm.conf in one go and restart Slurm's daemons "
+    '(docs/admin.md, "Getting rid of it")'
+)
+
 #: `scontrol show config` numbers them where there can be several (facts/slurm.md).
 _HOOK_KEY: Final = re.compile(r"(prolog|epilog|taskprolog)(\[\d+\])?")
 
@@ -49,6 +54,8 @@ def uninstall(
         _check_units(there, root)
         if hooks and root == Path("/"):
             _check_slices(config)
+        if hooks:
+            _check_counts(hooks, root, config)
     plan = (removal if dry_run else remove)(manifest, root, parts)
     for path in plan.gone:
         click.echo(f"{'would be removed' if dry_run else 'removed'}  {path}")
@@ -65,32 +72,51 @@ def uninstall(
 
 
 def _check_slurm(hooks: list[Path], root: Path, config: Config) -> None:
+    ours = {below(root, path) for path in hooks}
     for where, key, value in _configured(root, config):
+        scripts = [(path, text) for path, text in _scripts(root, value) if path not in ours]
+        # A directory of the site's with more in it does without our file.
+        shared = scripts and any(char in value for char in "*?[")
         for path in hooks:
-            if fnmatchcase(str(path), value):
+            if fnmatchcase(str(path), value) and not shared:
                 raise Held(
                     f"{where} has {key}={value}, and slurmd drains the node without {path}",
-                    remedy="take it out of slurm.conf and run `scontrol reconfigure`, or --force",
+                    remedy=f"{OUT}, or --force",
                 )
-            caller = _caller(root, value, path)
-            if caller:
+            name = re.escape(str(path))
+            call = re.compile(rf"^[^#\n]*(?<![\w/.-]){name}(?![\w/.-])", re.MULTILINE)
+            for script, text in scripts:
+                if call.search(text):
+                    raise Held(
+                        f"{where} has {key}={value}, and {script} calls {path}",
+                        remedy="take it out of that script, or --force",
+                    )
+
+
+def _check_counts(hooks: list[Path], root: Path, config: Config) -> None:
+    """Held while Slurm counts slices and nobody else carves them: jobs start on bare GPUs."""
+    ours = {below(root, path) for path in hooks}
+    for _, _, value in _configured(root, config):
+        if any("slurm-mig" in text for path, text in _scripts(root, value) if path not in ours):
+            return
+    for file in _written(root):
+        for node in conf.nodes(file):
+            if node.managed:
                 raise Held(
-                    f"{where} has {key}={value}, and {caller} calls {path}",
-                    remedy="take it out of that script, or --force",
+                    f"{node.entry.where} counts slices of {node.name}, and without the hooks jobs "
+                    "that ask for them start on bare GPUs",
+                    remedy=f"{OUT}, or --force",
                 )
 
 
-def _caller(root: Path, value: str, hook: Path) -> Path | None:
-    """A site's own script behind a line of slurm.conf that calls the hook."""
-    call = re.compile(rf"^[^#\n]*(?<![\w/.-]){re.escape(str(hook))}(?![\w/.-])", re.MULTILINE)
+def _scripts(root: Path, value: str) -> Iterator[tuple[Path, str]]:
+    """What a line of slurm.conf runs, with its text."""
     pattern = Path(value)
-    if not pattern.is_absolute():
-        return None
-    folder = below(root, pattern.parent, follow=True)
-    for path in sorted(folder.glob(pattern.name)) if pattern.name else ():
-        if path.is_file() and call.search(_text(path) or ""):
-            return path
-    return None
+    if pattern.is_absolute() and pattern.name:
+        folder = below(root, pattern.parent, follow=True)
+        for path in sorted(folder.glob(pattern.name)):
+            if path.is_file():
+                yield path, _text(path) or ""
 
 
 def _check_slices(config: Config) -> None:
@@ -118,10 +144,13 @@ def _configured(root: Path, config: Config) -> Iterator[tuple[str, str, str]]:
             for key, value in client.configuration().items():
                 if _HOOK_KEY.fullmatch(key):
                     yield from (("slurmctld", key, word) for word in value.split(","))
-    yield from _written(root)
+    for file in _written(root):
+        for key, value in (pair for entry in file.entries for pair in entry.pairs):
+            if _HOOK_KEY.fullmatch(key):
+                yield file.path, key, value
 
 
-def _written(root: Path) -> Iterator[tuple[str, str, str]]:
+def _written(root: Path) -> Iterator[conf.Conf]:
     named = os.environ.get("SLURM_CONF")
 
     def read(path: str) -> str | None:
@@ -129,10 +158,7 @@ def _written(root: Path) -> Iterator[tuple[str, str, str]]:
         return _text(below(root, Path(path), follow=True))
 
     for path in [Path(named)] if named and root == Path("/") else USUAL:
-        for entry in conf.parse(str(path), read(str(path)) or "", read).entries:
-            for key, value in entry.pairs:
-                if _HOOK_KEY.fullmatch(key):
-                    yield str(path), key, value
+        yield conf.parse(str(path), read(str(path)) or "", read)
 
 
 def _text(path: Path) -> str | None:
