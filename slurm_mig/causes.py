@@ -103,9 +103,9 @@ _LOCKED_FILE: Final = (
     "a backup or a stopped hook; end that, and all goes on"
 )
 _DAMAGED: Final = (
-    "the file is damaged, the slices are not: drain the node, let its jobs end, put a backup in "
-    'its place or move it aside (docs/troubleshooting.md, "The ledger"), then '
-    "`slurm-mig reset --foreign` removes what is in no record"
+    "the file is damaged, the slices are not: put a backup in its place or move it aside "
+    '(docs/troubleshooting.md, "The ledger"), then `slurm-mig reconcile --accept-older-ledger` '
+    "puts on record what running jobs have"
 )
 
 _SQLITE: Final[dict[int, str]] = {
