@@ -353,7 +353,7 @@ class NodeMachine(RuleBasedStateMachine):
             }
 
     def _before(self) -> Before:
-        return Before(self.foreign, {}, dict.fromkeys(self.foreign, False))
+        return Before(self.foreign, {}, dict.fromkeys(self.foreign, False), frozenset())
 
     @invariant()
     def one_truth(self) -> None:
