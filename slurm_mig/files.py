@@ -300,7 +300,7 @@ def remove_as_owner(path: Path) -> None:
             path.rmdir()
         return
 
-    def remove() -> None:
+    def as_owner() -> None:
         os.setgroups([])
         os.setgid(status.st_gid)
         os.setuid(status.st_uid)
@@ -309,6 +309,15 @@ def remove_as_owner(path: Path) -> None:
             "/bin/rm",
             ["rm", "-rf", "--one-file-system", "--", str(path)],
         )
+
+    def remove() -> None:
+        child = os.fork()
+        if child == 0:
+            as_owner()
+        os.waitpid(child, 0)
+        # Where its parent is root's alone he can empty it, but not remove it.
+        with suppress(OSError):
+            path.rmdir()
 
     detach(remove)
 
