@@ -13,7 +13,7 @@ from slurm_mig import allocation as phases
 from slurm_mig import refusal
 from slurm_mig.allocation import Allocation, Owner
 from slurm_mig.config import Config
-from slurm_mig.errors import BadRequest, JobFault, NoRoom, SlurmFault, Unknown
+from slurm_mig.errors import BadRequest, Crowded, JobFault, NoRoom, NoSpace, SlurmFault, Unknown
 from slurm_mig.files import detach
 from slurm_mig.refusal import Refusal, comment_with, postpone, refuse, retry_delay
 from slurm_mig.request import from_stamp
@@ -83,9 +83,11 @@ def test_a_job_that_is_ending_already(state: str, *, interactive: bool) -> None:
     assert desk.asked == []
 
 
-def test_no_answer_passes_by_itself() -> None:
-    """Requeued like lack of room, not held."""
-    assert run(Desk(batch()), Unknown("Slurm does not say")).text == "requeued"
+@pytest.mark.parametrize("kind", [Unknown, Crowded, NoSpace])
+def test_what_passes_by_itself(kind: type[JobFault]) -> None:
+    """Requeued like lack of room, and held only when it comes again and again."""
+    assert run(Desk(batch()), kind("x")).text == "requeued"
+    assert run(Desk(batch()), kind("x"), earlier=3, max_requeues=3).text == "held"
 
 
 def test_one_task_of_an_array_not_the_array() -> None:
