@@ -494,18 +494,19 @@ class Allocator:
         if owner.job_id is None:
             return
         if not part:
-            leases = self._leases(owner) if len(record.instances) > 1 else ""
+            several = len(record.instances) > 1
+            leases = self._leases(owner, len(record.instances)) if several else ""
             self._mark(owner, [record], leases)
             lines = environment.slice_lines(record, request, self._tasks, leases)
             self._files.publish(owner, lines)
         self._feeds.show(record, gpu.index)
 
-    def _leases(self, owner: Owner) -> str:
+    def _leases(self, owner: Owner, slices: int) -> str:
         """Where the job's steps write down which slices they took."""
         # Nobody else can guess it, so nobody can be there first.
         run = f"{owner.job_id}.{owner.restart}"
-        fresh = f"{self._tasks.leases}-{run}-{os.urandom(8).hex()}"
-        return self._files.make_leases(owner, fresh)
+        elsewhere = f"{self._tasks.leases}-{run}-{os.urandom(8).hex()}"
+        return self._files.make_leases(owner, slices, elsewhere)
 
     def _mark(self, owner: Owner, records: Sequence[Allocation], leases: str = "") -> None:
         """Write down beside the ledger what a run has, should the ledger be lost (evidence.py)."""
@@ -513,7 +514,7 @@ class Allocator:
 
     def publish_several(self, owner: Owner, given: Sequence[tuple[int, Allocation]]) -> None:
         """Tell the tasks of a job with slices on several GPUs: (Slurm's index, its part)."""
-        leases = self._leases(owner)
+        leases = self._leases(owner, sum(len(record.instances) for _, record in given))
         self._mark(owner, [record for _, record in given], leases)
         self._files.publish(owner, environment.several_lines(given, self._tasks, leases))
 

@@ -458,8 +458,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "leases",
         _path,
         _A_PATH,
-        "Beginning of the path of a directory that the Prolog makes for a job's user, so that "
-        "steps share its slices. Elsewhere if something cleans there while jobs run.",
+        "Where root may not mount (slurmd in a container): beginning of the path of a directory "
+        "that the Prolog makes for a job's user, so that steps share its slices. Elsewhere if "
+        "something cleans there while jobs run.",
     ),
     Setting(
         "feed",

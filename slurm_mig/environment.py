@@ -38,8 +38,8 @@ class TaskSettings:
     """What a site decides about tasks.
 
     `bind` is `task` or `none`; `containers` whether NVIDIA_VISIBLE_DEVICES is
-    exported; `leases` the beginning of a path that users may write; `scontrol`
-    the program, or empty where it was not found.
+    exported; `leases` the beginning of a path that users may write, where there is none of
+    root's; `scontrol` the program, or empty where it was not found.
     """
 
     bind: str = "task"

@@ -446,16 +446,26 @@ def _let_read(descriptor: int, uid: int, gid: int) -> None:
     As its owner he could also fill the file system with it, and so the node's hooks would
     fail. Where there are no access lists he owns it all the same.
     """
-    entries = ((_OWNER, 4, -1), (_USER, 4, uid), (_GROUP, 0, -1), (_MASK, 4, -1), (_OTHER, 0, -1))
-    packed = b"".join(
-        struct.pack("<HHI", tag, right, number & 0xFFFFFFFF) for tag, right, number in entries
-    )
     try:
-        os.setxattr(descriptor, _ACL, _ACL_VERSION + packed)
+        grant(descriptor, uid, 0o4)
     except OSError as problem:
         if problem.errno != errno.ENOTSUP:
             raise
         os.fchown(descriptor, uid, gid)
+
+
+def grant(place: int | Path, uid: int, rights: int) -> None:
+    """Give one user rights to a file or directory of root's, and nobody else but root any.
+
+    As setfacl(1) does. OSError, ENOTSUP where there are no access lists.
+    """
+    own = rights | 0o4
+    entries = ((_OWNER, own, -1), (_USER, rights, uid), (_GROUP, 0, -1), (_MASK, rights, -1))
+    packed = b"".join(
+        struct.pack("<HHI", tag, right, number & 0xFFFFFFFF)
+        for tag, right, number in (*entries, (_OTHER, 0, -1))
+    )
+    os.setxattr(place, _ACL, _ACL_VERSION + packed)
 
 
 def remove_abandoned(directory: Path) -> list[Path]:

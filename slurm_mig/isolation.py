@@ -241,7 +241,7 @@ class Isolation:
 
     def _run_files(self, subject: Subject) -> Iterator[Try]:
         run = self._node.config.run
-        for name in (".", "env", "jobs", "locks"):
+        for name in (".", "env", "jobs", "leases", "locks"):
             yield Try(f"run directory, {name}".removesuffix(", ."), MAKE, run / name)
         yield Try("run directory, locks", LIST, run / "locks")
         for path in sorted((run / "locks").glob("*.lock")):
@@ -269,14 +269,25 @@ class Isolation:
             yield Try(name, WRITE, path, record=number)
 
     def _leases(self, subject: Subject) -> Iterator[Try]:
-        """Directories that jobs make for themselves, to share their slices among their steps."""
+        """By what a job's steps share its slices: its user writes there, and nobody takes it away.
+
+        Where that is his own (runfiles.py) what he may do to himself is not tried.
+        """
         for record in self._records:
-            if not _is_a_jobs(record) or record.owner.uid == subject.uid:
+            path = Path(self._lease_of(record)) if _is_a_jobs(record) else Path()
+            his, roots = record.owner.uid == subject.uid, path.parent == self._leases_of_root
+            if path == Path() or (his and not roots):
                 continue
-            path = self._lease_of(record)
-            if path:
-                yield Try(f"leases of {record.owner}", LIST, Path(path), record=record.number)
-                yield Try(f"leases of {record.owner}", MAKE, Path(path), record=record.number)
+            name, number = f"leases of {record.owner}", record.number
+            use = _promised(record, subject) if his else (CLOSED, ABSENT)
+            yield Try(name, LIST, path, use, number)
+            yield Try(name, MAKE, path, record=number)
+            if roots:
+                yield Try(f"lock of {name}", WRITE, path / "lock", use, number)
+
+    @property
+    def _leases_of_root(self) -> Path:
+        return self._node.config.run / "leases"
 
     def _lease_of(self, record: Allocation) -> str:
         try:

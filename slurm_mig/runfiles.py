@@ -6,6 +6,7 @@
     env/... .refused                   why the job was refused, for the TaskProlog
     jobs/<job>.<restart>               the Epilog shim's sign that there is something to do,
                                        and what; for root only
+    leases/<job>.<restart>/            which slices the steps of the job have (leases.py)
     head                               the last event that the ledger was seen to have
 
 They vanish with a reboot, as instances do. They steer, they do not decide: the
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from slurm_mig import leases
 from slurm_mig.allocation import Allocation
 from slurm_mig.errors import NodeFault, NoSpace
 from slurm_mig.files import (
@@ -116,6 +118,7 @@ class RunFiles:
         self._head = root / "head"
         self._env = root / "env"
         self._jobs = root / "jobs"
+        self._leases = root / "leases"
         #: What `marks` met that is no mark of ours, and why.
         self.odd: dict[Path, str] = {}
 
@@ -141,24 +144,30 @@ class RunFiles:
     ) -> None:
         """Tell the Epilog shim that this run needs the Epilog, before anything is made.
 
-        `retry` is what to postpone, `leases` the directory that the job's steps may
-        make for themselves; `head` and `records`, once there are some, tell what the run
-        has should the ledger be lost. The Epilog trusts these, so only root can write them.
+        `retry` is what to postpone, `leases` the directory that the job's steps share their
+        slices by, where that is elsewhere; `head` and `records`, once there are some, tell what
+        the run has should the ledger be lost. The Epilog trusts these: only root can write them.
         """
         self.prepare()
-        told = {**self._facts, "retry": retry, "leases": leases, "head": head}
+        # Those below the run directory are found by their name.
+        elsewhere = "" if Path(leases).parent == self._leases else leases
+        told = {**self._facts, "retry": retry, "leases": elsewhere, "head": head}
         lines = [f"{word} {value}\n" for word, value in told.items() if value]
         lines += [f"record {json.dumps(record.to_dict())}\n" for record in records]
         replace_file(self._jobs / _name(owner), "".join(lines), mode=0o600)
 
     @waiting_for_room()
-    def make_leases(self, owner: Owner, path: str) -> str:
-        """The directory of this run's leases: the one that is on its mark, else made at `path`.
+    def make_leases(self, owner: Owner, slices: int, elsewhere: str) -> str:
+        """The directory by which the steps of this run share so many slices.
 
-        Its lock is a sign: where that is gone, somebody has cleaned, and no lease does not mean
-        that no step has a slice.
+        It is made at `elsewhere`, as the user's own, where this node can have none of root's
+        (a container without the right to mount). One that is on the run's mark stays: steps
+        may have begun there, of an earlier release's Prolog, too.
         """
-        path = self.leases(owner) or path
+        told, own = self._elsewhere(owner), self._leases / _name(owner)
+        if not told and leases.make(own, owner.uid, slices):
+            return str(own)
+        path = told or elsewhere
         # On the mark first: what is on none would be left for ever.
         self.mark(owner, leases=path)
         user_directory(Path(path), owner.uid, owner.gid, "lock")
@@ -215,6 +224,11 @@ class RunFiles:
 
     def leases(self, owner: Owner) -> str:
         """The directory of this very run's leases, empty where there is none."""
+        own = self._leases / _name(owner)
+        return self._elsewhere(owner) or (str(own) if own.is_dir() else "")
+
+    def _elsewhere(self, owner: Owner) -> str:
+        """Leases of a run outside the run directory, by its mark."""
         return next(iter(self._notes(_name(owner), "leases")), "")
 
     def retries(self, job_id: int) -> list[str]:
@@ -256,8 +270,11 @@ class RunFiles:
         for path in _files_in(self._env):
             if job_of(path) == job_id:
                 _remove(path)
-        for directory in self._notes(f"{job_id}.*", "leases"):
-            remove_as_owner(Path(directory))
+        for told in self._notes(f"{job_id}.*", "leases"):
+            remove_as_owner(Path(told))
+        for path in _ours(self._leases, "[0-9]*"):
+            if job_of(path) == job_id:
+                leases.remove(path)
         # The marks last: they alone bring an Epilog that died here to do it again.
         for path in _files_in(self._jobs):
             if job_of(path) == job_id:
@@ -274,23 +291,27 @@ class RunFiles:
         """
         same = [file.path for file in files if RunFile.seen(file.path) == file]
         for path in sorted(same, key=lambda item: item.parent == self._jobs):
-            leases = []
+            told = []
             if path.parent == self._jobs:
                 # One that cannot be believed names none, and stops no work on the others.
                 with suppress(NodeFault):
-                    leases = self._notes(path.name, "leases")
-            _remove(path)
-            for directory in leases:
+                    told = self._notes(path.name, "leases")
+            if path.parent == self._leases:
+                leases.remove(path)
+            else:
+                _remove(path)
+            for directory in told:
                 remove_as_owner(Path(directory))
 
     def withdraw_run(self, owner: Owner) -> None:
         """Remove everything of one run; a refused one's stays, for its tasks and its Epilog."""
         if any((self._env / f"{stem}.refused").exists() for stem in _stems(owner)):
             return
-        leases = self._notes(_name(owner), "leases")
+        told = self._notes(_name(owner), "leases")
         self.withdraw_environment(owner)
+        leases.remove(self._leases / _name(owner))
         _remove(self._jobs / _name(owner))
-        for directory in leases:
+        for directory in told:
             remove_as_owner(Path(directory))
 
     def withdraw_environment(self, owner: Owner) -> None:
@@ -323,7 +344,11 @@ class RunFiles:
         return [path for where in (self._env, self._jobs) for path in remove_abandoned(where)]
 
     def _all(self) -> list[Path]:
-        return [*_files_in(self._env), *_files_in(self._jobs)]
+        return [
+            *_files_in(self._env),
+            *_ours(self._leases, "[0-9]*"),
+            *_files_in(self._jobs),
+        ]
 
 
 def _files_in(directory: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import pickle
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurm_mig import catalog
+from slurm_mig import catalog, leases
 from slurm_mig.config import load
 from slurm_mig.install import install_hooks
 from slurm_mig.models import gpu_spec
@@ -80,7 +81,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_configure() -> None:
-    """Simulated GPUs need device nodes: where /tmp has none, pytest's directories are elsewhere."""
+    """Prologs mount: what tests leave of that goes with this process, and no other sees it.
+
+    Simulated GPUs need device nodes: where /tmp has none, pytest's directories are elsewhere.
+    """
+    if os.geteuid() == 0:
+        library = ctypes.CDLL(None)
+        # CLONE_NEWNS; then MS_REC and MS_PRIVATE. Where that is not allowed no Prolog may mount.
+        if not library.unshare(0x20000):
+            library.mount(None, b"/", None, 0x4000 | 0x40000, None)
     if str(place()) != tempfile.gettempdir():
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(place()))
 
@@ -280,7 +289,13 @@ def public_tmp() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="smig-", dir=place()))
     path.chmod(0o755)
     yield path
-    shutil.rmtree(path)
+    remove_tree(path)
+
+
+def remove_tree(root: Path) -> None:
+    """Remove a directory in which Prologs may have mounted leases."""
+    leases.remove_below(root)
+    shutil.rmtree(root)
 
 
 def build_site(

@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import slurm_mig.simulator
 from slurm_mig import allocation as phases
+from slurm_mig import leases
 from slurm_mig.allocation import TRANSITIONS, Owner
 from slurm_mig.config import Config
 from slurm_mig.geometry import Placement
@@ -48,7 +49,7 @@ from slurm_mig.simulator import Machine
 from slurm_mig.simulator.tree import ci_minor, gi_minor
 from slurm_mig.slurm import JobFacts, NodeFacts
 
-from .conftest import A30, A100, H100, RTX, build_machine, geometry_of, job_environ
+from .conftest import A30, A100, H100, RTX, build_machine, geometry_of, job_environ, remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -202,14 +203,16 @@ class Place:
         return replace(self, root=name)
 
     def remove(self) -> None:
-        shutil.rmtree(self.root)
+        remove_tree(self.root)
 
 
 def _copy(source: str, target: str) -> None:
-    """A whole tree with owners, modes, access lists and device nodes."""
+    """A whole tree with owners, modes, access lists, device nodes and mounted leases."""
     status = os.lstat(source)
     if stat.S_ISDIR(status.st_mode):
         os.mkdir(target)  # noqa: PTH102  # thousands of times: no Path objects
+        if os.path.ismount(source):
+            leases._call("mount", leases.SOURCE.encode(), Path(target), b"tmpfs", 0, b"size=1m")
         for name in os.listdir(source):  # noqa: PTH208
             _copy(f"{source}/{name}", f"{target}/{name}")
     elif stat.S_ISCHR(status.st_mode):
@@ -223,7 +226,8 @@ def _copy(source: str, target: str) -> None:
     if (status.st_uid, status.st_gid) != (0, 0):
         os.chown(target, status.st_uid, status.st_gid)
     os.chmod(target, stat.S_IMODE(status.st_mode))  # noqa: PTH101
-    for name in os.listxattr(source) if stat.S_ISREG(status.st_mode) else ():
+    may = stat.S_ISREG(status.st_mode) or "/leases/" in source
+    for name in os.listxattr(source) if may else ():
         os.setxattr(target, name, os.getxattr(source, name))
 
 
@@ -784,7 +788,7 @@ def _killed(work: Callable[[Place], None], label: str, times: int = 1) -> Callab
 
 def _rebooted(place: Place) -> None:
     place.machine.reboot()
-    shutil.rmtree(place.root / "run")
+    remove_tree(place.root / "run")
 
 
 def _used(place: Place) -> None:
@@ -980,7 +984,7 @@ def exhaust(spot: Spot, *, every: bool = False, one_in: int = 1) -> Figures:
     try:
         figures = _exhaust(spot, root, every=every, one_in=one_in)
     finally:
-        shutil.rmtree(root)
+        remove_tree(root)
     figures.seconds = time.monotonic() - started
     return figures
 

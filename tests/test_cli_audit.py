@@ -21,7 +21,7 @@ from slurm_mig.errors import UsageFault
 from slurm_mig.ledger import digest
 
 from .audit.records import held, record
-from .conftest import H100, cli_as
+from .conftest import H100, cli_as, remove_tree
 from .test_cli import commands, parsed, refused
 from .test_hooks import STAMP
 
@@ -290,7 +290,7 @@ def forget(site: Site) -> None:
     """As long as the marks of its boot are there, these tell, too."""
     (finding,) = parsed(site.cli("audit", "--check", "--json"), 29)["findings"]
     assert finding["kind"] == "set-back"
-    shutil.rmtree(site.run)
+    remove_tree(site.run)
 
 
 def test_roots_edit_shows_against_syslog(site: Site, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from slurm_mig.allocator import Allocator
 from slurm_mig.ledger import Ledger
 
+from .conftest import remove_tree
 from .crash_points import SPOTS, Spot, counts, exhaust, room, watch
 
 if TYPE_CHECKING:
@@ -27,11 +28,9 @@ BY_NAME = {spot.name: spot for spot in SPOTS}
 
 @pytest.fixture
 def space() -> Iterator[Path]:
-    import shutil
-
     path = room()
     yield path
-    shutil.rmtree(path)
+    remove_tree(path)
 
 
 @pytest.mark.parametrize("spot", SPOTS, ids=lambda spot: spot.name)

@@ -8,7 +8,6 @@ session, ledger and lock each time. What NVML answers is struck below pynvml.
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -33,7 +32,7 @@ from slurm_mig.simulator.board import Board, SimInstance
 from slurm_mig.simulator.library import Library
 from slurm_mig.slurm import JobFacts, NodeFacts
 
-from .conftest import A30, H100, build_machine, job_environ
+from .conftest import A30, H100, build_machine, job_environ, remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -260,7 +259,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Bench]]:
     yield build
     for made in built:
         made.close()
-    shutil.rmtree(root)
+    remove_tree(root)
 
 
 # -- operations ----------------------------------------------------------------------

@@ -10,7 +10,7 @@ import errno
 import fcntl
 import json
 import os
-import shutil
+import re
 import struct
 import subprocess
 import sys
@@ -26,7 +26,7 @@ from slurm_mig import allocation as phases
 from slurm_mig.errors import NotPermitted, UsageFault
 from slurm_mig.simulator.client import open_devices
 
-from .conftest import H100, Site, as_user, build_site, job_environ, opened_by
+from .conftest import H100, Site, as_user, build_site, job_environ, opened_by, remove_tree
 from .test_hooks import STAMP, records, slurm_commands, squeue, task
 from .test_isolation import ALICE, BOB, carve
 from .test_task_prolog import make_job
@@ -168,7 +168,7 @@ def place() -> Iterator[Place]:
     assert opened.ledger.all_open()
     yield made
     opened.close()
-    shutil.rmtree(root)
+    remove_tree(root)
 
 
 def state(root: Path) -> dict[str, tuple[object, ...]]:
@@ -262,6 +262,17 @@ def leases(site: Site, job: int) -> Path:
     raise AssertionError
 
 
+def contained(site: Site) -> Site:
+    """Its Prologs may mount nothing, as in a container: leases are their user's own then."""
+    python, hook = site.root / "python", site.root / "hooks/prolog"
+    python.write_text(
+        f'#!/bin/sh\nexec setpriv --bounding-set=-sys_admin -- {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    hook.write_text(re.sub("^python=.*$", f"python={python}", hook.read_text(), flags=re.MULTILINE))
+    return site
+
+
 @pytest.mark.parametrize(
     "kind", ["link to his", "link to root's", "fifo", "socket", "file", "deep"]
 )
@@ -271,7 +282,7 @@ def test_something_else_for_leases(
     """The Epilog removes it with Alice's rights, waits for nothing, follows nothing."""
     (public_tmp / "shm").mkdir()
     (public_tmp / "shm").chmod(0o1777)
-    site = make_site(H100, config=f'[tasks]\nleases = "{public_tmp}/shm/mig"\n')
+    site = contained(make_site(H100, config=f'[tasks]\nleases = "{public_tmp}/shm/mig"\n'))
     carve(site, 7, ALICE, stamp=PAIR)
     path = leases(site, 7)
     his, roots = public_tmp / "his", public_tmp / "roots"
@@ -316,7 +327,7 @@ def test_leases_of_a_stranger(make_site: Callable[..., Site], public_tmp: Path) 
     """Nobody can be there first, for the Prolog makes it; nor put something else in its place."""
     (public_tmp / "shm").mkdir()
     (public_tmp / "shm").chmod(0o1777)
-    site = make_site(H100, config=f'[tasks]\nleases = "{public_tmp}/shm/mig"\n')
+    site = contained(make_site(H100, config=f'[tasks]\nleases = "{public_tmp}/shm/mig"\n'))
     carve(site, 7, ALICE, stamp=PAIR)
     path = leases(site, 7)
     assert not opened_by(BOB, site.run / "env/7.0")
@@ -511,7 +522,7 @@ def crowded() -> Iterator[Site]:
     made = build_site(root / "node", H100)
     slurm_commands(made, squeue=squeue(7, live=[7]))
     yield made
-    shutil.rmtree(root)
+    remove_tree(root)
 
 
 @pytest.mark.parametrize("word", WORDS, ids=range(len(WORDS)))

@@ -297,8 +297,23 @@ def test_a_root_job(site: Site) -> None:
     assert "Job 7 runs as root: nothing is closed to root." in json.loads(done.stdout)["notes"]
 
 
-def test_leases_of_others(two: Site, public_tmp: Path) -> None:
-    """The directory by which a job's steps share its slices."""
+def test_leases_are_their_users_to_write_and_roots_to_remove(site: Site) -> None:
+    """Nobody else gets to them; one that would let him take something away is found."""
+    carve(site, 7, ALICE, stamp="slurm-mig=1,1g.10gb/19/4:2")
+    carve(site, 8, BOB)
+    leases = site.run / "leases/7.0"
+    for job in ("7", "8"):
+        assert failed(site, "--job", job) == set()
+    os.chown(leases, ALICE, ALICE)
+    leases.chmod(0o700)
+    assert failed(site, "--job", "7") == {"make a file in leases of job 7"}
+    leases.chmod(0o755)
+    (leases / "lock").chmod(0o666)
+    assert failed(site, "--job", "8") == {"list leases of job 7", "write lock of leases of job 7"}
+
+
+def test_leases_that_are_their_users_own(two: Site, public_tmp: Path) -> None:
+    """Of an earlier release's Prolog, and where nobody may mount."""
     leases = public_tmp / "leases"
     leases.mkdir(mode=0o700)
     os.chown(leases, BOB, BOB)

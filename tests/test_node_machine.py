@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import os
-import shutil
 import signal
 import time
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ from slurm_mig.hooks import Job, Line, epilog, prolog
 from slurm_mig.ledger import Ledger
 from slurm_mig.simulator.codes import Refused
 
-from .conftest import A30, A100, H100, build_machine, job_environ
+from .conftest import A30, A100, H100, build_machine, job_environ, remove_tree
 from .crash_points import (
     Before,
     Place,
@@ -89,7 +88,7 @@ class NodeMachine(RuleBasedStateMachine):
         try:
             self._end()
         finally:
-            shutil.rmtree(self.space)
+            remove_tree(self.space)
 
     def _end(self) -> None:
         """After the last Epilog and one reconcile nothing is left but what is others'."""
@@ -246,7 +245,8 @@ class NodeMachine(RuleBasedStateMachine):
         self._step("reboot" if power else "driver reload")
         if power:
             self.machine.reboot()
-            shutil.rmtree(self.place.root / "run", ignore_errors=True)
+            if (run := self.place.root / "run").exists():
+                remove_tree(run)
         else:
             self.machine.reload_driver()
         self.busy = False

@@ -310,21 +310,22 @@ def test_a_file_that_goes_while_it_is_looked_at(
     assert run.runs() == []
 
 
-def test_the_prolog_makes_the_directory_of_leases(run: RunFiles, public_tmp: Path) -> None:
-    """For the user alone, with the lock that says that nobody has cleaned there; once."""
+def test_leases_of_an_earlier_release_stay(run: RunFiles, public_tmp: Path) -> None:
+    """Steps may have begun there: for the user alone, with the lock that nobody has cleaned."""
     path = public_tmp / "leases-7.0-x"
     owner = Owner(7, 0, uid=64001, gid=64001)
-    assert run.make_leases(owner, str(path)) == str(path) == run.leases(owner)
+    run.mark(owner, leases=str(path))
+    assert run.make_leases(owner, 2, "/nowhere") == str(path) == run.leases(owner)
     assert (path.stat().st_uid, stat.S_IMODE(path.stat().st_mode)) == (64001, 0o700)
     assert (path / "lock").stat().st_uid == 64001
-    assert run.make_leases(owner, str(public_tmp / "other")) == str(path)
-    assert not (public_tmp / "other").exists()
+    assert run.make_leases(owner, 2, "/nowhere") == str(path)
 
 
 def test_leases_that_cannot_be_made(run: RunFiles, public_tmp: Path) -> None:
     """The node's fault, named: tasks would stop for want of them."""
+    run.mark(ALICE, leases=str(public_tmp / "none/x"))
     with pytest.raises(NodeFault, match=f"make {public_tmp}/none/x: No such file"):
-        run.make_leases(ALICE, str(public_tmp / "none/x"))
+        run.make_leases(ALICE, 2, "/nowhere")
 
 
 def test_what_is_left_of_other_boots(tmp_path: Path) -> None:

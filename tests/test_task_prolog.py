@@ -23,6 +23,8 @@ from slurm_mig.profile import Profile
 from slurm_mig.request import Item, Request
 from slurm_mig.runfiles import RunFiles
 
+from .conftest import remove_tree
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -57,6 +59,16 @@ class Job:
     steps: dict[int, subprocess.Popen[str]] = field(default_factory=dict)
     scontrol: str = ""
     shell: str = "sh"
+    #: As an earlier release's Prolog made them, and where nobody may mount.
+    elsewhere: bool = False
+
+    @property
+    def leases(self) -> Path:
+        return self.root / ("shm/leases" if self.elsewhere else "run/leases/7.0")
+
+    def make_leases(self, files: RunFiles, owner: Owner, slices: int) -> str:
+        files.mark(owner, leases=str(self.leases) if self.elsewhere else "")
+        return files.make_leases(owner, slices, "/nowhere")
 
     def publish(self, *profiles: str, owner: Owner = OWNER, **options: object) -> Allocation:
         """What the Prolog leaves for a job with these slices."""
@@ -73,9 +85,8 @@ class Job:
                 for place, name in enumerate(profiles)
             ),
         )  # fmt: skip
-        leases = f"{self.root}/shm/leases"
         files = RunFiles(self.root / "run")
-        files.make_leases(owner, leases)
+        leases = self.make_leases(files, owner, len(profiles))
         settings = TaskSettings(scontrol=self.scontrol, **options)  # type: ignore[arg-type]
         files.publish(owner, environment.slice_lines(record, request, settings, leases))
         return record
@@ -246,7 +257,7 @@ def several(job: Job, *parts: str, scontrol: str = "") -> None:
         given.append((index, Allocation(OWNER, "n1", f"GPU-{index}", index, "x", "b", part,
                                         instances=instances)))  # fmt: skip
     settings = TaskSettings(scontrol=scontrol)
-    leases = files.make_leases(OWNER, f"{job.root}/shm/leases")
+    leases = job.make_leases(files, OWNER, number)
     lines = environment.several_lines(given, settings, leases)
     files.publish(OWNER, lines)
 
@@ -419,9 +430,9 @@ def test_steps_side_by_side(job: Job) -> None:
     job.end(0)
     assert job.task(2, 8) == "0,2"
     assert job.task(3, 12) == "0,1,2"
-    assert sorted(path.name for path in (job.root / "shm/leases").iterdir()) == [
-        "lock", "step.1", "step.2",
-    ]  # fmt: skip
+    # What ended is written over: a long job of short steps never runs out.
+    used = sorted(path.name for path in job.leases.iterdir() if path.stat().st_size)
+    assert used == ["step.0", "step.1"]
 
 
 def test_a_daemon_that_is_slow_to_go(job: Job) -> None:
@@ -471,6 +482,36 @@ def test_a_price_that_nobody_explains(job: Job) -> None:
     assert job.task(1, 5) == "0,1,2"
 
 
+def test_steps_that_began_before_an_upgrade(job: Job) -> None:
+    """Their Prolog was an earlier release's: its place holds, with what their tasks wrote there."""
+    job.elsewhere = True
+    job.publish("1g.10gb", "1g.10gb", "1g.10gb")
+    assert job.task(0, 4) == "0"
+    told = [path for path in job.leases.iterdir() if path.stat().st_size]
+    # That release had no word for the step: the file's name said which it was.
+    told[0].write_text("".join(told[0].read_text().splitlines(keepends=True)[1:]))
+    assert (job.task(0, 4), job.task(1, 4), job.task(2, 4)) == ("0", "1", "2")
+    job.end(0)
+    assert job.task(3, 4) == "0"
+    # The file that step 0 had was written over: a task that comes too late takes no other one's.
+    before = [path.read_text() for path in job.leases.glob("step.*")]
+    assert job.task(0, 4) == "0"
+    assert set(before) < {path.read_text() for path in job.leases.glob("step.*")}
+    assert not (job.root / "run/leases").exists()
+
+
+def test_more_steps_than_can_share(job: Job) -> None:
+    """It is said, and nobody's file is written over."""
+    job.publish("1g.10gb", "1g.10gb")
+    for step in range(8):
+        job.task(step, 4)
+    before = [path.read_text() for path in sorted(job.leases.iterdir())]
+    done = job.run(SLURM_STEP_ID="3000", SLURM_SHARDS_ON_NODE="4")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "no lease of slices in" in done.stdout
+    assert [path.read_text() for path in sorted(job.leases.iterdir())] == before
+
+
 def test_overlapping_steps_share(job: Job) -> None:
     """Slurm starts more than fits only for --overlap; then a slice has two users."""
     job.publish("1g.10gb", "1g.10gb")
@@ -479,9 +520,10 @@ def test_overlapping_steps_share(job: Job) -> None:
 
 def test_a_directory_that_was_cleaned(job: Job) -> None:
     """No lease there does not mean that no step has one: two would share, so the task stops."""
+    job.elsewhere = True
     job.publish("1g.10gb", "1g.10gb")
     assert job.task(0, 4) == "0"
-    leases = job.root / "shm/leases"
+    leases = job.leases
     step = {"SLURM_STEP_ID": "1", "SLURM_SHARDS_ON_NODE": "4"}
 
     def stopped() -> bool:
@@ -513,7 +555,7 @@ def test_two_tasks_at_once(job: Job) -> None:
     """The first to come chooses; the lock makes the others wait and read."""
     job.publish("1g.10gb", "1g.10gb", "1g.10gb")
     job.task(0, 4)
-    lock = job.root / "shm/leases/lock"
+    lock = job.leases / "lock"
     holder = subprocess.Popen(
         ["flock", str(lock), "sh", "-c", "echo held; read x"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -590,7 +632,7 @@ class Steps(RuleBasedStateMachine):
     def teardown(self) -> None:
         for step in list(self.job.steps):
             self.job.end(step)
-        shutil.rmtree(self.root)
+        remove_tree(self.root)
 
 
 TestSteps = Steps.TestCase

@@ -268,7 +268,7 @@ def private(facts: Facts) -> Iterator[Problem]:
     page="docs/jobs.md: Tasks, steps and containers",
 )
 def leases(facts: Facts) -> Iterator[Problem]:
-    """Such a Prolog fails where it is missing; steps that ask for a part of their job stop."""
+    """Used where root may not mount: a Prolog fails without it, steps that ask for a part stop."""
     path = facts.paths.get("directory of leases")
     if path is None:
         return

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from slurm_mig import catalog, generator
+from slurm_mig import catalog, generator, leases
 from slurm_mig.config import load
 from slurm_mig.errors import SandboxFault
 from slurm_mig.fleet import Fleet
@@ -261,6 +261,7 @@ class Cluster:
 
     def remove(self) -> None:
         """Delete the directory."""
+        leases.remove_below(self.root)
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _daemon(self, program: str, *arguments: str, name: str = "") -> None:
@@ -369,6 +370,7 @@ def scratch(name: str = "smig") -> Path:
         pid = path.name.split("-")[-2]
         if pid.isdigit() and path.owner() == "root" and not Path(f"/proc/{pid}").exists():
             kill_all_in(path)
+            leases.remove_below(path)
             shutil.rmtree(path, ignore_errors=True)
     path = parent / f"{name}-{os.getpid()}-{secrets.token_hex(2)}"
     path.mkdir(mode=0o755)

@@ -175,7 +175,7 @@ class Site:
                 assert self.made(item.name, gpu) == []
             assert [record for record in self.records(item.name) if record.open] == []
             run = self.cluster.root / "nodes" / item.name / "run"
-            assert not list(run.glob("[ej]*/*"))
+            assert not [*run.glob("[ej]*/*"), *run.glob("leases/*")]
             assert self.in_service(item.name), self.drain_reason(item.name)
 
 

@@ -102,8 +102,7 @@ class Soak:
             # Jobs are forgotten soon, and with them what slurmd reports of them again and again.
             slurm_conf=f"PrologEpilogTimeout={args.timeout}\nMinJobAge=20\n"
             f"SlurmdTimeout={args.away - 10}\nUnkillableStepTimeout=120\n",
-            config=f"retry_delay_max = 20\n[hooks]\ndestroy_timeout = 3\n{args.hooks}"
-            f'[tasks]\nleases = "{Path(root, "work", "leases")}"\n',
+            config=f"retry_delay_max = 20\n[hooks]\ndestroy_timeout = 3\n{args.hooks}",
         )
         self.trouble = Trouble(root, NODES) if args.trouble else None
         self.counts: Counter[str] = Counter()
@@ -569,7 +568,7 @@ class Soak:
             yield from self._left_on(node)
         for pid, node in self.hooks():
             yield f"{node}: hook {pid} still runs"
-        for path in self.cluster.work.glob("leases*"):
+        for path in self.cluster.root.glob("nodes/*/run/leases/*"):
             yield f"leases left: {path}"
 
     def _left_on(self, node: str) -> Iterator[str]:

@@ -160,12 +160,12 @@ def test_steps_one_after_the_other(site: Site) -> None:
 
 
 def test_leases_are_gone_with_the_job(site: Site, together: Together) -> None:
-    """Nothing stays in the shared directory."""
-    from pathlib import Path
-
+    """They were in the run directory while it ran, and nothing stays there."""
     record, _ = together(["-n2", "--gres=mig:1g.10gb:2"], ["-n1 --exact --gres=mig:1g.10gb:1"] * 2)
     run = f"{record.owner.job_id}.0"
-    site.until(lambda: not list(Path("/dev/shm").glob(f"slurm-mig-{run}-*")), "no leases")
+    leases = site.cluster.root / "nodes" / record.node / "run/leases"
+    assert leases.is_dir()
+    site.until(lambda: not (leases / run).exists(), "no leases")
 
 
 # -- forms of jobs ---------------------------------------------------------------------
