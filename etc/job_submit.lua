@@ -909,18 +909,9 @@ end
 
 local STAMP = "slurm%-mig=%S*"
 
--- A text without any stamp. Repeated, so that taking one out cannot put another together.
-local function without_stamp(text)
-  local before
-  repeat
-    before = text
-    text = string.gsub(text, STAMP, " ")
-  until text == before
-  -- By index: a pattern for trailing blanks would look at each run of blanks again and again.
-  local first, last = string.find(text, "%S"), #text
-  while last > 0 and string.find(string.sub(text, last, last), "%s") do last = last - 1 end
-  return first and string.sub(text, first, last) or ""
-end
+-- A text without any stamp: what the user wrote, to the letter. Ours stands behind it and one
+-- blank. White space or the end follows each, so taking one out puts no other together.
+local function without_stamp(text) return (string.gsub(text, "%s?" .. STAMP, "")) end
 
 local function with_stamp(text, stamp)
   local own = without_stamp(text or "")

@@ -71,6 +71,8 @@ class Job:
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Job:
         """Read the variables; NodeFault when this is not a hook's environment."""
+        # To the letter, for it is written back.
+        comment = environ.get("SLURM_JOB_COMMENT", "")
         environ = {name: _readable(value) for name, value in environ.items()}
         try:
             job_id = int(environ["SLURM_JOB_ID"])
@@ -91,7 +93,7 @@ class Job:
                 gpus=tuple(
                     int(word) for word in environ.get("SLURM_JOB_GPUS", "").split(",") if word
                 ),
-                comment=environ.get("SLURM_JOB_COMMENT", ""),
+                comment=comment,
                 extra=environ.get("SLURM_JOB_EXTRA", ""),
             )
         except (KeyError, ValueError) as problem:

@@ -38,7 +38,7 @@ LOOK_EVERY: Final = 1.0
 #: States of a job whose Prolog runs and that is not about to end.
 STARTING: Final = ("RUNNING", "CONFIGURING", "SUSPENDED")
 
-_OUR_COMMENT: Final = re.compile(r"\s*\[slurm-mig: [^\]]*?(?:; refused (\d{1,4}) times)?\]")
+_OUR_COMMENT: Final = re.compile(r" ?\[slurm-mig: [^\]]*?(?:; refused (\d{1,4}) times)?\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +106,11 @@ def _explain(refusal: Refusal, fault: JobFault, reference: str, slurm: Slurm) ->
 
 
 def comment_with(comment: str, reason: str, times: int = 1) -> str:
-    """The user's comment with our reason behind it; an earlier reason is replaced."""
+    """The user's comment, to the letter, with our reason behind it instead of an earlier one."""
     own = _OUR_COMMENT.sub("", without_stamp(comment))
     count = f"; refused {times} times" if times > 1 else ""
     ours = f"[slurm-mig: {reason.replace(']', ')')}{count}]"
-    return f"{own} {ours}".strip()
+    return f"{own} {ours}" if own else ours
 
 
 def _cancel_interactive(reference: str, fault: JobFault, slurm: Slurm) -> Outcome:

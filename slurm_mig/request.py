@@ -39,6 +39,7 @@ MAX_INSTANCES: Final = 8
 # ASCII white space only, as in Lua's %s: a no-break space must not start a word here that
 # job_submit.lua did not see as one.
 _STAMP: Final = re.compile(r"(?:^|(?<=\s))slurm-mig=\S*", re.ASCII)
+_STAMP_AND_BLANK: Final = re.compile(r"(?:^|\s)slurm-mig=\S*", re.ASCII)
 _ITEM: Final = re.compile(r"([^/:,\s]+)/([0-9]{1,5}|-)/([1-9][0-9]{0,3}):([1-9][0-9]?)", re.ASCII)
 # 22.05 writes `gres:mig:..`, later releases `gres/mig:..`; a count may follow `:` or `=`.
 _GRES: Final = re.compile(r"gres[:/]([^:=,]+)(?:[:](.+?))?(?:[:=]([0-9]+))?")
@@ -173,8 +174,11 @@ def _item(word: str, stamp: str) -> Item:
 
 
 def without_stamp(text: str) -> str:
-    """The user's own words of a comment or extra field."""
-    return " ".join(_STAMP.sub(" ", text).split())
+    """What the user wrote into a comment or extra field, to the letter.
+
+    job_submit.lua puts its stamp behind that and one blank, which go.
+    """
+    return _STAMP_AND_BLANK.sub("", text)
 
 
 def from_gres(text: str) -> Request | None:

@@ -14,6 +14,7 @@ from slurm_mig import generator
 from slurm_mig import request as requests
 from slurm_mig.config import Config
 from slurm_mig.fleet import Fleet, NodeGroup
+from slurm_mig.refusal import comment_with
 
 from . import lua_host
 from .conftest import A30, A100, A100_40, H100, RTX
@@ -268,6 +269,21 @@ def test_no_stamp_of_a_users_survives(version: str, comment: str, extra: str) ->
     assert requests.from_stamp(plain["comment"]) is requests.from_stamp(plain["extra"]) is None
     assert requests.from_stamp(ours["extra"]) is None
     assert str(requests.from_stamp(ours["comment"])) == "1g.10gb:1"
+
+
+@given(
+    st.sampled_from(lua_host.VERSIONS), st.text(st.sampled_from(" \t\n\r\x0bab=[]"), max_size=12)
+)
+def test_a_comment_comes_back_to_the_letter(version: str, own: str) -> None:
+    """At submission, after an update by its user, and after a refusal's reason came and went."""
+    host = HOSTS[version]
+    _, job, _ = host.submit(tres_per_node="gres/mig:1g.10gb:1", comment=own)
+    assert requests.without_stamp(job["comment"]) == own
+    _, after, _ = host.modify(job, comment=own)
+    assert requests.without_stamp(after["comment"]) == own
+    _, told, _ = host.modify(job, comment=comment_with(job["comment"], "no room", 2))
+    assert requests.without_stamp(told["comment"]).startswith(own)
+    assert comment_with(told["comment"], "x") == comment_with(own, "x")
 
 
 NAMES = st.sampled_from([*FLEET.names, "9g.90gb", "1", ""])

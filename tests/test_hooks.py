@@ -225,8 +225,10 @@ def test_bytes_that_are_no_text(site: Site) -> None:
     assert site.prolog(7, f"\udcff {STAMP}", **odd).returncode == 0
     (record,) = records(site)
     assert (record.owner.account, record.phase) == ("\ufffd\ufffd", phases.ACTIVE)
-    slurm_commands(site, squeue=squeue(8))
+    asked = slurm_commands(site, squeue=squeue(8, live=[7, 8]))
     assert site.prolog(8, f"\udcff {REFUSED}", **odd).returncode == 0
+    # What is written back is what was read.
+    assert b"comment=\xff [slurm-mig: " in asked.read_bytes()
     assert site.epilog(7).returncode == 0
 
 

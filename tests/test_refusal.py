@@ -210,6 +210,16 @@ def test_comments() -> None:
     assert comment_with("", "r") == "[slurm-mig: r]"
 
 
+def test_white_space_of_a_comment_is_its_users() -> None:
+    """It is part of what they wrote: a table, a file's text."""
+    own = "  a\t b\n\n c  "
+    text = comment_with(f"{own} slurm-mig=1,3g.40gb/9/14:1", "first")
+    assert text == f"{own} [slurm-mig: first]"
+    assert (
+        comment_with(f"{text} slurm-mig=1,3g.40gb/9/14:1", "second") == f"{own} [slurm-mig: second]"
+    )
+
+
 @pytest.mark.parametrize(
     ("version", "restarts", "seconds"),
     [
