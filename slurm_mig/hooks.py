@@ -453,7 +453,7 @@ def _refuse(
     except NoSpace:
         # The Epilog will not know: unless somebody else puts the job off, it comes back at once.
         if retry:
-            _postpone(node, *retry.split())
+            _postpone(node, line, *retry.split())
     line.add(outcome=outcome.text)
     line.say("WARNING", f"refused: {fault}")
 
@@ -498,10 +498,7 @@ def _withdraw(node: Node, job: Job, line: Line) -> None:
     for retry in retries:
         words = retry.split()
         if len(words) == 2 and words[1].isascii() and words[1].isdigit():
-            try:
-                _postpone(node, *words)
-            except OSError as problem:
-                line.say("WARNING", f"not postponed: {problem}")
+            _postpone(node, line, *words)
 
 
 def _believable(node: Node, job: Job, line: Line) -> None:
@@ -520,13 +517,17 @@ def _believable(node: Node, job: Job, line: Line) -> None:
         raise
 
 
-def _postpone(node: Node, reference: str, refusals: str) -> None:
+def _postpone(node: Node, line: Line, reference: str, refusals: str) -> None:
     """See to it that a refused job does not come back at once; the count is the Prolog's."""
     from slurm_mig.files import detach
     from slurm_mig.refusal import postpone
 
     slurm, config = node.slurm, node.config
-    detach(lambda: postpone(reference, int(refusals), slurm, config))
+    try:
+        detach(lambda: postpone(reference, int(refusals), slurm, config))
+    except OSError as problem:
+        # No process is to be had: the job comes back at once, and is refused again.
+        line.say("WARNING", f"not postponed: {problem}")
 
 
 # -- common --------------------------------------------------------------------

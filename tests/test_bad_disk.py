@@ -399,3 +399,25 @@ def test_no_process_to_be_had(site: Site, monkeypatch: pytest.MonkeyPatch) -> No
     environ = {**job_environ(7, STAMP), "SLURM_MIG_CONFIG": str(site.config)}
     assert hooks.run("prolog", environ, watched=True) == 10
     assert "no process can be started" in told[0]
+
+
+def test_no_room_and_no_process(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that cannot be put off comes back at once; the node is not drained for it."""
+    from slurm_mig import files, hooks, runfiles
+    from slurm_mig.errors import NodeFault
+
+    def full(*_: object, **__: object) -> None:
+        raise NodeFault("write") from OSError(errno.ENOSPC, "No space left on device")
+
+    def none(*_: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(runfiles, "replace_file", full)
+    monkeypatch.setattr(files, "detach", none)
+    told: list[str] = []
+    monkeypatch.setattr(hooks, "_tell_slurmd", told.append)
+    slurm_commands(site, squeue=squeue(8))
+    environ = {**job_environ(8, STAMP), "SLURM_MIG_CONFIG": str(site.config)}
+    assert hooks.run("prolog", environ) == 0
+    assert "outcome=requeued" in told[0]
+    assert "not postponed: [Errno 11]" in told[0]
