@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +29,6 @@ from .test_cli import commands, parsed, refused
 from .test_hooks import STAMP
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable
 
     from .conftest import Site
@@ -300,6 +302,7 @@ def test_roots_edit_shows_against_syslog(site: Site, tmp_path: Path) -> None:
     agree = site.cli("audit", "--check", "--heads", str(log))
     assert agree.returncode == 0
     assert "they agree with 3 heads of syslog" in agree.stdout
+    assert "that text does not say which user wrote a line" in agree.stderr
     tamper(
         site, "UPDATE event SET detail = replace(detail, 'alice', 'carol') WHERE seq = 3", anew=True
     )
@@ -327,6 +330,24 @@ def test_a_ledger_cut_short_shows_against_syslog(site: Site, tmp_path: Path) -> 
     done = site.cli("audit", "--check", "--heads", str(log))
     assert done.returncode == 29
     assert "syslog has event 4, the ledger ends with event 2" in done.stderr
+
+
+def test_heads_that_come_while_they_are_read(site: Site, tmp_path: Path) -> None:
+    """The text is read to its end before the ledger is looked at: a busy node is no forgery."""
+    text = tmp_path / "text"
+    os.mkfifo(text)
+    first = syslog(site.prolog(7, STAMP))
+    with subprocess.Popen(
+        [sys.executable, "-m", "slurm_mig", "audit", "--check", "--heads", str(text)],
+        env={"SLURM_MIG_CONFIG": str(site.config), "PATH": "/usr/bin:/bin"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as audit:  # fmt: skip
+        # Opened when the command begins.
+        with text.open("w") as lines:
+            lines.write(first + syslog(site.epilog(7)))
+        told = audit.communicate()[0]
+    assert audit.returncode == 0, told
+    assert "they agree with 2 heads of syslog" in told
 
 
 def test_a_log_without_heads(busy: Site, tmp_path: Path) -> None:

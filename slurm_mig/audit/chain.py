@@ -31,9 +31,17 @@ NAMED: Final = 32
 #: transaction may wait for others. For events of schema version 1, which do not say the end.
 WRITTEN_WITHIN: Final = 60.0
 
-#: A hook's line in syslog with the chain's head (hooks.py, Line). Whatever stands before it.
+#: The program and the user that hooks write to syslog as (hooks.py, Line).
+_PROGRAM: Final = "slurm-mig"
+_ROOT: Final = "0"
+
+#: What stands before a hook's line in a text of syslog (RFC 3164 and 5424): the program with
+#: its pid. Behind another program's name, which a colon ends, stands what anybody may say.
+_WRITTEN_BY: Final = re.compile(rf"(?:(?!: ).)*?\b{_PROGRAM}(?:\[\d+\]: | \d+ \S+ \S+ )")
+
+#: A hook's line with the chain's head.
 _HEAD: Final = re.compile(
-    r"\b(?:prolog|epilog) job=\d+ restart=\d+ user=.*? node=(\S+) (?:.*? )?ms=\d+ "
+    r"(?:prolog|epilog) job=\d+ restart=\d+ user=.*? node=(\S+) (?:.*? )?ms=\d+ "
     r"head=([1-9]\d{0,17}):([0-9a-f]{16})(?= |$)"
 )
 
@@ -155,12 +163,45 @@ def _gap(expected: int, found: int, first: int) -> Finding:
 # -- heads ---------------------------------------------------------------------
 
 
-def heads(lines: Iterable[str]) -> Iterator[Head]:
-    """The heads in a text of syslog or journal, whichever host's lines it has."""
-    for line in lines:
-        match = _HEAD.search(line)
-        if match:
-            yield Head(match[1], int(match[2]), match[3])
+class Heads:
+    """The heads in a text of syslog or journal, whichever host's lines it has; 16 bytes each.
+
+    Read it before the ledger is opened: a head that comes after that is of an event that the
+    ledger does not show, and looks as if its end had been cut off.
+    """
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._by_node: dict[str, tuple[array[int], array[int]]] = {}
+        #: Whether the journal itself says of each head that a program of root's wrote it.
+        self.proven = True
+        for line in lines:
+            message, proven = _message(line)
+            match = _HEAD.match(message)
+            if match:
+                seqs, digests = self._by_node.setdefault(match[1], (array("Q"), array("Q")))
+                seqs.append(int(match[2]))
+                digests.append(int(match[3], 16))
+                self.proven = self.proven and proven
+
+    def of(self, node: str) -> Iterator[Head]:
+        """Those of one node, as they came."""
+        for seq, digits in zip(*self._by_node.get(node, ((), ())), strict=True):
+            yield Head(node, seq, f"{digits:016x}")
+
+
+def _message(line: str) -> tuple[str, bool]:
+    """What our program wrote in a line, and whether that is certain; empty for what others wrote.
+
+    Journald adds the names that begin with `_` itself (`journalctl -o json`); in plain text
+    anybody may call himself what he likes.
+    """
+    if line.startswith("{"):
+        entry = _facts(line) or {}
+        ours = entry.get("SYSLOG_IDENTIFIER") == _PROGRAM and entry.get("_UID") == _ROOT
+        message = entry.get("MESSAGE")
+        return (message if ours and isinstance(message, str) else ""), True
+    before = _WRITTEN_BY.match(line)
+    return (line[before.end() :] if before else ""), False
 
 
 class HeadCheck:

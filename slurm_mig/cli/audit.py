@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from slurm_mig.allocation import Allocation
+    from slurm_mig.audit.chain import Heads
     from slurm_mig.audit.copies import Contradiction
     from slurm_mig.audit.findings import Finding
     from slurm_mig.audit.holdings import Holding
@@ -138,10 +139,11 @@ def command(
     with ExitStack() as stack:
         if reconcile:
             return _reconcile(stack, ledgers, wanted, tolerance, form)
+        seen = _heads(heads) if check and heads is not None else None
         with ExitStack() as reading:
             archives = _open(reading, ledgers)
             if check:
-                return _check(archives, heads, form)
+                return _check(archives, seen, form)
             span = _span_for_sums(wanted)
             notes = Notes(archives, span[1])
             with views.progress(sum(item.size() for item in archives), form) as passed:
@@ -363,7 +365,13 @@ def _name(archive: Archive) -> str:
 # -- integrity ------------------------------------------------------------------------
 
 
-def _check(archives: Sequence[Archive], text: Iterable[str] | None, form: str) -> None:
+def _heads(text: Iterable[str]) -> Heads:
+    from slurm_mig.audit.chain import Heads
+
+    return Heads(text)
+
+
+def _check(archives: Sequence[Archive], seen: Heads | None, form: str) -> None:
     from slurm_mig.audit.findings import Finding, first_of_each
     from slurm_mig.cli._beside import beside
 
@@ -378,10 +386,15 @@ def _check(archives: Sequence[Archive], text: Iterable[str] | None, form: str) -
             counts.append(f"{_name(archive)}: {looked.events} events{beginning}")
             notes += clocks.set_back(_name(archive), looked.set_back, looked.widest_step)
     heads, behind = [], []
-    if text is not None:
-        compared = _check_heads(archives, text)
+    if seen is not None:
+        compared = _check_heads(archives, seen)
         found += compared[0]
         heads.append(compared[1])
+        if not seen.proven:
+            behind.append(
+                "--heads: that text does not say which user wrote a line, so a false one may raise "
+                "an alarm; `journalctl -t slurm-mig -o json` says it"
+            )
     for archive in archives:
         lost, told = _link(archives, archive)
         found += lost
@@ -427,9 +440,9 @@ def _link(archives: Sequence[Archive], later: Archive) -> tuple[list[Finding], l
     return [Finding("rewritten", text, _name(later), event=later.start)], []
 
 
-def _check_heads(archives: Sequence[Archive], text: Iterable[str]) -> tuple[list[Finding], str]:
+def _check_heads(archives: Sequence[Archive], seen: Heads) -> tuple[list[Finding], str]:
     """What heads of syslog say of each ledger, and how many were compared."""
-    from slurm_mig.audit.chain import HeadCheck, heads
+    from slurm_mig.audit.chain import HeadCheck
 
     found: list[Finding] = []
     # What was moved away is compared through the ledger that goes on from it, if that is here.
@@ -438,20 +451,21 @@ def _check_heads(archives: Sequence[Archive], text: Iterable[str]) -> tuple[list
     for item in ends:
         digest_of = partial(_digest, archives, item)
         check = HeadCheck(digest_of, item.length(), _reach(archives, item))
-        checks.append((item, set(item.nodes()), check))
-    for head in heads(text):
-        for archive, nodes, check in checks:
-            if head.node in nodes and not (archive.archived and head.seq > archive.length()):
-                check.look(head)
-    for archive, _, check in checks:
+        checks.append((item, check))
+        end = item.length() if item.archived else None
+        for node in item.nodes():
+            for head in seen.of(node):
+                if end is None or head.seq <= end:
+                    check.look(head)
+    for archive, check in checks:
         if not check.compared:
             raise UsageFault(
                 f"--heads: no line of {_name(archive)} with a head (`head=...`) is in that text",
-                remedy="try `journalctl -t slurm-mig _UID=0 | slurm-mig audit --check --heads -`",
+                remedy="try `journalctl -t slurm-mig -o json | slurm-mig audit --check --heads -`",
             )
         found += _placed(check.findings(), archive, several=len(archives) > 1)
-    compared = sum(check.compared for _, _, check in checks)
-    beyond = sum(check.beyond for _, _, check in checks)
+    compared = sum(check.compared for _, check in checks)
+    beyond = sum(check.beyond for _, check in checks)
     more = f", {beyond} more are of events that are not here" if beyond else ""
     return found, f"they agree with {compared} heads of syslog{more}"
 

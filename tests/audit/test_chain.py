@@ -16,9 +16,9 @@ from slurm_mig.audit.chain import (
     ChainCheck,
     Event,
     Head,
+    Heads,
     check_allocation,
     check_heads,
-    heads,
 )
 from slurm_mig.ledger import digest
 
@@ -143,17 +143,70 @@ def lines(*seen: Event, node: str = "n1") -> list[str]:
 def compare(events: Sequence[Event], seen: Sequence[str]) -> list[tuple[str, str]]:
     digests = {event.seq: event.digest for event in events}
     last = max(digests, default=0)
-    return [(item.kind, item.text) for item in check_heads(heads(seen), digests.get, last)]
+    return [(item.kind, item.text) for item in check_heads(Heads(seen).of("n1"), digests.get, last)]
 
 
 def test_heads_are_read_from_syslog() -> None:
     """One for each line of ours; others are passed over."""
     events = chain(4)
     text = ["noise head=3:00", *lines(events[1]), *lines(events[3], node="n2"), ""]
-    assert list(heads(text)) == [
-        Head("n1", 2, events[1].digest[:16]),
-        Head("n2", 4, events[3].digest[:16]),
-    ]
+    seen = Heads(text)
+    assert list(seen.of("n1")) == [Head("n1", 2, events[1].digest[:16])]
+    assert list(seen.of("n2")) == [Head("n2", 4, events[3].digest[:16])]
+    assert list(seen.of("n3")) == []
+
+
+WORDS = "prolog job=7 restart=0 user=alice node=n1 gpu=0 ms=12 head=4:00000000deadbeef carved"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"Nov 22 10:00:00 n1 slurm-mig[77]: {WORDS}\n",
+        f"2026-11-22T10:00:00.5+01:00 n1 slurm-mig[77]: {WORDS}",
+        f"<30>1 2026-11-22T10:00:00Z n1 slurm-mig 77 - - {WORDS}",
+    ],
+)
+def test_plain_text_is_read_and_proves_nothing(line: str) -> None:
+    """Which user wrote a line stands in none of the forms of syslog's files."""
+    seen = Heads([line])
+    assert list(seen.of("n1")) == [Head("n1", 4, "00000000deadbeef")]
+    assert not seen.proven
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        WORDS,
+        f"Nov 22 10:00:00 n1 alice[8]: {WORDS}",
+        f"Nov 22 10:00:00 n1 alice: slurm-mig[77]: {WORDS}",
+        f"Nov 22 10:00:00 n1 slurm-mig[77]: refused: {WORDS}",
+        f"Nov 22 10:00:00 n1 slurmd[77]: slurm-mig: {WORDS}",
+    ],
+)
+def test_lines_of_other_programs(line: str) -> None:
+    """What they say is no head, whatever it looks like."""
+    assert list(Heads([line]).of("n1")) == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "counts"),
+    [
+        ({}, True),
+        ({"_UID": "64001"}, False),
+        ({"_UID": None}, False),
+        ({"SYSLOG_IDENTIFIER": "logger"}, False),
+        ({"SYSLOG_IDENTIFIER": ["slurm-mig", "x"]}, False),
+        ({"MESSAGE": [112, 114]}, False),
+        ({"MESSAGE": f"x {WORDS}"}, False),
+    ],
+)
+def test_the_journal_says_who_wrote_a_line(facts: dict[str, object], counts: bool) -> None:
+    """`logger -t slurm-mig` of a user's has their uid there, and no user can set that."""
+    entry = {"_UID": "0", "_PID": "77", "SYSLOG_IDENTIFIER": "slurm-mig", "MESSAGE": WORDS} | facts
+    seen = Heads([json.dumps(entry)])
+    assert list(seen.of("n1")) == ([Head("n1", 4, "00000000deadbeef")] if counts else [])
+    assert seen.proven
 
 
 @settings(deadline=None)
