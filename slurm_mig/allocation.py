@@ -12,7 +12,7 @@ carries no label: only the record can say whose it is (facts/design.md#state).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.errors import LedgerFault
@@ -197,8 +197,13 @@ class Allocation:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Allocation:
-        """The inverse of `to_dict`."""
-        fields = dict(data)
-        fields["owner"] = Owner(**fields["owner"])
-        fields["instances"] = tuple(Instance(**row) for row in fields["instances"])
-        return cls(**fields)
+        """The inverse of `to_dict`; what a later release has added is passed over."""
+        found = _known(cls, data)
+        found["owner"] = Owner(**_known(Owner, found["owner"]))
+        found["instances"] = tuple(Instance(**_known(Instance, row)) for row in found["instances"])
+        return cls(**found)
+
+
+def _known(kind: type, data: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in data.items() if name in names}

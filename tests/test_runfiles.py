@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 import subprocess
@@ -355,6 +356,19 @@ def test_a_mark_tells_what_its_run_has(run: RunFiles, tmp_path: Path) -> None:
     made.renew(mark, "9:def", [])
     (mark,) = made.marks()
     assert (mark.head, mark.records, mark.ended) == ("9:def", (), True)
+
+
+def test_a_later_releases_mark_tells_it_too(tmp_path: Path) -> None:
+    """Its additions are passed over: an older hook that goes back to work closes by it."""
+    made = RunFiles(tmp_path / "run", {"boot": "b1"})
+    record = replace(planned(7), phase=phases.ACTIVE)
+    told = record.to_dict() | {"colour": "green"}
+    told["owner"] |= {"shoe": 42}
+    told["instances"] = [row | {"shape": "round"} for row in told["instances"]]
+    made.mark(ALICE, head="3:abc")
+    (mark,) = made.marks()
+    mark.path.write_text(f"{mark.path.read_text()}record {json.dumps(told)}\n")
+    assert made.marks()[0].records == (record,)
 
 
 @pytest.mark.parametrize("name", ["12abc", "7", "7.0.x", "7.0.het", "\u0667.0"])

@@ -28,7 +28,7 @@ from pathlib import Path
 TOP = Path(__file__).parents[1]
 #: Layers and programs of this world.
 HERE = next(Path(place) for place in ("/mnt", "/media") if not TOP.is_relative_to(place))
-LAYERS = ("/etc", "/opt", "/var", "/srv", "/root", "/usr/local/bin")
+LAYERS = ("/etc", "/opt", "/var", "/srv", "/root", "/usr/local")
 USERS = {"alice": 64001, "bob": 64002}
 MACHINE = Path("/srv/mig")
 CONFIG = Path("/etc/slurm-mig/config.toml")

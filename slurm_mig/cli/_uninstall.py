@@ -178,7 +178,9 @@ def _check_units(there: list[Path], root: Path) -> None:
             link = directory / path.name
             # Below an image's root it leads nowhere, so it must not be followed.
             if directory.suffix in (".wants", ".requires") and link.is_symlink():
+                # Stopping what slurmd requires would stop slurmd, and its jobs' Epilogs with it.
+                now = "--now " if path.suffix == ".timer" else ""
                 raise Held(
                     f"{path.name} is enabled ({link})",
-                    remedy=f"run `systemctl disable --now {path.name}`, or --force",
+                    remedy=f"run `systemctl disable {now}{path.name}`, or --force",
                 )

@@ -169,8 +169,9 @@ def _static(name: str, counts: Counter[str]) -> list[str]:
     return [
         f"gres.conf:   NodeName={name} AutoDetect=nvml     in place of its gpu and shard lines",
         f"slurm.conf:  NodeName={name} Gres={types}",
-        "Slurm needs NVML for that; `slurmd -G` on the node shows what it finds. Instances do not",
-        "survive a reboot: let a unit of your own, or mig-parted, make them before slurmd starts.",
+        "Slurm needs NVML for that; `slurmd -G` on the node shows what it finds.",
+        "Instances do not survive a reboot: let a unit of your own, or mig-parted, make",
+        "them before slurmd starts.",
     ]
 
 
