@@ -11,13 +11,16 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from slurm_mig import locks as locks_module
 from slurm_mig.errors import Crowded, LockTimeout, NodeFault
 from slurm_mig.held import AskedUnderLock, ask_freely
 from slurm_mig.locks import Locks
@@ -26,7 +29,6 @@ from slurm_mig.turns import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.root
 
@@ -155,28 +157,59 @@ def test_the_time_of_a_hand_over(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert middle < 10
 
 
-def test_patience_is_measured_by_progress(tmp_path: Path) -> None:
-    """Each holds the lock for less than the patience, all together for much more."""
-    root = tmp_path / "locks"
-    order: list[int] = []
-    inside = threading.Semaphore(0)
+class Served:
+    """A place behind holders that each keep the lock for so many seconds of a clock of its own."""
 
-    def work(number: int) -> None:
-        locks = Locks(root, 1.5)
-        with locks.hold(["g"], f"w{number}"):
-            order.append(number)
-            # A driver, or a disk, that takes its time.
-            inside.acquire(timeout=0.4)
+    def __init__(self, *each: float) -> None:
+        self.ends = list(itertools.accumulate(each))
+        self.now = 0.0
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(30)]
-    root.mkdir(mode=0o700)
-    begun = time.monotonic()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(order) == 30
-    assert time.monotonic() - begun > 6, "the queue was longer than anybody's patience"
+    def monotonic(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> bool:
+        # Never less: the clock goes on while a hook looks.
+        self.now = max(self.now, min(self.now + max(seconds, 0.001), self.ends[-1]))
+        return self.now >= self.ends[-1]
+
+    def first(self) -> int:
+        return sum(self.now >= end for end in self.ends)
+
+    def before(self) -> int:
+        return len(self.ends) - self.first()
+
+
+def waited(turn: Served, monkeypatch: pytest.MonkeyPatch, patience: float) -> float:
+    """When the last in that queue had the lock."""
+    monkeypatch.setattr(locks_module, "time", turn)
+    monkeypatch.setattr(locks_module, "_taken", lambda *_: True)
+    Locks(Path("/nowhere"), patience)._acquire(Mock(), turn, "g", None)  # type: ignore[arg-type]
+    return turn.now
+
+
+def test_patience_is_measured_by_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each holds the lock for less than the patience, all together for thirty times as long."""
+    assert waited(Served(*[9.0] * 30), monkeypatch, 10) == 270
+
+
+@pytest.mark.parametrize(("each", "at"), [((11.0,), 10), ((9.0, 9.0, 11.0, 9.0), 28)])
+def test_one_holder_among_many_hangs(
+    each: tuple[float, ...], at: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the patience counts from when that one came, not from when we did."""
+    turn = Served(*each)
+    with pytest.raises(LockTimeout, match=r"not free within 1\d"):
+        waited(turn, monkeypatch, 10)
+    assert at <= turn.now <= at + locks_module.LOOK_EVERY
+
+
+def test_each_holder_gives_another_sign(tmp_path: Path) -> None:
+    """By which progress is seen; also of two that come right one after the other."""
+    locks, signs = Locks(tmp_path / "locks", 5), []
+    for _ in range(20):
+        with locks.hold(["g"], "x"):
+            signs.append(locks._sign("g", Turn(tmp_path / "locks", "g")))
+    assert len(set(signs)) == 20
 
 
 def test_the_same_holder_for_too_long(tmp_path: Path, queue: list[Waiter]) -> None:
@@ -300,7 +333,6 @@ class QueueMachine(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         import tempfile
-        from pathlib import Path
 
         self._space = tempfile.TemporaryDirectory()
         self.root = Path(self._space.name)

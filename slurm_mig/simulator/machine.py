@@ -266,6 +266,9 @@ class Machine:
         started = _start_time(pid)
         if started == GONE:
             raise SimulatorFault(f"process {pid} does not exist; only a living one can use a GPU")
+        if uuid_text.split() != [uuid_text]:
+            # What is written down could not be read again, by any later call.
+            raise SimulatorFault(f"a process cannot use a device without a UUID: {uuid_text!r}")
         # Everybody may make names there: a link in the way must not lead root elsewhere.
         replace_file(self.root / "holders" / str(pid), f"{uuid_text}\n{started}\n", mode=0o644)
 
@@ -277,10 +280,14 @@ class Machine:
         """(pid, UUID) of every simulated client whose process still lives."""
         found = []
         for path in (self.root / "holders").glob("[0-9]*"):
-            uuid_text, started = path.read_text("ascii").split()
+            try:
+                pid, (uuid_text, started) = int(path.name), path.read_text("ascii").split()
+            except (OSError, ValueError):
+                # Let go of at this moment, or made by anybody: no reason for NVML to fail.
+                continue
             # A recycled pid is another process: compare the start time too.
-            if _start_time(int(path.name)) == started:
-                found.append((int(path.name), uuid_text))
+            if _start_time(pid) == started:
+                found.append((pid, uuid_text))
         return found
 
     # -- life of the machine -------------------------------------------------

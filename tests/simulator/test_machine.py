@@ -245,6 +245,25 @@ def test_a_dead_process_cannot_hold(machine: Machine) -> None:
         machine.hold(2**22 + 1, machine.gpus[0]["uuid"])
 
 
+@pytest.mark.parametrize("uuid", ["", " ", "GPU-1 2", "GPU-1\n"])
+def test_nobody_holds_what_has_no_name(machine: Machine, uuid: str) -> None:
+    """It is refused, not noted: the note could not be read, and NVML said 999 from then on."""
+    with pytest.raises(SimulatorFault, match="without a UUID"):
+        machine.hold(os.getpid(), uuid)
+    assert machine.holders() == []
+
+
+def test_what_is_no_note_of_a_holder(machine: Machine) -> None:
+    """Anybody may put something there: it holds nothing, and stops no call of NVML's."""
+    place = machine.root / "holders"
+    (place / "7").write_text("GPU-1\n")
+    (place / "8x").write_text("GPU-1\n1\n")
+    (place / "9").write_bytes(b"\xff 1")
+    (place / "10").mkdir()
+    (place / "11").symlink_to("/nowhere")
+    assert machine.holders() == []
+
+
 def test_cuda_sees_mig_devices_or_whole_gpus(machine: Machine) -> None:
     """A GPU in MIG mode without instances is of no use to CUDA (facts/mig.md#bugs)."""
     assert list(devices(machine)) == []
