@@ -188,17 +188,18 @@ def _advise(places: Places, made: Sequence[install.File], root: Path) -> None:
             click.echo(line)
         if not (places.prolog_d and places.epilog_d):
             click.echo(
-                "# Where there is a Prolog or Epilog already: before Slurm 24.05 a second line "
-                "takes its place;\n# see --prolog-d and --epilog-d."
+                "# Where there is a Prolog or Epilog already: before Slurm 24.05 a second line\n"
+                "# takes its place; see --prolog-d and --epilog-d."
             )
         for line in _site_faults(places, root):
             click.echo(f"# {line}")
     if places.units and places.units / Path(install.UNIT).name in paths:
         click.echo(
-            f"{places.units}/slurm-mig-boot.service readies the GPUs after a boot, before slurmd "
-            "starts;\nslurm-mig-reconcile.timer looks for left-overs on nodes without jobs. "
-            "Switch them on with:\nsystemctl daemon-reload; systemctl enable "
-            "slurm-mig-boot.service; systemctl enable --now slurm-mig-reconcile.timer"
+            f"{places.units}/slurm-mig-boot.service readies the GPUs\nafter a boot, before slurmd "
+            "starts; slurm-mig-reconcile.timer looks for left-overs\non nodes without jobs. "
+            "Switch them on with:\nsystemctl daemon-reload\n"
+            "systemctl enable slurm-mig-boot.service\n"
+            "systemctl enable --now slurm-mig-reconcile.timer"
         )
 
 
