@@ -71,6 +71,8 @@ units="slurm-mig-boot.service slurm-mig-reconcile.timer slurm-mig-metrics.timer"
 POSTINST: Final = f"""{_SET}
 # abort-remove: what a removal that failed half-way has taken away comes back.
 if [ "$1" = configure ] || [ "$1" = abort-remove ]; then
+    # Who takes it away is not told which lines to put into slurm.conf.
+    [ "$1" = configure ] || exec >/dev/null
     "$root{HOME}/bin/python3" -I -m compileall -q ${{root:+-s "$root"}} "$root{PACKAGES}"
     slurm_mig install --root "${{root:-/}}" --only hooks
     for other in /usr/local/bin/slurm-mig /opt/slurm-mig/bin/slurm-mig; do
@@ -91,8 +93,14 @@ if [ "$1" = remove ]; then
     # Hooks that `slurm-mig install` of another environment has written since are that one's.
     if grep -qs "^python='{HOME}/" "$root/etc/slurm-mig/hooks/prolog" ||
         ! [ -e "$root/etc/slurm-mig/hooks/prolog" ]; then
+        # The list of what is installed is one for all: units of another one's are not ours to take.
+        boot="$root/etc/systemd/system/slurm-mig-boot.service"
+        set --
+        if [ -f "$boot" ] && ! grep -q "^ExecStart={HOME}/" "$boot"; then
+            set -- --only hooks
+        fi
         # Fails while slurm.conf names the hooks: slurmd would drain the node.
-        slurm_mig install --root "${{root:-/}}" --uninstall
+        slurm_mig install --root "${{root:-/}}" --uninstall "$@"
     else
         echo "slurm-mig: the hooks are another installation's, and stay" >&2
     fi

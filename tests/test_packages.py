@@ -250,6 +250,7 @@ def test_a_life_of_the_debian_package(
     conf.write_text("Prolog=/etc/slurm-mig/hooks/prolog\n")
     kept = dpkg(image, "--remove", "slurm-mig", code=1)
     assert "slurmd drains the node" in kept.stderr
+    assert "Put these lines" not in kept.stdout
     assert (hooks / "prolog").exists()
     conf.write_text("")
     dpkg(image, "--remove", "slurm-mig")
@@ -286,11 +287,19 @@ def test_the_package_beside_an_environment_of_pips(deb: Path, image: Path) -> No
     assert "/opt/slurm-mig/bin/slurm-mig is another installation" in done.stderr
     assert "python='/usr/lib/slurm-mig/bin/python3'" in hook.read_text()
     assert other.read_text() == "#!/bin/sh\necho old\n"
-    # As that one's `install` does, and systemctl after it.
-    hook.write_text(hook.read_text().replace("/usr/lib/slurm-mig/bin", "/opt/slurm-mig/bin"))
+    # Its hooks are the package's by now, its units are not: the list of both is one.
     units = image / "etc/systemd/system"
     boot, timer = (enabled(units, name, kind) for name, kind in ENABLED)
-    (units / "slurm-mig-boot.service").write_text("[Install]\nRequiredBy=slurmd.service\n")
+    text = "[Service]\nExecStart=/opt/slurm-mig/bin/python3 -I -m slurm_mig reconcile --boot\n"
+    unit = install.File(Path("/etc/systemd/system/slurm-mig-boot.service"), text)
+    install.write([unit], image, hook.with_name(install.MANIFEST))
+    dpkg(image, "--remove", "slurm-mig")
+    assert (hook.exists(), boot.is_symlink(), timer.is_symlink()) == (False, True, False)
+    assert (units / boot.name).read_text() == text
+    dpkg(image, "-i", deb)
+    timer = enabled(units, *ENABLED[1])
+    # As that one's `install` does.
+    hook.write_text(hook.read_text().replace("/usr/lib/slurm-mig/bin", "/opt/slurm-mig/bin"))
     done = dpkg(image, "--remove", "slurm-mig")
     assert "the hooks are another installation's, and stay" in done.stderr
     assert (hook.exists(), other.exists()) == (True, True)
