@@ -1051,102 +1051,44 @@ local function payment(items, step)
 end
 
 -- Hand a variable to the tasks, unless they are to have none.
-local function export(options, name, value)
+local function export(options, variable)
   local text = text_of(options, "export") or "ALL"
-  if text ~= "NONE" and text ~= "NIL" then options["export"] = text .. "," .. name .. "=" .. value end
-end
-
--- How many slices each task of a step has for itself. A step that says how tasks are bound to GPUs
--- is asked first: whatever is there for each task, with `none` or `closest` all see all.
-local function say_binding(options, each_task)
-  local bind, said = text_of(options, "gpu-bind"), os.getenv("SLURM_MIG_BIND") or ""
-  local asked = said == "asked"
-  if bind and not binds(bind) then
-    -- TaskProlog's word for that; what the job asked for each task or GPU holds no longer.
-    if said == "" then
-      export(options, "SLURM_MIG_BIND", "asked")
-      export(options, "SLURM_MIG_PER_TASK", 0)
-      export(options, "SLURM_MIG_TASKS_PER_SLICE", 0)
-    end
-    return
-  end
-  -- One is what TaskProlog does by itself, but in a job in the words of GPUs.
-  if asked and bind and each_task == 0 then each_task = 1 end
-  if each_task >= (asked and 1 or 2) then export(options, "SLURM_MIG_PER_TASK", each_task) end
-end
-
--- Write a request for slices in the one form that jobs and steps have in common.
-local function write(options, asked, items, part, fix)
-  local shards = payment(items, part)
-  if not shards then return end
-  -- Whole GPUs that slices are paid with: beside --gpus-per-node, even an empty one, srun 26.05
-  -- takes none in --gres.
-  local gpus = text_of(options, "gpus-per-node") and string.match(shards, "^gpu:(.+)$")
-  options["gres"] = written(items, not gpus and shards, asked.others["gres"] or {}, asked.prefix or "")
-  for _, option in ipairs(OPTIONS) do
-    if gpus and option.name == "gpus-per-node" then
-      options[option.name] = gpus
-    elseif option.name ~= "gres" then
-      local others = asked.others[option.name]
-      if others and #others > 0 then
-        options[option.name] = table.concat(others, ",")
-      else
-        clear(options, option.name)
-      end
-    end
-  end
-  say_binding(options, total(asked.task))
-  -- Before 23.11 every task of a step crashes that has another binding.
-  if #asked.task > 0 or text_of(options, "gpu-bind") then options["gpu-bind"] = "closest" end
-  if fix.nodes and (fix.only or not part) then options["nodes"] = tostring(fix.nodes) end
-  if fix.tasks and fix.nodes > 1 then options["ntasks-per-node"] = tostring(fix.tasks) end
-end
-
--- The shape of a request; --gpus=4 --gpus-per-task=1 says that it has four tasks.
-local function counted_tasks(options, asked)
-  local shape = shape_of(options)
-  if #asked.job > 0 and #asked.task > 0 then
-    shape.tasks = total(asked.job) / total(asked.task)
-    options["ntasks"] = tostring(math.floor(shape.tasks))
-  end
-  return shape
-end
-
-local function refuse(text)
-  slurm.log_error("slurm-mig: %s", text)
-  return slurm.ERROR
+  if text ~= "NONE" and text ~= "NIL" then options["export"] = text .. "," .. variable end
 end
 
 -- What srun cannot be made to forget ----------------------------------------------
 
--- Options that Slurm refuses where there is no GPU and that no filter can take back, with the
--- least that getopt needs to know each. So srun is started again, without them.
-local STUBBORN = {
+-- Options that no filter can take back, with the least that getopt needs to know each. Slurm
+-- refuses the first where there is no GPU. Before 23.11, with the others its tasks crash or may not
+-- open the GPU of their shards. So srun is started again, without them.
+local FOR_EACH_GPU = {
   ["cpus-per-gpu"] = "cpus-per-g", ["ntasks-per-gpu"] = "ntasks-per-g",
   ["mem-per-gpu"] = "mem-per-g", ["gpu-freq"] = "gpu-f",
 }
+local BINDING = { ["gpus-per-task"] = "gpus-per-t", ["gpu-bind"] = "gpu-b" }
 
 local function variable_of(name)
   return "SLURM_" .. string.upper((string.gsub(name, "%-", "_")))
 end
 
--- The stubborn option that a word of the command line is, and whether its value is the next word.
-local function stubborn_word(word)
+-- Whether a word of the command line is one of these options, and whether its value is the next.
+local function is_option(word, names)
   local option, joined = string.match(word, "^%-%-([%a%-]+)(=?)")
-  for name, least in pairs(STUBBORN) do
+  for name, least in pairs(names) do
     if option and #option >= #least and string.sub(name, 1, #option) == option then
-      return name, joined == ""
+      return true, joined == ""
     end
   end
 end
 
--- The name and words of this command, srun's own without the stubborn options and the program's
--- as they are; nil where we cannot tell these apart.
-local function own_words(options)
+-- The name and words of this command, srun's own without these options but with `more`, and the
+-- program's as they are; nil where we cannot tell them apart.
+local function own_words(options, names, more)
   local file = io.open("/proc/self/cmdline", "rb")
   local words, program = {}, options["argv"] or {}
   for word in string.gmatch(file and file:read("*a") or "", "([^%z]*)%z") do table.insert(words, word) end
   if file then file:close() end
+  if #program == 0 or not string.find(words[1] or "", "srun[^/]*$") then return nil end
   local last, own, skip = #words - #program, {}, false
   -- In place of the program's name srun may have its path; the arguments are as they were.
   for place = 2, #program do
@@ -1155,10 +1097,13 @@ local function own_words(options)
   for place = 2, last do
     -- A command of several components.
     if words[place] == ":" then return nil end
-    local name, next_is_value = stubborn_word(words[place])
-    if not name and not skip then table.insert(own, words[place]) end
-    skip = name and next_is_value
+    local named, next_is_value = is_option(words[place], names)
+    if not named and not skip then table.insert(own, words[place]) end
+    skip = named and next_is_value
   end
+  local ending = own[#own] == "--" and table.remove(own)
+  for _, word in ipairs(more) do table.insert(own, word) end
+  if ending then table.insert(own, ending) end
   for place = last + 1, #words do table.insert(own, words[place]) end
   return words[1], own
 end
@@ -1183,22 +1128,116 @@ with=
 setpriv --pdeathsig TERM true 2>/dev/null && with='setpriv --pdeathsig TERM'
 exec $with ]]
 
--- Run this srun again without its stubborn options, with `more` words and variables, and end as it
--- does. Returns only where that cannot be.
-local function again(options, more, variables)
-  local name, own = own_words(options)
+-- Run this srun again without these options, with `more` words and an environment as env(1) is
+-- told of it, and end as that does.
+-- Returns only where that cannot be.
+local function again(options, names, more, environment)
+  local name, own = own_words(options, names, more)
   if not name then return end
   local words = { "env" }
-  for option in pairs(STUBBORN) do
+  for option in pairs(names) do
     table.insert(words, "-u")
     table.insert(words, variable_of(option))
   end
-  for _, list in ipairs({ variables, { name }, more, own }) do
+  for _, list in ipairs({ environment, { name }, own }) do
     for _, word in ipairs(list) do
       table.insert(words, "'" .. string.gsub(word, "'", "'\\''") .. "'")
     end
   end
   os.exit(exit_code(os.execute(START .. table.concat(words, " "))))
+end
+
+-- How tasks are bound -----------------------------------------------------------------
+
+-- What TaskProlog has to know of how many slices each task of a step has for itself. A step that
+-- says how tasks are bound to GPUs is asked first: whatever is there for each task, with `none` or
+-- `closest` all see all.
+local function binding(options, each_task)
+  local bind, said = text_of(options, "gpu-bind"), os.getenv("SLURM_MIG_BIND") or ""
+  local asked = said == "asked"
+  -- As Slurm has it, a variable does not take back what is asked for each task.
+  if bind and not binds(bind) and os.getenv("SLURM_GPU_BIND") ~= bind then
+    -- Its word for that; what the job asked for each task or GPU holds no longer.
+    return said == ""
+      and { "SLURM_MIG_BIND=asked", "SLURM_MIG_PER_TASK=0", "SLURM_MIG_TASKS_PER_SLICE=0" } or {}
+  end
+  -- One is what it does by itself, but in a job in the words of GPUs.
+  if asked and bind and binds(bind) and each_task == 0 then each_task = 1 end
+  return each_task >= (asked and 1 or 2) and { "SLURM_MIG_PER_TASK=" .. each_task } or {}
+end
+
+-- Hand that to the tasks. Slurm's own binding is of GPUs, of which there are none: the word that
+-- has least effect takes its place, but before 23.11 there must be none. `more`: what is asked for
+-- in place of slices for each task.
+local function bind(options, each_task, more)
+  local variables, bound = binding(options, each_task), each_task > 0 or text_of(options, "gpu-bind")
+  local major, minor
+  if bound then major, minor = string.match(told_by("srun --version"), "(%d+)%.(%d+)") end
+  if major and tonumber(major) * 100 + tonumber(minor) < 2311 then
+    local environment = {}
+    for _, option in ipairs(OPTIONS) do
+      -- What is asked for here takes the place of what the job hands on.
+      if option.variable and more.all then table.insert(environment, "-u" .. option.variable) end
+    end
+    for _, variable in ipairs(variables) do table.insert(environment, variable) end
+    if each_task > 0 and #variables == 0 then
+      table.insert(environment, "SLURM_MIG_PER_TASK=" .. each_task)
+    end
+    again(options, BINDING, more, environment)
+  end
+  for _, variable in ipairs(variables) do export(options, variable) end
+  if bound then options["gpu-bind"] = "closest" end
+end
+
+-- A request for slices of each task in words of the command line: for each node.
+local function in_words(items, shards, asked, part, fix)
+  if #asked.task == 0 then return {} end
+  -- Beside `--gpus` it says how many tasks there are.
+  if #asked.job > 0 then return { "--ntasks=" .. math.floor(total(asked.job) / total(asked.task)) } end
+  local words = { "--gres=" .. written(items, shards, asked.others["gres"] or {}, ""), all = true }
+  if fix.nodes and (fix.only or not part) then table.insert(words, "--nodes=" .. fix.nodes) end
+  if fix.tasks and fix.nodes > 1 then table.insert(words, "--ntasks-per-node=" .. fix.tasks) end
+  return words
+end
+
+-- Write a request for slices in the one form that jobs and steps have in common.
+local function write(options, asked, items, part, fix)
+  local shards = payment(items, part)
+  if not shards then return end
+  bind(options, total(asked.task), in_words(items, shards, asked, part, fix))
+  -- Whole GPUs that slices are paid with: beside --gpus-per-node, even an empty one, srun 26.05
+  -- takes none in --gres.
+  local gpus = text_of(options, "gpus-per-node") and string.match(shards, "^gpu:(.+)$")
+  options["gres"] = written(items, not gpus and shards, asked.others["gres"] or {}, asked.prefix or "")
+  for _, option in ipairs(OPTIONS) do
+    if gpus and option.name == "gpus-per-node" then
+      options[option.name] = gpus
+    elseif option.name ~= "gres" then
+      local others = asked.others[option.name]
+      if others and #others > 0 then
+        options[option.name] = table.concat(others, ",")
+      else
+        clear(options, option.name)
+      end
+    end
+  end
+  if fix.nodes and (fix.only or not part) then options["nodes"] = tostring(fix.nodes) end
+  if fix.tasks and fix.nodes > 1 then options["ntasks-per-node"] = tostring(fix.tasks) end
+end
+
+-- The shape of a request; --gpus=4 --gpus-per-task=1 says that it has four tasks.
+local function counted_tasks(options, asked)
+  local shape = shape_of(options)
+  if #asked.job > 0 and #asked.task > 0 then
+    shape.tasks = total(asked.job) / total(asked.task)
+    options["ntasks"] = tostring(math.floor(shape.tasks))
+  end
+  return shape
+end
+
+local function refuse(text)
+  slurm.log_error("slurm-mig: %s", text)
+  return slurm.ERROR
 end
 
 -- Words and variables that say for `items` what a command says by stubborn options; nil where it
@@ -1233,7 +1272,7 @@ end
 local function restarted(options, ...)
   local words, variables = without_gpus(options, ...)
   if not words then return nil end
-  again(options, words, variables)
+  again(options, FOR_EACH_GPU, words, variables)
   return refuse("srun cannot use options for each GPU here; write "
     .. table.concat(words, " ") .. " in their place")
 end
@@ -1253,7 +1292,7 @@ local function srun_job(options)
   local shared = asked.translated and not binds(options["gpu-bind"]) and #asked.task == 0
   write(options, asked, items, nil, fix)
   if shared and (os.getenv("SLURM_MIG_BIND") or "") == "" then
-    export(options, "SLURM_MIG_BIND", "asked")
+    export(options, "SLURM_MIG_BIND=asked")
   end
 end
 
@@ -1387,8 +1426,7 @@ local function step(options)
   for _, option in ipairs(OPTIONS) do
     if repeats(options, option) then clear(options, option.name) end
   end
-  say_binding(options, 0)
-  if text_of(options, "gpu-bind") then options["gpu-bind"] = "closest" end
+  bind(options, 0, {})
 end
 
 -- Whether the command starts a step inside a job that has its slices already.

@@ -497,8 +497,9 @@ def test_a_step_that_does_not_bind_where_the_job_does(
     for name, value in job.items():
         monkeypatch.setenv(name, value)
     host = lua_host.cli_filter(version, lua_host.fleet((H100,)))
-    for users, exported in (("", said), ("task", None)):
+    for users, variable, exported in (("", "", said), ("task", "", None), ("", bind, None)):
         monkeypatch.setenv("SLURM_MIG_BIND", users)
+        monkeypatch.setenv("SLURM_GPU_BIND", variable)
         step = {"type": "srun", "ntasks": 2, "gpu-bind": bind}
         code, (after,), _ = host.call("slurm_cli_pre_submit", step)
         assert (code, after.get("export")) == (0, exported)
@@ -506,7 +507,10 @@ def test_a_step_that_does_not_bind_where_the_job_does(
 
 #: A machine on which srun is started again: what it would run, and how that would end.
 STARTS = """
-words, told, left = ...
+words, told, release = ...
+io.popen = function()
+  return { read = function() return "slurm-wlm " .. release end, close = function() end }
+end
 io.open = function()
   local text = table.concat(words, "\\0") .. "\\0"
   return { read = function() return text end, close = function() end }
@@ -524,19 +528,22 @@ def started_again(
     monkeypatch: pytest.MonkeyPatch,
     version: str,
     words: list[str],
-    environ: dict[str, str],
-    **options: object,
+    options: dict[str, object],
+    environ: dict[str, str] | None = None,
+    release: str = "22.05.8",
 ) -> tuple[str | None, int | None, int]:
     """What srun would start, the code it would end with, and what the filter returns."""
-    for name, value in environ.items():
+    for name, value in (environ or {}).items():
         monkeypatch.setenv(name, value)
     host = lua_host.cli_filter(version, lua_host.fleet((H100,)))
     told = [7 * 256] if version == "lua51" else [False, "exit", 7]
-    host.lua.execute(STARTS, host.lua.table_from(words), host.lua.table_from(told))
+    host.lua.execute(STARTS, host.lua.table_from(words), host.lua.table_from(told), release)
     options = {"type": "srun", "nodes": "1", **options}
     code, _, _ = host.call("slurm_cli_pre_submit", options)
     lua = host.lua.globals()
-    command = lua.started and lua.started.rpartition(" 'srun' ")[2]
+    head, _, own = (lua.started or "").rpartition(" 'srun' ")
+    variables = re.findall(r"'(SLURM_\w+=[^']*)' ", f"{head} ")
+    command = " ".join([*variables, own]) if lua.started else None
     return command, lua.left_with(), code
 
 
@@ -544,11 +551,22 @@ def started_again(
 @pytest.mark.parametrize(
     ("own", "options", "more"),
     [
-        ("--cpus-per-gpu 2", {"cpus-per-gpu": 2}, "'--cpus-per-task=4'"),
-        ("--cpus-per-g=2 -n2", {"cpus-per-gpu": 2, "ntasks": 2}, "'--cpus-per-task=2' '-n2'"),
-        ("--mem-per-gpu=3G", {"mem-per-gpu": "3G"}, "'--mem=6G'"),
-        ("--ntasks-per-gpu=2", {"ntasks-per-gpu": 2}, "'--ntasks=4'"),
-        ("--gpu-freq=low -c1", {"gpu-freq": "low"}, "'-c1'"),
+        ("--cpus-per-gpu 2", {"cpus-per-gpu": 2}, "{own} '--cpus-per-task=4'"),
+        ("--cpus-per-g=2", {"cpus-per-gpu": 2, "ntasks": 2}, "{own} '--cpus-per-task=2'"),
+        ("--mem-per-gpu=3G", {"mem-per-gpu": "3G"}, "{own} '--mem=6G'"),
+        (
+            "--ntasks-per-gpu=2",
+            {"ntasks-per-gpu": 2},
+            "SLURM_MIG_TASKS_PER_SLICE=2 {own} '--ntasks=4'",
+        ),
+        ("--gpu-freq=low", {"gpu-freq": "low"}, "{own}"),
+        # Before 23.11 a binding of Slurm's keeps tasks off the GPU of their shards.
+        ("--gpu-bind=single:1", {"gpu-bind": "single:1"}, "{own}"),
+        (
+            "--gpu-b none",
+            {"gpu-bind": "none"},
+            "SLURM_MIG_BIND=asked SLURM_MIG_PER_TASK=0 SLURM_MIG_TASKS_PER_SLICE=0 {own}",
+        ),
     ],
 )
 def test_srun_is_started_again_without_what_it_cannot_forget(
@@ -558,10 +576,26 @@ def test_srun_is_started_again_without_what_it_cannot_forget(
     program = ["sh", "-c", "it's", "--cpus-per-gpu=9"]
     words = ["srun", *own.split(), "--gpus=1g.10gb:2", "--", *program]
     argv = ["/bin/sh", *program[1:]]
-    asked = {"gpus": "1g.10gb:2", "argv": argv, **options}
-    started, left, _ = started_again(monkeypatch, version, words, {}, **asked)
-    rest = "'--gpus=1g.10gb:2' '--' 'sh' '-c' 'it'\\''s' '--cpus-per-gpu=9'"
-    assert (started, left) == (f"{more} {rest}", 7)
+    asked: dict[str, object] = {"gpus": "1g.10gb:2", "argv": argv, **options}
+    started, left, _ = started_again(monkeypatch, version, words, asked)
+    more = more.format(own="'--gpus=1g.10gb:2'")
+    assert (started, left) == (f"{more} '--' 'sh' '-c' 'it'\\''s' '--cpus-per-gpu=9'", 7)
+
+
+@versions
+@pytest.mark.parametrize(
+    ("release", "again"), [("22.05.8", True), ("23.02.1", True), ("24.11.5", False)]
+)
+def test_slices_for_each_task_before_23_11(
+    monkeypatch: pytest.MonkeyPatch, version: str, release: str, again: bool
+) -> None:
+    """Asked for on each node; the option would keep tasks off the GPU of their shards."""
+    words = ["srun", "-n2", "--gpus-per-task=1g.10gb:1", "x"]
+    asked: dict[str, object] = {"gpus-per-task": "1g.10gb:1", "ntasks": 2, "argv": ["x"]}
+    started, _, _ = started_again(monkeypatch, version, words, asked, release=release)
+    gres = "mig:1g.10gb:2,shard:h100:8"
+    expected = f"SLURM_MIG_PER_TASK=1 '-n2' '--gres={gres}' '--nodes=1' 'x'" if again else None
+    assert started == expected
 
 
 @versions
@@ -573,12 +607,12 @@ def test_a_step_of_all_keeps_what_its_job_says(
         "SLURM_JOB_ID": "5", "SLURM_MIG_JOB": "5", "SLURM_MIG_PROFILES": "1g.10gb,1g.10gb",
         "SLURM_CPUS_PER_GPU": "2", "SLURM_MEM_PER_GPU": "100",
     }  # fmt: skip
-    options = {"cpus-per-gpu": "2", "mem-per-gpu": "100", "argv": ["x"]}
-    started, _, _ = started_again(monkeypatch, version, ["srun", "x"], job, **options)
+    options: dict[str, object] = {"cpus-per-gpu": "2", "mem-per-gpu": "100", "argv": ["x"]}
+    started, _, _ = started_again(monkeypatch, version, ["srun", "x"], options, job)
     assert started == "'x'"
     one = {"gpus": "1", **options}
-    started, _, _ = started_again(monkeypatch, version, ["srun", "-G1", "x"], job, **one)
-    assert started == "'--cpus-per-task=2' '--mem=100' '-G1' 'x'"
+    started, _, _ = started_again(monkeypatch, version, ["srun", "-G1", "x"], one, job)
+    assert started == "'-G1' '--cpus-per-task=2' '--mem=100' 'x'"
 
 
 @versions
@@ -589,8 +623,12 @@ def test_srun_is_not_started_again_where_its_words_are_not_known(
     monkeypatch: pytest.MonkeyPatch, version: str, words: list[str]
 ) -> None:
     """Several components, or another's command line: refused with what to type."""
-    options = {"gpus": "1g.10gb:2", "cpus-per-gpu": "2", "argv": ["x", "b"]}
-    found = started_again(monkeypatch, version, words, {}, **options)
+    options: dict[str, object] = {
+        "gpus": "1g.10gb:2",
+        "cpus-per-gpu": "2",
+        "argv": ["x", "b"],
+    }
+    found = started_again(monkeypatch, version, words, options)
     assert found == (None, None, -1)
 
 

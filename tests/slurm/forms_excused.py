@@ -50,6 +50,12 @@ EXCUSES: Final = (
     ),
     Excuse(
         "better",
+        r"^step: -n2 --gpus-per-task=\S+: srun -n2 --ntasks-per-gpu=1 ",
+        "static MIG's steps meet what sbatch leaves behind of tasks' GPUs and fail; ours run",
+        static="^step fails",
+    ),
+    Excuse(
+        "better",
         r"^step: -n2 --gpus(-per-task)?=\S+: srun -n1 .*--g(res|pus|pus-per-node)=",
         "static MIG's steps meet the typed request that sbatch leaves behind and fail; ours run",
         static="^step fails",

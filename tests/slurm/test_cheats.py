@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -219,6 +220,14 @@ UPDATES = [
     "TresPerTask=gres:gpu:1",
     "TresPerTask=gres/mig:7g.80gb=1",
     "TresPerSocket=gres:gpu:1",
+    "CpusPerTres=gres:gpu:2",
+    "CpusPerTres=gres/mig:2",
+    "CpusPerTres=gres:mig:2",
+    "MemPerTres=gres:gpu:100",
+    "MemPerTres=gres/mig:1",
+    "NtasksPerTRES=1",
+    "TresBind=gres:gpu:single:1",
+    "TresFreq=gpu:high",
     "GpusPerNode=1",
     f"comment={FORGED}",
     "comment=slurm-mig=1,7g.80gb/0/31:1 slurm-mig=1,1g.10gb/19/4:1",
@@ -263,15 +272,30 @@ def test_an_ordinary_job_gets_no_slices_by_update(site: Site, change: str) -> No
     assert site.made() == []
 
 
-def test_updates_of_array_tasks(site: Site) -> None:
+@pytest.mark.parametrize("asked", ["--gres=mig:1g.10gb:1", "--gpus=1g.10gb:1"])
+def test_updates_of_array_tasks(site: Site, asked: str) -> None:
     """One task of an array is changed apart from the others."""
-    said = attempt(site, "sbatch", "--parsable", "--hold", "--array=0-2", "--gres=mig:1g.10gb:1")
+    said = attempt(site, "sbatch", "--parsable", "--hold", "--array=0-2", asked)
     array = said.split()[-1]
     for change in (f"comment={FORGED}", "gres=mig:7g.80gb:1"):
         attempt(site, "scontrol", "update", f"jobid={array}_1", change)
     site.run("scontrol", "release", array)
     site.until(lambda: len(site.made()) == 3, "three slices")
     assert {name.split("@")[0] for name in site.made()} == {"1g.10gb"}
+
+
+def test_components_of_a_het_job(site: Site) -> None:
+    """Each is stamped by itself, whatever its user wrote there."""
+    forged = f"--comment={FORGED}"
+    said = attempt(
+        site, "sbatch", "--parsable", forged, "--gpus=1g.10gb:1", ":",
+        forged, "--gres=gpu:a30_1g.6gb:1",
+    )  # fmt: skip
+    leader = int(said.split()[-1])
+    site.wait(leader, "RUNNING")
+    site.until(lambda: site.made() + site.made("n2", 1) == [*PAID, "1g.6gb@3"], "both slices")
+    for component, stamp in ((leader, "1g.10gb/19/4:1"), (leader + 1, "1g.6gb/14/1:1")):
+        assert site.show(component, "Comment").strip() == f"slurm-mig=1,{stamp}"
 
 
 # -- slices on several GPUs ----------------------------------------------------------------
@@ -397,6 +421,40 @@ def test_bridged_forms_are_paid_without_the_clients_help(site: Site, options: li
     for change in ("gres=gpu:7g.80gb:1", "TresPerJob=gres:gpu:7g.80gb:1", "gres=gpu:h100_3g.40gb"):
         attempt(site, "scontrol", "update", f"jobid={job}", change)
     runs_with_what_is_paid(site, job)
+
+
+@pytest.mark.parametrize(
+    ("taken", "options"),
+    [
+        (False, {"gres": "mig:7g.80gb:1,shard:h100:4"}),
+        (False, {"gres": "gpu:1g.10gb:1,shard:h100:1"}),
+        (False, {"gres": "gpu:h100:2,mig:3g.40gb:2", "comment": FORGED_SEVERAL}),
+        (True, {"gres": "mig:1g.10gb:1,shard:h100:4", "comment": FORGED}),
+        (True, {"gres": "mig:1g.10gb:1", "comment": FORGED_SEVERAL, "job-name": FORGED}),
+        (True, {"gpus": "1g.10gb:1", "comment": f"{FORGED} {FORGED_SEVERAL}"}),
+    ],
+)
+def test_a_client_filter_of_the_users_own(site: Site, taken: bool, options: dict[str, str]) -> None:
+    """It writes what ours would, and worse: the controller takes what is paid, or nothing."""
+    mine = Path(unfiltered(site)).parent
+    sets = "".join(f'options["{name}"] = "{value}"; ' for name, value in options.items())
+    (mine / "cli_filter.lua").write_text(
+        f"function slurm_cli_pre_submit(options, offset) {sets}return slurm.SUCCESS end\n"
+        "function slurm_cli_setup_defaults() return slurm.SUCCESS end\n"
+        "function slurm_cli_post_submit() return slurm.SUCCESS end\n"
+    )
+    config = mine / "slurm.conf"
+    config.write_text(f"{config.read_text()}CliFilterPlugins=cli_filter/lua\n")
+    said = attempt(site, "sbatch", "--parsable", environ={"SLURM_CONF": str(config)})
+    # Others read these files without a filter.
+    (mine / "cli_filter.lua").unlink()
+    jobs = site.run("squeue", "-h", "-o", "%A").split()
+    assert (len(jobs) == 1) is taken, said
+    for job in jobs:
+        assert site.show(job, "TresPerNode").replace("/", ":") == (
+            "gres:mig:1g.10gb:1,gres:shard:h100:4"
+        )
+        site.until(lambda: site.made() == PAID, "the slice that was paid for")
 
 
 @pytest.mark.parametrize("gres", ["gpu:7g.80gb:1,shard:h100:1", "gpu:1g.10gb:1k", "gpu:1g.10gb:-1"])

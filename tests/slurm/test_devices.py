@@ -6,12 +6,14 @@ simulated node (facts/slurm.md#devices).
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from .conftest import ALICE, BOB, NODES, Site, launch, running
+from .test_cheats import unfiltered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -106,6 +108,52 @@ def test_srun_as_a_job_of_its_own(constrained: Site, probe: Callable[[str], str]
         "srun", "-n2", "--gres=mig:3g.40gb:1", "/bin/sh", "-c", probe("srun"), uid=ALICE
     )
     assert tried(text) == {"srun gpu0 open", "srun gpu1 denied"}
+
+
+#: Jobs in the words of static MIG, and a step of each.
+BRIDGED = {
+    "gres": (["--gres=gpu:1g.10gb:1"], "srun"),
+    "job": (["--gpus=1g.10gb:2"], "srun -n1 --gpus=1"),
+    "tasks": (["-n2", "--gpus-per-task=1g.10gb:1"], "srun"),
+    "bind": (["-n2", "--gpus-per-node=1g.10gb:1"], "srun --gpu-bind=none"),
+    "each": (["--gpus=1g.10gb:1", "--cpus-per-gpu=1"], "srun --cpus-per-gpu=1"),
+}
+#: Steps of one slice that want another GPU, too, by a client without our filter.
+MORE = ("", "--gres=gpu:1", "--gpus=2", "--gres=shard:h100:31", "--gres=mig:1g.10gb:1,shard:h100:4")
+
+
+def test_words_of_static_mig(constrained: Site, probe: Callable[[str], str]) -> None:
+    """Job and step open the GPU of their slices, whatever they were asked by."""
+    (constrained.cluster.work / "probe").write_text("#!/bin/sh\n" + probe("$1"))
+    (constrained.cluster.work / "probe").chmod(0o755)
+    jobs = {
+        who: constrained.sbatch(*asked, script=f"{probe('batch')}{step} ./probe step\n")
+        for who, (asked, step) in BRIDGED.items()
+    }
+    for who, job in jobs.items():
+        constrained.wait(job, "COMPLETED", "FAILED")
+        assert tried(constrained.output(job)) == {
+            f"{place} gpu{gpu} {result}"
+            for place in ("batch", "step")
+            for gpu, result in ((0, "open"), (1, "denied"))
+        }, f"{who}: {constrained.output(job)}"
+
+
+def test_steps_that_want_another_gpu(constrained: Site, probe: Callable[[str], str]) -> None:
+    """Whatever a step asks for, and whatever filter its client has: never the other GPU."""
+    plain = unfiltered(constrained)
+    (constrained.cluster.work / "probe").write_text("#!/bin/sh\n" + probe("$1"))
+    (constrained.cluster.work / "probe").chmod(0o755)
+    steps = "".join(
+        f"{conf}timeout 20 srun {step} ./probe more\n"
+        for step in MORE
+        for conf in ("", f"SLURM_CONF={plain} ")
+    )
+    job = constrained.sbatch("--gpus=1g.10gb:1", script=f"{steps}true")
+    constrained.wait(job, "COMPLETED", seconds=200)
+    text = constrained.output(job)
+    assert "more gpu0 open" in text
+    assert not re.search("gpu1 (?!denied)", text), text
 
 
 def test_salloc(constrained: Site, probe: Callable[[str], str]) -> None:
