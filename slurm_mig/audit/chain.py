@@ -36,8 +36,9 @@ _PROGRAM: Final = "slurm-mig"
 _ROOT: Final = "0"
 
 #: What stands before a hook's line in a text of syslog (RFC 3164 and 5424): the program with
-#: its pid. Behind another program's name, which a colon ends, stands what anybody may say.
-_WRITTEN_BY: Final = re.compile(rf"(?:(?!: ).)*?\b{_PROGRAM}(?:\[\d+\]: | \d+ \S+ \S+ )")
+#: its pid, if it has one. Behind another program's name, which a colon ends, stands what anybody
+#: may say.
+_WRITTEN_BY: Final = re.compile(rf"(?:(?!: ).)*?(?<!\S){_PROGRAM}(?:(?:\[\d+\])?: | \d+ \S+ \S+ )")
 
 #: A hook's line with the chain's head.
 _HEAD: Final = re.compile(

@@ -180,6 +180,7 @@ def test_plain_text_is_read_and_proves_nothing(line: str) -> None:
         WORDS,
         f"Nov 22 10:00:00 n1 alice[8]: {WORDS}",
         f"Nov 22 10:00:00 n1 alice: slurm-mig[77]: {WORDS}",
+        f"Nov 22 10:00:00 n1 my-slurm-mig[77]: {WORDS}",
         f"Nov 22 10:00:00 n1 slurm-mig[77]: refused: {WORDS}",
         f"Nov 22 10:00:00 n1 slurmd[77]: slurm-mig: {WORDS}",
     ],
