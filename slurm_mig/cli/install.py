@@ -63,7 +63,7 @@ _DIRECTORY = OnePath(path_type=Path, file_okay=False)
 @click.option("--log-file", is_flag=True, help="Also /var/log/slurm-mig.log: rsyslog, logrotate.")
 @click.option("--root", type=_DIRECTORY, default=Path("/"), help="Install into the image there.")
 @click.option("--uninstall", "away", is_flag=True, help="Remove what was installed.")
-@click.option("--force", is_flag=True, help="Uninstall although slurm.conf names the hooks.")
+@click.option("--force", is_flag=True, help="Uninstall although Slurm or a job counts on it.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be written or removed.")
 def command(
     hooks: Path,
