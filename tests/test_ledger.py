@@ -235,7 +235,7 @@ def test_a_damaged_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "ledger.db"
     path.write_bytes(content)
     path.chmod(0o600)
-    with pytest.raises(LedgerFault, match="the file is damaged, .* reset --foreign") as caught:
+    with pytest.raises(LedgerFault, match="the file is damaged, .* reconcile --accept-older") as caught:
         Ledger(path)
     assert str(path) in str(caught.value)
     assert path.read_bytes() == content
