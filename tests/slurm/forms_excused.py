@@ -31,7 +31,8 @@ EXCUSES: Final = (
     Excuse(
         "impossible",
         r"^option( of mig)?: --exclusive$",
-        "a whole node takes every shard of it, so that a job with shards waits for ever; refused",
+        "a whole node takes every shard, so that a job with shards, few or all of them, waits "
+        "for ever (Resources) on an idle node of 22.05, 24.11 and 26.05; refused",
         gives="^refused",
     ),
     Excuse(
