@@ -235,7 +235,8 @@ def test_a_damaged_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "ledger.db"
     path.write_bytes(content)
     path.chmod(0o600)
-    with pytest.raises(LedgerFault, match="the file is damaged, .* reconcile --accept-older") as caught:
+    told = "the file is damaged, .* reconcile --accept-older"
+    with pytest.raises(LedgerFault, match=told) as caught:
         Ledger(path)
     assert str(path) in str(caught.value)
     assert path.read_bytes() == content
