@@ -374,6 +374,19 @@ def test_mig_mode(make_site: Callable[..., Site]) -> None:
     assert "off after a reset" in site.cli("status").stdout
 
 
+def test_ampere_is_reset_at_once(make_site: Callable[..., Site]) -> None:
+    """As the quick start says: MIG mode is on when `enable` ends, unless a process has the GPU."""
+    site = make_site(A100, mig=False)
+    site.machine.hold(os.getpid(), site.machine.gpus[0]["uuid"])
+    assert site.cli("enable").returncode == 15
+    site.machine.let_go(os.getpid())
+    assert "MIG mode on" in site.cli("enable").stdout
+    assert site.prolog(7, "slurm-mig=1,3g.40gb/9/14:1").returncode == 0
+    page = (Path(__file__).parents[1] / "docs/quickstart.md").read_text("utf-8")
+    promise = "on Ampere it resets the GPU for that, at once, and refuses where a process uses it"
+    assert promise in " ".join(page.split())
+
+
 # -- status, reconcile, audit ---------------------------------------------------------
 
 

@@ -518,6 +518,18 @@ def test_overlapping_steps_share(job: Job) -> None:
     assert [job.task(step, 4) for step in range(3)] == ["0", "1", "0"]
 
 
+def test_what_cleans_between_two_steps(job: Job) -> None:
+    """RemoveIPC, an epilog or the user themselves: leases are root's, so each step has its own."""
+    job.publish("1g.10gb", "1g.10gb")
+    assert job.task(0, 4) == "0"
+    for clean in (f"rm -rf {job.leases}", f"find {job.leases} -user {UID} -delete"):
+        subprocess.run(
+            ["sh", "-c", clean], user=UID, group=UID, extra_groups=[], capture_output=True,
+            check=False,
+        )  # fmt: skip
+    assert job.task(1, 4) == "1"
+
+
 def test_a_directory_that_was_cleaned(job: Job) -> None:
     """No lease there does not mean that no step has one: two would share, so the task stops."""
     job.elsewhere = True
