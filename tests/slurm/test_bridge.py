@@ -259,8 +259,6 @@ def test_what_srun_cannot_forget(site: Site, options: str, tasks: list[str]) -> 
     """It is started again without it; Slurm's answer would name a GPU nobody asked for."""
     done = site.cluster.try_run("srun", *options.split(), "./show", "srun", uid=ALICE)
     assert [" ".join(line.split()[:4]) for line in saw(done.stdout, "srun")] == tasks, done.stderr
-    done = site.cluster.try_run("srun", *options.split(), "sh", "-c", "exit 7", uid=ALICE)
-    assert done.returncode == 7
 
 
 def test_what_salloc_leaves_in_its_shell(site: Site) -> None:
@@ -276,7 +274,9 @@ def test_what_salloc_leaves_in_its_shell(site: Site) -> None:
 
 
 def test_an_srun_that_is_ended_ends_the_one_it_started(site: Site) -> None:
-    """By a signal for it alone, which srun blocks before its plugins are asked, or by SIGKILL."""
+    """Its exit code is its own; it ends by a signal for the first alone, which that blocks."""
+    seven = ("--gpus=1g.10gb:1", "--cpus-per-gpu=2", "sh", "-c", "exit 7")
+    assert site.cluster.try_run("srun", *seven, uid=ALICE).returncode == 7
     # 26.05's srun catches SIGTERM, and nobody can tell from outside.
     ends = [signal.SIGKILL] if since(site, 26, 5) else [signal.SIGTERM, signal.SIGKILL]
     for end in ends:
