@@ -582,7 +582,7 @@ class Soak:
         for path in (machine.tree.dev / "nvidia-caps").iterdir():
             yield f"{node}: device node {path.name}"
         run = self.root / "nodes" / node / "run"
-        for path in [*run.glob("[ej]*/*"), *run.glob("locks/*.holder")]:
+        for path in [*run.glob("[ej]*/*"), *run.glob("leases/*"), *run.glob("locks/*.holder")]:
             yield f"{node}: file {path.relative_to(run)}"
         for record in self.records(node):
             if record.open:
