@@ -322,7 +322,8 @@ def test_updates_of_slices_on_several_gpus(site: Site, by: str) -> None:
         "gres=gpu:h100:2,mig:7g.80gb:2", "gres=gpu:h100:2,mig:3g.40gb:4", "GpusPerNode=1",
         f"comment={FORGED_SEVERAL}", f"extra={FORGED_SEVERAL}", f"comment={FORGED}", "comment=",
     ]  # fmt: skip
-    for change in (*changes, *UPDATES):
+    # CPUs and memory for each of many slices may be more than a node has: 24.11 never starts it.
+    for change in (*changes, *(other for other in UPDATES if "PerTres=" not in other)):
         attempt(site, "scontrol", "update", f"jobid={job}", change)
         held = site.show(job, "TresPerNode").replace("/", ":").split(",")
         assert {word.removeprefix("gres:") for word in held} == paid, change
