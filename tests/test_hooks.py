@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import syslog
 import time
 from contextlib import closing
@@ -77,6 +78,26 @@ def test_a_job_without_gpu_is_left_alone_at_once(site: Site) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not site.run.exists()
     assert site.hook("prolog", job_environ(7, STAMP)).returncode == 127
+
+
+def test_hooks_that_an_earlier_version_installed(site: Site) -> None:
+    """Nodes keep their hooks over an upgrade, with jobs in flight: what they call stays."""
+
+    def run(hook: str) -> subprocess.CompletedProcess[str]:
+        program = ["-I", "-c", "from slurm_mig.hooks import main; main()", hook]
+        return subprocess.run(
+            [sys.executable, *program],
+            env=job_environ(7, STAMP) | {"SLURM_MIG_CONFIG": str(site.config)},
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    done = run("prolog")
+    assert (done.returncode, "made=3g.40gb@4" in done.stderr) == (0, True)
+    # The Epilog of after the upgrade ends what it made, and the other way round.
+    assert site.epilog(7).returncode == 0
+    assert site.prolog(8, STAMP).returncode == 0
+    assert run("epilog").returncode == 0
+    assert [item.owner.job_id for item in records(site) if item.open] == [8]
 
 
 def test_carves_and_says_so_in_one_line(site: Site) -> None:
