@@ -66,7 +66,7 @@ deb: packages $(VENV)/.developer
 
 # The samples under etc/, the table of docs/doctor.md and the manual's reference come from the code; tests compare.
 generated: $(VENV)/.installed
-	@$(BIN)/python -c 'from slurm_mig.fleetfile import SAMPLE; print(SAMPLE, end="")' >etc/fleet.toml
+	@$(BIN)/python -c 'from slurm_mig.fleet.fleet_file import SAMPLE; print(SAMPLE, end="")' >etc/fleet.toml
 	@$(BIN)/slurm-mig generate etc/fleet.toml --out etc
 	@$(BIN)/python -c 'from slurm_mig.config import sample; print(sample(), end="")' >etc/config.toml
 	@sed -i '/^| code | severity/,$$d' docs/doctor.md

@@ -21,9 +21,10 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import Final
 
-from slurm_mig import __version__, install
+from slurm_mig import __version__
 from slurm_mig.config import Config, sample
-from slurm_mig.install import Places, Runtime
+from slurm_mig.node import install
+from slurm_mig.node.install import Places, Runtime
 
 TOP: Final = Path(__file__).parents[1]
 #: Not /opt/slurm-mig, where the manual has pip put one: of two in one directory the older may run.

@@ -12,17 +12,17 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from slurm_mig import catalog, weights
 from slurm_mig.errors import NoRoom
-from slurm_mig.files import write_output
-from slurm_mig.planner import Slot, fitting, plan, score_of
-from slurm_mig.profile import Profile
-from slurm_mig.request import Item, Request
+from slurm_mig.mig import catalog, weights
+from slurm_mig.mig.plan import Slot, fitting, plan, score_of
+from slurm_mig.mig.profile import Profile
+from slurm_mig.mig.request import Item, Request
+from slurm_mig.system.files import write_output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from slurm_mig.geometry import Geometry
+    from slurm_mig.mig.geometry import Geometry
 
 MODEL: Final = "NVIDIA H100 80GB HBM3"
 UNIT, HEIGHT, LEFT, PITCH = 70, 34, 150, 62

@@ -24,9 +24,17 @@ from typing import TYPE_CHECKING
 
 from _runs import in_turn, once, report
 
-from slurm_mig.allocation import ACTIVE, PLANNED, REFUSED, RELEASED, RELEASING, Allocation, Owner
-from slurm_mig.allocation import Instance as Slice
-from slurm_mig.ledger import Ledger, digest
+from slurm_mig.mig.allocation import (
+    ACTIVE,
+    PLANNED,
+    REFUSED,
+    RELEASED,
+    RELEASING,
+    Allocation,
+    Owner,
+)
+from slurm_mig.mig.allocation import Instance as Slice
+from slurm_mig.state.ledger import Ledger, digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

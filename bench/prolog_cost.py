@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from _runs import in_turn, once, report
 
-from slurm_mig import catalog
-from slurm_mig.allocation import RELEASED
-from slurm_mig.install import install_hooks
-from slurm_mig.ledger import Ledger
-from slurm_mig.models import gpu_spec
+from slurm_mig.mig import catalog
+from slurm_mig.mig.allocation import RELEASED
+from slurm_mig.node.install import install_hooks
 from slurm_mig.simulator import create
+from slurm_mig.simulator.spec import gpu_spec
+from slurm_mig.state.ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,16 +14,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-from slurm_mig import catalog
-from slurm_mig.allocation import Allocation, Owner
 from slurm_mig.config import load
 from slurm_mig.errors import NoRoom
-from slurm_mig.ledger import Ledger
-from slurm_mig.models import gpu_spec
-from slurm_mig.node import Node
-from slurm_mig.profile import Profile
-from slurm_mig.request import Item, Request
+from slurm_mig.mig import catalog
+from slurm_mig.mig.allocation import Allocation, Owner
+from slurm_mig.mig.profile import Profile
+from slurm_mig.mig.request import Item, Request
+from slurm_mig.node.node import Node
 from slurm_mig.simulator import create
+from slurm_mig.simulator.spec import gpu_spec
+from slurm_mig.state.ledger import Ledger
 
 MODEL = "NVIDIA H100 80GB HBM3"
 BEGIN = 1_772_409_600.0

@@ -15,9 +15,9 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from slurm_mig.causes import out_of_order
 from slurm_mig.errors import ConfigFault, NodeFault
-from slurm_mig.files import read_trusted
+from slurm_mig.system.causes import out_of_order
+from slurm_mig.system.files import read_trusted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -16,18 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurm_mig import catalog, leases
 from slurm_mig.config import load
-from slurm_mig.install import install_hooks
-from slurm_mig.models import gpu_spec
-from slurm_mig.node import Node
+from slurm_mig.mig import catalog
+from slurm_mig.node.install import install_hooks
+from slurm_mig.node.node import Node
 from slurm_mig.sandbox.prerequisites import place
 from slurm_mig.simulator import Machine, create
+from slurm_mig.simulator.spec import gpu_spec
+from slurm_mig.state import leases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from slurm_mig.geometry import Geometry
+    from slurm_mig.mig.geometry import Geometry
 
 H100 = "NVIDIA H100 80GB HBM3"
 A100 = "NVIDIA A100-SXM4-80GB"
@@ -192,14 +193,15 @@ def cli_as(uid: int, *arguments: str, **environ: str) -> subprocess.CompletedPro
     import tempfile
     from importlib import import_module
 
-    from slurm_mig import cli, node
+    from slurm_mig import cli
     from slurm_mig.cli import VERBS
+    from slurm_mig.node import node
 
     for verb in VERBS:
         cli.cli.get_command(None, verb)  # type: ignore[arg-type]
     assert node
     # What commands import when they need it; below /root the user cannot.
-    for name in ("ctypes.util", "pynvml", "slurm_mig.nvml", "slurm_mig.simulator.library"):
+    for name in ("ctypes.util", "pynvml", "slurm_mig.gpu.nvml", "slurm_mig.simulator.library"):
         import_module(name)
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         pid = os.fork()

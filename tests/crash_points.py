@@ -38,23 +38,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import slurm_mig.simulator
-from slurm_mig import allocation as phases
-from slurm_mig import leases
-from slurm_mig.allocation import TRANSITIONS, Owner
 from slurm_mig.config import Config
-from slurm_mig.geometry import Placement
-from slurm_mig.hooks import Job, Line, epilog, prolog
-from slurm_mig.node import Node
+from slurm_mig.hooks.run import Job, Line, epilog, prolog
+from slurm_mig.mig import allocation as phases
+from slurm_mig.mig.allocation import TRANSITIONS, Owner
+from slurm_mig.mig.geometry import Placement
+from slurm_mig.node.node import Node
 from slurm_mig.simulator import Machine
 from slurm_mig.simulator.tree import ci_minor, gi_minor
-from slurm_mig.slurm import JobFacts, NodeFacts
+from slurm_mig.slurm.protocol import JobFacts, NodeFacts
+from slurm_mig.state import leases
 
 from .conftest import A30, A100, H100, RTX, build_machine, geometry_of, job_environ, remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from slurm_mig.allocation import Allocation
+    from slurm_mig.mig.allocation import Allocation
     from slurm_mig.simulator.board import SimInstance
 
 #: Owners of builtins that compute and touch nothing outside the process. What is not
@@ -807,7 +807,7 @@ def _by_hand(place: Place) -> None:
     """`slurm-mig create`: an administrator's slice, without job."""
     with place.node() as node:
         geometry = node.driver.geometry(node.driver.gpus()[0])
-        from slurm_mig.request import Item, Request
+        from slurm_mig.mig.request import Item, Request
 
         row = geometry.profiles[0]
         request = Request((Item(row.name, 1, row.profile_id),))

@@ -12,9 +12,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from slurm_mig import allocation as phases
-from slurm_mig.allocation import Allocation, Instance, Owner
-from slurm_mig.ledger import Ledger
+from slurm_mig.mig import allocation as phases
+from slurm_mig.mig.allocation import Allocation, Instance, Owner
+from slurm_mig.state.ledger import Ledger
 
 START = 1_790_000_000.0
 GPU = "GPU-00000000-0000-4000-8000-00000000000"

@@ -8,9 +8,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from slurm_mig import catalog, generator
-from slurm_mig.fleet import Fleet, NodeGroup
-from slurm_mig.models import fleet_model
+from slurm_mig.fleet import slurm_files
+from slurm_mig.fleet.fleet import Fleet, NodeGroup
+from slurm_mig.fleet.resolve import fleet_model
+from slurm_mig.mig import catalog
 
 #: Slurm is built against any of these.
 VERSIONS = ("lua51", "lua53", "lua54")
@@ -69,8 +70,8 @@ class Host:
 
 
 def job_submit(version: str, of: Fleet) -> Host:
-    return Host(version, generator.lua(of, "job_submit.lua"))
+    return Host(version, slurm_files.lua(of, "job_submit.lua"))
 
 
 def cli_filter(version: str, of: Fleet) -> Host:
-    return Host(version, generator.lua(of, "cli_filter.lua"))
+    return Host(version, slurm_files.lua(of, "cli_filter.lua"))

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm_mig import allocation as phases
-from slurm_mig.allocation import OPEN, TRANSITIONS, Allocation, Instance, Owner
 from slurm_mig.errors import LedgerFault
+from slurm_mig.mig import allocation as phases
+from slurm_mig.mig.allocation import OPEN, TRANSITIONS, Allocation, Instance, Owner
 
 INSTANCES = st.builds(
     Instance,

@@ -9,11 +9,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig import allocation as phases
-from slurm_mig.allocation import Allocation, Owner
-from slurm_mig.allocator import Allocator
-from slurm_mig.capabilities import Capabilities
-from slurm_mig.environment import TaskSettings
 from slurm_mig.errors import (
     BadRequest,
     DriverFault,
@@ -23,16 +18,21 @@ from slurm_mig.errors import (
     ProfileNotOffered,
     SlurmMigError,
 )
-from slurm_mig.files import boot_id
-from slurm_mig.geometry import Placement
-from slurm_mig.ledger import Ledger
-from slurm_mig.locks import Locks
-from slurm_mig.nvml import NvmlDriver
-from slurm_mig.profile import Profile
-from slurm_mig.request import Item, Request
-from slurm_mig.runfiles import RunFiles
+from slurm_mig.gpu.capabilities import Capabilities
+from slurm_mig.gpu.nvml import NvmlDriver
+from slurm_mig.mig import allocation as phases
+from slurm_mig.mig.allocation import Allocation, Owner
+from slurm_mig.mig.geometry import Placement
+from slurm_mig.mig.profile import Profile
+from slurm_mig.mig.request import Item, Request
 from slurm_mig.simulator.faults import Rule
 from slurm_mig.simulator.library import Library
+from slurm_mig.state.ledger import Ledger
+from slurm_mig.state.locks import Locks
+from slurm_mig.state.run_files import RunFiles
+from slurm_mig.state.task_file import TaskSettings
+from slurm_mig.system.files import boot_id
+from slurm_mig.transaction.allocator import Allocator
 
 from .conftest import A100, H100, build_machine
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from slurm_mig.driver import Gpu
+    from slurm_mig.mig.driver import Gpu
     from slurm_mig.simulator import Machine
 
 pytestmark = pytest.mark.root

@@ -10,8 +10,8 @@ import click
 import pytest
 import yaml
 
-from slurm_mig import generator
 from slurm_mig.cli import VERBS, cli
+from slurm_mig.fleet import slurm_files
 
 PAGE = (Path(__file__).parents[1] / "docs/ansible.md").read_text("utf-8")
 BLOCKS = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)]
@@ -63,7 +63,7 @@ def test_every_generated_file_is_rolled_out() -> None:
         if "ansible.builtin.copy" in task
     ]
     loops = [name for task in TASKS for name in task.get("loop", ()) if isinstance(name, str)]
-    for name in generator.FILES:
+    for name in slurm_files.FILES:
         assert f"slurm/{name}" in copied or name in loops, name
 
 

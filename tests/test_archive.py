@@ -18,10 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from slurm_mig import allocation as phases
-from slurm_mig.archive import _INSTANCE_BEGINS, Archive, collected
+from slurm_mig.audit.archive import _INSTANCE_BEGINS, Archive, collected
 from slurm_mig.errors import LedgerFault, LedgerTooNew, NotPermitted, UsageFault
-from slurm_mig.ledger import BREAKING, MIGRATIONS, SCHEMA, Ledger, digest
+from slurm_mig.mig import allocation as phases
+from slurm_mig.state.ledger import BREAKING, MIGRATIONS, SCHEMA, Ledger, digest
 
 from .test_allocation import ALLOCATIONS
 from .test_ledger import Clock, planned
@@ -29,7 +29,7 @@ from .test_ledger import Clock, planned
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from slurm_mig.allocation import Allocation
+    from slurm_mig.mig.allocation import Allocation
 
 pytestmark = pytest.mark.root
 

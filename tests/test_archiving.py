@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig import allocation as phases
-from slurm_mig import archiving
-from slurm_mig.archive import ARCHIVES, Archive
+from slurm_mig.audit import archiving
+from slurm_mig.audit.archive import ARCHIVES, Archive
 from slurm_mig.audit.copies import contradictions, youngest
 from slurm_mig.errors import LedgerFault
-from slurm_mig.ledger import Ledger
+from slurm_mig.mig import allocation as phases
+from slurm_mig.state.ledger import Ledger
 
 from .sqlite_disk import images, watched
 from .test_archive import live
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from slurm_mig.allocation import Allocation
+    from slurm_mig.mig.allocation import Allocation
 
     from .conftest import Site
 

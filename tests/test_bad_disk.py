@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig import allocation as phases
-from slurm_mig.causes import ledger_remedy, remedy
+from slurm_mig.mig import allocation as phases
+from slurm_mig.system.causes import ledger_remedy, remedy
 
 from .bad_disk import counted, failing, slow
 from .conftest import H100, Site, job_environ
@@ -342,8 +342,8 @@ def test_remedies_are_told_apart() -> None:
 
 def test_a_busy_ledger_is_left_where_it_is(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who is told that it is locked must not move it away."""
-    from slurm_mig import ledger
     from slurm_mig.errors import LedgerFault
+    from slurm_mig.state import ledger
 
     site.prolog(7, STAMP)
     monkeypatch.setattr(ledger, "BUSY_TIMEOUT", 0.2)
@@ -387,24 +387,27 @@ def test_each_fault_of_the_ledger_has_its_remedy(tmp_path: Path) -> None:
 
 def test_no_process_to_be_had(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node fault that says so, not a traceback that drains with "Prolog error" alone."""
-    from slurm_mig import hooks, watch
+    from slurm_mig.hooks import run
+    from slurm_mig.system import watchdog
 
     def none(*_: object) -> None:
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(watch, "watched", none)
+    monkeypatch.setattr(watchdog, "watched", none)
     told: list[str] = []
-    monkeypatch.setattr(hooks, "_tell_slurmd", told.append)
+    monkeypatch.setattr(run, "_tell_slurmd", told.append)
     slurm_commands(site)
     environ = {**job_environ(7, STAMP), "SLURM_MIG_CONFIG": str(site.config)}
-    assert hooks.run("prolog", environ, watched=True) == 10
+    assert run.run("prolog", environ, watched=True) == 10
     assert "no process can be started" in told[0]
 
 
 def test_no_room_and_no_process(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that cannot be put off comes back at once; the node is not drained for it."""
-    from slurm_mig import files, hooks, runfiles
     from slurm_mig.errors import NodeFault
+    from slurm_mig.hooks import run
+    from slurm_mig.state import run_files
+    from slurm_mig.system import files
 
     def full(*_: object, **__: object) -> None:
         raise NodeFault("write") from OSError(errno.ENOSPC, "No space left on device")
@@ -412,12 +415,12 @@ def test_no_room_and_no_process(site: Site, monkeypatch: pytest.MonkeyPatch) -> 
     def none(*_: object) -> None:
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(runfiles, "replace_file", full)
+    monkeypatch.setattr(run_files, "replace_file", full)
     monkeypatch.setattr(files, "detach", none)
     told: list[str] = []
-    monkeypatch.setattr(hooks, "_tell_slurmd", told.append)
+    monkeypatch.setattr(run, "_tell_slurmd", told.append)
     slurm_commands(site, squeue=squeue(8))
     environ = {**job_environ(8, STAMP), "SLURM_MIG_CONFIG": str(site.config)}
-    assert hooks.run("prolog", environ) == 0
+    assert run.run("prolog", environ) == 0
     assert "outcome=requeued" in told[0]
     assert "not postponed: [Errno 11]" in told[0]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from slurm_mig.billing import SHARES, billing, by_partition
 from slurm_mig.errors import UsageFault
-from slurm_mig.fleet import Fleet, NodeGroup
+from slurm_mig.fleet.billing import SHARES, billing, by_partition
+from slurm_mig.fleet.fleet import Fleet, NodeGroup
 
 from .conftest import A30, A100, H100, KNOWN
 from .test_fleet import group, model_of

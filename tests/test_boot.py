@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurm_mig import allocation as phases
-from slurm_mig import install
-from slurm_mig.allocation import WHOLE, WHOLE_MIG_OFF
-from slurm_mig.boot import LOOK_EVERY, REASON, Boot, bring_up, keep_out, let_in
 from slurm_mig.errors import HardwareMismatch, LedgerFault
-from slurm_mig.geometry import Placement
-from slurm_mig.locks import Locks
+from slurm_mig.mig import allocation as phases
+from slurm_mig.mig.allocation import WHOLE, WHOLE_MIG_OFF
+from slurm_mig.mig.geometry import Placement
+from slurm_mig.node import install
+from slurm_mig.node.boot import LOOK_EVERY, REASON, Boot, bring_up, keep_out, let_in
 from slurm_mig.simulator.faults import Rule
+from slurm_mig.state.locks import Locks
 
 from .conftest import A30, A100, H100, Site
 from .test_hooks import STAMP, records, slurm_commands

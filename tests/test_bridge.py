@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm_mig import fleetfile, generator
-from slurm_mig import request as requests
-from slurm_mig.bridge import Bridge, Default, spellings
 from slurm_mig.errors import UsageFault
-from slurm_mig.models import fleet_of
+from slurm_mig.fleet import fleet_file, slurm_files
+from slurm_mig.fleet.bridge import Bridge, Default, spellings
+from slurm_mig.fleet.resolve import fleet_of
+from slurm_mig.mig import request as requests
 
 from . import lua_host
 from .conftest import A100, A100_40, H100
@@ -36,7 +36,7 @@ BRIDGE = Bridge(
 
 
 def host(bridge: Bridge = BRIDGE, version: str = "lua51") -> lua_host.Host:
-    return lua_host.Host(version, generator.lua(FLEET, "job_submit.lua", bridge))
+    return lua_host.Host(version, slurm_files.lua(FLEET, "job_submit.lua", bridge))
 
 
 HOST = host()
@@ -304,7 +304,7 @@ def test_mistakes_in_the_file(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "fleet.toml"
     path.write_text(text)
     with pytest.raises(UsageFault, match=says):
-        fleetfile.read(path)
+        fleet_file.read(path)
 
 
 @pytest.mark.parametrize(
@@ -332,13 +332,13 @@ def test_mistakes_in_the_file(tmp_path: Path, text: str, says: str) -> None:
 def test_words_that_cannot_be(bridge: Bridge, says: str) -> None:
     """Found before anything is written."""
     with pytest.raises(UsageFault, match=says):
-        generator.generate(FLEET, hooks="/h", bridge=bridge)
+        slurm_files.generate(FLEET, hooks="/h", bridge=bridge)
 
 
 def test_words_that_mean_what_they_are() -> None:
     """A word may say again what a name says; and a model's short word is no type of the fleet."""
     words = {"gpu:1g.10gb": "1g.10gb", "gpu:20gb": "1g.20gb", "1g.6gb": "1g.10gb"}
-    assert generator.generate(FLEET, hooks="/h", bridge=Bridge(words=words))
+    assert slurm_files.generate(FLEET, hooks="/h", bridge=Bridge(words=words))
 
 
 def test_a_gpu_that_is_not_carved_has_to_be_named_so(tmp_path: Path) -> None:
@@ -346,4 +346,4 @@ def test_a_gpu_that_is_not_carved_has_to_be_named_so(tmp_path: Path) -> None:
     path = tmp_path / "fleet.toml"
     path.write_text("[[nodes]]\nhosts = 'n1'\ngpus = ['l40s:2']\n")
     with pytest.raises(UsageFault, match="a GPU of n1 that is not carved stands in `whole`"):
-        fleet_of(fleetfile.read(path))
+        fleet_of(fleet_file.read(path))

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig.capabilities import Capabilities, capability_minors, instance_of, read_access
 from slurm_mig.errors import DeviceNodeFault
-from slurm_mig.geometry import Placement
+from slurm_mig.gpu.capabilities import Capabilities, capability_minors, instance_of, read_access
+from slurm_mig.mig.geometry import Placement
 from slurm_mig.simulator.client import open_devices
 from slurm_mig.simulator.tree import ci_minor, gi_minor
 

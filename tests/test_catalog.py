@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from slurm_mig import catalog
 from slurm_mig.errors import UsageFault
-from slurm_mig.geometry import Engines
+from slurm_mig.mig import catalog
+from slurm_mig.mig.geometry import Engines
 
 from .conftest import KNOWN, geometry_of
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig import hosts
-from slurm_mig.census import CUT, alive
 from slurm_mig.errors import SlurmFault
-from slurm_mig.slurm import JobFacts, NodeFacts
+from slurm_mig.slurm.census import CUT, alive
+from slurm_mig.slurm.protocol import JobFacts, NodeFacts
+from slurm_mig.system import hosts
 
 from .test_cli import parsed
 from .test_hooks import NODE, STAMP, slurm_commands

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurm_mig import allocation as phases
-from slurm_mig import allocator
-from slurm_mig.allocation import GONE
 from slurm_mig.errors import DriverFault, GpuLost, Held, InstanceBusy, LockTimeout, NoRoom
-from slurm_mig.feeds import Feeds
-from slurm_mig.holder import GPU, INSTANCE, Holder, Holders
-from slurm_mig.nvml import NvmlDriver
+from slurm_mig.gpu.holder import GPU, INSTANCE, Holder, Holders
+from slurm_mig.gpu.nvml import NvmlDriver
+from slurm_mig.mig import allocation as phases
+from slurm_mig.mig.allocation import GONE
 from slurm_mig.simulator.faults import Rule
+from slurm_mig.state.monitoring import Feeds
+from slurm_mig.transaction import allocator
 
 from .conftest import A100, H100
 from .test_allocator import ALICE, BOB, ROOT, World, ask
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from slurm_mig.driver import Gpu
+    from slurm_mig.mig.driver import Gpu
 
 pytestmark = pytest.mark.root
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurm_mig.allocation import WHOLE_MIG_OFF, Owner
 from slurm_mig.cli import VERBS
-from slurm_mig.geometry import Placement
+from slurm_mig.mig.allocation import WHOLE_MIG_OFF, Owner
+from slurm_mig.mig.geometry import Placement
 
 from .conftest import A30, A100, A100_40, H100, RTX, Site, cli_as
 from .test_hooks import STAMP, slurm_commands, squeue

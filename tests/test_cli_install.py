@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 import slurm_mig
-from slurm_mig import install
 from slurm_mig.cli import VERBS
 from slurm_mig.config import Config, sample
 from slurm_mig.doctor.node_checks import reinstalled
-from slurm_mig.install import Places, Runtime
+from slurm_mig.node import install
+from slurm_mig.node.install import Places, Runtime
 
 from .conftest import H100, Site, job_environ
 from .test_hooks import STAMP, slurm_commands

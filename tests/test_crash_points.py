@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurm_mig.allocator import Allocator
-from slurm_mig.ledger import Ledger
+from slurm_mig.state.ledger import Ledger
+from slurm_mig.transaction.allocator import Allocator
 
 from .conftest import remove_tree
 from .crash_points import SPOTS, Spot, counts, exhaust, room, watch

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurm_mig import catalog, descriptions
 from slurm_mig.errors import UsageFault
-from slurm_mig.fleet import Fleet, NodeGroup
-from slurm_mig.geometry import Engines, Geometry, GpuProfile, Placement
-from slurm_mig.models import fleet_model
-from slurm_mig.profile import Profile
-from slurm_mig.weights import derive
+from slurm_mig.fleet.fleet import Fleet, NodeGroup
+from slurm_mig.fleet.resolve import fleet_model
+from slurm_mig.mig import catalog, description
+from slurm_mig.mig.geometry import Engines, Geometry, GpuProfile, Placement
+from slurm_mig.mig.profile import Profile
+from slurm_mig.mig.weights import derive
 
 from . import lua_host
 from .conftest import H100, KNOWN
@@ -90,7 +90,7 @@ def write(tmp_path: Path) -> Callable[[str], Path]:
 def test_what_is_written_is_read(key: str, write: Callable[[str], Path]) -> None:
     """Every product of the catalogue, with its unknown numbers still unknown."""
     product = catalog.find(key)
-    path = write(descriptions.write(product.title, product.geometry(), FACTS))
+    path = write(description.write(product.title, product.geometry(), FACTS))
     found = catalog.find(str(path))
     assert found.geometry() == product.geometry()
     assert (found.names, found.confidence) == ((product.title,), "driver 580.95.05, 2026-11-29")
@@ -128,7 +128,7 @@ def test_what_a_real_driver_said(path: Path, write: Callable[[str], Path]) -> No
     """An H100 and an H200: the file's numbers are the driver's, the weights the catalogue's."""
     told = json.loads(path.read_text())
     geometry = recorded(told)
-    text = descriptions.write(told["Name"], geometry, FACTS | {"driver": told["driver"]})
+    text = description.write(told["Name"], geometry, FACTS | {"driver": told["driver"]})
     found = catalog.find(str(write(text)))
     assert found.geometry() == geometry
     assert found.confidence == f"driver {told['driver']}, 2026-11-29"
@@ -154,7 +154,7 @@ def test_the_sites_own_wins_for_its_name(tmp_path: Path, write: Callable[[str], 
                 row.max_instances, memory,
             )
         )  # fmt: skip
-    write(descriptions.write("NVIDIA GB200", Geometry(tuple(rows)), FACTS))
+    write(description.write("NVIDIA GB200", Geometry(tuple(rows)), FACTS))
     catalog.use(tmp_path)
     found = catalog.find("nvidia gb200")
     fleet = Fleet((NodeGroup("n1", (fleet_model(found),)),))
@@ -205,7 +205,7 @@ def test_what_cannot_be_read(old: str, new: str, says: str, write: Callable[[str
     assert old in FUTURE
     path = write(FUTURE.replace(old, new, 1))
     with pytest.raises(UsageFault) as fault:
-        descriptions.read(path)
+        description.read(path)
     assert str(fault.value).startswith(f"GPU description {path}")
     assert says in str(fault.value)
 
@@ -219,7 +219,7 @@ def test_the_same_in_json(write: Callable[..., Path]) -> None:
     assert catalog.find(str(path)).geometry().units == 10
     for text, says in (("[1", "is not JSON"), ("[]", "a table"), ("[" * 100_000, "is not JSON")):
         with pytest.raises(UsageFault, match=says):
-            descriptions.read(write(text, "x200.json"))
+            description.read(write(text, "x200.json"))
 
 
 # -- boards of which fractions are published ---------------------------------------------

@@ -58,8 +58,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, "{pages.TOP}/bench")
 from slurm_mig.config import load
-from slurm_mig.ledger import Ledger
-from slurm_mig.node import Node
+from slurm_mig.state.ledger import Ledger
+from slurm_mig.node.node import Node
 from timeline_example import Clock, week
 node = Node(load(Path("/etc/slurm-mig/config.toml"), {{}}), {{"SLURMD_NODENAME": "gpu01"}})
 clock = Clock()

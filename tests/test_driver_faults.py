@@ -17,28 +17,28 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from slurm_mig import allocation as phases
-from slurm_mig import hooks
-from slurm_mig.allocation import Owner
-from slurm_mig.allocator import Allocator
 from slurm_mig.config import load
 from slurm_mig.errors import SlurmMigError
-from slurm_mig.geometry import Placement
-from slurm_mig.ledger import Ledger
-from slurm_mig.node import Node
-from slurm_mig.nvml import NvmlDriver
-from slurm_mig.profile import Profile
-from slurm_mig.request import Item, Request
+from slurm_mig.gpu.nvml import NvmlDriver
+from slurm_mig.hooks import run
+from slurm_mig.mig import allocation as phases
+from slurm_mig.mig.allocation import Owner
+from slurm_mig.mig.geometry import Placement
+from slurm_mig.mig.profile import Profile
+from slurm_mig.mig.request import Item, Request
+from slurm_mig.node.node import Node
 from slurm_mig.simulator.board import Board, SimInstance
 from slurm_mig.simulator.library import Library
-from slurm_mig.slurm import JobFacts, NodeFacts
+from slurm_mig.slurm.protocol import JobFacts, NodeFacts
+from slurm_mig.state.ledger import Ledger
+from slurm_mig.transaction.allocator import Allocator
 
 from .conftest import A30, H100, build_machine, job_environ, remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from slurm_mig.allocation import Allocation
+    from slurm_mig.mig.allocation import Allocation
     from slurm_mig.simulator import Machine
 
 pytestmark = pytest.mark.root
@@ -193,7 +193,7 @@ class Bench:
         environ = job_environ(job, stamp) | {"SLURM_MIG_CONFIG": str(self.config)}
         self.slurm.drained.clear()
         self.lines.clear()
-        return hooks.run(name, environ)
+        return run.run(name, environ)
 
     def node(self) -> Node:
         return Node(load(self.config, {}), {"SLURMD_NODENAME": "n1"})
@@ -253,7 +253,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Bench]]:
     monkeypatch.setitem(defaults, "sleep", clock.sleep)
     monkeypatch.setitem(defaults, "monotonic", clock)
     monkeypatch.setattr(Node, "_library", library)
-    monkeypatch.setattr(hooks.Line, "write", write)
+    monkeypatch.setattr(run.Line, "write", write)
 
     built: list[Bench] = []
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm_mig import environment
-from slurm_mig.allocation import WHOLE_MIG_OFF, Allocation, Instance, Owner
-from slurm_mig.environment import TaskSettings
-from slurm_mig.profile import Profile
-from slurm_mig.request import Item, Request
+from slurm_mig.mig.allocation import WHOLE_MIG_OFF, Allocation, Instance, Owner
+from slurm_mig.mig.profile import Profile
+from slurm_mig.mig.request import Item, Request
+from slurm_mig.state import task_file
+from slurm_mig.state.task_file import TaskSettings
 
 RECORD = Allocation(
     owner=Owner(7),
@@ -34,7 +34,7 @@ REQUEST = Request(
 def test_slices_in_the_order_of_the_request() -> None:
     """With all that a step of a part of the job needs."""
     settings = TaskSettings("none", containers=True, scontrol="/usr/bin/scontrol")
-    assert environment.slice_lines(RECORD, REQUEST, settings, "/dev/shm/x y-7.0") == (
+    assert task_file.slice_lines(RECORD, REQUEST, settings, "/dev/shm/x y-7.0") == (
         "slice MIG-a 1g.10gb 0 GPU-1\n"
         "slice MIG-b 3g.40gb 0 GPU-1\n"
         "shards 18\n"
@@ -51,7 +51,7 @@ def test_slices_in_the_order_of_the_request() -> None:
 def test_without_weights_steps_are_asked_for() -> None:
     """A job without a stamp: what a step's shards mean is not known here."""
     request = Request(tuple(replace(item, weight=None) for item in REQUEST.items))
-    text = environment.slice_lines(RECORD, request, TaskSettings(), "/l")
+    text = task_file.slice_lines(RECORD, request, TaskSettings(), "/l")
     assert "share" not in text
     assert "leases /l\n" in text
 
@@ -59,7 +59,7 @@ def test_without_weights_steps_are_asked_for() -> None:
 def test_one_price_of_two_meanings() -> None:
     """Two 1g cost as much as one 2g: the step's own words decide then."""
     items = (Item(Profile.parse("1g.10gb"), 2, 19, 4), Item(Profile.parse("2g.20gb"), 1, 14, 8))
-    found = environment.shares(Request(items))
+    found = task_file.shares(Request(items))
     assert found == {
         4: "1g.10gb:1", 8: "ask", 12: "1g.10gb:1 2g.20gb:1", 16: "1g.10gb:2 2g.20gb:1",
     }  # fmt: skip
@@ -82,10 +82,10 @@ def test_every_share_costs_what_it_says(kinds: list[tuple[int, int]]) -> None:
     if not items:
         return
     request = Request(items)
-    found = environment.shares(request)
+    found = task_file.shares(request)
     assert max(found) == sum(item.shards or 0 for item in items)
     for price, what in found.items():
-        if what != environment.ASK:
+        if what != task_file.ASK:
             counts = dict(word.rsplit(":", 1) for word in what.split())
             assert price == sum(
                 (item.weight or 0) * int(counts.get(str(item.profile), 0)) for item in items
@@ -96,15 +96,15 @@ def test_whole_gpus() -> None:
     """Instances that stand for them carry Slurm's index; without MIG there is nothing to say."""
     without = replace(RECORD, request=WHOLE_MIG_OFF, instances=())
     mixed = [(0, "GPU-0", without), (3, "GPU-1", RECORD), (5, "GPU-2", None)]
-    assert environment.whole_lines(mixed, TaskSettings()) == (
+    assert task_file.whole_lines(mixed, TaskSettings()) == (
         "whole\nslice GPU-0 whole 0 GPU-0\n"
         "slice MIG-a 1g.10gb 3 GPU-1\nslice MIG-b 3g.40gb 3 GPU-1\n"
         "slice GPU-2 whole 5 GPU-2\nbind task\n"
     )
     for none in ([], [(0, "GPU-0", without), (5, "GPU-2", None)]):
-        assert environment.whole_lines(none, TaskSettings()) == "whole\nbind task\n"
+        assert task_file.whole_lines(none, TaskSettings()) == "whole\nbind task\n"
 
 
 def test_a_refusal_is_one_print_line() -> None:
     """A newline in a reason would be a second command to slurmd."""
-    assert environment.refusal_lines("no\nexport X=1") == "print slurm-mig: no export X=1\n"
+    assert task_file.refusal_lines("no\nexport X=1") == "print slurm-mig: no export X=1\n"

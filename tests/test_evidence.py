@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig import allocation as phases
-from slurm_mig.capabilities import capability_minors
 from slurm_mig.errors import LedgerSetBack
-from slurm_mig.evidence import check
-from slurm_mig.geometry import Placement
+from slurm_mig.gpu.capabilities import capability_minors
+from slurm_mig.mig import allocation as phases
+from slurm_mig.mig.geometry import Placement
+from slurm_mig.transaction.evidence import check
 
 from .conftest import Site, opened_by
 from .test_cli import parsed

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig.allocation import WHOLE, Allocation, Instance, Owner
-from slurm_mig.feeds import Feeds
+from slurm_mig.mig.allocation import WHOLE, Allocation, Instance, Owner
+from slurm_mig.state.monitoring import Feeds
 
 from .conftest import H100
 from .test_hooks import slurm_commands, squeue

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig import files
 from slurm_mig.cli.generate import write_all
 from slurm_mig.errors import NodeFault, NotPermitted
+from slurm_mig.system import files
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slurm_mig import catalog, generator
 from slurm_mig.errors import UsageFault
-from slurm_mig.fleet import Fleet, Model, NodeGroup
-from slurm_mig.models import fleet_model
-from slurm_mig.naming import NOBODY, Word
+from slurm_mig.fleet import slurm_files
+from slurm_mig.fleet.fleet import Fleet, Model, NodeGroup
+from slurm_mig.fleet.naming import NOBODY, Word
+from slurm_mig.fleet.resolve import fleet_model
+from slurm_mig.mig import catalog
 
 from . import lua_host
 from .conftest import A30, A100, A100_40, H100, KNOWN, RTX
@@ -209,7 +210,7 @@ def test_names_of_before_are_kept_while_jobs_wait() -> None:
 
     assert fleet.counts(groups[0])["h100_1g.10gb"] == 14
     assert "h100_1g.10gb" not in fleet.counts(groups[1])
-    assert "gres/mig:h100_1g.10gb" in generator.accounting_tres(fleet)
+    assert "gres/mig:h100_1g.10gb" in slurm_files.accounting_tres(fleet)
     _, job, _ = lua_host.job_submit("lua53", fleet).submit(tres_per_node="gres/mig:h100_1g.10gb")
     assert job["tres_per_node"] == "gres/mig:1g.10gb:1,gres/shard:h100:4"
     for name, says in (("9g.90gb", "means nothing here"), ("1g.10gb", "is counted anyway")):

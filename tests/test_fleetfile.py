@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from slurm_mig import fleetfile
 from slurm_mig.errors import UsageFault
-from slurm_mig.fleetfile import FleetText, NodeText
+from slurm_mig.fleet import fleet_file
+from slurm_mig.fleet.fleet_file import FleetText, NodeText
 
 WHOLE = """
 hooks = "/opt/hooks"
@@ -40,7 +40,7 @@ def written(path: Path, text: str) -> Path:
 
 def test_everything_that_can_stand_there(tmp_path: Path) -> None:
     """Each key, once."""
-    assert fleetfile.read(written(tmp_path, WHOLE)) == FleetText(
+    assert fleet_file.read(written(tmp_path, WHOLE)) == FleetText(
         nodes=(
             NodeText(
                 "gpu[01-04]",
@@ -63,15 +63,15 @@ def test_everything_that_can_stand_there(tmp_path: Path) -> None:
 def test_the_shipped_sample() -> None:
     """etc/fleet.toml is what the code holds; with its comments taken off it reads as well."""
     shipped = Path(__file__).parents[1] / "etc/fleet.toml"
-    assert shipped.read_text() == fleetfile.SAMPLE
-    assert [node.hosts for node in fleetfile.read(shipped).nodes] == ["gpu[01-04]", "a30-[01-02]"]
+    assert shipped.read_text() == fleet_file.SAMPLE
+    assert [node.hosts for node in fleet_file.read(shipped).nodes] == ["gpu[01-04]", "a30-[01-02]"]
 
 
 def test_the_samples_comments_are_keys(tmp_path: Path) -> None:
     """Somebody will take the # away."""
-    text = fleetfile.SAMPLE.replace("\n#", "\n")
+    text = fleet_file.SAMPLE.replace("\n#", "\n")
     lines = [line for line in text.splitlines() if not line.startswith((" ", "GPUs"))]
-    found = fleetfile.read(written(tmp_path, "\n".join(lines)))
+    found = fleet_file.read(written(tmp_path, "\n".join(lines)))
     assert found.prices == {"h100": 8, "a30": 2}
     assert found.aliases == {"small": "1g.10gb"}
     assert found.several_gpus is None
@@ -80,7 +80,7 @@ def test_the_samples_comments_are_keys(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "most"), [("true", None), ("false", 1), ("3", 3)])
 def test_slices_of_how_many_gpus(tmp_path: Path, text: str, most: int | None) -> None:
     """As many as a node has, one, or what the site says."""
-    assert fleetfile.read(written(tmp_path, f"several_gpus = {text}")).several_gpus == most
+    assert fleet_file.read(written(tmp_path, f"several_gpus = {text}")).several_gpus == most
 
 
 @pytest.mark.parametrize(
@@ -115,10 +115,10 @@ def test_slices_of_how_many_gpus(tmp_path: Path, text: str, most: int | None) ->
 def test_mistakes(tmp_path: Path, text: str, says: str) -> None:
     """The key, and what is allowed."""
     with pytest.raises(UsageFault, match=says):
-        fleetfile.read(written(tmp_path, text))
+        fleet_file.read(written(tmp_path, text))
 
 
 def test_no_file(tmp_path: Path) -> None:
     """Named."""
     with pytest.raises(UsageFault, match="fleet .*x: No such file"):
-        fleetfile.read(tmp_path / "x")
+        fleet_file.read(tmp_path / "x")

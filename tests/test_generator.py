@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm_mig import generator
-from slurm_mig import request as requests
 from slurm_mig.config import Config
-from slurm_mig.fleet import Fleet, NodeGroup
-from slurm_mig.refusal import comment_with
+from slurm_mig.fleet import slurm_files
+from slurm_mig.fleet.fleet import Fleet, NodeGroup
+from slurm_mig.hooks.refusal import comment_with
+from slurm_mig.mig import request as requests
 
 from . import lua_host
 from .conftest import A30, A100, A100_40, H100, RTX
@@ -35,13 +35,13 @@ def test_the_shipped_samples_are_what_the_generator_writes() -> None:
     sample = lua_host.fleet((H100,) * 8, (A30, A30))
     for group, hosts in zip(sample.groups, ("gpu[01-04]", "a30-[01-02]"), strict=True):
         object.__setattr__(group, "hosts", hosts)
-    files = generator.generate(sample, hooks="/etc/slurm-mig/hooks")
+    files = slurm_files.generate(sample, hooks="/etc/slurm-mig/hooks")
     assert {name: (etc / name).read_text() for name in files} == dict(files)
 
 
 def test_gres_conf_has_one_line_per_gpu_and_no_mig() -> None:
     """One shard line per GPU with its file, and no mig line at all (facts/slurm.md#gresconf)."""
-    text = generator.gres_conf(FLEET)
+    text = slurm_files.gres_conf(FLEET)
     lines = [line for line in text.splitlines() if not line.startswith("#")]
 
     assert len(lines) == 8
@@ -55,7 +55,9 @@ def test_gres_conf_has_one_line_per_gpu_and_no_mig() -> None:
 def test_whole_gpus_have_no_shards() -> None:
     """Their line stands at their minor; what the node's config must say stands beside Gres=."""
     group = NodeGroup("n1", FLEET.groups[0].gpus[:1], whole=((0, "l40s"),))
-    texts = generator.generate(Fleet((group,)), hooks="/h", billing={"": {"GRES/gpu:l40s": 1 / 3}})
+    texts = slurm_files.generate(
+        Fleet((group,)), hooks="/h", billing={"": {"GRES/gpu:l40s": 1 / 3}}
+    )
     lines = texts["gres.conf.mig"].splitlines()[1:]
     assert [line.split()[2:5] for line in lines] == [
         ["Name=gpu", "Type=l40s", "File=/dev/nvidia0"],
@@ -70,16 +72,16 @@ def test_whole_gpus_have_no_shards() -> None:
 def test_a_batch_job_is_not_taken_for_lost() -> None:
     """While its Prolog may still run, whatever hangs (SM123)."""
     line = next(
-        line for line in generator.slurm_conf(FLEET, "/h").splitlines() if "BatchStart" in line
+        line for line in slurm_files.slurm_conf(FLEET, "/h").splitlines() if "BatchStart" in line
     )
-    assert line == f"BatchStartTimeout={generator.BATCH_START}"
-    assert Config().longest_hook < generator.BATCH_START < Config().longest_hook + 60
+    assert line == f"BatchStartTimeout={slurm_files.BATCH_START}"
+    assert Config().longest_hook < slurm_files.BATCH_START < Config().longest_hook + 60
 
 
 def test_prices_of_each_partition() -> None:
     """A line for each, with its name; the one without a name is for all."""
     weights = {"hopper": {"GRES/gpu:h100": 8.0}, "": {"GRES/gpu:a30": 2.0}}
-    lines = generator.slurm_conf(FLEET, "/h", weights).splitlines()
+    lines = slurm_files.slurm_conf(FLEET, "/h", weights).splitlines()
     place = lines.index("# Onto the line of partition hopper:")
     assert lines[place + 1 : place + 4] == [
         "#TRESBillingWeights=GRES/gpu:h100=8",
@@ -96,7 +98,7 @@ def test_shard_sums_agree_on_both_sides() -> None:
         )
         lines = [
             line.split()
-            for line in generator.gres_conf(FLEET).splitlines()
+            for line in slurm_files.gres_conf(FLEET).splitlines()
             if line.startswith(f"NodeName={group.hosts} ") and "Name=shard" in line
         ]
         for name, total in words.items():
@@ -742,7 +744,7 @@ def test_other_changes_pass(version: str) -> None:
 @versions
 def test_lua_errors_fail_closed_for_us_alone(version: str) -> None:
     """Before 26.05 Slurm lets a job through when the script fails: ours must not be."""
-    text = generator.lua(FLEET, "job_submit.lua").replace(
+    text = slurm_files.lua(FLEET, "job_submit.lua").replace(
         "local function submit(job, partitions)",
         "local function submit(job, partitions)\n  error('boom')",
     )

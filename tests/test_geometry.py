@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurm_mig import catalog, planner
 from slurm_mig.errors import ProfileNotOffered
-from slurm_mig.geometry import Geometry, Placement, feasible_multisets, layouts
-from slurm_mig.profile import Profile
-from slurm_mig.request import Item, Request
+from slurm_mig.mig import catalog, plan
+from slurm_mig.mig.geometry import Geometry, Placement, feasible_multisets, layouts
+from slurm_mig.mig.profile import Profile
+from slurm_mig.mig.request import Item, Request
 
 from .conftest import A30, A100, A100_40, H100, KNOWN, RTX, geometry_of
 
 if TYPE_CHECKING:
-    from slurm_mig.planner import Slot
+    from slurm_mig.mig.plan import Slot
 
 LAYOUTS = json.loads((Path(__file__).parent / "assets/mig-layouts.json").read_text())["layouts"]
 
@@ -110,7 +110,7 @@ def test_every_shipped_layout_is_found_one_by_one(layout: dict[str, Any]) -> Non
         present: list[Slot] = []
         for name in wanted:
             row = geometry.find(name)
-            made = planner.plan(Request((Item(row.name, 1, row.profile_id),)), geometry, present)
+            made = plan.plan(Request((Item(row.name, 1, row.profile_id),)), geometry, present)
             present += made.slots
         assert len(present) == len(wanted)
 
@@ -121,7 +121,7 @@ def test_every_shipped_layout_is_found_at_once(layout: dict[str, Any]) -> None:
     for key in _products(layout):
         geometry = geometry_of(key)
         items = tuple(Item(Profile.parse(n), c) for n, c in layout["mig_devices"].items())
-        assert planner.plan(Request(items), geometry, []).considered >= 1
+        assert plan.plan(Request(items), geometry, []).considered >= 1
 
 
 def test_names_of_another_driver_are_resolved() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig.ghosts import without_process
+from slurm_mig.slurm.ghosts import without_process
 
 from .test_cli import parsed
 from .test_hooks import STAMP, slurm_commands, squeue

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm_mig.allocation import Owner
-from slurm_mig.holder import GPU, Holder, Holders, Place
+from slurm_mig.gpu.holder import GPU, Holder, Holders, Place
+from slurm_mig.mig.allocation import Owner
 from slurm_mig.text import ascii_line
 
 ALICE = Owner(7, restart=1, uid=64001, gid=64001, user="alice")

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig import allocation as phases
-from slurm_mig.hooks import SYSLOG_WAIT, Line
+from slurm_mig.hooks.run import SYSLOG_WAIT, Line
+from slurm_mig.mig import allocation as phases
 from slurm_mig.simulator.faults import Rule
 
 from .conftest import H100, Site, job_environ

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig import allocation as phases
 from slurm_mig.errors import NodeFault
-from slurm_mig.geometry import Placement
-from slurm_mig.hooks import Job, Line
+from slurm_mig.hooks.run import Job, Line
+from slurm_mig.mig import allocation as phases
+from slurm_mig.mig.geometry import Placement
 from slurm_mig.simulator.faults import Rule
 
 from .conftest import A30, A100, H100, Site, job_environ, opened_by

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig import allocation as phases
 from slurm_mig.errors import NotPermitted, UsageFault
+from slurm_mig.mig import allocation as phases
 from slurm_mig.simulator.client import open_devices
 
 from .conftest import H100, Site, as_user, build_site, job_environ, opened_by, remove_tree

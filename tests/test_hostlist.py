@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from slurm_mig.errors import UsageFault
-from slurm_mig.hostlist import expand
+from slurm_mig.slurm.hostlist import expand
 
 
 @pytest.mark.parametrize(

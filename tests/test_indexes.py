@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm_mig import indexes
-from slurm_mig.boot import bring_up
 from slurm_mig.errors import GpuLost, NodeFault
+from slurm_mig.gpu import indexes
+from slurm_mig.node.boot import bring_up
 
 from .conftest import H100, Site
 from .test_hooks import STAMP, records, slurm_commands

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from slurm_mig import install
 from slurm_mig.errors import NodeFault
+from slurm_mig.node import install
 
 pytestmark = pytest.mark.root
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurm_mig import allocation as phases
-from slurm_mig import isolation
-from slurm_mig.allocation import Owner
 from slurm_mig.errors import NodeFault, UsageFault
-from slurm_mig.geometry import Placement
-from slurm_mig.isolation import Isolation, Subject, Try, attempt
+from slurm_mig.mig import allocation as phases
+from slurm_mig.mig.allocation import Owner
+from slurm_mig.mig.geometry import Placement
+from slurm_mig.node import verify
+from slurm_mig.node.verify import Isolation, Subject, Try, attempt
 
 from .conftest import H100, Site, as_user, cli_as
 from .test_allocator import ALICE as ALICES
@@ -49,7 +49,7 @@ def two(site: Site) -> Site:
     return site
 
 
-def verify(site: Site, *arguments: str) -> list[dict[str, Any]]:
+def tries(site: Site, *arguments: str) -> list[dict[str, Any]]:
     """All tries, once the exit code has been compared with them."""
     done = site.cli("verify", "--json", "--hooks", str(site.root / "hooks"), *arguments)
     assert done.stdout, done.stderr
@@ -62,12 +62,12 @@ def verify(site: Site, *arguments: str) -> list[dict[str, Any]]:
 
 def failed(site: Site, *arguments: str) -> set[str]:
     """`action item` of every failed try."""
-    tried = verify(site, *arguments)
+    tried = tries(site, *arguments)
     return {f"{item['action']} {item['item']}" for item in tried if item["verdict"] == "fail"}
 
 
 def node(site: Site, job: int, kind: str = "GI") -> Path:
-    tried = verify(site, "--job", str(job))
+    tried = tries(site, "--job", str(job))
     name = f"{kind} node of job {job}, "
     return Path(next(item["path"] for item in tried if item["item"].startswith(name)))
 
@@ -85,9 +85,9 @@ def test_a_node_where_all_is_well(two: Site) -> None:
     """Own nodes open, a neighbour's are closed, every item has its verdict; nothing is left."""
     with_wal = two.node()
     assert with_wal.ledger.all_open()
-    verify(two)
+    tries(two)
     before = snapshot(two.root)
-    tried = verify(two)
+    tried = tries(two)
     assert snapshot(two.root) == before
     with_wal.close()
     assert {item["verdict"] for item in tried} == {"pass"}
@@ -101,7 +101,7 @@ def test_a_node_where_all_is_well(two: Site) -> None:
 
 def test_one_job(two: Site) -> None:
     """--job tries as that one's user; one that holds nothing is named with those that do."""
-    assert {item["job_id"] for item in verify(two, "--job", "7")} == {7, None}
+    assert {item["job_id"] for item in tries(two, "--job", "7")} == {7, None}
     done = two.cli("verify", "--job", "9")
     assert done.returncode == 2
     assert "job 9 holds no slice here; jobs that do: 7, 8" in done.stderr
@@ -109,12 +109,12 @@ def test_one_job(two: Site) -> None:
 
 def test_a_user_without_a_job(two: Site) -> None:
     """Everything is closed to him; nobody is who tries where no job is."""
-    tried = verify(two, "--uid", "64003")
+    tried = tries(two, "--uid", "64003")
     assert {item["uid"] for item in tried} == {64003, None}
     assert "open" not in {item["found"] for item in tried}
     for job in (7, 8):
         two.epilog(job)
-    assert {item["uid"] for item in verify(two)} == {65534, None}
+    assert {item["uid"] for item in tries(two)} == {65534, None}
 
 
 def test_usage(site: Site) -> None:
@@ -258,7 +258,7 @@ def test_other_jobs_of_one_user(site: Site) -> None:
     """Nodes belong to a user: his other job's are open to him, as docs/security.md says."""
     carve(site, 7, ALICE)
     carve(site, 8, ALICE)
-    tried = verify(site, "--job", "7")
+    tried = tries(site, "--job", "7")
     assert {i["verdict"] for i in tried} == {"pass"}
     assert {i["found"] for i in tried if "node of job 8" in i["item"]} == {"open"}
 
@@ -273,7 +273,7 @@ def test_a_stuck_slice_is_closed_to_everybody(make_site: Callable[..., Site]) ->
     opened.close()
     site.machine.hold(os.getpid(), record.uuids[0])
     assert "quarantined" in site.epilog(7).stderr
-    tried = verify(site, "--uid", str(ALICE))
+    tried = tries(site, "--uid", str(ALICE))
     stuck = [item for item in tried if "node of job 7" in item["item"]]
     assert {(item["found"], item["verdict"]) for item in stuck} == {("closed", "pass")}
     assert len(stuck) == 2
@@ -286,7 +286,7 @@ def test_what_is_in_no_record_is_told_not_judged(two: Site) -> None:
         board.create_compute(made, 0)
     access = two.machine.tree.capabilities / f"gpu1/mig/gi{made.gi_id}/access"
     two.machine.tree.modprobe(access)
-    told = [item for item in verify(two) if "in no record" in item["item"]]
+    told = [item for item in tries(two) if "in no record" in item["item"]]
     assert {(item["verdict"], item["found"]) for item in told} == {("info", "open")}
 
 
@@ -336,7 +336,7 @@ def test_a_job_that_ends_meanwhile(two: Site, monkeypatch: pytest.MonkeyPatch) -
         two.epilog(7)
         return attempt(subject, wanted)
 
-    monkeypatch.setattr(isolation, "attempt", late)
+    monkeypatch.setattr(verify, "attempt", late)
     found = tries.by(subject)
     assert {item.verdict for item in found} == {"pass", "info"}
     with pytest.raises(UsageFault, match="jobs that do: 8"):
@@ -362,11 +362,9 @@ def test_tries_wait_for_nothing(public_tmp: Path) -> None:
 
 def test_a_user_who_stops_the_child(public_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It runs as him, so he can: the command ends all the same, and not as a success."""
-    monkeypatch.setattr(isolation, "LONGEST", 0.5)
-    monkeypatch.setitem(
-        isolation._TRIES, isolation.READ, lambda _: os.kill(os.getpid(), signal.SIGSTOP)
-    )
-    wanted = [Try("x", isolation.READ, public_tmp)]
+    monkeypatch.setattr(verify, "LONGEST", 0.5)
+    monkeypatch.setitem(verify._TRIES, verify.READ, lambda _: os.kill(os.getpid(), signal.SIGSTOP))
+    wanted = [Try("x", verify.READ, public_tmp)]
     with pytest.raises(NodeFault, match=r"uid 64777 did not end within 0\.5 s"):
         attempt(Subject(64777, 64777), wanted)
 
@@ -390,7 +388,7 @@ def test_groups_count(public_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None
     (public_tmp / "f").chmod(0o640)
     wanted = [Try("f", "read", public_tmp / "f")]
     assert attempt(Subject(ALICE, ALICE), wanted)[0].found == "closed"
-    monkeypatch.setattr(isolation, "_groups", lambda _: [64009])
+    monkeypatch.setattr(verify, "_groups", lambda _: [64009])
     assert attempt(Subject(ALICE, ALICE), wanted)[0].found == "open"
 
 
@@ -398,7 +396,7 @@ def test_the_client_agrees(two: Site) -> None:
     """What verify says of a node is what a simulated CUDA process meets."""
     from slurm_mig.simulator.client import reach
 
-    for item in verify(two):
+    for item in tries(two):
         if item["uid"] and "node of job" in item["item"]:
             path = Path(item["path"])
             met = as_user(item["uid"], lambda path=path: _reached(reach, path))  # type: ignore[misc]
@@ -542,22 +540,22 @@ def test_a_whole_gpu_as_its_largest_slice(make_site: Callable[..., Site]) -> Non
     slurm_commands(site, squeue=squeue(7, "gres:gpu:1"))
     assert site.prolog(7, "").returncode == 0
     carve(site, 8, BOB, gpus="1")
-    assert {item["verdict"] for item in verify(site)} == {"pass"}
+    assert {item["verdict"] for item in tries(site)} == {"pass"}
     assert "read GI node of job 7, 7g.80gb@0 on GPU 0" in {
-        f"{item['action']} {item['item']}" for item in verify(site, "--job", "8")
+        f"{item['action']} {item['item']}" for item in tries(site, "--job", "8")
     }
     plain = make_site(H100)
     slurm_commands(plain, squeue=squeue(7, "gres:gpu:1"))
     assert plain.prolog(7, "").returncode == 0
     assert not (plain.machine.tree.dev / "nvidia-caps").exists()
-    assert {item["verdict"] for item in verify(plain, "--job", "7")} == {"pass"}
+    assert {item["verdict"] for item in tries(plain, "--job", "7")} == {"pass"}
 
 
 def test_the_standard_library_is_looked_at(
     two: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`os` is frozen into Python since 3.11: its file was looked for below the caller's place."""
-    tried = {item["item"]: item for item in verify(two, "--job", "7")}
+    tried = {item["item"]: item for item in tries(two, "--job", "7")}
     library = Path(os.__file__)
     assert tried["package os"]["path"] == str(library)
     assert tried["directory of os"]["path"] == str(library.parent)
@@ -596,6 +594,6 @@ def test_hooks_in_directories_of_the_site(two: Site) -> None:
 def test_the_way_to_what_hooks_will_make(two: Site, tmp_path: Path) -> None:
     """Who can write above a directory that is not there yet can make it first."""
     (tmp_path / "a").mkdir()
-    assert isolation._way_as_far_as_it_goes(tmp_path / "a/b/c") == isolation.ABSENT
+    assert verify._way_as_far_as_it_goes(tmp_path / "a/b/c") == verify.ABSENT
     (tmp_path / "a").chmod(0o777)
-    assert isolation._way_as_far_as_it_goes(tmp_path / "a/b/c").startswith("open: ")
+    assert verify._way_as_far_as_it_goes(tmp_path / "a/b/c").startswith("open: ")

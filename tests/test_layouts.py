@@ -13,12 +13,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slurm_mig import layouts
-from slurm_mig.driver import Gpu
 from slurm_mig.errors import BadRequest, NoRoom, SlurmMigError, Unresolved, UsageFault
-from slurm_mig.layouts import Built, Declared, Piece
-from slurm_mig.planner import Slot
-from slurm_mig.profile import Profile
+from slurm_mig.mig import layout
+from slurm_mig.mig.driver import Gpu
+from slurm_mig.mig.layout import Built, Declared, Piece
+from slurm_mig.mig.plan import Slot
+from slurm_mig.mig.profile import Profile
 
 from .conftest import A30, H100, geometry_of
 
@@ -51,7 +51,7 @@ def made(*words: str) -> list[Built]:
 
 
 def toml(text: str) -> Declared:
-    (entry,) = layouts.from_toml(tomllib.loads(text), "layout x")
+    (entry,) = layout.from_toml(tomllib.loads(text), "layout x")
     return entry.declared
 
 
@@ -119,7 +119,7 @@ GOOD: dict[str, Any] = {"devices": "all", "mig-enabled": True, "mig-devices": {"
 def test_what_is_wrong_with_mig_parteds(data: Any, name: str | None, says: str) -> None:
     """The same for the other form."""
     with pytest.raises(UsageFault) as caught:
-        layouts.from_mig_parted(data, name, "layout x")
+        layout.from_mig_parted(data, name, "layout x")
     assert says in str(caught.value)
 
 
@@ -130,20 +130,20 @@ def test_every_layout_that_mig_parted_ships_is_read() -> None:
     for row in rows:
         spec = GOOD | {"mig-devices": row["mig_devices"]}
         data = {"version": "v1", "mig-configs": {row["config"]: [spec]}}
-        (entry,) = layouts.from_mig_parted(data, None, "x")
+        (entry,) = layout.from_mig_parted(data, None, "x")
         assert len(entry.declared.pieces) == sum(row["mig_devices"].values())
 
 
 # -- which GPU ------------------------------------------------------------------------
 
 
-def where(entries: Sequence[layouts.Entry], *gpus: Gpu) -> list[int]:
-    return [found.minor for found, _ in layouts.assigned(entries, gpus, pci)]
+def where(entries: Sequence[layout.Entry], *gpus: Gpu) -> list[int]:
+    return [found.minor for found, _ in layout.assigned(entries, gpus, pci)]
 
 
-def spec(**more: Any) -> tuple[layouts.Entry, ...]:
+def spec(**more: Any) -> tuple[layout.Entry, ...]:
     item = GOOD | {key.replace("_", "-"): value for key, value in more.items()}
-    return layouts.from_mig_parted({"version": "v1", "mig-configs": {"a": [item]}}, None, "x")
+    return layout.from_mig_parted({"version": "v1", "mig-configs": {"a": [item]}}, None, "x")
 
 
 def test_which_gpus_a_file_is_about() -> None:
@@ -164,7 +164,7 @@ def test_which_gpus_a_file_is_about() -> None:
 def test_a_gpu_by_minor_or_uuid() -> None:
     """The UUID counts where both stand; twice is once too often."""
     text = "version = 1\n[[gpus]]\nminor = 1\n[[gpus]]\nminor = 5\nuuid = 'GPU-0'"
-    entries = layouts.from_toml(tomllib.loads(text), "x")
+    entries = layout.from_toml(tomllib.loads(text), "x")
     assert where(entries, gpu(0), gpu(1)) == [0, 1]
     with pytest.raises(UsageFault, match="no GPU 1 here"):
         where(entries, gpu(0))
@@ -208,27 +208,25 @@ def test_a_gpu_by_minor_or_uuid() -> None:
 )
 def test_differences(body: str, there: list[str], lines: list[str]) -> None:
     """Each on a line; places count only where the file names them."""
-    assert layouts.differences(gpu(), one(body), made(*there), GEOMETRY) == lines
+    assert layout.differences(gpu(), one(body), made(*there), GEOMETRY) == lines
 
 
 def test_a_layout_that_cannot_be() -> None:
     """Overlaps, too many of a profile, and more inside than there is room for."""
     with pytest.raises(NoRoom):
-        layouts.target(one("instances = ['7g.80gb@0', '1g.10gb@0']"), GEOMETRY, [])
+        layout.target(one("instances = ['7g.80gb@0', '1g.10gb@0']"), GEOMETRY, [])
     with pytest.raises(NoRoom):
-        layouts.target(one("counts = {'3g.40gb' = 3}"), GEOMETRY, [])
+        layout.target(one("counts = {'3g.40gb' = 3}"), GEOMETRY, [])
     with pytest.raises(BadRequest, match=r"3 compute slices, not 4: compute = \[2, 2\]$"):
-        layouts.target(
-            one("instances = [{instance = '3g.40gb@0', compute = [2, 2]}]"), GEOMETRY, []
-        )
+        layout.target(one("instances = [{instance = '3g.40gb@0', compute = [2, 2]}]"), GEOMETRY, [])
 
 
 def test_counts_keep_what_is_there() -> None:
     """Unless it is in the way: then the planner begins with an empty GPU."""
     kept = made("1g.10gb@2")
-    found = layouts.target(one("counts = {'1g.10gb' = 2}"), GEOMETRY, kept)
+    found = layout.target(one("counts = {'1g.10gb' = 2}"), GEOMETRY, kept)
     assert kept[0] in found
-    blocked = layouts.target(one("counts = {'4g.40gb' = 1, '1g.10gb' = 1}"), GEOMETRY, kept)
+    blocked = layout.target(one("counts = {'4g.40gb' = 1, '1g.10gb' = 1}"), GEOMETRY, kept)
     assert kept[0] not in blocked
     assert sorted(str(item.row.name) for item in blocked) == ["1g.10gb", "4g.40gb"]
 
@@ -256,10 +254,10 @@ def on_a_gpu(draw: st.DrawFn) -> list[Built]:
 @given(there=on_a_gpu())
 def test_toml_is_read_back_as_the_same(there: list[Built]) -> None:
     """What `export` writes, `assert` finds to be so, and its places are the target."""
-    text = layouts.to_toml([(gpu(), there)])
+    text = layout.to_toml([(gpu(), there)])
     declared = toml(text)
-    assert layouts.differences(gpu(), declared, there, GEOMETRY) == []
-    found = layouts.target(declared, GEOMETRY, [])
+    assert layout.differences(gpu(), declared, there, GEOMETRY) == []
+    found = layout.target(declared, GEOMETRY, [])
     assert {item.key for item in found} == {item.key for item in there}
 
 
@@ -268,7 +266,7 @@ def test_toml_is_read_back_as_the_same(there: list[Built]) -> None:
 def test_mig_parteds_form_is_read_back_or_refused(there: list[Built]) -> None:
     """Counts tell no mixture inside an instance: such a layout is refused, never bent."""
     try:
-        text = layouts.to_mig_parted([(gpu(), there)], "n")
+        text = layout.to_mig_parted([(gpu(), there)], "n")
     except Unresolved as fault:
         assert any(not item.full for item in there)
         assert "TOML" in str(fault)
@@ -276,14 +274,14 @@ def test_mig_parteds_form_is_read_back_or_refused(there: list[Built]) -> None:
     data = yaml.safe_load(text)
     assert list(data) == ["version", "mig-configs"]
     assert set(data["mig-configs"]["n"][0]) == {"devices", "mig-enabled", "mig-devices"}
-    (entry,) = layouts.from_mig_parted(data, None, "x")
-    assert layouts.differences(gpu(), entry.declared, there, GEOMETRY) == []
+    (entry,) = layout.from_mig_parted(data, None, "x")
+    assert layout.differences(gpu(), entry.declared, there, GEOMETRY) == []
 
 
 def test_equal_gpus_are_one_entry() -> None:
     """As people write it; the numbers are NVML's."""
     rows = [(gpu(0), made("1g.10gb@0")), (gpu(1), []), (gpu(2), made("1g.10gb@3"))]
-    data = yaml.safe_load(layouts.to_mig_parted(rows, "a b: c"))
+    data = yaml.safe_load(layout.to_mig_parted(rows, "a b: c"))
     assert data["mig-configs"]["a b: c"] == [
         {"devices": [10, 12], "mig-enabled": True, "mig-devices": {"1g.10gb": 1}},
         {"devices": [11], "mig-enabled": True, "mig-devices": {}},
@@ -309,9 +307,9 @@ def test_no_file_makes_it_fall_over(data: Any) -> None:
     """Whatever stands there is read, or refused as a fault of its own."""
     if isinstance(data, dict):
         with suppress(SlurmMigError):
-            layouts.from_toml(data, "x")
+            layout.from_toml(data, "x")
     with suppress(SlurmMigError):
-        layouts.from_mig_parted(data, None, "x")
+        layout.from_mig_parted(data, None, "x")
 
 
 def test_a_piece_without_its_compute_part() -> None:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig import leases
-from slurm_mig.allocation import Owner
 from slurm_mig.errors import NodeFault
-from slurm_mig.runfiles import RunFiles
+from slurm_mig.mig.allocation import Owner
+from slurm_mig.state import leases
+from slurm_mig.state.run_files import RunFiles
 
 from .conftest import as_user, opened_by
 from .test_isolation import ALICE, BOB

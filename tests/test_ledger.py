@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from slurm_mig import __version__
-from slurm_mig import allocation as phases
-from slurm_mig.allocation import Allocation, Instance, Owner
 from slurm_mig.errors import LedgerFault, LedgerTooNew
-from slurm_mig.ledger import BREAKING, CHECKPOINT, MIGRATIONS, SCHEMA, Ledger, Retired
+from slurm_mig.mig import allocation as phases
+from slurm_mig.mig.allocation import Allocation, Instance, Owner
+from slurm_mig.state.ledger import BREAKING, CHECKPOINT, MIGRATIONS, SCHEMA, Ledger, Retired
 
 from .test_allocation import ALLOCATIONS
 

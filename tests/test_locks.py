@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurm_mig.errors import LockTimeout, NodeFault
-from slurm_mig.locks import Locks
+from slurm_mig.state.locks import Locks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.root
 HOLD = """
 import sys
 from pathlib import Path
-from slurm_mig.locks import Locks
+from slurm_mig.state.locks import Locks
 with Locks(Path(sys.argv[1]), 10).hold(sys.argv[2:], "carve 3g.40gb:1 for job 7"):
     print("held", flush=True)
     sys.stdin.read()

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig import allocation as phases
-from slurm_mig import hooks, ledger
-from slurm_mig.ledger import MIGRATIONS, SCHEMA, Ledger
+from slurm_mig.hooks import run as entrance
+from slurm_mig.mig import allocation as phases
+from slurm_mig.state import ledger
+from slurm_mig.state.ledger import MIGRATIONS, SCHEMA, Ledger
 
 from .conftest import Site, job_environ
 from .ledger_fixture import write
@@ -308,7 +309,7 @@ def hook(name: str, site: Site, job: int, stamp: str = "") -> Callable[[], int]:
         os.environ["SLURM_MIG_CONFIG"] = str(site.config)
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, 2)
-        return hooks.run(name, job_environ(job, stamp) | {"SLURM_MIG_CONFIG": str(site.config)})
+        return entrance.run(name, job_environ(job, stamp) | {"SLURM_MIG_CONFIG": str(site.config)})
 
     return run
 

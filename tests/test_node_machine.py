@@ -24,12 +24,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from slurm_mig import allocation as phases
-from slurm_mig import allocator
 from slurm_mig.errors import DriverFault, Held
-from slurm_mig.hooks import Job, Line, epilog, prolog
-from slurm_mig.ledger import Ledger
+from slurm_mig.hooks.run import Job, Line, epilog, prolog
+from slurm_mig.mig import allocation as phases
 from slurm_mig.simulator.codes import Refused
+from slurm_mig.state.ledger import Ledger
+from slurm_mig.transaction import allocator
 
 from .conftest import A30, A100, H100, build_machine, job_environ, remove_tree
 from .crash_points import (
@@ -46,7 +46,7 @@ from .crash_points import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from slurm_mig.node import Node
+    from slurm_mig.node.node import Node
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig import catalog
 from slurm_mig.errors import (
     DriverFault,
     DriverMissing,
@@ -21,8 +20,9 @@ from slurm_mig.errors import (
     NoRoom,
     NotPermitted,
 )
-from slurm_mig.geometry import Placement, layouts
-from slurm_mig.nvml import NvmlDriver, nominal_gb
+from slurm_mig.gpu.nvml import NvmlDriver, nominal_gb
+from slurm_mig.mig import catalog
+from slurm_mig.mig.geometry import Placement, layouts
 from slurm_mig.simulator.faults import Rule
 from slurm_mig.simulator.library import Library
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from slurm_mig.driver import Gpu
+    from slurm_mig.mig.driver import Gpu
     from slurm_mig.simulator import Machine
 
 

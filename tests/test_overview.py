@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from slurm_mig import catalog
-from slurm_mig.fleet import Fleet, NodeGroup
-from slurm_mig.models import fleet_model
-from slurm_mig.overview import NodeView, overview, total_room
-from slurm_mig.slurm import NodeFacts, Share
-from slurm_mig.slurm_commands import _configured
+from slurm_mig.fleet.fleet import Fleet, NodeGroup
+from slurm_mig.fleet.overview import NodeView, overview, total_room
+from slurm_mig.fleet.resolve import fleet_model
+from slurm_mig.mig import catalog
+from slurm_mig.slurm.commands import _configured
+from slurm_mig.slurm.protocol import NodeFacts, Share
 
 from .conftest import A30, A100, A100_40, H100, RTX
 from .test_fleet import model_of

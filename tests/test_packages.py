@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurm_mig import __version__, install
+from slurm_mig import __version__
 from slurm_mig.cli import VERBS
+from slurm_mig.node import install
 
 from .conftest import H100, job_environ
 from .test_hooks import STAMP

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slurm_mig import catalog, packing, planner
-from slurm_mig import request as requests
 from slurm_mig.errors import JobFault
-from slurm_mig.fleet import Fleet, NodeGroup
-from slurm_mig.models import fleet_model
-from slurm_mig.profile import Profile
-from slurm_mig.request import Item, Request, Several
+from slurm_mig.fleet import packing
+from slurm_mig.fleet.fleet import Fleet, NodeGroup
+from slurm_mig.fleet.resolve import fleet_model
+from slurm_mig.mig import catalog, plan
+from slurm_mig.mig import request as requests
+from slurm_mig.mig.profile import Profile
+from slurm_mig.mig.request import Item, Request, Several
 
 from . import lua_host
 from .conftest import A100, H100, KNOWN, RTX, geometry_of
@@ -41,7 +42,7 @@ def held(model: str, names: tuple[str, ...], counts: Counts) -> bool:
         Item(Profile.parse(name), count) for name, count in zip(names, counts, strict=True) if count
     )
     try:
-        return bool(planner.plan(Request(items), geometry, ()))
+        return bool(plan.plan(Request(items), geometry, ()))
     except JobFault:
         return False
 
@@ -106,7 +107,7 @@ def test_as_few_gpus_as_hold_them(case: tuple[str, dict[str, int]]) -> None:
     for part in parts:
         for item in part.items:
             total[str(item.profile)] = total.get(str(item.profile), 0) + item.count
-        assert planner.plan(part, geometry_of(model), ())
+        assert plan.plan(part, geometry_of(model), ())
     assert total == items
     if need > 1:
         assert f"gres/gpu:{host_type(model)}:{need}" in str(after["tres_per_node"]).split(",")

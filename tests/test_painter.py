@@ -10,10 +10,10 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from slurm_mig.allocation import QUARANTINED
+from slurm_mig.audit.paint import paint
 from slurm_mig.audit.timeline import Gpu, picture
 from slurm_mig.errors import NodeFault, UsageFault
-from slurm_mig.painter import paint
+from slurm_mig.mig.allocation import QUARANTINED
 
 from .audit.records import held, record, refusal, whole
 

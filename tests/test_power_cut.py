@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig import allocation as phases
-from slurm_mig import ledger as module
-from slurm_mig.ledger import Ledger
+from slurm_mig.mig import allocation as phases
+from slurm_mig.state import ledger as module
+from slurm_mig.state.ledger import Ledger
 
 from .crash_points import room
 from .sqlite_disk import Change, Disk, Image, images, watched

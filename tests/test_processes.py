@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig import processes
-from slurm_mig.allocation import Owner
-from slurm_mig.holder import GPU, INSTANCE, Holder, Holders
-from slurm_mig.processes import Processes, Target
+from slurm_mig.gpu import holder_search
+from slurm_mig.gpu.holder import GPU, INSTANCE, Holder, Holders
+from slurm_mig.gpu.holder_search import Processes, Target
+from slurm_mig.mig.allocation import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -214,7 +214,7 @@ def test_processes_that_come_and_go(crowd: Crowd) -> None:
 def test_a_process_with_very_many_descriptors(crowd: Crowd) -> None:
     """It is found all the same, and hides nobody: it is looked at last."""
     first = os.open(crowd.root / "nvidia-cap21", os.O_RDONLY)
-    many = [first, *(os.dup(first) for _ in range(processes.MANY + 10))]
+    many = [first, *(os.dup(first) for _ in range(holder_search.MANY + 10))]
     try:
         crowd_of_one = subprocess.Popen(["/bin/sleep", "300"], pass_fds=many)
         crowd.started.append(crowd_of_one)
@@ -228,7 +228,7 @@ def test_a_process_with_very_many_descriptors(crowd: Crowd) -> None:
 
 def test_a_crowd_is_not_counted_to_its_end(tmp_path: Path) -> None:
     """Millions of descriptors are read no further than it takes to know that they are many."""
-    for pid, count in (("5", processes.MANY + 1), ("6", processes.MANY)):
+    for pid, count in (("5", holder_search.MANY + 1), ("6", holder_search.MANY)):
         (tmp_path / pid / "fd").mkdir(parents=True)
         for number in range(count):
             (tmp_path / pid / "fd" / str(number)).touch()
@@ -239,7 +239,7 @@ def test_a_crowd_is_not_counted_to_its_end(tmp_path: Path) -> None:
 def test_crowds_hide_nobody(crowd: Crowd) -> None:
     """Many processes with as many descriptors as they may have, of no device at all."""
     null = os.open("/dev/null", os.O_RDONLY)
-    many = [null, *(os.dup(null) for _ in range(4 * processes.MANY))]
+    many = [null, *(os.dup(null) for _ in range(4 * holder_search.MANY))]
     try:
         for _ in range(40):
             sleeper = subprocess.Popen(["/bin/sleep", "300"], pass_fds=many)
@@ -264,7 +264,7 @@ def test_a_directory_of_processes_that_is_odd(tmp_path: Path) -> None:
 def test_a_look_that_hangs_is_given_up(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a process that hangs in the driver: what was seen by then is told."""
     process = crowd.start("nvidia-cap21")
-    monkeypatch.setattr(processes, "_user", lambda *_: time.sleep(60))
+    monkeypatch.setattr(holder_search, "_user", lambda *_: time.sleep(60))
     started = time.monotonic()
     found = Processes().holding(TARGET, 1)
     assert time.monotonic() - started < 5

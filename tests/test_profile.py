@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm_mig import catalog
 from slurm_mig.errors import BadRequest
-from slurm_mig.profile import ATTRIBUTES, Profile
+from slurm_mig.mig import catalog
+from slurm_mig.mig.profile import ATTRIBUTES, Profile
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig import allocation as phases
-from slurm_mig.allocation import GONE, Allocation, Instance, Owner
 from slurm_mig.errors import LockTimeout, SlurmFault
-from slurm_mig.ledger import Ledger
-from slurm_mig.locks import Locks
-from slurm_mig.quarantine import LONGEST, Fence, drain_reason, numbers, set_aside
-from slurm_mig.slurm import STUCK as REASON
-from slurm_mig.slurm import NodeFacts
+from slurm_mig.mig import allocation as phases
+from slurm_mig.mig.allocation import GONE, Allocation, Instance, Owner
+from slurm_mig.node.fence import LONGEST, Fence, drain_reason, numbers, set_aside
+from slurm_mig.slurm.protocol import STUCK as REASON
+from slurm_mig.slurm.protocol import NodeFacts
+from slurm_mig.state.ledger import Ledger
+from slurm_mig.state.locks import Locks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

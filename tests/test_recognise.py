@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm_mig import allocation as phases
-from slurm_mig.allocation import Instance
-from slurm_mig.driver import ComputeInstance, GpuInstance
-from slurm_mig.geometry import Placement
-from slurm_mig.profile import Profile
-from slurm_mig.recognise import as_found, find, own_compute, strangers
+from slurm_mig.mig import allocation as phases
+from slurm_mig.mig.allocation import Instance
+from slurm_mig.mig.driver import ComputeInstance, GpuInstance
+from slurm_mig.mig.geometry import Placement
+from slurm_mig.mig.profile import Profile
+from slurm_mig.transaction.recognise import as_found, find, own_compute, strangers
 
 from .conftest import H100
 from .test_allocator import ALICE, BOB, ROOT, World, ask

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm_mig import request as requests
 from slurm_mig.errors import BadRequest
-from slurm_mig.profile import ATTRIBUTES, Profile
-from slurm_mig.request import Item, Request, Several
+from slurm_mig.mig import request as requests
+from slurm_mig.mig.profile import ATTRIBUTES, Profile
+from slurm_mig.mig.request import Item, Request, Several
 
 PROFILES = st.builds(Profile, st.integers(1, 7), st.integers(1, 300), st.sampled_from(ATTRIBUTES))
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurm_mig import allocation as phases
-from slurm_mig.allocation import Owner
 from slurm_mig.errors import BadRequest, Held, NodeFault, NoRoom, Unresolved, UsageFault
-from slurm_mig.geometry import Placement
-from slurm_mig.retirement import Retirement, parse_layout
+from slurm_mig.mig import allocation as phases
+from slurm_mig.mig.allocation import Owner
+from slurm_mig.mig.geometry import Placement
+from slurm_mig.node.retire import Retirement, parse_layout
 from slurm_mig.simulator.faults import Rule
 
 from .conftest import A30, A100, H100, RTX, Site
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
 
-    from slurm_mig.node import Node
+    from slurm_mig.node.node import Node
 
 pytestmark = pytest.mark.root
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig import allocation as phases
-from slurm_mig.allocation import Owner
 from slurm_mig.errors import NodeFault, NoSpace
-from slurm_mig.runfiles import RunFiles
+from slurm_mig.mig import allocation as phases
+from slurm_mig.mig.allocation import Owner
+from slurm_mig.state.run_files import RunFiles
 
 from .conftest import opened_by
 from .test_ledger import planned
@@ -129,7 +129,7 @@ def test_the_mark_goes_last(run: RunFiles, tmp_path: Path, monkeypatch: pytest.M
         there.append((tmp_path / "run/jobs/7.0").exists())
         there.append((tmp_path / "run/env/7.0").exists())
 
-    monkeypatch.setattr("slurm_mig.runfiles.remove_as_owner", look)
+    monkeypatch.setattr("slurm_mig.state.run_files.remove_as_owner", look)
     run.withdraw(7)
     assert there == [True, False]
     assert not (tmp_path / "run/jobs/7.0").exists()

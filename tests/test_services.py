@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from slurm_mig.services import Services
+from slurm_mig.system.services import Services
 
 if TYPE_CHECKING:
     from pathlib import Path

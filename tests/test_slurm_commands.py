@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurm_mig.errors import SlurmFault
-from slurm_mig.slurm import Share
-from slurm_mig.slurm_commands import CommandClient
+from slurm_mig.slurm.commands import CommandClient
+from slurm_mig.slurm.protocol import Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable

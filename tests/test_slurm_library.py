@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from slurm_mig.errors import SlurmFault
-from slurm_mig.slurm import JobFacts
-from slurm_mig.slurm_library import LibraryClient, installed
+from slurm_mig.slurm.protocol import JobFacts
+from slurm_mig.slurm.pyslurm_client import LibraryClient, installed
 
 from .test_cli import parsed, refused
 from .test_hooks import NODE, STAMP

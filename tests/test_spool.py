@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm_mig import spool
-from slurm_mig.archive import Archive
+from slurm_mig.audit import spool
+from slurm_mig.audit.archive import Archive
 from slurm_mig.audit.copies import youngest
 from slurm_mig.audit.findings import NAMED_OF_A_KIND, Finding, first_of_each
-from slurm_mig.cli import _audit as views
-from slurm_mig.spool import DistinctNumbers, Rows
+from slurm_mig.audit.spool import DistinctNumbers, Rows
+from slurm_mig.cli import _audit_print as views
 
 from .ledger_fixture import write
 

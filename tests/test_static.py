@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from slurm_mig.allocation import Owner
 from slurm_mig.cli._layouts import meant, read
+from slurm_mig.mig.allocation import Owner
+from slurm_mig.node.apply import Static
 from slurm_mig.simulator.faults import Rule
-from slurm_mig.static import Static
 
 from .conftest import A100, H100, Site, cli_as
 from .test_hooks import STAMP, records

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurm_mig import allocation as phases
-from slurm_mig.allocation import GONE, Owner
 from slurm_mig.errors import NoRoom
-from slurm_mig.held import AskedUnderLock, ask_freely
-from slurm_mig.locks import Locks
-from slurm_mig.processes import Processes
-from slurm_mig.services import Services
+from slurm_mig.gpu.holder_search import Processes
+from slurm_mig.gpu.remedies import Stuck
+from slurm_mig.mig import allocation as phases
+from slurm_mig.mig.allocation import GONE, Owner
 from slurm_mig.simulator.faults import Rule
-from slurm_mig.stuck import Stuck
+from slurm_mig.state.locks import Locks
+from slurm_mig.system.held import AskedUnderLock, ask_freely
+from slurm_mig.system.services import Services
 
 from .conftest import A100, H100
 from .test_allocator import ALICE, BOB, World, ask
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from slurm_mig.allocation import Allocation
+    from slurm_mig.mig.allocation import Allocation
 
 pytestmark = pytest.mark.root
 

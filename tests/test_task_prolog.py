@@ -15,13 +15,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from slurm_mig import environment
-from slurm_mig.allocation import Allocation, Instance, Owner
-from slurm_mig.environment import TaskSettings
-from slurm_mig.install import install_hooks
-from slurm_mig.profile import Profile
-from slurm_mig.request import Item, Request
-from slurm_mig.runfiles import RunFiles
+from slurm_mig.mig.allocation import Allocation, Instance, Owner
+from slurm_mig.mig.profile import Profile
+from slurm_mig.mig.request import Item, Request
+from slurm_mig.node.install import install_hooks
+from slurm_mig.state import task_file
+from slurm_mig.state.run_files import RunFiles
+from slurm_mig.state.task_file import TaskSettings
 
 from .conftest import remove_tree
 
@@ -88,7 +88,7 @@ class Job:
         files = RunFiles(self.root / "run")
         leases = self.make_leases(files, owner, len(profiles))
         settings = TaskSettings(scontrol=self.scontrol, **options)  # type: ignore[arg-type]
-        files.publish(owner, environment.slice_lines(record, request, settings, leases))
+        files.publish(owner, task_file.slice_lines(record, request, settings, leases))
         return record
 
     def run(self, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -228,7 +228,7 @@ def test_whole_gpus(job: Job) -> None:
         ))
         for index in (2, 5)
     ]  # fmt: skip
-    files.publish(OWNER, environment.whole_lines(two, TaskSettings()))
+    files.publish(OWNER, task_file.whole_lines(two, TaskSettings()))
     assert job.sees() == "2,5"
     assert job.sees(SLURM_STEP_ID="0", SLURM_STEP_GPUS="2,5") == "2,5"
     assert job.sees(SLURM_STEP_ID="0", SLURM_STEP_GPUS="5") == "5"
@@ -258,7 +258,7 @@ def several(job: Job, *parts: str, scontrol: str = "") -> None:
                                         instances=instances)))  # fmt: skip
     settings = TaskSettings(scontrol=scontrol)
     leases = job.make_leases(files, OWNER, number)
-    lines = environment.several_lines(given, settings, leases)
+    lines = task_file.several_lines(given, settings, leases)
     files.publish(OWNER, lines)
 
 
@@ -344,7 +344,7 @@ def test_a_step_whose_gpu_has_too_few(job: Job) -> None:
 def test_refused(job: Job) -> None:
     """The reason, and the task does not start."""
     files = RunFiles(job.root / "run")
-    files.refuse(OWNER, environment.refusal_lines("job 7: no room; wait"))
+    files.refuse(OWNER, task_file.refusal_lines("job 7: no room; wait"))
     done = job.run(SLURM_SHARDS_ON_NODE="14")
     assert (done.returncode, done.stdout) == (1, "print slurm-mig: job 7: no room; wait\n")
 

@@ -20,12 +20,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from slurm_mig import locks as locks_module
 from slurm_mig.errors import Crowded, LockTimeout, NodeFault
-from slurm_mig.held import AskedUnderLock, ask_freely
-from slurm_mig.locks import Locks
-from slurm_mig.slurm_commands import CommandClient
-from slurm_mig.turns import Turn
+from slurm_mig.slurm.commands import CommandClient
+from slurm_mig.state import locks as locks_module
+from slurm_mig.state.locks import Locks
+from slurm_mig.state.turns import Turn
+from slurm_mig.system.held import AskedUnderLock, ask_freely
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +36,8 @@ pytestmark = pytest.mark.root
 WAITER = """
 import sys, time
 from pathlib import Path
-from slurm_mig import locks, turns
+from slurm_mig.state import locks
+from slurm_mig.state import turns
 root, name = Path(sys.argv[1]), sys.argv[2]
 take = turns.Turn._take
 def told(self):
@@ -242,7 +243,7 @@ def test_without_a_ticket_the_lock_is_had_all_the_same(
     with Locks(root, 5).hold(["g"], "x"):
         pass
     monkeypatch.setattr(os, "mkfifo", full)
-    monkeypatch.setattr("slurm_mig.locks.replace_file", full)
+    monkeypatch.setattr("slurm_mig.state.locks.replace_file", full)
     with (
         Locks(root, 5).hold(["g"], "x"),
         pytest.raises(LockTimeout, match="left no note"),

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig import watch
-from slurm_mig.watch import Ended, Note, watched
+from slurm_mig.system import watchdog
+from slurm_mig.system.watchdog import Ended, Note, watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,7 +96,7 @@ def test_exit_code_and_output_pass_through(tmp_path: Path) -> None:
     ended = Watcher(tmp_path / "ended", work).wait()
     assert (ended.code, ended.killed, ended.by, ended.stuck) == (7, None, None, None)
     assert sorted(ended.output.splitlines()) == ["to stderr", "to stdout"]
-    assert ended.doing == "x" * watch.NOTE
+    assert ended.doing == "x" * watchdog.NOTE
 
 
 def test_an_exception_is_not_success(tmp_path: Path) -> None:
@@ -124,9 +124,9 @@ def test_what_cannot_be_killed_is_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In an uninterruptible call even SIGKILL waits: named, and nothing of ours in its hands."""
-    monkeypatch.setattr(watch, "_kill", lambda _child: None)
-    monkeypatch.setattr(watch, "REAP", 0.1)
-    monkeypatch.setattr(watch, "_die_with", lambda _parent: None)
+    monkeypatch.setattr(watchdog, "_kill", lambda _child: None)
+    monkeypatch.setattr(watchdog, "REAP", 0.1)
+    monkeypatch.setattr(watchdog, "_die_with", lambda _parent: None)
     watcher = Watcher(tmp_path / "ended", lambda tell: begun(tmp_path, tell), deadline=0.3)
     pid = worker(tmp_path)
     try:
@@ -142,7 +142,7 @@ def gone_now(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
-@pytest.mark.parametrize("number", watch.ENDINGS)
+@pytest.mark.parametrize("number", watchdog.ENDINGS)
 def test_a_signal_ends_it_at_once(tmp_path: Path, number: signal.Signals) -> None:
     """And the watcher goes on to say so."""
     watcher = Watcher(tmp_path / "ended", lambda tell: begun(tmp_path, tell))
@@ -189,7 +189,7 @@ def test_a_watcher_that_is_dead_already(monkeypatch: pytest.MonkeyPatch) -> None
     pid = os.fork()
     if pid == 0:
         with contextlib.suppress(BaseException):
-            watch._die_with(os.getppid() + 1)
+            watchdog._die_with(os.getppid() + 1)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 

@@ -6,9 +6,9 @@ from itertools import product
 
 import pytest
 
-from slurm_mig.geometry import Geometry, GpuProfile, Placement, feasible_multisets
-from slurm_mig.profile import Profile
-from slurm_mig.weights import derive
+from slurm_mig.mig.geometry import Geometry, GpuProfile, Placement, feasible_multisets
+from slurm_mig.mig.profile import Profile
+from slurm_mig.mig.weights import derive
 
 from .conftest import A30, A100, H100, KNOWN, RTX, geometry_of
 

@@ -112,9 +112,9 @@ def programs() -> Path:
 
 def hardware(name: str, count: int) -> None:
     """Simulated GPUs where a driver's would be."""
-    from slurm_mig import catalog
-    from slurm_mig.models import gpu_spec
+    from slurm_mig.mig import catalog
     from slurm_mig.simulator import create
+    from slurm_mig.simulator.spec import gpu_spec
 
     machine = create(MACHINE, [gpu_spec(catalog.find(name), name, count)])
     for index in range(count):

@@ -13,14 +13,14 @@ from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from slurm_mig.allocation import OPEN
 from slurm_mig.audit.findings import NAMED_OF_A_KIND, Finding
 from slurm_mig.audit.rows import is_text, is_time, is_whole, odd_event, odd_record
+from slurm_mig.mig.allocation import OPEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from slurm_mig.allocation import Allocation
+    from slurm_mig.mig.allocation import Allocation
 
     Digest = Callable[[str, Sequence[object]], str]
 

@@ -14,13 +14,13 @@ from itertools import combinations
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
-from slurm_mig.allocation import REFUSED
+from slurm_mig.mig.allocation import REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from slurm_mig.allocation import Allocation
-    from slurm_mig.audit.reconcile import Match
+    from slurm_mig.audit.accounting import Match
+    from slurm_mig.mig.allocation import Allocation
 
 #: Differences below this many seconds are not worth a word: a Prolog may wait for a lock.
 WORTH_A_WORD: Final = 2.0

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from slurm_mig.allocation import Allocation
+    from slurm_mig.mig.allocation import Allocation
 
 #: Number, node and time of creation: what every copy has of a record, and no other record has.
 Key = tuple[object, object, object]

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import BadRequest
-from slurm_mig.profile import Profile
+from slurm_mig.mig.profile import Profile
 
 if TYPE_CHECKING:
-    from slurm_mig.allocation import Allocation, Instance
+    from slurm_mig.mig.allocation import Allocation, Instance
 
 #: What stands for the profile of a job that has a GPU as it is.
 WHOLE_GPU: Final = "whole GPU"

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from slurm_mig.allocation import QUARANTINED, REFUSED
+from slurm_mig.mig.allocation import QUARANTINED, REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from slurm_mig.allocation import REFUSED
+from slurm_mig.mig.allocation import REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

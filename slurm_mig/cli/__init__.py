@@ -11,9 +11,9 @@ from typing import Final, NoReturn
 import click
 
 from slurm_mig import __version__
-from slurm_mig.causes import unnamed
 from slurm_mig.cli._usage import Group, OnePath, one_line
 from slurm_mig.errors import EXIT_CODES, NodeFault, SlurmMigError
+from slurm_mig.system.causes import unnamed
 
 #: As the shell says of a program that SIGPIPE ended.
 CLOSED_PIPE: Final = 141

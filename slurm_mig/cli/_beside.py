@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from slurm_mig.audit.findings import Finding
 from slurm_mig.cli._common import open_node
-from slurm_mig.evidence import REMEDY, lacking
+from slurm_mig.transaction.evidence import REMEDY, lacking
 
 if TYPE_CHECKING:
-    from slurm_mig.archive import Archive
+    from slurm_mig.audit.archive import Archive
 
 
 def beside(archive: Archive, last: int) -> list[Finding]:

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from slurm_mig.boot import bring_up, keep_out, let_in
 from slurm_mig.cli._common import open_node, print_json
 from slurm_mig.config import Config
 from slurm_mig.errors import NodeFault, SlurmFault
-from slurm_mig.node import Node
+from slurm_mig.node.boot import bring_up, keep_out, let_in
+from slurm_mig.node.node import Node
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from slurm_mig.boot import Boot
+    from slurm_mig.node.boot import Boot
 
 
 def boot(wait: float, *, as_json: bool) -> None:

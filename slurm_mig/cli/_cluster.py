@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slurm_mig import catalog
 from slurm_mig.cli._common import age, cell, folded, open_node, slurm_of
-from slurm_mig.models import fleet_model
-from slurm_mig.overview import overview, total_room
+from slurm_mig.fleet.overview import overview, total_room
+from slurm_mig.fleet.resolve import fleet_model
+from slurm_mig.mig import catalog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from slurm_mig.overview import GpuView, NodeView
-    from slurm_mig.slurm import Share
+    from slurm_mig.fleet.overview import GpuView, NodeView
+    from slurm_mig.slurm.protocol import Share
 
 #: Characters of the bar that shows a GPU's shards.
 BAR = 20

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from slurm_mig.allocation import Owner
 from slurm_mig.config import Config, load, locate
 from slurm_mig.errors import ConfigFault, NotPermitted, SlurmFault, UsageFault
-from slurm_mig.node import Node
+from slurm_mig.mig.allocation import Owner
+from slurm_mig.node.node import Node
 from slurm_mig.text import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from slurm_mig.driver import Gpu
     from slurm_mig.errors import SlurmMigError
-    from slurm_mig.slurm import Slurm
+    from slurm_mig.mig.driver import Gpu
+    from slurm_mig.slurm.protocol import Slurm
 
 json_option: Callable[[Any], Any] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON instead of a table."
@@ -67,7 +67,7 @@ def use_descriptions(config: Config | None = None) -> None:
     Verbs that need no node give no `config`: where only root may read it, they do without, and
     the default place is meant. One that can be read has to be right.
     """
-    from slurm_mig import catalog
+    from slurm_mig.mig import catalog
 
     if config is None:
         named = click.get_current_context().obj
@@ -85,13 +85,13 @@ def slurm_of(node: Node) -> Slurm:
     wanted = node.config.slurm_client
     if wanted == "commands":
         return node.slurm
-    from slurm_mig import slurm_library
+    from slurm_mig.slurm import pyslurm_client
 
-    if wanted == "auto" and not slurm_library.installed():
+    if wanted == "auto" and not pyslurm_client.installed():
         return node.slurm
-    reason = slurm_library.why_not(node.slurm, node.config.slurm_timeout)
+    reason = pyslurm_client.why_not(node.slurm, node.config.slurm_timeout)
     if not reason:
-        return slurm_library.LibraryClient(node.slurm)
+        return pyslurm_client.LibraryClient(node.slurm)
     if wanted == "pyslurm":
         raise SlurmFault(
             f"pyslurm does not serve: {reason}",
@@ -119,7 +119,7 @@ def check_models(config: Config) -> None:
         return
     import difflib
 
-    from slurm_mig import catalog
+    from slurm_mig.mig import catalog
 
     known = [name for product in catalog.products() for name in product.names]
     for name in config.whole_models:

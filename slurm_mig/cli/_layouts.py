@@ -6,16 +6,16 @@ import os
 import tomllib
 from typing import TYPE_CHECKING, Any
 
-from slurm_mig import catalog, layouts
 from slurm_mig.errors import NodeFault, NotPermitted, UsageFault
+from slurm_mig.mig import catalog, layout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from slurm_mig.driver import Gpu
-    from slurm_mig.layouts import Built, Declared, Entry
-    from slurm_mig.node import Node
+    from slurm_mig.mig.driver import Gpu
+    from slurm_mig.mig.layout import Built, Declared, Entry
+    from slurm_mig.node.node import Node
 
 
 def root_to_list() -> None:
@@ -33,11 +33,11 @@ def read(path: Path, name: str | None) -> tuple[Entry, ...]:
     except UnicodeDecodeError as problem:
         raise UsageFault(f"layout {path} is no text: {problem}") from problem
     if path.suffix in (".yaml", ".yml"):
-        return layouts.from_mig_parted(_yaml(path, text), name, f"layout {path}")
+        return layout.from_mig_parted(_yaml(path, text), name, f"layout {path}")
     if name is not None:
         raise UsageFault("--name goes with a file of mig-parted's, whose name ends in .yaml")
     try:
-        return layouts.from_toml(tomllib.loads(text), f"layout {path}")
+        return layout.from_toml(tomllib.loads(text), f"layout {path}")
     except tomllib.TOMLDecodeError as problem:
         raise UsageFault(f"layout {path} is not TOML: {problem}") from problem
 
@@ -58,7 +58,7 @@ def _yaml(path: Path, text: str) -> Any:
 
 def meant(node: Node, entries: Sequence[Entry]) -> list[tuple[Gpu, Declared]]:
     """The GPUs of this node that a file is about; raises when one does not answer."""
-    return layouts.assigned(entries, node.driver.gpus(), pci_ids)
+    return layout.assigned(entries, node.driver.gpus(), pci_ids)
 
 
 def pci_ids(gpu: Gpu) -> list[str]:
@@ -70,4 +70,4 @@ def pci_ids(gpu: Gpu) -> list[str]:
 def there(node: Node, gpu: Gpu) -> list[Built]:
     """What is on a GPU, by place."""
     geometry = node.driver.geometry(gpu)
-    return [layouts.built(item, geometry) for item in node.driver.instances(gpu)]
+    return [layout.built(item, geometry) for item in node.driver.instances(gpu)]

@@ -6,7 +6,7 @@ import click
 
 from slurm_mig.cli._common import choose_gpus, open_node, print_json
 from slurm_mig.errors import SlurmMigError
-from slurm_mig.node import require_root
+from slurm_mig.node.node import require_root
 
 
 def switch(chosen: str, *, on: bool, dry_run: bool, as_json: bool) -> None:

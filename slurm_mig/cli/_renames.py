@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from slurm_mig.doctor.lua_checks import Row
-    from slurm_mig.fleet import Fleet
+    from slurm_mig.fleet.fleet import Fleet
 
 _COUNTED: Final = re.compile(r"[ =,]mig:([^:,\s]+):\d+")
 _WORD: Final = re.compile(

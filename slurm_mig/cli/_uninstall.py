@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from slurm_mig.doctor import conf
 from slurm_mig.doctor.gather import USUAL
 from slurm_mig.errors import Held, SlurmFault, Unresolved
-from slurm_mig.install import PARTS, below, listed, part_of, removal, remove
-from slurm_mig.node import Node
-from slurm_mig.slurm_commands import CommandClient
+from slurm_mig.node.install import PARTS, below, listed, part_of, removal, remove
+from slurm_mig.node.node import Node
+from slurm_mig.slurm import conf
+from slurm_mig.slurm.commands import CommandClient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

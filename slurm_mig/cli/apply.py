@@ -9,8 +9,8 @@ import click
 from slurm_mig.cli._common import administrator, json_option, open_node, print_json
 from slurm_mig.cli._layouts import meant, read
 from slurm_mig.cli._usage import OnePath
-from slurm_mig.node import require_root
-from slurm_mig.static import Static
+from slurm_mig.node.apply import Static
+from slurm_mig.node.node import require_root
 
 
 @click.command()

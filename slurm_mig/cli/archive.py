@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from slurm_mig import archiving
-from slurm_mig.cli._audit import note, progress
+from slurm_mig.audit import archiving
+from slurm_mig.cli._audit_print import note, progress
 from slurm_mig.cli._common import (
     administrator,
     dry_run_option,
@@ -20,10 +20,10 @@ from slurm_mig.cli._common import (
 )
 from slurm_mig.cli.metrics import KEPT, count
 from slurm_mig.errors import LedgerFault, UsageFault
-from slurm_mig.node import require_root
+from slurm_mig.node.node import require_root
 
 if TYPE_CHECKING:
-    from slurm_mig.node import Node
+    from slurm_mig.node.node import Node
 
 #: The youngest that anything is when it is moved, in days: a job that lives may have ended records.
 YOUNGEST: Final = 1

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from slurm_mig import layouts
 from slurm_mig.cli._common import json_option, open_node, print_json
 from slurm_mig.cli._layouts import meant, read, root_to_list, there
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.errors import Unresolved
+from slurm_mig.mig import layout
 
 
 @click.command()
@@ -30,7 +30,7 @@ def command(file: Path, name: str | None, as_json: bool) -> None:  # noqa: FBT00
             {
                 "gpu": gpu.minor,
                 "uuid": gpu.uuid,
-                "differences": layouts.differences(
+                "differences": layout.differences(
                     gpu, declared, there(node, gpu), node.driver.geometry(gpu)
                 ),
             }

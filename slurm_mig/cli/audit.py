@@ -12,28 +12,28 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import click
 
-from slurm_mig.allocation import TRANSITIONS
-from slurm_mig.archive import ARCHIVES, Archive, collected
 from slurm_mig.audit import clocks
+from slurm_mig.audit.archive import ARCHIVES, Archive, collected
 from slurm_mig.audit.copies import contradictions, youngest
 from slurm_mig.audit.holdings import FOREVER, Size, holdings
+from slurm_mig.audit.spool import DistinctNumbers
 from slurm_mig.audit.totals import BY, totals
-from slurm_mig.cli import _asked as asked
-from slurm_mig.cli import _audit as views
+from slurm_mig.cli import _audit_filters as asked
+from slurm_mig.cli import _audit_print as views
 from slurm_mig.cli._common import open_node, root_to_read, slurm_of, when
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.errors import AuditFindings, LedgerFault, UsageFault
-from slurm_mig.spool import DistinctNumbers
+from slurm_mig.mig.allocation import TRANSITIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from slurm_mig.allocation import Allocation
     from slurm_mig.audit.chain import Heads
     from slurm_mig.audit.copies import Contradiction
     from slurm_mig.audit.findings import Finding
     from slurm_mig.audit.holdings import Holding
-    from slurm_mig.node import Node
+    from slurm_mig.mig.allocation import Allocation
+    from slurm_mig.node.node import Node
 
 
 class _Closed(Protocol):
@@ -313,7 +313,7 @@ def _meant(item: Holding, wanted: dict[str, Any]) -> bool:
 @cache
 def size_of(gpu_name: str) -> Size:
     """Slices and units of a GPU model, as far as anybody has published them."""
-    from slurm_mig import catalog
+    from slurm_mig.mig import catalog
 
     for product in catalog.products():
         if gpu_name in product.names:
@@ -516,7 +516,7 @@ def _summary(found: Sequence[Finding]) -> str:
 def _reconcile(
     stack: ExitStack, ledgers: Sequence[str], wanted: dict[str, Any], tolerance: float, form: str
 ) -> None:
-    from slurm_mig.audit.reconcile import Question, compare, match, runs
+    from slurm_mig.audit.accounting import Question, compare, match, runs
 
     _only_times(wanted)
     node = stack.enter_context(open_node())
@@ -589,8 +589,8 @@ def _draw(
             f"--timeline draws at most {MOST_DRAWN} slices and refusals, these are "
             f"{MOST_DRAWN + more}: ask for less, by --since and --until, --node, --gpu or --user"
         )
+    from slurm_mig.audit.paint import paint
     from slurm_mig.audit.timeline import Gpu, picture
-    from slurm_mig.painter import paint
 
     now = time.time()
     gpus = {

@@ -16,18 +16,18 @@ from slurm_mig.cli._common import (
     print_json,
 )
 from slurm_mig.errors import DriverFault, NoRoom, ProfileNotOffered
-from slurm_mig.node import require_root
-from slurm_mig.profile import Profile
-from slurm_mig.request import Item, Request
+from slurm_mig.mig.profile import Profile
+from slurm_mig.mig.request import Item, Request
+from slurm_mig.node.node import require_root
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from slurm_mig.allocation import Allocation
-    from slurm_mig.driver import Gpu
     from slurm_mig.errors import SlurmMigError
-    from slurm_mig.node import Node
-    from slurm_mig.planner import Plan
+    from slurm_mig.mig.allocation import Allocation
+    from slurm_mig.mig.driver import Gpu
+    from slurm_mig.mig.plan import Plan
+    from slurm_mig.node.node import Node
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from slurm_mig.node import require_root
+from slurm_mig.node.node import require_root
 from slurm_mig.sandbox.demo import demonstrate
 
 

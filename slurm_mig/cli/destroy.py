@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slurm_mig import recognise
-from slurm_mig.allocation import QUARANTINED
 from slurm_mig.cli._common import (
     administrator,
     could_be_lost,
@@ -16,14 +14,16 @@ from slurm_mig.cli._common import (
     open_node,
     print_json,
 )
-from slurm_mig.driver import GpuInstance
 from slurm_mig.errors import Held, Unresolved, UsageFault
-from slurm_mig.node import require_root
+from slurm_mig.mig.allocation import QUARANTINED
+from slurm_mig.mig.driver import GpuInstance
+from slurm_mig.node.node import require_root
+from slurm_mig.transaction import recognise
 
 if TYPE_CHECKING:
-    from slurm_mig.allocation import Allocation
-    from slurm_mig.driver import Gpu
-    from slurm_mig.node import Node
+    from slurm_mig.mig.allocation import Allocation
+    from slurm_mig.mig.driver import Gpu
+    from slurm_mig.node.node import Node
 
 
 @click.command()

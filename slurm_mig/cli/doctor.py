@@ -17,7 +17,7 @@ from slurm_mig.doctor import all_checks, report
 from slurm_mig.doctor.check import ERROR, WARNING, examine
 from slurm_mig.doctor.gather import Sources, gather
 from slurm_mig.errors import ConfigFault, DoctorFindings, UsageFault
-from slurm_mig.node import Node
+from slurm_mig.node.node import Node
 
 if TYPE_CHECKING:
     from os import PathLike

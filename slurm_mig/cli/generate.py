@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from slurm_mig import fleetfile
-from slurm_mig.billing import by_partition, gpu_types
 from slurm_mig.cli._common import json_option, print_json, use_descriptions
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.errors import NamesChange, NodeFault, Unresolved, UsageFault
-from slurm_mig.files import check_replaceable
-from slurm_mig.fleetfile import FleetText, NodeText
-from slurm_mig.generator import generate
-from slurm_mig.models import fleet_of
+from slurm_mig.fleet import fleet_file
+from slurm_mig.fleet.billing import by_partition, gpu_types
+from slurm_mig.fleet.fleet_file import FleetText, NodeText
+from slurm_mig.fleet.resolve import fleet_of
+from slurm_mig.fleet.slurm_files import generate
+from slurm_mig.system.files import check_replaceable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from slurm_mig.fleet import Fleet
+    from slurm_mig.fleet.fleet import Fleet
 
 #: Where `slurm-mig install` puts the hooks unless told otherwise.
 DEFAULT_HOOKS = "/etc/slurm-mig/hooks"
@@ -102,7 +102,7 @@ def command(
     elif nodes or types or aliases or slices_only or compute_parts:
         raise UsageFault("the fleet stands in a file: put nodes, types and aliases there, too")
     else:
-        fleet = fleetfile.read(description)
+        fleet = fleet_file.read(description)
     if check and out is None:
         raise UsageFault("--check compares with the files of a directory: name it with --out")
     made, files = _files(fleet, hooks)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slurm_mig import __version__, catalog, descriptions
+from slurm_mig import __version__
 from slurm_mig.cli._common import (
     json_option,
     open_node,
@@ -21,11 +21,12 @@ from slurm_mig.cli._common import (
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.cli.generate import write_all
 from slurm_mig.errors import UsageFault
+from slurm_mig.mig import catalog, description
 
 if TYPE_CHECKING:
-    from slurm_mig.catalog import Product
-    from slurm_mig.driver import Gpu
-    from slurm_mig.node import Node
+    from slurm_mig.mig.catalog import Product
+    from slurm_mig.mig.driver import Gpu
+    from slurm_mig.node.node import Node
 
 
 @click.command()
@@ -84,7 +85,7 @@ def _describe(out: Path | None, *, as_json: bool) -> None:
             raise UsageFault(f"no GPU of {node.name} knows MIG: there is nothing to describe")
         directory = node.config.descriptions if out is None else out
         files = {
-            f"{descriptions.slug(name)}.toml": _description(node, gpu, version)
+            f"{description.slug(name)}.toml": _description(node, gpu, version)
             for name, gpu in models.items()
         }
     write_all(directory, files)
@@ -104,7 +105,7 @@ def _description(node: Node, gpu: Gpu, version: str) -> str:
         "mode_needs_reset": not gpu.resetless,
     }
     head = f"# Written by `slurm-mig gpus --describe` {__version__} on {node.name}.\n"
-    return head + descriptions.write(gpu.name, node.driver.geometry(gpu), facts)
+    return head + description.write(gpu.name, node.driver.geometry(gpu), facts)
 
 
 def _product(item: Product) -> dict[str, Any]:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import click
 
 import slurm_mig
-from slurm_mig import install
-from slurm_mig.boot import WAIT
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.cli.generate import DEFAULT_HOOKS
 from slurm_mig.config import Config, chosen, load, sample
 from slurm_mig.errors import UsageFault
-from slurm_mig.install import Places, Runtime
-from slurm_mig.node import require_root
+from slurm_mig.node import install
+from slurm_mig.node.boot import WAIT
+from slurm_mig.node.install import Places, Runtime
+from slurm_mig.node.node import require_root
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

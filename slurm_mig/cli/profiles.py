@@ -10,9 +10,9 @@ from slurm_mig.cli._common import choose_gpus, gpu_option, json_option, open_nod
 from slurm_mig.errors import NotPermitted
 
 if TYPE_CHECKING:
-    from slurm_mig.driver import Gpu
-    from slurm_mig.geometry import GpuProfile
-    from slurm_mig.node import Node
+    from slurm_mig.mig.driver import Gpu
+    from slurm_mig.mig.geometry import GpuProfile
+    from slurm_mig.node.node import Node
 
 
 @click.command()

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from slurm_mig.boot import WAIT
 from slurm_mig.cli._boot import boot
 from slurm_mig.cli._common import (
     administrator,
@@ -19,14 +18,15 @@ from slurm_mig.cli._common import (
     slurm_of,
 )
 from slurm_mig.errors import LockTimeout, SlurmFault, Unresolved, UsageFault
-from slurm_mig.ghosts import line
-from slurm_mig.node import require_root
+from slurm_mig.node.boot import WAIT
+from slurm_mig.node.node import require_root
+from slurm_mig.slurm.ghosts import line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from slurm_mig.node import Node
-    from slurm_mig.slurm import Slurm
+    from slurm_mig.node.node import Node
+    from slurm_mig.slurm.protocol import Slurm
 
 
 @click.command()

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from slurm_mig.allocation import QUARANTINED
 from slurm_mig.cli._common import (
     administrator,
     choose_gpus,
@@ -17,13 +16,14 @@ from slurm_mig.cli._common import (
 )
 from slurm_mig.cli.destroy import check_free, report, show, would_destroy
 from slurm_mig.errors import Held, SlurmFault
-from slurm_mig.node import require_root
+from slurm_mig.mig.allocation import QUARANTINED
+from slurm_mig.node.node import require_root
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from slurm_mig.allocation import Allocation
-    from slurm_mig.node import Node
+    from slurm_mig.mig.allocation import Allocation
+    from slurm_mig.node.node import Node
 
 
 def _check_jobs(node: Node, records: Sequence[Allocation]) -> None:

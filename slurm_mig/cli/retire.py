@@ -16,16 +16,16 @@ from slurm_mig.cli._common import (
     print_json,
 )
 from slurm_mig.errors import UsageFault
-from slurm_mig.node import require_root
-from slurm_mig.retirement import Retirement, parse_layout
+from slurm_mig.node.node import require_root
+from slurm_mig.node.retire import Retirement, parse_layout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from slurm_mig.driver import Gpu
-    from slurm_mig.node import Node
-    from slurm_mig.request import Request
-    from slurm_mig.retirement import Goal
+    from slurm_mig.mig.driver import Gpu
+    from slurm_mig.mig.request import Request
+    from slurm_mig.node.node import Node
+    from slurm_mig.node.retire import Goal
 
 
 @click.command()

@@ -10,17 +10,18 @@ from pathlib import Path
 
 import click
 
-from slurm_mig import catalog
 from slurm_mig.cli._common import json_option, print_json, table, use_descriptions
 from slurm_mig.cli._usage import Group, OnePath
 from slurm_mig.errors import UsageFault
-from slurm_mig.models import gpu_spec, parse_gpu
-from slurm_mig.node import require_root
+from slurm_mig.fleet.resolve import parse_gpu
+from slurm_mig.mig import catalog
+from slurm_mig.node.node import require_root
 from slurm_mig.simulator import Machine, create
 from slurm_mig.simulator.client import devices, open_devices
 from slurm_mig.simulator.faults import EFFECTS, Rule
 from slurm_mig.simulator.library import SIGNATURES
 from slurm_mig.simulator.machine import DEFAULT_DRIVER, OPERATIONS
+from slurm_mig.simulator.spec import gpu_spec
 
 DIRECTORY = click.argument("directory", type=OnePath(path_type=Path, file_okay=False))
 

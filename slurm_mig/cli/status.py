@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slurm_mig.allocation import ACTIVE, QUARANTINED
 from slurm_mig.cli._common import (
     age,
     cell,
@@ -26,17 +25,18 @@ from slurm_mig.cli._common import (
 from slurm_mig.cli.destroy import owner_of
 from slurm_mig.cli.gpus import mode_text
 from slurm_mig.errors import SlurmFault, SlurmMigError, UsageFault
-from slurm_mig.files import lacking
-from slurm_mig.ledger import Retired
-from slurm_mig.planner import Slot, fitting
-from slurm_mig.quarantine import numbers, set_aside
+from slurm_mig.mig.allocation import ACTIVE, QUARANTINED
+from slurm_mig.mig.plan import Slot, fitting
+from slurm_mig.node.fence import numbers, set_aside
+from slurm_mig.state.ledger import Retired
+from slurm_mig.system.files import lacking
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from slurm_mig.allocation import Allocation
-    from slurm_mig.driver import Gpu, GpuInstance
-    from slurm_mig.node import Node
+    from slurm_mig.mig.allocation import Allocation
+    from slurm_mig.mig.driver import Gpu, GpuInstance
+    from slurm_mig.node.node import Node
 
 #: Columns of the picture, divided among a GPU's placement units.
 WIDTH = 72

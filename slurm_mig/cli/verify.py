@@ -11,11 +11,11 @@ from slurm_mig.cli._common import json_option, open_node, print_json, table
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.cli.generate import DEFAULT_HOOKS
 from slurm_mig.errors import Exposed, UsageFault
-from slurm_mig.isolation import ROOTS, Isolation
-from slurm_mig.node import require_root
+from slurm_mig.node.node import require_root
+from slurm_mig.node.verify import ROOTS, Isolation
 
 if TYPE_CHECKING:
-    from slurm_mig.isolation import Subject, Try
+    from slurm_mig.node.verify import Subject, Try
 
 #: nobody, where no job holds a slice (Linux's overflow uid; proc(5), overflowuid).
 NOBODY = 65534

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from slurm_mig import catalog
 from slurm_mig.cli._common import json_option, print_json, table, use_descriptions
-from slurm_mig.weights import derive
+from slurm_mig.mig import catalog
+from slurm_mig.mig.weights import derive
 
 
 @click.command()

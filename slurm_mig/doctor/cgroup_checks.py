@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from slurm_mig.doctor import conf
 from slurm_mig.doctor.check import WARNING, Problem, check
+from slurm_mig.slurm import conf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

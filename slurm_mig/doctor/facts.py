@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from slurm_mig.doctor.conf import Conf, GresLine, NodeLine
-    from slurm_mig.fleet import Fleet, NodeGroup
-    from slurm_mig.geometry import Geometry
-    from slurm_mig.slurm import NodeFacts
+    from slurm_mig.fleet.fleet import Fleet, NodeGroup
+    from slurm_mig.mig.geometry import Geometry
+    from slurm_mig.slurm.conf import Conf, GresLine, NodeLine
+    from slurm_mig.slurm.protocol import NodeFacts
 
 #: What a check can need, and what it is in words.
 AREAS: Final = {

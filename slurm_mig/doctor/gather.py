@@ -18,9 +18,8 @@ from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from slurm_mig import __version__, generator, indexes
+from slurm_mig import __version__
 from slurm_mig.config import DEFAULT_PATH
-from slurm_mig.doctor import conf
 from slurm_mig.doctor.facts import (
     SEVERAL_PROLOGS_SINCE,
     ConfigFacts,
@@ -34,26 +33,29 @@ from slurm_mig.doctor.facts import (
     PathFacts,
     Unit,
 )
-from slurm_mig.doctor.fleet import Reconstruction
 from slurm_mig.doctor.gres_checks import minor_of
 from slurm_mig.doctor.lua_checks import loads
+from slurm_mig.doctor.reconstruction import Reconstruction
 from slurm_mig.doctor.slurm_checks import loaded_values
 from slurm_mig.errors import LedgerFault, NodeFault, SlurmFault, SlurmMigError, UsageFault
-from slurm_mig.evidence import missing
-from slurm_mig.files import lacking
-from slurm_mig.install import HOOKS, sources
-from slurm_mig.ledger import check_usable, digest_in, newest, recorded, retired
-from slurm_mig.recognise import strangers
-from slurm_mig.slurm_commands import CommandClient
+from slurm_mig.fleet import slurm_files
+from slurm_mig.gpu import indexes
+from slurm_mig.node.install import HOOKS, sources
+from slurm_mig.slurm import conf
+from slurm_mig.slurm.commands import CommandClient
+from slurm_mig.state.ledger import check_usable, digest_in, newest, recorded, retired
+from slurm_mig.system.files import lacking
+from slurm_mig.transaction.evidence import missing
+from slurm_mig.transaction.recognise import strangers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from slurm_mig.allocation import Instance
     from slurm_mig.config import Config
-    from slurm_mig.driver import Gpu
-    from slurm_mig.node import Node
-    from slurm_mig.slurm import NodeFacts
+    from slurm_mig.mig.allocation import Instance
+    from slurm_mig.mig.driver import Gpu
+    from slurm_mig.node.node import Node
+    from slurm_mig.slurm.protocol import NodeFacts
 
 #: Where slurm.conf lies unless told otherwise; the last is a configless node's.
 USUAL: Final = (
@@ -164,7 +166,7 @@ class _Gatherer:
             limits=self._limits(),
             job_submit=self._job_submit(),
             cli_filter=self._cli_filter(),
-            lua_code={name: generator.lua_code(name) for name in LUA},
+            lua_code={name: slurm_files.lua_code(name) for name in LUA},
             release=__version__,
             gres_lines=lines,
             hooks=tuple(self._hooks(here=here)),

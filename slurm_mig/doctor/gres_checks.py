@@ -6,16 +6,16 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.doctor.check import ERROR, NOTE, WARNING, Problem, check
-from slurm_mig.doctor.conf import hosts
-from slurm_mig.geometry import UNKNOWN_ID
+from slurm_mig.mig.geometry import UNKNOWN_ID
+from slurm_mig.slurm.conf import hosts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from slurm_mig.doctor.conf import GresLine, NodeLine
     from slurm_mig.doctor.facts import Facts, GpuFacts
-    from slurm_mig.fleet import Model
-    from slurm_mig.geometry import Geometry, Placement
+    from slurm_mig.fleet.fleet import Model
+    from slurm_mig.mig.geometry import Geometry, Placement
+    from slurm_mig.slurm.conf import GresLine, NodeLine
 
 BOOT_UNIT: Final = "slurm-mig-boot.service"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from slurm_mig.doctor import conf
 from slurm_mig.doctor.check import ERROR, WARNING, Problem, check
+from slurm_mig.slurm import conf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

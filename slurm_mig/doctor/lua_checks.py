@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from slurm_mig.doctor import conf
 from slurm_mig.doctor.check import ERROR, WARNING, Problem, check
-from slurm_mig.geometry import UNKNOWN_ID
+from slurm_mig.mig.geometry import UNKNOWN_ID
+from slurm_mig.slurm import conf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from slurm_mig.doctor.facts import Facts, LuaFile, PathFacts
-    from slurm_mig.fleet import Fleet
+    from slurm_mig.fleet.fleet import Fleet
 
 _PAGE: Final = "docs/admin.md: Setting up"
 _HEAD: Final = re.compile(r"-- (\S+), written by `slurm-mig generate` (\S+)\. Do not edit\.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from slurm_mig.doctor import conf
 from slurm_mig.doctor.check import ERROR, NOTE, WARNING, Problem, check
 from slurm_mig.doctor.facts import (
     CONS_TRES_SINCE,
@@ -12,6 +11,7 @@ from slurm_mig.doctor.facts import (
     LL_SHARED_GRES_SINCE,
     SEVERAL_PROLOGS_SINCE,
 )
+from slurm_mig.slurm import conf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -12,23 +12,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from slurm_mig import catalog, generator, leases
 from slurm_mig.config import load
 from slurm_mig.errors import SandboxFault
-from slurm_mig.fleet import Fleet
-from slurm_mig.fleetfile import FleetText, NodeText
-from slurm_mig.install import install_hooks
-from slurm_mig.models import gpu_spec, node_groups
-from slurm_mig.node import Node
+from slurm_mig.fleet import slurm_files
+from slurm_mig.fleet.fleet import Fleet
+from slurm_mig.fleet.fleet_file import FleetText, NodeText
+from slurm_mig.fleet.resolve import node_groups
+from slurm_mig.mig import catalog
+from slurm_mig.node.install import install_hooks
+from slurm_mig.node.node import Node
 from slurm_mig.sandbox import prerequisites
-from slurm_mig.sandbox.processes import free_ports, kill_all_in, start_daemon, stop
+from slurm_mig.sandbox.daemons import free_ports, kill_all_in, start_daemon, stop
 from slurm_mig.simulator import create
+from slurm_mig.simulator.spec import gpu_spec
+from slurm_mig.state import leases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from slurm_mig.bridge import Bridge
-    from slurm_mig.fleet import NodeGroup
+    from slurm_mig.fleet.bridge import Bridge
+    from slurm_mig.fleet.fleet import NodeGroup
 
 #: Seconds a munge credential lives; short, so that a refused job's retry comes soon.
 CREDENTIAL_LIFETIME: Final = 5
@@ -108,7 +111,7 @@ class Cluster:
         (self.root / "munge/key").write_bytes(secrets.token_bytes(1024))
         (self.root / "munge/key").chmod(0o400)
         hooks = self._install_hooks()
-        files = generator.generate(fleet, hooks=str(hooks), bridge=self._bridge)
+        files = slurm_files.generate(fleet, hooks=str(hooks), bridge=self._bridge)
         for name, text in files.items():
             (self.conf / name.removesuffix(".mig")).write_text(text, "utf-8")
         (self.conf / "slurm.conf").write_text(self._slurm_conf(fleet, hooks), "utf-8")
@@ -202,7 +205,7 @@ class Cluster:
     @staticmethod
     def _own_lines(fleet: Fleet, hooks: Path) -> list[str]:
         """Our own fragment, as a site would take it over; there is no MPI or slurmdbd here."""
-        text = generator.slurm_conf(fleet, str(hooks))
+        text = slurm_files.slurm_conf(fleet, str(hooks))
         return [line for line in text.splitlines() if line and not line.startswith("#")]
 
     # -- life ----------------------------------------------------------------

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from slurm_mig import allocation as phases
-from slurm_mig import catalog
 from slurm_mig.errors import SandboxFault
-from slurm_mig.models import fleet_model
+from slurm_mig.fleet.resolve import fleet_model
+from slurm_mig.mig import allocation as phases
+from slurm_mig.mig import catalog
 from slurm_mig.sandbox.cluster import USERS, Cluster, SandboxNode, scratch
-from slurm_mig.sandbox.processes import working_in
+from slurm_mig.sandbox.daemons import working_in
 from slurm_mig.simulator import Machine
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from slurm_mig.allocation import Allocation
+    from slurm_mig.mig.allocation import Allocation
 
 H100: Final = "NVIDIA H100 80GB HBM3"
 NODES: Final = (

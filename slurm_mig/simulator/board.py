@@ -9,7 +9,7 @@ import uuid
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from slurm_mig.geometry import Placement
+from slurm_mig.mig.geometry import Placement
 from slurm_mig.simulator.codes import (
     IN_USE,
     INSUFFICIENT_RESOURCES,
@@ -20,7 +20,7 @@ from slurm_mig.simulator.codes import (
 )
 
 if TYPE_CHECKING:
-    from slurm_mig.geometry import Geometry, GpuProfile
+    from slurm_mig.mig.geometry import Geometry, GpuProfile
 
 MAX_GPU_INSTANCES: Final = 8
 MAX_COMPUTE_INSTANCES: Final = 8

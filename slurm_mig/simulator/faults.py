@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import SimulatorFault
-from slurm_mig.files import replace_file
 from slurm_mig.simulator.codes import BY_NAME
+from slurm_mig.system.files import replace_file
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -28,7 +28,7 @@ from ctypes import (
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from slurm_mig.geometry import Placement
+from slurm_mig.mig.geometry import Placement
 from slurm_mig.simulator import abi, codes, faults
 from slurm_mig.simulator.board import sorted_devices
 from slurm_mig.simulator.codes import Refused
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from slurm_mig.geometry import GpuProfile
+    from slurm_mig.mig.geometry import GpuProfile
     from slurm_mig.simulator.board import Board, CiProfile, SimCompute, SimInstance
 
 #: Argument kinds of every function: p pointer or handle, u unsigned int, s C string.

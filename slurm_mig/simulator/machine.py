@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from slurm_mig.errors import NotPermitted, SimulatorFault
-from slurm_mig.files import replace_file
-from slurm_mig.geometry import Engines, Geometry, GpuProfile, Placement
-from slurm_mig.profile import Profile
+from slurm_mig.mig.geometry import Engines, Geometry, GpuProfile, Placement
+from slurm_mig.mig.profile import Profile
 from slurm_mig.simulator.board import Board
 from slurm_mig.simulator.faults import Faults
 from slurm_mig.simulator.tree import Tree
+from slurm_mig.system.files import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

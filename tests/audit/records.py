@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from slurm_mig.allocation import ACTIVE, REFUSED, RELEASED, WHOLE, Allocation, Instance, Owner
 from slurm_mig.audit.holdings import Holding, Size, holdings
-from slurm_mig.slurm import AccountingRow
+from slurm_mig.mig.allocation import ACTIVE, REFUSED, RELEASED, WHOLE, Allocation, Instance, Owner
+from slurm_mig.slurm.protocol import AccountingRow
 
 H100_SIZE = Size(7, 8)
 

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slurm_mig.allocation import ACTIVE, PLANNED, RELEASED, RELEASING
 from slurm_mig.audit.chain import (
     NAMED,
     ChainCheck,
@@ -20,15 +19,16 @@ from slurm_mig.audit.chain import (
     check_allocation,
     check_heads,
 )
-from slurm_mig.ledger import digest
+from slurm_mig.mig.allocation import ACTIVE, PLANNED, RELEASED, RELEASING
+from slurm_mig.state.ledger import digest
 
 from .records import record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from slurm_mig.allocation import Allocation
     from slurm_mig.audit.findings import Finding
+    from slurm_mig.mig.allocation import Allocation
 
 
 def chain(count: int) -> list[Event]:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slurm_mig.audit import clocks
-from slurm_mig.audit.reconcile import Question, match, runs
+from slurm_mig.audit.accounting import Question, match, runs
 
 from .records import record, refusal, row
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slurm_mig.allocation import ACTIVE, RELEASED
 from slurm_mig.audit.copies import contradictions, youngest
+from slurm_mig.mig.allocation import ACTIVE, RELEASED
 
 from .records import record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from slurm_mig.allocation import Allocation
     from slurm_mig.audit.copies import Key
+    from slurm_mig.mig.allocation import Allocation
 
 
 @dataclass

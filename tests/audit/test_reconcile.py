@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slurm_mig.allocation import LOST, QUARANTINED
+from slurm_mig.audit.accounting import Question, compare, double_use
 from slurm_mig.audit.findings import RECONCILED
-from slurm_mig.audit.reconcile import Question, compare, double_use
+from slurm_mig.mig.allocation import LOST, QUARANTINED
 
 from .records import record, refusal, row, whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from slurm_mig.allocation import Allocation
-    from slurm_mig.slurm import AccountingRow
+    from slurm_mig.mig.allocation import Allocation
+    from slurm_mig.slurm.protocol import AccountingRow
 
 NOW = 10_000.0
 

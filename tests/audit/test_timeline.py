@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from slurm_mig.allocation import QUARANTINED
 from slurm_mig.audit.holdings import holdings
 from slurm_mig.audit.timeline import COLOURED, OTHERS, Gpu, Picture, picture
+from slurm_mig.mig.allocation import QUARANTINED
 
 from .records import H100_SIZE, held, record, refusal, whole
 
 if TYPE_CHECKING:
-    from slurm_mig.allocation import Allocation
+    from slurm_mig.mig.allocation import Allocation
 
 GPUS = (Gpu("n1", "GPU-a", 0, "H100", 8), Gpu("n1", "GPU-b", 1, "H100", 8))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from slurm_mig.audit.holdings import Size, holdings
+from slurm_mig.audit.spool import DistinctNumbers
 from slurm_mig.audit.totals import BY, totals
-from slurm_mig.spool import DistinctNumbers
 
 from .records import H100_SIZE, held, record, refusal, whole
 

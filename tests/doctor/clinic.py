@@ -8,14 +8,16 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from slurm_mig import catalog, generator
 from slurm_mig.config import load
-from slurm_mig.doctor import all_checks, conf
+from slurm_mig.doctor import all_checks
 from slurm_mig.doctor.check import Result, examine
 from slurm_mig.doctor.gather import Sources, gather
-from slurm_mig.fleet import Fleet, NodeGroup
-from slurm_mig.models import fleet_model
-from slurm_mig.node import Node
+from slurm_mig.fleet import slurm_files
+from slurm_mig.fleet.fleet import Fleet, NodeGroup
+from slurm_mig.fleet.resolve import fleet_model
+from slurm_mig.mig import catalog
+from slurm_mig.node.node import Node
+from slurm_mig.slurm import conf
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -212,7 +214,7 @@ def build(site: Site, gpus: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) ->
     group = NodeGroup("n1", models, str(site.machine.tree.dev))
     fleet = Fleet((group,))
     clinic.slurm_conf.parent.mkdir()
-    for name, text in generator.generate(fleet, hooks=str(site.root / "hooks")).items():
+    for name, text in slurm_files.generate(fleet, hooks=str(site.root / "hooks")).items():
         clinic.file(name.removesuffix(".mig")).write_text(text)
     fragment = clinic.slurm_conf.read_text().replace(
         "#AccountingStorageTRES", "AccountingStorageTRES"

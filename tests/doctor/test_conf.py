@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm_mig.doctor import conf
+from slurm_mig.slurm import conf
 
 FILES = {
     "/etc/slurm/nodes.conf": "NodeName=n[1-2] Gres=gpu:h100:2 # two\nInclude /abs/more.conf\n",

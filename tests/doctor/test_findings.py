@@ -12,7 +12,7 @@ import pytest
 
 from slurm_mig.doctor import all_checks, gather
 from slurm_mig.doctor.nvidia_checks import stop_limit
-from slurm_mig.geometry import Placement
+from slurm_mig.mig.geometry import Placement
 from slurm_mig.simulator.faults import Rule
 
 from ..conftest import A30, A100, H100
@@ -184,7 +184,7 @@ def no_gpu_of_that_number(clinic: Clinic) -> None:
 
 
 def full_file_system(clinic: Clinic) -> None:
-    clinic.monkeypatch.setattr("slurm_mig.files.LEAST_BYTES", 1 << 62)
+    clinic.monkeypatch.setattr("slurm_mig.system.files.LEAST_BYTES", 1 << 62)
 
 
 def old_driver(clinic: Clinic) -> None:

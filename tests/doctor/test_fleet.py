@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slurm_mig.doctor import conf
-from slurm_mig.doctor.fleet import Reconstruction
 from slurm_mig.doctor.lua_checks import expected_rows
-from slurm_mig.fleet import Fleet
-from slurm_mig.generator import gres_conf
+from slurm_mig.doctor.reconstruction import Reconstruction
+from slurm_mig.fleet.fleet import Fleet
+from slurm_mig.fleet.slurm_files import gres_conf
+from slurm_mig.slurm import conf
 
 from ..conftest import A30, A100, A100_40, H100
 from ..test_fleet import group

@@ -15,7 +15,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from slurm_mig.geometry import Placement
+from slurm_mig.mig.geometry import Placement
 from slurm_mig.simulator import codes
 from slurm_mig.simulator.board import Board, sorted_devices
 from slurm_mig.simulator.codes import Refused

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurm_mig.errors import NotPermitted, SimulatorFault, UsageFault
-from slurm_mig.geometry import Placement
+from slurm_mig.mig.geometry import Placement
 from slurm_mig.simulator import Machine
 from slurm_mig.simulator import machine as machine_module
 from slurm_mig.simulator.client import devices, open_devices

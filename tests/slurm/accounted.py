@@ -5,14 +5,14 @@ from __future__ import annotations
 import subprocess
 from typing import TYPE_CHECKING
 
-from slurm_mig import generator
+from slurm_mig.fleet import slurm_files
 from slurm_mig.sandbox import Cluster
-from slurm_mig.sandbox.processes import free_ports, start_daemon
+from slurm_mig.sandbox.daemons import free_ports, start_daemon
 
 from .conftest import _find
 
 if TYPE_CHECKING:
-    from slurm_mig.fleet import Fleet
+    from slurm_mig.fleet.fleet import Fleet
 
 PROGRAMS = ("mariadb-install-db", "mariadbd", "slurmdbd", "sacct", "sacctmgr")
 MISSING = [name for name in PROGRAMS if _find(name) is None]
@@ -28,7 +28,7 @@ class Accounted(Cluster):
             f"{text}AccountingStorageType=accounting_storage/slurmdbd\n"
             f"AccountingStorageHost=localhost\nAccountingStoragePort={self._port}\n"
             f"AccountingStoragePass={self.root}/munge/socket\n"
-            f"AccountingStorageTRES={','.join(generator.accounting_tres(fleet))}\n"
+            f"AccountingStorageTRES={','.join(slurm_files.accounting_tres(fleet))}\n"
         )
 
     def start_slurmctld(self, *options: str) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Iterator, Sequence
 
-    from slurm_mig.allocation import Allocation
+    from slurm_mig.mig.allocation import Allocation
 
 ALICE, BOB = USERS["alice"], USERS["bob"]
 NODES = (SandboxNode("n1", ((H100, 2),)), SandboxNode("n2", ((RTX, 1), (A30, 1))))
@@ -146,7 +146,7 @@ class Site:
 
     def block(self, gpu: int = 0, name: str = "n1", starts: tuple[int, ...] = (3, 4)) -> None:
         """Strange instances in both halves of a GPU: shards are free, a 3g has no slot."""
-        from slurm_mig.geometry import Placement
+        from slurm_mig.mig.geometry import Placement
 
         with self.machine(name).change(gpu) as board:
             # A whole-GPU job of an earlier test may have left MIG mode off.

@@ -13,7 +13,7 @@ import re
 import stat
 from typing import TYPE_CHECKING, Final
 
-from slurm_mig.bridge import Bridge, Default
+from slurm_mig.fleet.bridge import Bridge, Default
 from slurm_mig.sandbox import Cluster, SandboxNode
 
 from ..conftest import A30, A100_40, H100
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from slurm_mig.fleet import Fleet
+    from slurm_mig.fleet.fleet import Fleet
 
 #: A site's own words, and the slice that each means; the words of forms that centres document.
 WORDS: Final = {

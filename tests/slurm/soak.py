@@ -29,12 +29,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slurm_mig.hostlist import expand
 from slurm_mig.sandbox import SandboxNode, scratch
 from slurm_mig.sandbox.cluster import USERS
-from slurm_mig.sandbox.processes import start_daemon
+from slurm_mig.sandbox.daemons import start_daemon
 from slurm_mig.simulator import Machine
-from slurm_mig.slurm_commands import CommandClient
+from slurm_mig.slurm.commands import CommandClient
+from slurm_mig.slurm.hostlist import expand
 
 from .accounted import MISSING, Accounted
 from .conftest import PREFIX, Site, enable_mig
@@ -45,7 +45,7 @@ from .soak_trouble import LASTS, Trouble, without_jump
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from slurm_mig.allocation import Allocation
+    from slurm_mig.mig.allocation import Allocation
 
 #: Seconds between two looks at the queue, and two at the nodes.
 LOOK = 0.7

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig import generator
-from slurm_mig.allocation import ACTIVE, PLANNED, REFUSED
-from slurm_mig.audit.reconcile import Question, compare
-from slurm_mig.billing import billing, gpu_types
+from slurm_mig.audit.accounting import Question, compare
 from slurm_mig.errors import SlurmFault
+from slurm_mig.fleet import slurm_files
+from slurm_mig.fleet.billing import billing, gpu_types
+from slurm_mig.mig.allocation import ACTIVE, PLANNED, REFUSED
 from slurm_mig.sandbox import scratch
-from slurm_mig.sandbox.processes import stop
-from slurm_mig.slurm_commands import CommandClient
+from slurm_mig.sandbox.daemons import stop
+from slurm_mig.slurm.commands import CommandClient
 
 from .accounted import MISSING, Accounted
 from .conftest import NODES, PREFIX, Site, enable_mig
@@ -26,8 +26,8 @@ from .conftest import NODES, PREFIX, Site, enable_mig
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from slurm_mig.fleet import Fleet
-    from slurm_mig.slurm import AccountingRow
+    from slurm_mig.fleet.fleet import Fleet
+    from slurm_mig.slurm.protocol import AccountingRow
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"no {', '.join(MISSING)} here")
 
@@ -43,7 +43,7 @@ class Billed(Accounted):
 def _weights(fleet: Fleet) -> str:
     """The line that the generator writes for partitions."""
     prices = billing(fleet, dict.fromkeys(gpu_types(fleet), 700.0), "compute")
-    text = generator.slurm_conf(fleet, "/x", {"": prices})
+    text = slurm_files.slurm_conf(fleet, "/x", {"": prices})
     (line,) = (line for line in text.splitlines() if "TRESBillingWeights=" in line)
     return line.removeprefix("#")
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig import allocation as phases
-from slurm_mig.allocation import Owner
-from slurm_mig.boot import REASON
-from slurm_mig.retirement import Retirement, parse_layout
-from slurm_mig.sandbox.processes import kill_all_in
+from slurm_mig.mig import allocation as phases
+from slurm_mig.mig.allocation import Owner
+from slurm_mig.node.boot import REASON
+from slurm_mig.node.retire import Retirement, parse_layout
+from slurm_mig.sandbox.daemons import kill_all_in
 
 from .test_node_faults import _kill_steps
 

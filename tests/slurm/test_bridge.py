@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurm_mig.bridge import Bridge, Default
+from slurm_mig.fleet.bridge import Bridge, Default
 from slurm_mig.sandbox import SandboxNode
 from tests.conftest import H100
 

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurm_mig import slurm_library
 from slurm_mig.errors import SlurmFault
-from slurm_mig.slurm_commands import CommandClient
+from slurm_mig.slurm import pyslurm_client
+from slurm_mig.slurm.commands import CommandClient
 
 from .conftest import ALICE, BOB, Site, launch
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from slurm_mig.slurm import Slurm
+    from slurm_mig.slurm.protocol import Slurm
 
 
 @pytest.fixture(params=["commands", "pyslurm"])
@@ -32,10 +32,10 @@ def client(request: pytest.FixtureRequest, site: Site, monkeypatch: pytest.Monke
     commands = CommandClient(site.cluster._find("scontrol").parent, 20)
     if request.param == "commands":
         return commands
-    reason = slurm_library.why_not(commands, 20)
+    reason = pyslurm_client.why_not(commands, 20)
     if reason:
         pytest.skip(f"pyslurm: {reason}")
-    return slurm_library.LibraryClient(commands)
+    return pyslurm_client.LibraryClient(commands)
 
 
 def test_facts_of_a_batch_job(site: Site, client: Slurm) -> None:

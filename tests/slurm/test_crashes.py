@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig import allocation as phases
+from slurm_mig.mig import allocation as phases
 from slurm_mig.sandbox import SandboxNode
 from slurm_mig.simulator.faults import Rule
 from tests.conftest import H100

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from slurm_mig.sandbox import scratch
+from slurm_mig.sandbox.daemons import working_in
 from slurm_mig.sandbox.prerequisites import place
-from slurm_mig.sandbox.processes import working_in
 
 
 def demo(*ignored: signal.Signals) -> subprocess.Popen[str]:

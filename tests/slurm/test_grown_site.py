@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurm_mig import allocation as phases
+from slurm_mig.mig import allocation as phases
 from slurm_mig.sandbox import Cluster, SandboxNode, scratch
 
 from ..conftest import H100

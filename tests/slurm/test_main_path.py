@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from slurm_mig import allocation as phases
+from slurm_mig.mig import allocation as phases
 
 from .conftest import ALICE, BOB, Site, launch
 
 if TYPE_CHECKING:
-    from slurm_mig.allocation import Allocation
+    from slurm_mig.mig.allocation import Allocation
 
 SHOW = 'echo "seen $SLURM_PROCID $CUDA_VISIBLE_DEVICES $SLURM_MIG_PROFILES $SLURM_MIG_GPU"'
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig import allocation as phases
+from slurm_mig.mig import allocation as phases
 from slurm_mig.sandbox import SandboxNode
 from slurm_mig.simulator.faults import Rule
 from tests.conftest import H100
@@ -156,7 +156,7 @@ def test_a_lost_job_does_not_stand_in_the_way(build: Callable[..., Site]) -> Non
 
 
 def _kill_steps(site: Site) -> None:
-    from slurm_mig.sandbox.processes import working_in
+    from slurm_mig.sandbox.daemons import working_in
 
     for pid in working_in(site.cluster.root):
         name = Path(f"/proc/{pid}/comm").read_text().strip()

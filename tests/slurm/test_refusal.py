@@ -6,7 +6,7 @@ import re
 import time
 from typing import TYPE_CHECKING
 
-from slurm_mig import allocation as phases
+from slurm_mig.mig import allocation as phases
 
 from .conftest import ALICE, Site, launch
 

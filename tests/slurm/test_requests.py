@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig import allocation as phases
+from slurm_mig.mig import allocation as phases
 from slurm_mig.sandbox import SandboxNode
 from tests.conftest import A100, A100_40, H100
 
@@ -17,7 +17,7 @@ from .test_main_path import SHOW, seen, uuids
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from slurm_mig.allocation import Allocation
+    from slurm_mig.mig.allocation import Allocation
 
     Together = Callable[[list[str], list[str]], tuple[Allocation, list[list[str]]]]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig import allocation as phases
+from slurm_mig.mig import allocation as phases
 from slurm_mig.sandbox import SandboxNode
 from tests.conftest import H100
 
@@ -17,7 +17,7 @@ from .test_main_path import SHOW, seen
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from slurm_mig.allocation import Allocation
+    from slurm_mig.mig.allocation import Allocation
 
 NODES = (SandboxNode("n1", ((H100, 4),)), SandboxNode("n2", ((H100, 4),)))
 

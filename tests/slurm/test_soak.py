@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from slurm_mig import allocation as phases
-from slurm_mig.allocation import Allocation, Instance, Owner
+from slurm_mig.mig import allocation as phases
+from slurm_mig.mig.allocation import Allocation, Instance, Owner
 
 from .accounted import MISSING
 from .soak_checks import REPEATED, Drain, Injected, Run, Seen, Start, Verdict, causes, compare

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig import allocation as phases
-from slurm_mig.holder import Place
+from slurm_mig.gpu.holder import Place
+from slurm_mig.mig import allocation as phases
 from slurm_mig.sandbox import SandboxNode
 from tests.conftest import H100
 

@@ -1,0 +1,1 @@
+"""What MIG is: profiles, geometries, placements, requests and plans."""

@@ -1,0 +1,1 @@
+"""What is done to a node as a whole: opened, brought up, fenced, installed, verified."""

@@ -1,0 +1,272 @@
+"""Ending the management of a GPU, which is left in a layout that was declared. And back.
+
+The order lets a crash be repeated: the mark in the ledger first, with the layout placed, so
+that no hook carves there and what the next `retire` finds there can be told from what is
+strange (what an earlier mark stands for goes on record before it is replaced); then our
+left-overs go; then MIG mode; then what is missing of the layout is made.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from slurm_mig.errors import (
+    BadRequest,
+    DriverFault,
+    Held,
+    NoRoom,
+    Unresolved,
+    UsageFault,
+)
+from slurm_mig.mig import allocation as phases
+from slurm_mig.mig.plan import Slot, plan, wanted_instances
+from slurm_mig.mig.profile import Profile
+from slurm_mig.mig.request import Item, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from slurm_mig.mig.allocation import Allocation, Owner
+    from slurm_mig.mig.driver import Gpu, GpuInstance
+    from slurm_mig.mig.geometry import Geometry, GpuProfile
+    from slurm_mig.node.node import Node
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What retiring a GPU comes to: the layout placed, records and instances that go for it."""
+
+    gpu: Gpu
+    slots: tuple[Slot, ...]
+    present: tuple[Slot, ...]
+    records: tuple[Allocation, ...]
+    strays: tuple[GpuInstance, ...]
+
+    @property
+    def layout(self) -> str:
+        """`3g.40gb@4,1g.10gb@0`; empty for no instances."""
+        return ",".join(map(str, self.slots))
+
+    @property
+    def missing(self) -> list[Slot]:
+        """What has still to be made."""
+        return [slot for slot in self.slots if slot not in self.present]
+
+
+def parse_layout(text: str) -> Request | None:
+    """`3g.40gb:1,1g.10gb:3`, or `none` for no instances. BadRequest says what is wrong."""
+    if text == "none":
+        return None
+    items = []
+    for word in text.split(","):
+        name, colon, count = word.partition(":")
+        if colon and not (count.isascii() and count.isdigit() and len(count) < 3):
+            raise BadRequest(f"layout {text[:80]!r}: {word!r} is not <profile>:<count>")
+        profile = Profile.parse(name)
+        if profile.compute_slices is not None:
+            raise BadRequest(
+                f"layout {text[:80]!r}: {name} is a part of an instance; a static layout has "
+                "whole ones, each with one compute instance"
+            )
+        items.append(Item(profile, int(count or 1)))
+    return Request(tuple(items))
+
+
+class Retirement:
+    """Retires GPUs of a node, for the administrator `owner`."""
+
+    def __init__(self, node: Node, owner: Owner) -> None:
+        self._node = node
+        self._owner = owner
+        self._driver = node.driver
+        self._ledger = node.ledger
+        self._allocator = node.allocator()
+
+    # -- looking -------------------------------------------------------------
+
+    def look(self, gpu: Gpu, layout: Request | None, *, sweep: bool) -> Goal:
+        """What retiring it would come to; with `sweep` what dead hooks left is finished first.
+
+        Raises Held while a job has something there or strange instances are in it,
+        Unresolved where something of an earlier layout that has to go is in use,
+        ProfileNotOffered or NoRoom for a layout that cannot be.
+        """
+        with self._allocator.settled(gpu, "look before retiring", sweep=sweep):
+            return self._goal(gpu, layout)
+
+    def _goal(self, gpu: Gpu, layout: Request | None) -> Goal:
+        gpu = self._driver.gpu(gpu.uuid)
+        records = self._ledger.open_on(gpu.uuid)
+        self._check_jobs(records)
+        geometry = self._driver.geometry(gpu)
+        strange = self._allocator.foreign_instances(gpu)
+        before = self._marked(gpu, geometry)
+        ours = [item for item in strange if slot_of(item, geometry) in before]
+        foreign = [item for item in strange if item not in ours]
+        slots = self._slots(gpu, layout, geometry, before, foreign)
+        strays = [item for item in ours if slot_of(item, geometry) not in slots]
+        for item in strays:
+            # Jobs on a static layout are Slurm's alone: they are in no record.
+            name = str(slot_of(item, geometry))
+            self._node.stuck.check_unused(gpu, item, name, "retire")
+        complete = [slot_of(item, geometry) for item in strange if item.compute]
+        present = tuple(slot for slot in slots if slot in complete)
+        return Goal(gpu, slots, present, tuple(records), tuple(strays))
+
+    @staticmethod
+    def _slots(
+        gpu: Gpu,
+        layout: Request | None,
+        geometry: Geometry,
+        before: Sequence[Slot],
+        foreign: Sequence[GpuInstance],
+    ) -> tuple[Slot, ...]:
+        """The layout's places: those of before if it is the same, else what is there and a plan."""
+        rows = [row for row, _ in wanted_instances(layout, geometry)] if layout else []
+        same = Counter(s.row.profile_id for s in before) == Counter(r.profile_id for r in rows)
+        kept, odd = _sorted_out(foreign, [] if same else rows, geometry)
+        if odd:
+            raise Held(
+                f"{', '.join(map(str, odd))} in no record, and not of that layout",
+                remedy=f"`slurm-mig reset --gpu {gpu.minor} --foreign` if nothing else manages it",
+                gpu=str(gpu),
+            )
+        if same:
+            return tuple(before)
+        rest = Counter(row.name for row in rows) - Counter(slot.row.name for slot in kept)
+        if not rest:
+            return tuple(kept)
+        items = tuple(Item(name, count) for name, count in rest.items())
+        try:
+            return (*kept, *plan(Request(items), geometry, kept).slots)
+        except NoRoom as fault:
+            if kept:
+                fault.remedy = f"{', '.join(map(str, kept))} are in no record, and in the way"
+            raise
+
+    def _marked(self, gpu: Gpu, geometry: Geometry) -> list[Slot]:
+        """The layout of an earlier `retire`, which may have been killed before it was made."""
+        mark = self._ledger.retired().get(gpu.uuid)
+        found = []
+        for word in filter(None, mark.layout.split(",") if mark else []):
+            name, _, start = word.partition("@")
+            row = geometry.resolve(Profile.parse(name))
+            found += [Slot(row, place) for place in row.placements if place.start == int(start)]
+        return found
+
+    def _check_jobs(self, records: Sequence[Allocation]) -> None:
+        for record in records:
+            alive = record.boot_id == self._node.boot_id and record.phase == phases.ACTIVE
+            if alive and record.owner.job_id is not None:
+                raise Held(
+                    f"{record.owner} of user {record.owner.user} has {record.made}",
+                    remedy="drain the node and let its jobs end, or cancel them",
+                )
+
+    # -- doing ---------------------------------------------------------------
+
+    def retire(self, gpu: Gpu, layout: Request | None, *, mig_off: bool) -> Goal:
+        """Retire it; called again after a crash, it finishes. Returns what was to be done.
+
+        Raises what `look` does, with nothing changed; afterwards Unresolved when
+        something of ours cannot be taken down, DriverFault when the layout cannot be made.
+        """
+        with self._allocator.settled(gpu, "retire"):
+            goal = self._goal(gpu, layout)
+            # On record before the mark goes that tells them from strange ones.
+            adopted = [
+                self._allocator.adopt_settled(self._owner, goal.gpu, item) for item in goal.strays
+            ]
+            mark = self._ledger.retired().get(gpu.uuid)
+            if mark is None or mark.layout != goal.layout:
+                self._ledger.retire(gpu.uuid, self._owner.user, goal.layout)
+            self._clear(goal.gpu, (*goal.records, *adopted), mig_off=mig_off)
+            if mig_off or goal.slots:
+                self._switch(goal.gpu, on=not mig_off)
+            self._make(goal)
+        return goal
+
+    def _clear(self, gpu: Gpu, records: Sequence[Allocation], *, mig_off: bool) -> None:
+        """Our left-overs, what an administrator made by hand, and an earlier layout."""
+        for record in records:
+            if mig_off and record.whole:
+                # MIG mode need not come back for it.
+                going = self._ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
+                ended = self._ledger.finish(going, phases.RELEASED, "the GPU is retired")
+            else:
+                ended = self._allocator.clear(record, gpu, "the GPU is retired")
+            if ended.phase == phases.QUARANTINED:
+                raise Unresolved(
+                    ended.reason, remedy="end what uses it, and retire again", gpu=str(gpu)
+                )
+
+    def _switch(self, gpu: Gpu, *, on: bool) -> None:
+        now = self._driver.gpu(gpu.uuid)
+        if now.mig_mode != on:
+            now = self._driver.set_mig_mode(now, on=on)
+        if now.mig_mode != on:
+            raise Unresolved(
+                f"MIG mode is {'off' if on else 'on'} until the GPU is reset",
+                remedy="reset it while nothing uses it (nvidia-smi --gpu-reset), and retire again",
+                gpu=str(gpu),
+            )
+
+    def _make(self, goal: Goal) -> None:
+        gpu = self._driver.gpu(goal.gpu.uuid)
+        geometry = self._driver.geometry(gpu)
+        there = {slot_of(item, geometry): item for item in self._driver.instances(gpu)}
+        for slot in goal.slots:
+            item = there.get(slot) or self._driver.create_gpu_instance(
+                gpu, slot.row.profile_id, slot.placement
+            )
+            if not item.compute:
+                self._driver.create_compute_instance(gpu, item.gi_id)
+        # Believe what is seen, not what creation returned (go-nvml#146).
+        seen = {slot_of(item, geometry) for item in self._driver.instances(gpu) if item.compute}
+        if seen != set(goal.slots):
+            found = ", ".join(sorted(map(str, seen))) or "nothing"
+            raise DriverFault(
+                f"the layout is to be {goal.layout or 'empty'}, but the driver lists {found}",
+                remedy="retire again",
+            )
+
+    # -- and back ------------------------------------------------------------
+
+    def undo(self, gpu: Gpu, *, dry_run: bool = False) -> None:
+        """Take it under management again; UsageFault unless retired, Held while it is not empty."""
+        with self._allocator.settled(gpu, "take back", sweep=not dry_run):
+            if gpu.uuid not in self._ledger.retired():
+                raise UsageFault("it is not retired", gpu=str(gpu))
+            strange = self._allocator.foreign_instances(gpu)
+            if strange:
+                geometry = self._driver.geometry(gpu)
+                names = ", ".join(str(slot_of(item, geometry)) for item in strange)
+                raise Held(
+                    f"{names} exist and are in no record",
+                    remedy=f"empty it first: `slurm-mig reset --gpu {gpu.minor} --foreign`",
+                )
+            if not dry_run:
+                self._ledger.readmit(gpu.uuid, self._owner.user)
+
+
+def slot_of(item: GpuInstance, geometry: Geometry) -> Slot:
+    """An instance as the planner names it."""
+    return Slot(geometry.by_id(item.profile_id), item.placement)
+
+
+def _sorted_out(
+    foreign: Sequence[GpuInstance], rows: Sequence[GpuProfile], geometry: Geometry
+) -> tuple[list[Slot], list[Slot]]:
+    """Instances that a layout of these rows can keep as they are, and the others."""
+    wanted, kept, odd = list(rows), [], []
+    for item in foreign:
+        slot = slot_of(item, geometry)
+        # Without a compute instance it is no part of a layout, and not ours to complete.
+        if slot.row in wanted and item.compute:
+            wanted.remove(slot.row)
+            kept.append(slot)
+        else:
+            odd.append(slot)
+    return kept, odd

@@ -1,0 +1,1 @@
+"""What is asked of Slurm, and how its answers are read."""

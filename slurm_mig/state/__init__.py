@@ -1,0 +1,1 @@
+"""What is written down on a node: the ledger, locks and their queues, files under /run."""

@@ -1,0 +1,767 @@
+"""The ledger: which instance is whose, and the trail of every step. SQLite.
+
+`allocation` and `instance` hold the present truth, `event` is append-only and
+each of its rows is hashed with its predecessor. Every change and its event are
+one transaction, in write-ahead logging.
+
+A write that a power cut may take is not forced to the disk: a step on the way (`planned`,
+`releasing`) serves the next hook, should this one be killed, and what a power cut leaves of
+it nobody needs, for instances do not outlive the machine's end. Where something of it does
+(MIG mode, which Ampere keeps), and where a slice is somebody's, or nobody's any more, what a
+hook was told is written is on the disk, with all that was written before it.
+
+Schema changes go forward only. `user_version` counts them: its thousands are the
+*breaking* ones, the rest are additions (a table, an index, a column with a default).
+A ledger with additions that are not known here is used as it is, for hooks of an
+old and of a new version run side by side while a node is upgraded; so columns are
+always named. One with breaking changes that are not known here is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from slurm_mig import __version__
+from slurm_mig.errors import LedgerFault, LedgerTooNew, NodeFault
+from slurm_mig.mig.allocation import (
+    ACTIVE,
+    GONE,
+    OPEN,
+    PLANNED,
+    QUARANTINED,
+    RELEASING,
+    WHOLE_MIG_OFF,
+    Allocation,
+    Instance,
+    Owner,
+)
+from slurm_mig.state.tally import Event
+from slurm_mig.system.causes import ledger_remedy
+from slurm_mig.system.elapsed import Moment, uptime
+from slurm_mig.system.files import check_own, private_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+SCHEMA: Final = 3
+
+#: One breaking change in `user_version`; what is below it counts additions.
+BREAKING: Final = 1000
+
+#: Hex digits of a digest that a log line has: 64 bits that nobody hits on purpose.
+HEAD_DIGITS: Final = 16
+
+#: Longest wait for another process's transaction, in seconds.
+BUSY_TIMEOUT: Final = 20.0
+
+#: Size of the WAL, in bytes, at which it is copied into the file. Whoever opens the ledger after
+#: a hook reads the WAL, which takes some milliseconds by then.
+CHECKPOINT: Final = 1 << 20
+
+#: Kinds of steps that only the next hook needs to know of.
+_PASSING: Final = (PLANNED, RELEASING)
+
+_CREATE: Final = """
+CREATE TABLE allocation (
+    number    INTEGER PRIMARY KEY,
+    job_id    INTEGER,
+    restart   INTEGER NOT NULL,
+    sluid     TEXT NOT NULL,
+    uid       INTEGER NOT NULL,
+    gid       INTEGER NOT NULL,
+    user      TEXT NOT NULL,
+    account   TEXT NOT NULL,
+    het_leader INTEGER,
+    node      TEXT NOT NULL,
+    gpu_uuid  TEXT NOT NULL,
+    gpu_minor INTEGER NOT NULL,
+    gpu_name  TEXT NOT NULL,
+    boot_id   TEXT NOT NULL,
+    request   TEXT NOT NULL,
+    phase     TEXT NOT NULL,
+    reason    TEXT NOT NULL,
+    created   REAL NOT NULL,
+    ended     REAL
+);
+CREATE INDEX allocation_job ON allocation (job_id);
+CREATE INDEX allocation_open ON allocation (phase) WHERE ended IS NULL;
+CREATE TABLE instance (
+    allocation INTEGER NOT NULL REFERENCES allocation (number),
+    place      INTEGER NOT NULL,
+    profile    TEXT NOT NULL,
+    profile_id INTEGER NOT NULL,
+    start      INTEGER NOT NULL,
+    size       INTEGER NOT NULL,
+    gi_id      INTEGER,
+    ci_id      INTEGER,
+    uuid       TEXT,
+    PRIMARY KEY (allocation, place)
+) WITHOUT ROWID;
+CREATE INDEX instance_uuid ON instance (uuid);
+CREATE TABLE event (
+    seq        INTEGER PRIMARY KEY,
+    at         REAL NOT NULL,
+    kind       TEXT NOT NULL,
+    allocation INTEGER NOT NULL,
+    job_id     INTEGER,
+    detail     TEXT NOT NULL,
+    digest     TEXT NOT NULL
+);
+CREATE INDEX event_allocation ON event (allocation);
+CREATE TRIGGER event_no_update BEFORE UPDATE ON event
+    BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
+CREATE TRIGGER event_no_delete BEFORE DELETE ON event
+    BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
+"""
+
+#: GPUs whose management has ended: since when, by whom, and the layout they were left in.
+_RETIRED: Final = """
+CREATE TABLE retired (
+    gpu_uuid TEXT PRIMARY KEY,
+    at       REAL NOT NULL,
+    who      TEXT NOT NULL,
+    layout   TEXT NOT NULL
+) WITHOUT ROWID;
+"""
+
+#: What `slurm-mig audit` asks for: a time, a user, an account. Both times are in the first, so
+#: that a year of others' rows is passed over without reading them.
+_AUDIT_INDEXES: Final = """
+CREATE INDEX allocation_time ON allocation (created, ended);
+CREATE INDEX allocation_user ON allocation (user, created);
+CREATE INDEX allocation_account ON allocation (account, created);
+"""
+
+#: How far `slurm-mig archive` has moved events away: up to `seq`, all from before the time
+#: `before`, into `file`. The chain that is left goes on from `digest`. In an archive the row says
+#: where its own chain begins. What lies behind no checkpoint can still not be removed.
+_CHECKPOINT: Final = """
+CREATE TABLE checkpoint (
+    seq    INTEGER PRIMARY KEY,
+    digest TEXT NOT NULL,
+    file   TEXT NOT NULL,
+    before REAL NOT NULL
+);
+DROP TRIGGER event_no_delete;
+CREATE TRIGGER event_no_delete BEFORE DELETE ON event
+    WHEN OLD.seq > (SELECT coalesce(max(seq), 0) FROM checkpoint)
+    BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
+"""
+
+#: Statements that lead from each schema version to the next key, and from the last to SCHEMA.
+MIGRATIONS: Final[dict[int, str]] = {0: _CREATE, 1: _RETIRED + _AUDIT_INDEXES, 2: _CHECKPOINT}
+
+_OWNER: Final = ("job_id", "restart", "sluid", "uid", "gid", "user", "account", "het_leader")
+_PLAIN: Final = (
+    "node",
+    "gpu_uuid",
+    "gpu_minor",
+    "gpu_name",
+    "boot_id",
+    "request",
+    "phase",
+    "reason",
+    "created",
+    "ended",
+)
+_IS_OPEN: Final = f"ended IS NULL AND phase IN ({', '.join(repr(phase) for phase in OPEN)})"
+_COLUMNS: Final = (*_OWNER, *_PLAIN)
+#: What later events of an allocation repeat; the first one has everything.
+_CHANGING: Final = ("phase", "reason", "instances", "ended")
+_INSTANCE: Final = ("profile", "profile_id", "start", "size", "gi_id", "ci_id", "uuid")
+#: What an event's digest is made of, in this order.
+_EVENT: Final = ("seq", "at", "kind", "allocation", "job_id", "detail")
+
+#: What stands for an allocation in events that concern a GPU or the ledger alone.
+NO_ALLOCATION: Final = 0
+
+#: Events that `slurm-mig archive` writes: one for each record whose earlier events go to an
+#: archive while it stays, with everything that is known of it; and one for itself.
+CARRIED: Final = "carried"
+ARCHIVED: Final = "archived"
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """A GPU that is no longer managed: since when (seconds since the epoch), by whom.
+
+    `layout` has the instances it was left with, `3g.40gb@4,1g.10gb@0`; empty for none.
+    """
+
+    gpu_uuid: str
+    at: float
+    who: str
+    layout: str
+
+    def __str__(self) -> str:
+        since = datetime.fromtimestamp(self.at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        left = self.layout or "no instances"
+        return f"retired since {since} by {self.who}, with {left}"
+
+
+class Ledger:
+    """An open ledger. Several processes may have it open; each write is atomic.
+
+    Without a path it is an empty one in memory, for who only looks where there is none.
+    `boot` is this boot's id, empty where it is not known.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        clock: Callable[[], float] = time.time,
+        *,
+        boot: str = "",
+        uptime: Callable[[], float] = uptime,
+    ) -> None:
+        self._path = path or ":memory:"
+        self._clock = clock
+        self._boot = boot
+        self._uptime = uptime
+        #: Whether a power cut may take what was written last: then nobody is to be told its head.
+        self.loose = False
+        if path is not None:
+            private_directory(path.parent, 0o700)
+        with self._guarded("open"):
+            try:
+                if path is not None:
+                    _create_private(path)
+            except NodeFault as fault:
+                raise LedgerFault(f"ledger: {fault.cause}", remedy=fault.remedy) from fault
+            self._db = self._open()
+
+    def _open(self) -> sqlite3.Connection:
+        """Connect, waiting out those who switch a new file to WAL or clean up behind the last.
+
+        SQLite answers these with "locked" at once, without its own waiting
+        (wal.html, "Sometimes Queries Return SQLITE_BUSY In WAL Mode").
+        """
+        until = time.monotonic() + BUSY_TIMEOUT
+        while True:
+            db = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT, isolation_level=None)
+            try:
+                db.row_factory = sqlite3.Row
+                db.execute("PRAGMA journal_mode=WAL")
+                # Not by itself: that would be under a GPU's lock, and others wait for the disk.
+                db.execute("PRAGMA wal_autocheckpoint=0")
+                db.execute("PRAGMA foreign_keys=ON")
+                self._migrate(db)
+            except BaseException as problem:
+                db.close()
+                if not _busy(problem) or time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
+            else:
+                return db
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def shorten(self) -> None:
+        """Copy a long WAL into the file and empty it: for who holds no lock, and does not close.
+
+        How far a WAL is copied is in shared memory alone, which ends with the last process that
+        has the ledger open: one that is copied and not emptied would grow with each hook, and be
+        copied from its beginning by each. It is emptied when nothing is left to copy, so that
+        nobody waits for the disk; who is at work just now keeps it for the next hook.
+        """
+        wal = Path(f"{self._path}-wal")
+        if wal.exists() and wal.stat().st_size > CHECKPOINT:
+            with self._guarded("shorten"):
+                self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                self._db.execute("PRAGMA busy_timeout=0")
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                self._db.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT * 1000:.0f}")
+
+    def now(self) -> Moment:
+        """This moment, as events are put down with it."""
+        return Moment(self._clock(), self._boot, self._uptime())
+
+    # -- writing -------------------------------------------------------------
+
+    def add(self, allocation: Allocation, kind: str, **facts: Any) -> Allocation:
+        """Record a new allocation with its first event; returns it with its number.
+
+        `facts` are JSON values that only the event keeps.
+        """
+        now = allocation.created or self._clock()
+        added = replace(allocation, created=now, ended=None if allocation.open else now)
+        with self._writing(force=_lasts(added, kind)):
+            marks = ", ".join("?" * len(_COLUMNS))
+            cursor = self._db.execute(
+                f"INSERT INTO allocation ({', '.join(_COLUMNS)}) VALUES ({marks})",  # noqa: S608
+                _values(added),
+            )
+            added = replace(added, number=cursor.lastrowid or 0)
+            self._write_instances(added)
+            self._append(kind, added, added.to_dict() | facts)
+        return added
+
+    def save(self, allocation: Allocation, kind: str) -> Allocation:
+        """Record a changed allocation and the event that changed it."""
+        with self._writing(force=_lasts(allocation, kind)):
+            self._change(allocation, kind)
+        return allocation
+
+    def leave(self, number: int, reason: str) -> Allocation:
+        """Leave an active allocation to the next hook on its GPU, which finishes it.
+
+        Without the GPU's lock: who holds it may have taken the record further by now, and
+        then that stays.
+        """
+        with self._writing(force=False):
+            record = self.find(number)
+            if record.phase == ACTIVE:
+                record = record.moved(RELEASING, reason)
+                self._change(record, RELEASING)
+        return record
+
+    def _change(self, allocation: Allocation, kind: str) -> None:
+        assignments = ", ".join(f"{name} = ?" for name in _COLUMNS)
+        changed = self._db.execute(
+            f"UPDATE allocation SET {assignments} WHERE number = ?",  # noqa: S608
+            (*_values(allocation), allocation.number),
+        ).rowcount
+        if changed != 1:
+            raise LedgerFault(f"{self._path} has no allocation {allocation.number}")
+        self._write_instances(allocation)
+        full = allocation.to_dict()
+        facts = {name: full[name] for name in _CHANGING}
+        if kind == QUARANTINED and self._boot:
+            # How long it has been so decides about a drain: the wall clock may be set.
+            facts |= {"boot": self._boot, "uptime": self._uptime()}
+        self._append(kind, allocation, facts)
+
+    def finish(self, allocation: Allocation, phase: str, reason: str = "") -> Allocation:
+        """Close an allocation in a final phase, now."""
+        return self.save(allocation.moved(phase, reason, ended=self._clock()), phase)
+
+    def _write_instances(self, allocation: Allocation) -> None:
+        self._db.execute("DELETE FROM instance WHERE allocation = ?", (allocation.number,))
+        marks = ", ".join("?" * (2 + len(_INSTANCE)))
+        self._db.executemany(
+            f"INSERT INTO instance (allocation, place, {', '.join(_INSTANCE)}) VALUES ({marks})",  # noqa: S608
+            [
+                (allocation.number, place, *(getattr(item, name) for name in _INSTANCE))
+                for place, item in enumerate(allocation.instances)
+            ],
+        )
+
+    def _append(self, kind: str, allocation: Allocation, facts: dict[str, Any]) -> None:
+        self._append_row(kind, allocation.number, allocation.owner.job_id, facts)
+
+    def _append_row(
+        self, kind: str, number: int, job_id: int | None, facts: dict[str, Any]
+    ) -> None:
+        seq, before = self.last_event()
+        seq += 1
+        detail = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+        at = round(self._clock(), 6)
+        content = (seq, at, kind, number, job_id, detail)
+        self._db.execute(
+            "INSERT INTO event (seq, at, kind, allocation, job_id, detail, digest) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (*content, digest(before, content)),
+        )
+
+    def retire(self, gpu_uuid: str, who: str, layout: str) -> Retired:
+        """Put down that a GPU is managed no more, from now on; an earlier mark gives way."""
+        mark = Retired(gpu_uuid, self._clock(), who, layout)
+        with self._writing():
+            self._db.execute(
+                "INSERT OR REPLACE INTO retired (gpu_uuid, at, who, layout) VALUES (?, ?, ?, ?)",
+                (mark.gpu_uuid, mark.at, mark.who, mark.layout),
+            )
+            self._append_row("retired", NO_ALLOCATION, None, asdict(mark))
+        return mark
+
+    def readmit(self, gpu_uuid: str, who: str) -> None:
+        """Take the mark of a retired GPU away."""
+        with self._writing():
+            self._db.execute("DELETE FROM retired WHERE gpu_uuid = ?", (gpu_uuid,))
+            facts = {"gpu_uuid": gpu_uuid, "who": who}
+            self._append_row("readmitted", NO_ALLOCATION, None, facts)
+
+    def carry(self, last: int, facts: dict[str, Any]) -> int:
+        """Before events up to number `last` leave: repeat what stays behind, say so; how many.
+
+        Each record that stays although events of it leave gets an event with everything that
+        is known of it: the open ones, those with later events, and the newest, whose number
+        the next one is counted from. `facts` tell of the move.
+        """
+        with self._guarded("write"), _transaction(self._db):
+            staying = self._select(
+                "number IN (SELECT allocation FROM event WHERE seq <= :last) AND (ended IS NULL "
+                "OR number = (SELECT max(number) FROM allocation) OR EXISTS "
+                "(SELECT 1 FROM event WHERE allocation = number AND seq > :last)) AND NOT EXISTS "
+                "(SELECT 1 FROM event WHERE allocation = number AND seq > :last AND kind = :kind)",
+                {"last": last, "kind": CARRIED},
+            )
+            for record in staying:
+                firsts = self._firsts(record.number)
+                told = record.to_dict() | {
+                    "firsts": {kind: first.at for kind, first in firsts.items()},
+                    "uptimes": {
+                        kind: [first.boot, first.uptime]
+                        for kind, first in firsts.items()
+                        if first.boot
+                    },
+                }
+                self._append(CARRIED, record, told)
+            self._append_row(ARCHIVED, NO_ALLOCATION, None, facts)
+        return len(staying)
+
+    # -- reading -------------------------------------------------------------
+
+    def retired(self) -> dict[str, Retired]:
+        """GPUs that are managed no more, by UUID."""
+        with self._guarded("read"):
+            rows = self._db.execute("SELECT gpu_uuid, at, who, layout FROM retired").fetchall()
+        return {row["gpu_uuid"]: Retired(*row) for row in rows}
+
+    def open_on(self, gpu_uuid: str) -> list[Allocation]:
+        """Allocations on a GPU that may have instances, oldest first."""
+        return self._select(f"{_IS_OPEN} AND gpu_uuid = ?", (gpu_uuid,))
+
+    def all_open(self) -> list[Allocation]:
+        """Allocations that may have instances, oldest first."""
+        return self._select(_IS_OPEN, ())
+
+    def open_of_job(self, job_id: int) -> list[Allocation]:
+        """Allocations of any run of a job that may have instances, oldest first."""
+        return self._select(f"{_IS_OPEN} AND job_id = ?", (job_id,))
+
+    def find(self, number: int) -> Allocation:
+        """One allocation by its number; LedgerFault when there is none."""
+        found = self._select("number = ?", (number,))
+        if not found:
+            raise LedgerFault(f"{self._path} has no allocation {number}")
+        return found[0]
+
+    def of_job(self, job_id: int) -> list[Allocation]:
+        """Everything recorded for a job id, oldest first."""
+        return self._select("job_id = ?", (job_id,))
+
+    def first(self, allocation: Allocation, kind: str) -> Moment:
+        """When an allocation had its first event of a kind.
+
+        Without such an event: when it was created.
+        """
+        return self._firsts(allocation.number).get(kind, Moment(allocation.created))
+
+    def _firsts(self, number: int) -> dict[str, Moment]:
+        """When an allocation had its first event of each kind, those in archives included."""
+        query = "SELECT at, kind, detail FROM event WHERE allocation = ? ORDER BY seq DESC"
+        found: dict[str, Moment] = {}
+        with self._guarded("read"):
+            for row in self._db.execute(query, (number,)):
+                # The earliest comes last; who was carried has earlier ones in its detail.
+                told = json.loads(row["detail"]) if row["kind"] in (QUARANTINED, CARRIED) else {}
+                clock = told.get("boot", ""), told.get("uptime", 0.0)
+                found[row["kind"]] = Moment(float(row["at"]), *clock)
+                clocks = told.get("uptimes", {})
+                for kind, at in told.get("firsts", {}).items():
+                    found[kind] = Moment(at, *clocks.get(kind, ()))
+        return found
+
+    def history(
+        self,
+        *,
+        since: float | None = None,
+        until: float | None = None,
+        job_id: int | None = None,
+        user: str | None = None,
+        uuid: str | None = None,
+        gpu_uuid: str | None = None,
+    ) -> list[Allocation]:
+        """Allocations that existed at some time in [since, until], oldest first.
+
+        Times in seconds since the epoch; `uuid` is a MIG UUID.
+        """
+        wanted: list[tuple[str, object]] = [
+            ("(ended IS NULL OR ended >= ?)", since),
+            ("created <= ?", until),
+            ("job_id = ?", job_id),
+            ("user = ?", user),
+            ("number IN (SELECT allocation FROM instance WHERE uuid = ?)", uuid),
+            ("gpu_uuid = ?", gpu_uuid),
+        ]
+        given = [(clause, value) for clause, value in wanted if value is not None]
+        where = " AND ".join(clause for clause, _ in given) or "1"
+        return self._select(where, tuple(value for _, value in given))
+
+    def events_after(self, seq: int) -> Iterator[Event]:
+        """Events behind number `seq`, oldest first."""
+        with self._guarded("read"):
+            rows = self._db.execute(
+                "SELECT seq, at, kind, allocation, detail FROM event WHERE seq > ? ORDER BY seq",
+                (seq,),
+            )
+            for row in rows:
+                try:
+                    detail = json.loads(row["detail"])
+                except (ValueError, TypeError):
+                    raise LedgerFault(
+                        f"ledger {self._path}: event {row['seq']} is not as it was written",
+                        remedy="`slurm-mig audit --check` lists all that is not",
+                    ) from None
+                yield Event(row["seq"], row["at"], row["kind"], row["allocation"], detail)
+
+    def last_event(self) -> tuple[int, str]:
+        """Number and digest of the newest event: the head of the hash chain; 0 and "" before."""
+        with self._guarded("read"):
+            row = self._db.execute(
+                "SELECT seq, digest FROM event ORDER BY seq DESC LIMIT 1"
+            ).fetchone()
+        return (row["seq"], row["digest"]) if row else (0, "")
+
+    def digest_of(self, seq: int) -> str | None:
+        """Digest of an event; None when there is none of that number."""
+        with self._guarded("read"):
+            row = self._db.execute("SELECT digest FROM event WHERE seq = ?", (seq,)).fetchone()
+        return None if row is None else str(row["digest"])
+
+    def note(self, kind: str, facts: Mapping[str, Any]) -> None:
+        """Append an event that concerns the ledger as a whole; `facts` are JSON values."""
+        with self._guarded("write"), _transaction(self._db):
+            self._append_row(kind, NO_ALLOCATION, None, dict(facts))
+
+    def head(self) -> str:
+        """The chain's last link, `<event>:<16 hex digits>`, for the log; empty without events.
+
+        Whoever edits the table can hash it anew, but not what syslog has sent elsewhere.
+        """
+        seq, last = self.last_event()
+        return f"{seq}:{last[:HEAD_DIGITS]}" if seq else ""
+
+    def broken_event(self) -> int | None:
+        """Number of the first event whose hash does not follow; None when all do."""
+        with self._guarded("read"):
+            query = "SELECT seq, digest FROM checkpoint ORDER BY seq DESC LIMIT 1"
+            last, before = self._db.execute(query).fetchone() or (0, "")
+            expected = last + 1
+            columns = ", ".join((*_EVENT, "digest"))
+            for row in self._db.execute(f"SELECT {columns} FROM event ORDER BY seq"):  # noqa: S608
+                content = tuple(row[name] for name in _EVENT)
+                if row["seq"] != expected or digest(before, content) != row["digest"]:
+                    return expected
+                before, expected = row["digest"], expected + 1
+        return None
+
+    def _select(
+        self, where: str, values: Sequence[object] | Mapping[str, object]
+    ) -> list[Allocation]:
+        with self._guarded("read"):
+            rows = self._db.execute(
+                f"SELECT * FROM allocation WHERE {where} ORDER BY number",  # noqa: S608
+                values,
+            ).fetchall()
+            return [self._allocation(row) for row in rows]
+
+    def _allocation(self, row: sqlite3.Row) -> Allocation:
+        instances = self._db.execute(
+            "SELECT * FROM instance WHERE allocation = ? ORDER BY place", (row["number"],)
+        )
+        return Allocation(
+            owner=Owner(**{name: row[name] for name in _OWNER}),
+            **{name: row[name] for name in _PLAIN},
+            instances=tuple(
+                Instance(**{name: item[name] for name in _INSTANCE}) for item in instances
+            ),
+            number=row["number"],
+        )
+
+    # -- file ----------------------------------------------------------------
+
+    def _migrate(self, db: sqlite3.Connection) -> None:
+        if self._known(_version(db)):
+            return
+        with _transaction(db):
+            # Another hook may have migrated while this one waited for the write lock.
+            version = _version(db)
+            if self._known(version):
+                return
+            for step in sorted(key for key in MIGRATIONS if key >= version):
+                for statement in _statements(MIGRATIONS[step]):
+                    db.execute(statement)
+            db.execute(f"PRAGMA user_version={SCHEMA}")
+
+    def _known(self, version: int) -> bool:
+        """Whether a ledger of that version can be used as it is; LedgerTooNew if it never can."""
+        _check_version(self._path, version)
+        return version >= SCHEMA
+
+    @contextmanager
+    def _writing(self, *, force: bool = True) -> Iterator[None]:
+        with self._guarded("write"), _transaction(self._db, force=force):
+            yield
+        self.loose = not force
+
+    @contextmanager
+    def _guarded(self, action: str) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as problem:
+            raise LedgerFault(
+                f"{action} ledger {self._path}: {problem}", remedy=ledger_remedy(problem)
+            ) from problem
+
+
+def check_usable(path: Path) -> None:
+    """LedgerFault or LedgerTooNew where no hook could use it; changes nothing, as `recorded`."""
+    ((version,),) = _look(path, "PRAGMA user_version")
+    _check_version(path, version)
+
+
+def newest(path: Path) -> int:
+    """Number of the last event, 0 without one; changes nothing, as `recorded`."""
+    return int(_look(path, "SELECT coalesce(max(seq), 0) FROM event")[0][0])
+
+
+def digest_in(path: Path, seq: int) -> str | None:
+    """Digest of an event, None where there is none; changes nothing, as `recorded`."""
+    rows = _look(path, "SELECT digest FROM event WHERE seq = ?", seq)
+    return str(rows[0][0]) if rows else None
+
+
+def recorded(path: Path) -> list[tuple[str, Instance]]:
+    """GPU UUID and instance for every instance on open record; changes nothing.
+
+    For who only looks: opening a `Ledger` makes or migrates it and narrows its directory.
+    """
+    query = (
+        f"SELECT gpu_uuid, {', '.join(_INSTANCE)} FROM instance "  # noqa: S608  # our own words
+        f"JOIN allocation ON allocation.number = instance.allocation WHERE {_IS_OPEN}"
+    )
+    found = ((row[0], Instance(*row[1:])) for row in _look(path, query))
+    return [(uuid, item) for uuid, item in found if item.gi_id != GONE]
+
+
+def retired(path: Path) -> frozenset[str]:
+    """UUIDs of GPUs that were taken out of management; changes nothing, as `recorded`."""
+    if not _look(path, "SELECT 1 FROM sqlite_master WHERE name = 'retired'"):
+        # Version 1 knows of none.
+        return frozenset()
+    return frozenset(uuid for (uuid,) in _look(path, "SELECT gpu_uuid FROM retired"))
+
+
+def _look(path: Path, query: str, *values: object) -> list[tuple[Any, ...]]:
+    from urllib.parse import quote
+
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as db:
+            return db.execute(query, values).fetchall()
+    except sqlite3.Error as problem:
+        raise LedgerFault(
+            f"read ledger {path}: {problem}", remedy=ledger_remedy(problem)
+        ) from problem
+
+
+def _lasts(allocation: Allocation, kind: str) -> bool:
+    """Whether a power cut must not take a change back."""
+    return kind not in _PASSING or allocation.request == WHOLE_MIG_OFF
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection, *, force: bool = True) -> Iterator[None]:
+    """One change, whole or not at all; with `force` it is on the disk when the block is left.
+
+    NORMAL forces nothing to the disk but at a checkpoint, FULL each commit's WAL, and with it
+    all that was written to it before (sqlite.org/pragma.html#pragma_synchronous).
+    """
+    db.execute(f"PRAGMA synchronous={'FULL' if force else 'NORMAL'}")
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
+
+
+def _check_version(path: Path | str, version: int) -> None:
+    if version // BREAKING > SCHEMA // BREAKING:
+        raise LedgerTooNew(
+            f"{path} has schema version {version}, this slurm-mig {__version__} knows up "
+            f"to {SCHEMA} and its additions below {(SCHEMA // BREAKING + 1) * BREAKING}",
+            remedy="install the slurm-mig again that wrote it, or a later one "
+            '(docs/upgrade.md, "Upgrading")',
+        )
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _busy(problem: BaseException) -> bool:
+    code = getattr(problem, "sqlite_errorcode", 0)
+    # Extended codes keep the plain one in their low byte.
+    return code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def digest(before: str, content: Sequence[object]) -> str:
+    """SHA-256 over the previous row's digest and this row, as canonical JSON.
+
+    A byte string, which only an edit puts there, has a digest, too: that no row has.
+    """
+    text = json.dumps([before, *content], separators=(",", ":"), default=_unwritten)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _unwritten(value: object) -> dict[str, str]:
+    return {"bytes": repr(value)}
+
+
+def _create_private(path: Path) -> None:
+    # Before SQLite does: it would use the umask, and its -wal and -shm files copy the mode.
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    for suffix in ("", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            _check_private(path.with_name(path.name + suffix))
+
+
+def _check_private(path: Path) -> None:
+    # O_PATH: closing any other descriptor would drop the locks of this process (fcntl(2)).
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        check_own(descriptor, path)
+        status = os.fstat(descriptor)
+        if status.st_nlink != 1:
+            # Under another name it could be opened past this directory.
+            raise NodeFault(
+                f"{path} has {status.st_nlink} names (hard links)",
+                remedy="copy it and put the copy in its place, so that it has one",
+            )
+        if status.st_mode & 0o077:
+            # Its directory lets nobody but root put another file in this place.
+            path.chmod(0o600)
+    finally:
+        os.close(descriptor)
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Single statements: executescript() would commit between them."""
+    pending = ""
+    for line in script.strip().splitlines():
+        pending += line + "\n"
+        if sqlite3.complete_statement(pending):
+            yield pending
+            pending = ""
+
+
+def _values(allocation: Allocation) -> tuple[Any, ...]:
+    return (
+        *(getattr(allocation.owner, name) for name in _OWNER),
+        *(getattr(allocation, name) for name in _PLAIN),
+    )

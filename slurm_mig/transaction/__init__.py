@@ -1,0 +1,1 @@
+"""The one place that changes a GPU, under its lock."""
