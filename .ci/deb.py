@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Final
 
 from slurm_mig import __version__
-from slurm_mig.config import Config, sample
-from slurm_mig.node import install
-from slurm_mig.node.install import Places, Runtime
+from slurm_mig.config import sample
+from slurm_mig.node import install_paths, install_texts
+from slurm_mig.node.install_texts import Places, Runtime
+from slurm_mig.settings import Config
 
 TOP: Final = Path(__file__).parents[1]
 #: Not /opt/slurm-mig, where the manual has pip put one: of two in one directory the older may run.
@@ -214,11 +215,13 @@ def system_files(stage: Path) -> None:
         tmpfiles=Path("/usr/lib/tmpfiles.d"),
     )
     runtime = Runtime(HOME / "bin/python3", CONFIG, Path("/run/slurm-mig"), BOUNDED, LONGEST)
-    for file in install.files(["units", "tmpfiles", "completion", "man"], places, runtime, stage):
+    for file in install_texts.files(
+        ["units", "tmpfiles", "completion", "man"], places, runtime, stage
+    ):
         if file.path.suffix == ".1":
             write(stage, f"{file.path}.gz", packed(file.text))
         else:
-            zsh = file.path == places.share / install.COMPLETIONS["zsh"]
+            zsh = file.path == places.share / install_paths.COMPLETIONS["zsh"]
             write(stage, str(ZSH if zsh else file.path), file.text)
     write(stage, str(CONFIG), sample())
     write(stage, "/usr/bin/slurm-mig", PROGRAM, mode=0o755)

@@ -17,7 +17,7 @@ from slurm_mig.mig import catalog, weights
 from slurm_mig.mig.plan import Slot, fitting, plan, score_of
 from slurm_mig.mig.profile import Profile
 from slurm_mig.mig.request import Item, Request
-from slurm_mig.system.files import write_output
+from slurm_mig.system.replace import write_output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

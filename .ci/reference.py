@@ -13,9 +13,10 @@ import click
 
 from slurm_mig import __version__
 from slurm_mig.cli import VERBS, cli
-from slurm_mig.config import SETTINGS, Setting, is_set, shown_default
+from slurm_mig.config import is_set, shown_default
 from slurm_mig.errors import EXIT_CODES
-from slurm_mig.system.files import write_output
+from slurm_mig.settings import SETTINGS, Setting
+from slurm_mig.system.replace import write_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

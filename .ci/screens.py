@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from slurm_mig.system.files import write_output
+from slurm_mig.system.replace import write_output
 from tests import quickstart, worlds
 
 JOBS = (

@@ -34,7 +34,8 @@ from slurm_mig.mig.allocation import (
     Owner,
 )
 from slurm_mig.mig.allocation import Instance as Slice
-from slurm_mig.state.ledger import Ledger, digest
+from slurm_mig.state.event import digest
+from slurm_mig.state.ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

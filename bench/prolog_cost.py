@@ -17,7 +17,7 @@ from _runs import in_turn, once, report
 
 from slurm_mig.mig import catalog
 from slurm_mig.mig.allocation import RELEASED
-from slurm_mig.node.install import install_hooks
+from slurm_mig.node.install_texts import install_hooks
 from slurm_mig.simulator import create
 from slurm_mig.simulator.spec import gpu_spec
 from slurm_mig.state.ledger import Ledger

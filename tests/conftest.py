@@ -18,7 +18,7 @@ import pytest
 
 from slurm_mig.config import load
 from slurm_mig.mig import catalog
-from slurm_mig.node.install import install_hooks
+from slurm_mig.node.install_texts import install_hooks
 from slurm_mig.node.node import Node
 from slurm_mig.sandbox.prerequisites import place
 from slurm_mig.simulator import Machine, create

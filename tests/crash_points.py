@@ -38,12 +38,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import slurm_mig.simulator
-from slurm_mig.config import Config
-from slurm_mig.hooks.run import Job, Line, epilog, prolog
+from slurm_mig.hooks.epilog import epilog
+from slurm_mig.hooks.job import Job
+from slurm_mig.hooks.log_line import Line
+from slurm_mig.hooks.prolog import prolog
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.allocation import TRANSITIONS, Owner
 from slurm_mig.mig.geometry import Placement
 from slurm_mig.node.node import Node
+from slurm_mig.settings import Config
 from slurm_mig.simulator import Machine
 from slurm_mig.simulator.tree import ci_minor, gi_minor
 from slurm_mig.slurm.protocol import JobFacts, NodeFacts

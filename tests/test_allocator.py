@@ -31,7 +31,7 @@ from slurm_mig.state.ledger import Ledger
 from slurm_mig.state.locks import Locks
 from slurm_mig.state.run_files import RunFiles
 from slurm_mig.state.task_file import TaskSettings
-from slurm_mig.system.files import boot_id
+from slurm_mig.system.boot import boot_id
 from slurm_mig.transaction.allocator import Allocator
 
 from .conftest import A100, H100, build_machine

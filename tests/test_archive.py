@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from slurm_mig.audit.archive import _INSTANCE_BEGINS, Archive, collected
 from slurm_mig.errors import LedgerFault, LedgerTooNew, NotPermitted, UsageFault
 from slurm_mig.mig import allocation as phases
-from slurm_mig.state.ledger import BREAKING, MIGRATIONS, SCHEMA, Ledger, digest
+from slurm_mig.state.event import digest
+from slurm_mig.state.ledger import Ledger
+from slurm_mig.state.schema import BREAKING, MIGRATIONS, SCHEMA
 
 from .test_allocation import ALLOCATIONS
 from .test_ledger import Clock, planned

@@ -387,7 +387,7 @@ def test_each_fault_of_the_ledger_has_its_remedy(tmp_path: Path) -> None:
 
 def test_no_process_to_be_had(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node fault that says so, not a traceback that drains with "Prolog error" alone."""
-    from slurm_mig.hooks import run
+    from slurm_mig.hooks import log_line, run
     from slurm_mig.system import watchdog
 
     def none(*_: object) -> None:
@@ -395,7 +395,8 @@ def test_no_process_to_be_had(site: Site, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(watchdog, "watched", none)
     told: list[str] = []
-    monkeypatch.setattr(run, "_tell_slurmd", told.append)
+    for module in (log_line, run):
+        monkeypatch.setattr(module, "tell_slurmd", told.append)
     slurm_commands(site)
     environ = {**job_environ(7, STAMP), "SLURM_MIG_CONFIG": str(site.config)}
     assert run.run("prolog", environ, watched=True) == 10
@@ -405,9 +406,9 @@ def test_no_process_to_be_had(site: Site, monkeypatch: pytest.MonkeyPatch) -> No
 def test_no_room_and_no_process(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that cannot be put off comes back at once; the node is not drained for it."""
     from slurm_mig.errors import NodeFault
-    from slurm_mig.hooks import run
+    from slurm_mig.hooks import log_line, run
     from slurm_mig.state import run_files
-    from slurm_mig.system import files
+    from slurm_mig.system import detach
 
     def full(*_: object, **__: object) -> None:
         raise NodeFault("write") from OSError(errno.ENOSPC, "No space left on device")
@@ -416,9 +417,10 @@ def test_no_room_and_no_process(site: Site, monkeypatch: pytest.MonkeyPatch) -> 
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
     monkeypatch.setattr(run_files, "replace_file", full)
-    monkeypatch.setattr(files, "detach", none)
+    monkeypatch.setattr(detach, "detach", none)
     told: list[str] = []
-    monkeypatch.setattr(run, "_tell_slurmd", told.append)
+    for module in (log_line, run):
+        monkeypatch.setattr(module, "tell_slurmd", told.append)
     slurm_commands(site, squeue=squeue(8))
     environ = {**job_environ(8, STAMP), "SLURM_MIG_CONFIG": str(site.config)}
     assert run.run("prolog", environ) == 0

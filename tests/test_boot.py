@@ -17,7 +17,7 @@ from slurm_mig.errors import HardwareMismatch, LedgerFault
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.allocation import WHOLE, WHOLE_MIG_OFF
 from slurm_mig.mig.geometry import Placement
-from slurm_mig.node import install
+from slurm_mig.node import install_manifest, install_texts
 from slurm_mig.node.boot import LOOK_EVERY, REASON, Boot, bring_up, keep_out, let_in
 from slurm_mig.simulator.faults import Rule
 from slurm_mig.state.locks import Locks
@@ -417,7 +417,7 @@ def unit(path: Path) -> configparser.ConfigParser:
 
 
 def written(directory: Path, config: str = "/etc/c.toml", python: str = sys.executable) -> Path:
-    return install.install_unit(directory, Path(python), Path(config), 130.0)
+    return install_manifest.install_unit(directory, Path(python), Path(config), 130.0)
 
 
 def test_what_the_unit_says(tmp_path: Path) -> None:
@@ -436,7 +436,7 @@ def test_what_the_unit_says(tmp_path: Path) -> None:
 def test_the_shipped_unit_has_the_defaults(tmp_path: Path) -> None:
     """What `install` writes for the places of the manual is what is in etc/."""
     path = written(tmp_path, "/etc/slurm-mig/config.toml", "/opt/slurm-mig/bin/python3")
-    assert path.read_text() == (install.sources() / install.UNIT).read_text()
+    assert path.read_text() == (install_texts.sources() / install_texts.UNIT).read_text()
 
 
 ANALYZE = shutil.which("systemd-analyze")
@@ -478,7 +478,7 @@ def test_install_writes_the_unit(site: Site, tmp_path: Path) -> None:
 def test_the_units_command_runs(site: Site, tmp_path: Path) -> None:
     """The very words, in the environment that systemd gives."""
     slurm_commands(site, scontrol="echo 'NodeName=n1 State=IDLE Gres=x'")
-    path = install.install_unit(tmp_path, Path(sys.executable), site.config, 130)
+    path = install_manifest.install_unit(tmp_path, Path(sys.executable), site.config, 130)
     command = unit(path)["Service"]["ExecStart"].split()
     done = subprocess.run(
         command, env={}, cwd="/", capture_output=True, text=True, check=False, timeout=60

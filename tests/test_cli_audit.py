@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from slurm_mig.cli import _audit_print as views
-from slurm_mig.cli._common import parse_time
+from slurm_mig.cli._options import parse_time
 from slurm_mig.cli.audit import MOST_DRAWN, _draw
 from slurm_mig.errors import UsageFault
-from slurm_mig.state.ledger import digest
+from slurm_mig.state.event import digest
 
 from .audit.records import held, record
 from .conftest import H100, cli_as, remove_tree

@@ -16,10 +16,11 @@ import pytest
 
 import slurm_mig
 from slurm_mig.cli import VERBS
-from slurm_mig.config import Config, sample
+from slurm_mig.config import sample
 from slurm_mig.doctor.node_checks import reinstalled
-from slurm_mig.node import install
-from slurm_mig.node.install import Places, Runtime
+from slurm_mig.node import install_manifest, install_paths, install_texts
+from slurm_mig.node.install_texts import Places, Runtime
+from slurm_mig.settings import Config
 
 from .conftest import H100, Site, job_environ
 from .test_hooks import STAMP, slurm_commands
@@ -95,9 +96,11 @@ def test_a_python_of_the_image(tmp_path: Path) -> None:
     (tmp_path / "image/opt/bin").mkdir(parents=True)
     (tmp_path / "link").symlink_to("image")
     for root in (tmp_path / "image", tmp_path / "link"):
-        found = install.without(root, tmp_path / "image/opt/bin/python3")
+        found = install_paths.without(root, tmp_path / "image/opt/bin/python3")
         assert found == Path("/opt/bin/python3")
-    assert install.without(tmp_path / "image", Path("/usr/bin/python3")) == Path("/usr/bin/python3")
+    assert install_paths.without(tmp_path / "image", Path("/usr/bin/python3")) == Path(
+        "/usr/bin/python3"
+    )
 
 
 def test_a_dry_run_writes_nothing(site: Site, tmp_path: Path) -> None:
@@ -199,10 +202,10 @@ def test_each_file_tells_its_part(tmp_path: Path) -> None:
     (tmp_path / "etc/c.toml").write_text("")
     for site_dirs in ({}, {"prolog_d": Path("/p"), "epilog_d": Path("/e")}):
         places = Places(Path("/h"), Path("/u"), Path("/s"), Path("/t"), Path("/c"), **site_dirs)
-        for part in install.PARTS:
-            made = install.files([part], places, runtime, tmp_path)
+        for part in install_paths.PARTS:
+            made = install_texts.files([part], places, runtime, tmp_path)
             assert made, part
-            assert {install.part_of(file.path) for file in made} == {part}
+            assert {install_paths.part_of(file.path) for file in made} == {part}
 
 
 def test_links_of_an_image_stay_in_it(site: Site, tmp_path: Path) -> None:
@@ -425,8 +428,8 @@ def test_a_prolog_d_of_the_sites(site: Site, tmp_path: Path) -> None:
         sorted(glob(f"{tmp_path}/{name}/*"), reverse=True)  # noqa: PTH207  # as Slurm's
         for name in ("prolog.d", "epilog.d")
     )
-    assert Path(prologs[-1]).name == install.PROLOG_NAME
-    assert Path(epilogs[0]).name == install.EPILOG_NAME
+    assert Path(prologs[-1]).name == install_texts.PROLOG_NAME
+    assert Path(epilogs[0]).name == install_texts.EPILOG_NAME
     assert all(os.access(path, os.X_OK) for path in (*prologs, *epilogs))
     assert sorted(path.name for path in (tmp_path / "hooks").iterdir()) == [
         ".installed", "task_prolog",
@@ -461,8 +464,8 @@ def test_no_moment_of_a_glob_shows_half_a_file(
     monkeypatch.setattr(Path, "replace", replace)
     places = Places(tmp_path / "hooks", prolog_d=tmp_path / "prolog.d")
     runtime = Runtime(Path(sys.executable), Path("/etc/c.toml"), Path("/run/m"))
-    made = install.files(["hooks"], places, runtime, Path("/"))
-    install.write(made, Path("/"), tmp_path / "hooks/.installed")
+    made = install_texts.files(["hooks"], places, runtime, Path("/"))
+    install_manifest.write(made, Path("/"), tmp_path / "hooks/.installed")
     # The manifest, then the three files: before each rename only whole ones are to be seen.
     assert [len(names) for names in seen] == [0, 0, 1, 1]
 
@@ -475,8 +478,8 @@ def test_the_rest_of_a_killed_install_goes(tmp_path: Path) -> None:
         (tmp_path / name).write_text("")
     places = Places(tmp_path)
     runtime = Runtime(Path(sys.executable), Path("/etc/c.toml"), Path("/run/m"))
-    made = install.files(["hooks"], places, runtime, Path("/"))
-    install.write(made, Path("/"), tmp_path / ".installed")
+    made = install_texts.files(["hooks"], places, runtime, Path("/"))
+    install_manifest.write(made, Path("/"), tmp_path / ".installed")
     assert {path.name for path in tmp_path.glob(".*")} == {
         ".installed", f".site.{dead.pid}", f".prolog.{os.getppid()}",
     }  # fmt: skip
@@ -492,16 +495,16 @@ def test_the_shipped_units_have_the_defaults(tmp_path: Path) -> None:
         Config().longest_hook,
     )
     places = Places(tmp_path, units=Path("/etc/systemd/system"))
-    made = install.files(["units", "tmpfiles", "log"], places, runtime, Path("/"))
+    made = install_texts.files(["units", "tmpfiles", "log"], places, runtime, Path("/"))
     assert len(made) == 9
     for file in made:
         if file.path.parent.name == "slurmd.service.d":
-            assert file.text == (install.sources() / "etc/systemd/slurmd.conf").read_text()
+            assert file.text == (install_texts.sources() / "etc/systemd/slurmd.conf").read_text()
             continue
         (shipped,) = (
-            (install.sources() / "etc").glob(f"*/{file.path.name}")
+            (install_texts.sources() / "etc").glob(f"*/{file.path.name}")
             if (file.path.name != "slurm-mig.conf")
-            else [install.sources() / "etc" / file.path.parent.name / file.path.name]
+            else [install_texts.sources() / "etc" / file.path.parent.name / file.path.name]
         )
         assert file.text == shipped.read_text(), file.path
 
@@ -541,7 +544,7 @@ def test_bash_takes_the_completion(site: Site, tmp_path: Path) -> None:
     """Sourced by a real bash, its function answers."""
     into(site, tmp_path)
     assert complete(site, "slurm-mig retir") == ["plain,retire"]
-    script = tmp_path / "usr/local/share" / install.COMPLETIONS["bash"]
+    script = tmp_path / "usr/local/share" / install_paths.COMPLETIONS["bash"]
     ask = (
         f'. "{script}"; COMP_WORDS=(slurm-mig retir); COMP_CWORD=1; '
         f'PATH="{site.root}:$PATH"; _slurm_mig_completion slurm-mig; echo "${{COMPREPLY[@]}}"'
@@ -555,7 +558,7 @@ def test_fish_takes_the_completion(site: Site, tmp_path: Path) -> None:
     """With a description to its end: it has commas."""
     into(site, tmp_path)
     complete(site, "slurm-mig instal")
-    script = tmp_path / "usr/local/share" / install.COMPLETIONS["fish"]
+    script = tmp_path / "usr/local/share" / install_paths.COMPLETIONS["fish"]
     ask = f"source {script}; complete -C 'slurm-mig instal'"
     environ = {"PATH": f"{site.root}:/usr/bin:/bin", "HOME": str(tmp_path)}
     done = subprocess.run(
@@ -570,7 +573,7 @@ def test_an_installed_hook_runs(make_site: Callable[..., Site], tmp_path: Path) 
     more = ("--hooks", str(tmp_path / "h"), "--prolog-d", str(tmp_path / "p"))
     assert site.cli("install", "--only", "hooks", *more).returncode == 0
     done = subprocess.run(
-        [tmp_path / "p" / install.PROLOG_NAME],
+        [tmp_path / "p" / install_texts.PROLOG_NAME],
         env=job_environ(7, STAMP), capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -579,7 +582,10 @@ def test_an_installed_hook_runs(make_site: Callable[..., Site], tmp_path: Path) 
 
 def test_what_the_doctor_says_of_a_stale_hook() -> None:
     """In a prolog.d only the Prolog is written: Slurm would run the other hooks there, too."""
-    for name, option in ((install.PROLOG_NAME, "--prolog-d"), (install.EPILOG_NAME, "--epilog-d")):
+    for name, option in (
+        (install_texts.PROLOG_NAME, "--prolog-d"),
+        (install_texts.EPILOG_NAME, "--epilog-d"),
+    ):
         assert (
             reinstalled(f"/etc/x.d/{name}") == f"slurm-mig install --only hooks {option} /etc/x.d"
         )
@@ -592,8 +598,8 @@ def test_systemd_understands_every_unit(public_tmp: Path, config: str) -> None:
     """No word of complaint, whatever the paths are."""
     runtime = Runtime(Path(sys.executable), Path(config), Path("/run/m"), 130.0)
     places = Places(public_tmp / "hooks", units=public_tmp / "units")
-    made = install.files(["units"], places, runtime, Path("/"))
-    install.write(made, Path("/"), public_tmp / ".installed")
+    made = install_texts.files(["units"], places, runtime, Path("/"))
+    install_manifest.write(made, Path("/"), public_tmp / ".installed")
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no",
          *(str(file.path) for file in made if file.path.suffix != ".conf")],
@@ -608,8 +614,8 @@ def test_systemd_understands_every_unit(public_tmp: Path, config: str) -> None:
 def test_systemd_tmpfiles_makes_the_directory(tmp_path: Path, run: str) -> None:
     """That very one, with its mode, below a root."""
     runtime = Runtime(Path(sys.executable), Path("/etc/c.toml"), Path(run))
-    made = install.files(["tmpfiles"], Places(Path("/h")), runtime, Path("/"))
-    install.write(made, tmp_path, tmp_path / ".installed")
+    made = install_texts.files(["tmpfiles"], Places(Path("/h")), runtime, Path("/"))
+    install_manifest.write(made, tmp_path, tmp_path / ".installed")
     done = subprocess.run(
         ["systemd-tmpfiles", f"--root={tmp_path}", "--create", "slurm-mig.conf"],
         capture_output=True, text=True, check=False, timeout=60,

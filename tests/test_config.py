@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from slurm_mig.config import SETTINGS, Config, expand, load, locate, sample
+from slurm_mig.config import expand, load, locate, sample
 from slurm_mig.errors import ConfigFault
+from slurm_mig.settings import SETTINGS, Config
 
 from .conftest import as_user
 

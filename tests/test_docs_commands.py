@@ -16,7 +16,7 @@ import click
 import pytest
 
 from slurm_mig.cli import VERBS, cli
-from slurm_mig.config import SETTINGS
+from slurm_mig.settings import SETTINGS
 
 from . import pages, worlds
 from .conftest import H100

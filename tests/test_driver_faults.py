@@ -20,7 +20,7 @@ import pytest
 from slurm_mig.config import load
 from slurm_mig.errors import SlurmMigError
 from slurm_mig.gpu.nvml import NvmlDriver
-from slurm_mig.hooks import run
+from slurm_mig.hooks import log_line, run
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.allocation import Owner
 from slurm_mig.mig.geometry import Placement
@@ -253,7 +253,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Bench]]:
     monkeypatch.setitem(defaults, "sleep", clock.sleep)
     monkeypatch.setitem(defaults, "monotonic", clock)
     monkeypatch.setattr(Node, "_library", library)
-    monkeypatch.setattr(run.Line, "write", write)
+    monkeypatch.setattr(log_line.Line, "write", write)
 
     built: list[Bench] = []
 

@@ -14,7 +14,7 @@ import pytest
 
 from slurm_mig.cli.generate import write_all
 from slurm_mig.errors import NodeFault, NotPermitted
-from slurm_mig.system import files
+from slurm_mig.system import boot, replace, trust
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,7 @@ def test_a_new_directory_has_exactly_its_mode(tmp_path: Path) -> None:
     """Whatever the umask."""
     old = os.umask(0o077)
     try:
-        made = files.private_directory(tmp_path / "a/b", 0o755)
+        made = trust.private_directory(tmp_path / "a/b", 0o755)
     finally:
         os.umask(old)
     assert stat.S_IMODE(made.stat().st_mode) == 0o755
@@ -37,7 +37,7 @@ def test_one_that_was_there_keeps_its_mode(tmp_path: Path, mode: int) -> None:
     """It is the site's, whatever else is in it; `doctor` says when it is wider than ours."""
     (tmp_path / "a").mkdir()
     (tmp_path / "a").chmod(mode)
-    files.private_directory(tmp_path / "a", 0o700)
+    trust.private_directory(tmp_path / "a", 0o700)
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
 
 
@@ -45,11 +45,11 @@ def test_one_for_users_that_shuts_them_out(tmp_path: Path) -> None:
     """Their tasks would find no file there, and blame a Prolog that did its work."""
     (tmp_path / "a").mkdir(mode=0o700)
     with pytest.raises(NodeFault, match=f"{tmp_path}/a has mode 0700, .*chmod 0755 {tmp_path}/a"):
-        files.public_directory(tmp_path / "a")
+        trust.public_directory(tmp_path / "a")
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o700
     old = os.umask(0o077)
     try:
-        files.public_directory(tmp_path / "b")
+        trust.public_directory(tmp_path / "b")
     finally:
         assert os.umask(old) == 0o077
     assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o755
@@ -61,7 +61,7 @@ def test_one_that_others_may_write_to_is_refused(tmp_path: Path, mode: int) -> N
     (tmp_path / "a").mkdir()
     (tmp_path / "a").chmod(mode)
     with pytest.raises(NodeFault, match="not writable by others"):
-        files.private_directory(tmp_path / "a", 0o700)
+        trust.private_directory(tmp_path / "a", 0o700)
 
 
 def test_one_of_another_owner_is_refused(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_one_of_another_owner_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     os.chown(tmp_path / "a", 64001, 64001)
     with pytest.raises(NodeFault, match="owned by uid 64001"):
-        files.private_directory(tmp_path / "a", 0o700)
+        trust.private_directory(tmp_path / "a", 0o700)
 
 
 def test_a_symbolic_link_is_refused(tmp_path: Path) -> None:
@@ -77,14 +77,14 @@ def test_a_symbolic_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "a").symlink_to("real")
     with pytest.raises(NodeFault, match=str(tmp_path / "a")):
-        files.private_directory(tmp_path / "a", 0o700)
+        trust.private_directory(tmp_path / "a", 0o700)
 
 
 def test_a_file_in_its_place(tmp_path: Path) -> None:
     """Named."""
     (tmp_path / "a").touch()
     with pytest.raises(NodeFault, match=str(tmp_path / "a")):
-        files.private_directory(tmp_path / "a", 0o700)
+        trust.private_directory(tmp_path / "a", 0o700)
 
 
 def test_without_rights(public_tmp: Path) -> None:
@@ -93,7 +93,7 @@ def test_without_rights(public_tmp: Path) -> None:
     if pid == 0:
         os.setuid(64001)
         try:
-            files.private_directory(public_tmp / "a", 0o700)
+            trust.private_directory(public_tmp / "a", 0o700)
         except NotPermitted:
             os._exit(0)
         os._exit(1)
@@ -103,8 +103,8 @@ def test_without_rights(public_tmp: Path) -> None:
 def test_a_replaced_file_is_complete_and_owned(tmp_path: Path) -> None:
     """Mode and owner are right from the first moment its name exists; no rest is left."""
     path = tmp_path / "f"
-    files.replace_file(path, "one", mode=0o400)
-    files.replace_file(path, "two", mode=0o640)
+    replace.replace_file(path, "one", mode=0o400)
+    replace.replace_file(path, "two", mode=0o640)
     status = path.stat()
     assert path.read_text() == "two"
     assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o640, 0, 0)
@@ -115,7 +115,7 @@ def test_a_link_at_the_temporary_name_is_not_followed(tmp_path: Path) -> None:
     """It is removed; what it points to stays as it is."""
     (tmp_path / "victim").write_text("v")
     (tmp_path / f".f.{os.getpid()}").symlink_to("victim")
-    files.replace_file(tmp_path / "f", "new", mode=0o600)
+    replace.replace_file(tmp_path / "f", "new", mode=0o600)
     assert (tmp_path / "victim").read_text() == "v"
 
 
@@ -138,8 +138,8 @@ STRANGE: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize(
     "write",
     [
-        lambda path: files.replace_file(path, "new", mode=0o600),
-        lambda path: files.write_output(path, b"new"),
+        lambda path: replace.replace_file(path, "new", mode=0o600),
+        lambda path: replace.write_output(path, b"new"),
         lambda path: write_all(path.parent, {"a": "new", "f": "new"}),
     ],
     ids=["replace_file", "write_output", "generate"],
@@ -163,10 +163,10 @@ def test_an_output_has_the_mode_of_what_it_replaces(tmp_path: Path) -> None:
     """A picture of who held what stays closed where it was; a new one obeys the umask."""
     old = os.umask(0o027)
     try:
-        files.write_output(tmp_path / "f", "one")
+        replace.write_output(tmp_path / "f", "one")
         assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o640
         (tmp_path / "f").chmod(0o604)
-        files.write_output(tmp_path / "f", b"two")
+        replace.write_output(tmp_path / "f", b"two")
     finally:
         os.umask(old)
     assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o604
@@ -176,7 +176,7 @@ def test_an_output_has_the_mode_of_what_it_replaces(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     """Named with the reason."""
     with pytest.raises(NodeFault, match="write .*/none/f: No such file"):
-        files.replace_file(tmp_path / "none/f", "x", mode=0o600)
+        replace.replace_file(tmp_path / "none/f", "x", mode=0o600)
 
 
 def test_a_full_disk_keeps_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +188,7 @@ def test_a_full_disk_keeps_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "f").write_text("old")
     monkeypatch.setattr(os, "fchmod", full)
     with pytest.raises(NodeFault, match="write .*/f: No space left"):
-        files.replace_file(tmp_path / "f", "new", mode=0o600)
+        replace.replace_file(tmp_path / "f", "new", mode=0o600)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"f": "old"}
 
 
@@ -200,7 +200,7 @@ def test_a_deadline_keeps_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(os, "fchmod", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        files.replace_file(tmp_path / "f", "new", mode=0o600)
+        replace.replace_file(tmp_path / "f", "new", mode=0o600)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -221,7 +221,7 @@ def test_any_step_that_a_user_controls_is_named(tmp_path: Path, how: str, bad: s
     """With its owner, its mode and what is wanted; and nothing is made below it."""
     (tmp_path / "a/b/c").mkdir(parents=True)
     foul(tmp_path / bad, how)
-    with pytest.raises(NodeFault) as caught, files.trusted(tmp_path / "a/b/c"):
+    with pytest.raises(NodeFault) as caught, trust.trusted(tmp_path / "a/b/c"):
         pass
     mode = "0755" if how == "owner" else how
     owner = 64001 if how == "owner" else 0
@@ -229,7 +229,7 @@ def test_any_step_that_a_user_controls_is_named(tmp_path: Path, how: str, bad: s
     assert f"is owned by uid {owner} with mode {mode}" in caught.value.cause
     assert "must" in caught.value.remedy
     with pytest.raises(NodeFault, match=str(tmp_path / bad)):
-        files.private_directory(tmp_path / "a/b/c/d/e", 0o700)
+        trust.private_directory(tmp_path / "a/b/c/d/e", 0o700)
     assert not (tmp_path / "a/b/c/d").exists()
 
 
@@ -237,12 +237,12 @@ def test_a_sticky_directory_of_roots_is_a_fine_step(tmp_path: Path) -> None:
     """As /tmp: others cannot move root's entries there. But it is no place of our own."""
     (tmp_path / "a").mkdir()
     (tmp_path / "a").chmod(0o1777)
-    files.private_directory(tmp_path / "a/b", 0o700)
+    trust.private_directory(tmp_path / "a/b", 0o700)
     with pytest.raises(NodeFault, match="not writable by others"):
-        files.private_directory(tmp_path / "a", 0o700)
+        trust.private_directory(tmp_path / "a", 0o700)
     os.chown(tmp_path / "a", 64001, 64001)
     with pytest.raises(NodeFault, match="owned by uid 64001"):
-        files.private_directory(tmp_path / "a/b", 0o700)
+        trust.private_directory(tmp_path / "a/b", 0o700)
 
 
 def test_links_of_roots_are_followed_and_their_way_is_checked(tmp_path: Path) -> None:
@@ -250,11 +250,11 @@ def test_links_of_roots_are_followed_and_their_way_is_checked(tmp_path: Path) ->
     (tmp_path / "real/x").mkdir(parents=True)
     (tmp_path / "one").symlink_to("real")
     (tmp_path / "two").symlink_to(tmp_path / "one")
-    with files.trusted(tmp_path / "two/x/../x") as found:
+    with trust.trusted(tmp_path / "two/x/../x") as found:
         assert os.fstat(found).st_ino == (tmp_path / "real/x").stat().st_ino
     (tmp_path / "real").chmod(0o777)
     with pytest.raises(NodeFault, match=f"{tmp_path}/real on the way to {tmp_path}/two/x"):
-        files.private_directory(tmp_path / "two/x/y", 0o700)
+        trust.private_directory(tmp_path / "two/x/y", 0o700)
 
 
 def test_a_users_link_is_not_followed(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_a_users_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("real")
     os.chown(tmp_path / "link", 64001, 64001, follow_symlinks=False)
     with pytest.raises(NodeFault, match="link must be owned by root"):
-        files.private_directory(tmp_path / "link/x", 0o700)
+        trust.private_directory(tmp_path / "link/x", 0o700)
 
 
 def test_links_that_lead_in_circles(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_links_that_lead_in_circles(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     with pytest.raises(NodeFault, match="Too many levels of symbolic links"):
-        files.private_directory(tmp_path / "a/x", 0o700)
+        trust.private_directory(tmp_path / "a/x", 0o700)
 
 
 def test_parents_are_made_closed_whatever_the_umask(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_parents_are_made_closed_whatever_the_umask(tmp_path: Path) -> None:
     for umask in (0, 0o077):
         old = os.umask(umask)
         try:
-            files.private_directory(tmp_path / f"{umask}/b/c", 0o700)
+            trust.private_directory(tmp_path / f"{umask}/b/c", 0o700)
         finally:
             os.umask(old)
         for name in (f"{umask}", f"{umask}/b"):
@@ -294,8 +294,8 @@ def test_descriptors_are_not_leaked(tmp_path: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     for path in ("fine/x", "bad/x", "link/x", "link"):
         with suppress(NodeFault):
-            files.private_directory(tmp_path / path, 0o700)
-    with pytest.raises(FileNotFoundError), files.trusted(tmp_path / "none/x"):
+            trust.private_directory(tmp_path / path, 0o700)
+    with pytest.raises(FileNotFoundError), trust.trusted(tmp_path / "none/x"):
         pass
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
@@ -321,31 +321,31 @@ def test_only_a_file_of_ones_own_is_read(tmp_path: Path, kind: str) -> None:
         path.chmod(0o666)
     elif kind == "big":
         os.truncate(path, 1 << 40)
-        assert len(files.read_own(path)) == files.LONGEST
+        assert len(trust.read_own(path)) == trust.LONGEST
         return
     with pytest.raises(NodeFault, match=str(path)):
-        files.read_own(path)
+        trust.read_own(path)
 
 
 def test_own_files(tmp_path: Path) -> None:
     """Any bytes; one that another hook has just removed is empty."""
     (tmp_path / "f").write_bytes(b"a\xffb")
-    assert files.read_own(tmp_path / "f") == "a\ufffdb"
-    assert files.read_own(tmp_path / "gone") == ""
+    assert trust.read_own(tmp_path / "f") == "a\ufffdb"
+    assert trust.read_own(tmp_path / "gone") == ""
 
 
 def test_a_second_name_is_no_fault(tmp_path: Path) -> None:
     """Where fs.protected_hardlinks is 0 a user can make one: he must not drain the node by it."""
     (tmp_path / "f").write_text("x")
     os.link(tmp_path / "f", tmp_path / "second")
-    assert files.read_own(tmp_path / "f") == "x"
+    assert trust.read_own(tmp_path / "f") == "x"
 
 
 def test_boot_ids(tmp_path: Path) -> None:
     """The kernel's, or a fault that says which file is missing."""
-    assert len(files.boot_id(Path("/proc/sys/kernel/random/boot_id"))) == 36
+    assert len(boot.boot_id(Path("/proc/sys/kernel/random/boot_id"))) == 36
     with pytest.raises(NodeFault, match="boot id"):
-        files.boot_id(tmp_path / "none")
+        boot.boot_id(tmp_path / "none")
 
 
 def test_what_killed_processes_left_half_written(tmp_path: Path) -> None:
@@ -358,6 +358,6 @@ def test_what_killed_processes_left_half_written(tmp_path: Path) -> None:
     kept = [tmp_path / name for name in (f".7.0.{os.getpid()}", "7.0", f"7.0.{pid}", ".7.x")]
     for path in (gone, *kept):
         path.write_text("")
-    assert files.remove_abandoned(tmp_path) == [gone]
+    assert replace.remove_abandoned(tmp_path) == [gone]
     assert all(path.exists() for path in kept)
-    assert files.remove_abandoned(tmp_path / "none") == []
+    assert replace.remove_abandoned(tmp_path / "none") == []

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm_mig.config import Config
 from slurm_mig.fleet import slurm_files
 from slurm_mig.fleet.fleet import Fleet, NodeGroup
 from slurm_mig.hooks.refusal import comment_with
 from slurm_mig.mig import request as requests
+from slurm_mig.settings import Config
 
 from . import lua_host
 from .conftest import A30, A100, A100_40, H100, RTX

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig.hooks.run import SYSLOG_WAIT, Line
+from slurm_mig.hooks.log_line import SYSLOG_WAIT, Line
 from slurm_mig.mig import allocation as phases
 from slurm_mig.simulator.faults import Rule
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurm_mig.errors import NodeFault
-from slurm_mig.hooks.run import Job, Line
+from slurm_mig.hooks.job import Job
+from slurm_mig.hooks.log_line import Line
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.geometry import Placement
 from slurm_mig.simulator.faults import Rule

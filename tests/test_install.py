@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 
 from slurm_mig.errors import NodeFault
-from slurm_mig.node import install
+from slurm_mig.node import install_texts
 
 pytestmark = pytest.mark.root
 
 
 def put(directory: Path, **paths: str) -> None:
     values = {"python": "/usr/bin/python3", "config": "/etc/c.toml", "run": "/run/m"} | paths
-    install.install_hooks(directory, *(Path(values[name]) for name in ("python", "config", "run")))
+    install_texts.install_hooks(
+        directory, *(Path(values[name]) for name in ("python", "config", "run"))
+    )
 
 
 def test_three_scripts_and_nothing_else(tmp_path: Path) -> None:
@@ -62,8 +64,8 @@ def test_the_nodes_name_in_the_run_directory(tmp_path: Path) -> None:
 
 def test_the_shipped_scripts_are_plain_sh() -> None:
     """Dash accepts them, and they run without any setting changed."""
-    for script in install.HOOKS.values():
-        path = install.sources() / script
+    for script in install_texts.HOOKS.values():
+        path = install_texts.sources() / script
         subprocess.run(["/bin/sh", "-n", path], check=True)
         assert os.access(path, os.X_OK)
         assert path.read_text().startswith("#!/bin/sh\n")

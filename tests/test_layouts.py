@@ -19,6 +19,7 @@ from slurm_mig.mig.driver import Gpu
 from slurm_mig.mig.layout import Built, Declared, Piece
 from slurm_mig.mig.plan import Slot
 from slurm_mig.mig.profile import Profile
+from slurm_mig.node import layout_file
 
 from .conftest import A30, H100, geometry_of
 
@@ -51,7 +52,7 @@ def made(*words: str) -> list[Built]:
 
 
 def toml(text: str) -> Declared:
-    (entry,) = layout.from_toml(tomllib.loads(text), "layout x")
+    (entry,) = layout_file.from_toml(tomllib.loads(text), "layout x")
     return entry.declared
 
 
@@ -119,7 +120,7 @@ GOOD: dict[str, Any] = {"devices": "all", "mig-enabled": True, "mig-devices": {"
 def test_what_is_wrong_with_mig_parteds(data: Any, name: str | None, says: str) -> None:
     """The same for the other form."""
     with pytest.raises(UsageFault) as caught:
-        layout.from_mig_parted(data, name, "layout x")
+        layout_file.from_mig_parted(data, name, "layout x")
     assert says in str(caught.value)
 
 
@@ -130,20 +131,20 @@ def test_every_layout_that_mig_parted_ships_is_read() -> None:
     for row in rows:
         spec = GOOD | {"mig-devices": row["mig_devices"]}
         data = {"version": "v1", "mig-configs": {row["config"]: [spec]}}
-        (entry,) = layout.from_mig_parted(data, None, "x")
+        (entry,) = layout_file.from_mig_parted(data, None, "x")
         assert len(entry.declared.pieces) == sum(row["mig_devices"].values())
 
 
 # -- which GPU ------------------------------------------------------------------------
 
 
-def where(entries: Sequence[layout.Entry], *gpus: Gpu) -> list[int]:
-    return [found.minor for found, _ in layout.assigned(entries, gpus, pci)]
+def where(entries: Sequence[layout_file.Entry], *gpus: Gpu) -> list[int]:
+    return [found.minor for found, _ in layout_file.assigned(entries, gpus, pci)]
 
 
-def spec(**more: Any) -> tuple[layout.Entry, ...]:
+def spec(**more: Any) -> tuple[layout_file.Entry, ...]:
     item = GOOD | {key.replace("_", "-"): value for key, value in more.items()}
-    return layout.from_mig_parted({"version": "v1", "mig-configs": {"a": [item]}}, None, "x")
+    return layout_file.from_mig_parted({"version": "v1", "mig-configs": {"a": [item]}}, None, "x")
 
 
 def test_which_gpus_a_file_is_about() -> None:
@@ -164,7 +165,7 @@ def test_which_gpus_a_file_is_about() -> None:
 def test_a_gpu_by_minor_or_uuid() -> None:
     """The UUID counts where both stand; twice is once too often."""
     text = "version = 1\n[[gpus]]\nminor = 1\n[[gpus]]\nminor = 5\nuuid = 'GPU-0'"
-    entries = layout.from_toml(tomllib.loads(text), "x")
+    entries = layout_file.from_toml(tomllib.loads(text), "x")
     assert where(entries, gpu(0), gpu(1)) == [0, 1]
     with pytest.raises(UsageFault, match="no GPU 1 here"):
         where(entries, gpu(0))
@@ -254,7 +255,7 @@ def on_a_gpu(draw: st.DrawFn) -> list[Built]:
 @given(there=on_a_gpu())
 def test_toml_is_read_back_as_the_same(there: list[Built]) -> None:
     """What `export` writes, `assert` finds to be so, and its places are the target."""
-    text = layout.to_toml([(gpu(), there)])
+    text = layout_file.to_toml([(gpu(), there)])
     declared = toml(text)
     assert layout.differences(gpu(), declared, there, GEOMETRY) == []
     found = layout.target(declared, GEOMETRY, [])
@@ -266,7 +267,7 @@ def test_toml_is_read_back_as_the_same(there: list[Built]) -> None:
 def test_mig_parteds_form_is_read_back_or_refused(there: list[Built]) -> None:
     """Counts tell no mixture inside an instance: such a layout is refused, never bent."""
     try:
-        text = layout.to_mig_parted([(gpu(), there)], "n")
+        text = layout_file.to_mig_parted([(gpu(), there)], "n")
     except Unresolved as fault:
         assert any(not item.full for item in there)
         assert "TOML" in str(fault)
@@ -274,14 +275,14 @@ def test_mig_parteds_form_is_read_back_or_refused(there: list[Built]) -> None:
     data = yaml.safe_load(text)
     assert list(data) == ["version", "mig-configs"]
     assert set(data["mig-configs"]["n"][0]) == {"devices", "mig-enabled", "mig-devices"}
-    (entry,) = layout.from_mig_parted(data, None, "x")
+    (entry,) = layout_file.from_mig_parted(data, None, "x")
     assert layout.differences(gpu(), entry.declared, there, GEOMETRY) == []
 
 
 def test_equal_gpus_are_one_entry() -> None:
     """As people write it; the numbers are NVML's."""
     rows = [(gpu(0), made("1g.10gb@0")), (gpu(1), []), (gpu(2), made("1g.10gb@3"))]
-    data = yaml.safe_load(layout.to_mig_parted(rows, "a b: c"))
+    data = yaml.safe_load(layout_file.to_mig_parted(rows, "a b: c"))
     assert data["mig-configs"]["a b: c"] == [
         {"devices": [10, 12], "mig-enabled": True, "mig-devices": {"1g.10gb": 1}},
         {"devices": [11], "mig-enabled": True, "mig-devices": {}},
@@ -307,9 +308,9 @@ def test_no_file_makes_it_fall_over(data: Any) -> None:
     """Whatever stands there is read, or refused as a fault of its own."""
     if isinstance(data, dict):
         with suppress(SlurmMigError):
-            layout.from_toml(data, "x")
+            layout_file.from_toml(data, "x")
     with suppress(SlurmMigError):
-        layout.from_mig_parted(data, None, "x")
+        layout_file.from_mig_parted(data, None, "x")
 
 
 def test_a_piece_without_its_compute_part() -> None:

@@ -17,7 +17,8 @@ from slurm_mig import __version__
 from slurm_mig.errors import LedgerFault, LedgerTooNew
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.allocation import Allocation, Instance, Owner
-from slurm_mig.state.ledger import BREAKING, CHECKPOINT, MIGRATIONS, SCHEMA, Ledger, Retired
+from slurm_mig.state.ledger import Ledger, Retired
+from slurm_mig.state.schema import BREAKING, CHECKPOINT, MIGRATIONS, SCHEMA
 
 from .test_allocation import ALLOCATIONS
 

@@ -14,8 +14,9 @@ import pytest
 
 from slurm_mig.hooks import run as entrance
 from slurm_mig.mig import allocation as phases
-from slurm_mig.state import ledger
-from slurm_mig.state.ledger import MIGRATIONS, SCHEMA, Ledger
+from slurm_mig.state import schema
+from slurm_mig.state.ledger import Ledger
+from slurm_mig.state.schema import MIGRATIONS, SCHEMA
 
 from .conftest import Site, job_environ
 from .ledger_fixture import write
@@ -52,7 +53,7 @@ def version(path: Path) -> int:
 
 def old_version() -> None:
     """Make this process one of a release that knows schema 1 and no more."""
-    ledger.SCHEMA = 1  # type: ignore[misc]
+    schema.SCHEMA = 1  # type: ignore[misc]
     for step in [key for key in MIGRATIONS if key >= 1]:
         del MIGRATIONS[step]
     # It knows of no such table, and never asks.
@@ -202,7 +203,7 @@ def statements_of_a_migration() -> list[str]:
     """What opening a ledger of schema 1 executes, in this order."""
     pragmas = ["journal_mode", "wal_autocheckpoint", "foreign_keys", "user_version", "synchronous"]
     scripts = [MIGRATIONS[step] for step in sorted(MIGRATIONS) if step >= 1]
-    count = sum(len(list(ledger._statements(script))) for script in scripts)
+    count = sum(len(list(schema.statements(script))) for script in scripts)
     inside = ["user_version", *["statement"] * count, "user_version="]
     return [*pragmas, "BEGIN", *inside, "COMMIT"]
 

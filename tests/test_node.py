@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig.config import Config
 from slurm_mig.errors import DriverMissing, GpuLost, NotPermitted, SimulatorFault
 from slurm_mig.node.node import Node, require_root
+from slurm_mig.settings import Config
 
 from .conftest import A30, H100, Site
 

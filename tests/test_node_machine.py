@@ -25,7 +25,10 @@ from hypothesis.stateful import (
 )
 
 from slurm_mig.errors import DriverFault, Held
-from slurm_mig.hooks.run import Job, Line, epilog, prolog
+from slurm_mig.hooks.epilog import epilog
+from slurm_mig.hooks.job import Job
+from slurm_mig.hooks.log_line import Line
+from slurm_mig.hooks.prolog import prolog
 from slurm_mig.mig import allocation as phases
 from slurm_mig.simulator.codes import Refused
 from slurm_mig.state.ledger import Ledger

@@ -8,7 +8,7 @@ from slurm_mig.fleet.fleet import Fleet, NodeGroup
 from slurm_mig.fleet.overview import NodeView, overview, total_room
 from slurm_mig.fleet.resolve import fleet_model
 from slurm_mig.mig import catalog
-from slurm_mig.slurm.commands import _configured
+from slurm_mig.slurm.answers import _configured
 from slurm_mig.slurm.protocol import NodeFacts, Share
 
 from .conftest import A30, A100, A100_40, H100, RTX

@@ -18,7 +18,7 @@ import pytest
 
 from slurm_mig import __version__
 from slurm_mig.cli import VERBS
-from slurm_mig.node import install
+from slurm_mig.node import install_manifest, install_paths, install_texts
 
 from .conftest import H100, job_environ
 from .test_hooks import STAMP
@@ -44,7 +44,7 @@ def shipped() -> set[str]:
     """What a package of ours must have, by its path in the source tree."""
     found = {str(path.relative_to(TOP)) for path in (TOP / "etc").rglob("*") if path.is_file()}
     found |= {str(path.relative_to(TOP)) for path in (TOP / "docs/man").iterdir()}
-    return found | set(install.HOOKS.values())
+    return found | set(install_texts.HOOKS.values())
 
 
 # -- wheel and sdist --------------------------------------------------------------------
@@ -116,7 +116,7 @@ def test_the_wheel_works_alone(
     (root / str(base).lstrip("/")).touch()
     run(program, "install", "--root", root, env={})
     units = {path.name for path in (root / "etc/systemd/system").iterdir()}
-    assert units == {*(Path(unit).name for unit in install.UNITS), "slurmd.service.d"}
+    assert units == {*(Path(unit).name for unit in install_texts.UNITS), "slurmd.service.d"}
     assert len(list((root / "usr/local/share/man/man1").iterdir())) > len(VERBS)
     site = make_site(H100)
     hooks = site.root / "packaged"
@@ -292,8 +292,8 @@ def test_the_package_beside_an_environment_of_pips(deb: Path, image: Path) -> No
     units = image / "etc/systemd/system"
     boot, timer = (enabled(units, name, kind) for name, kind in ENABLED)
     text = "[Service]\nExecStart=/opt/slurm-mig/bin/python3 -I -m slurm_mig reconcile --boot\n"
-    unit = install.File(Path("/etc/systemd/system/slurm-mig-boot.service"), text)
-    install.write([unit], image, hook.with_name(install.MANIFEST))
+    unit = install_paths.File(Path("/etc/systemd/system/slurm-mig-boot.service"), text)
+    install_manifest.write([unit], image, hook.with_name(install_paths.MANIFEST))
     dpkg(image, "--remove", "slurm-mig")
     assert (hook.exists(), boot.is_symlink(), timer.is_symlink()) == (False, True, False)
     assert (units / boot.name).read_text() == text

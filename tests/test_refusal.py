@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig.config import Config
 from slurm_mig.errors import BadRequest, Crowded, JobFault, NoRoom, NoSpace, SlurmFault, Unknown
 from slurm_mig.hooks import refusal
 from slurm_mig.hooks.refusal import Refusal, comment_with, postpone, refuse, retry_delay
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.allocation import Allocation, Owner
 from slurm_mig.mig.request import from_stamp
+from slurm_mig.settings import Config
 from slurm_mig.slurm.protocol import JobFacts
-from slurm_mig.system.files import detach
+from slurm_mig.system.detach import detach
 
 if TYPE_CHECKING:
     from slurm_mig.slurm.protocol import Slurm

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from slurm_mig.mig.allocation import Allocation, Instance, Owner
 from slurm_mig.mig.profile import Profile
 from slurm_mig.mig.request import Item, Request
-from slurm_mig.node.install import install_hooks
+from slurm_mig.node.install_texts import install_hooks
 from slurm_mig.state import task_file
 from slurm_mig.state.run_files import RunFiles
 from slurm_mig.state.task_file import TaskSettings

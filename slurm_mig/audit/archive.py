@@ -27,7 +27,8 @@ from slurm_mig.audit.findings import Finding, first_of_each
 from slurm_mig.audit.rows import LATEST, is_text, is_time, is_whole, odd_record, short
 from slurm_mig.errors import LedgerFault, LedgerTooNew, NotPermitted, UsageFault
 from slurm_mig.mig.allocation import Allocation, Instance, Owner
-from slurm_mig.state.ledger import BREAKING, MIGRATIONS, SCHEMA, digest
+from slurm_mig.state.event import digest
+from slurm_mig.state.schema import BREAKING, MIGRATIONS, SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

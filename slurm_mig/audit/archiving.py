@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 from slurm_mig.audit.archive import Archive
 from slurm_mig.errors import LedgerFault
 from slurm_mig.mig.allocation import OPEN
-from slurm_mig.state.ledger import ARCHIVED, CARRIED, digest
-from slurm_mig.system.files import private_directory
+from slurm_mig.state.event import ARCHIVED, CARRIED, digest
+from slurm_mig.system.trust import private_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

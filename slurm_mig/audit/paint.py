@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.audit.timeline import OTHERS
 from slurm_mig.errors import UsageFault
-from slurm_mig.system.files import write_output
+from slurm_mig.system.replace import write_output
 from slurm_mig.text import shown
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from slurm_mig.audit.spool import Rows
-from slurm_mig.cli._common import Columns, cell, print_json, print_json_rows, table, when
+from slurm_mig.cli._print import Columns, cell, print_json, print_json_rows, table, when
 from slurm_mig.mig.allocation import GONE, LOST, QUARANTINED, REFUSED
 from slurm_mig.text import shown
 

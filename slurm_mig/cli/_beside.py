@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from slurm_mig.audit.findings import Finding
-from slurm_mig.cli._common import open_node
+from slurm_mig.cli._node import open_node
 from slurm_mig.transaction.evidence import REMEDY, lacking
 
 if TYPE_CHECKING:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from slurm_mig.cli._common import open_node, print_json
-from slurm_mig.config import Config
+from slurm_mig.cli._node import open_node
+from slurm_mig.cli._print import print_json
 from slurm_mig.errors import NodeFault, SlurmFault
 from slurm_mig.node.boot import bring_up, keep_out, let_in
 from slurm_mig.node.node import Node
+from slurm_mig.settings import Config
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slurm_mig.cli._common import age, cell, folded, open_node, slurm_of
+from slurm_mig.cli._node import open_node, slurm_of
+from slurm_mig.cli._print import age, cell, folded
 from slurm_mig.fleet.overview import overview, total_room
 from slurm_mig.fleet.resolve import fleet_model
 from slurm_mig.mig import catalog

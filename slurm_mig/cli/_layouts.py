@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from slurm_mig.errors import NodeFault, NotPermitted, UsageFault
 from slurm_mig.mig import catalog, layout
+from slurm_mig.node import layout_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from slurm_mig.mig.driver import Gpu
-    from slurm_mig.mig.layout import Built, Declared, Entry
+    from slurm_mig.mig.layout import Built, Declared
+    from slurm_mig.node.layout_file import Entry
     from slurm_mig.node.node import Node
 
 
@@ -33,11 +35,11 @@ def read(path: Path, name: str | None) -> tuple[Entry, ...]:
     except UnicodeDecodeError as problem:
         raise UsageFault(f"layout {path} is no text: {problem}") from problem
     if path.suffix in (".yaml", ".yml"):
-        return layout.from_mig_parted(_yaml(path, text), name, f"layout {path}")
+        return layout_file.from_mig_parted(_yaml(path, text), name, f"layout {path}")
     if name is not None:
         raise UsageFault("--name goes with a file of mig-parted's, whose name ends in .yaml")
     try:
-        return layout.from_toml(tomllib.loads(text), f"layout {path}")
+        return layout_file.from_toml(tomllib.loads(text), f"layout {path}")
     except tomllib.TOMLDecodeError as problem:
         raise UsageFault(f"layout {path} is not TOML: {problem}") from problem
 
@@ -58,7 +60,7 @@ def _yaml(path: Path, text: str) -> Any:
 
 def meant(node: Node, entries: Sequence[Entry]) -> list[tuple[Gpu, Declared]]:
     """The GPUs of this node that a file is about; raises when one does not answer."""
-    return layout.assigned(entries, node.driver.gpus(), pci_ids)
+    return layout_file.assigned(entries, node.driver.gpus(), pci_ids)
 
 
 def pci_ids(gpu: Gpu) -> list[str]:

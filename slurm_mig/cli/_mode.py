@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from slurm_mig.cli._common import choose_gpus, open_node, print_json
+from slurm_mig.cli._node import choose_gpus, open_node
+from slurm_mig.cli._print import print_json
 from slurm_mig.errors import SlurmMigError
 from slurm_mig.node.node import require_root
 

@@ -13,7 +13,8 @@ import click
 
 from slurm_mig.doctor.gather import USUAL
 from slurm_mig.errors import Held, SlurmFault, Unresolved
-from slurm_mig.node.install import PARTS, below, listed, part_of, removal, remove
+from slurm_mig.node.install_manifest import listed, removal, remove
+from slurm_mig.node.install_paths import PARTS, below, part_of
 from slurm_mig.node.node import Node
 from slurm_mig.slurm import conf
 from slurm_mig.slurm.commands import CommandClient
@@ -21,7 +22,7 @@ from slurm_mig.slurm.commands import CommandClient
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from slurm_mig.config import Config
+    from slurm_mig.settings import Config
 
 OUT: Final = (
     "take hook lines and counts out of slurm.conf in one go and restart Slurm's daemons "

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
-from slurm_mig.cli._common import administrator, json_option, open_node, print_json
 from slurm_mig.cli._layouts import meant, read
+from slurm_mig.cli._node import administrator, open_node
+from slurm_mig.cli._options import json_option
+from slurm_mig.cli._print import print_json
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.node.apply import Static
 from slurm_mig.node.node import require_root

@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
-from slurm_mig.cli._common import json_option, open_node, print_json
 from slurm_mig.cli._layouts import meant, read, root_to_list, there
+from slurm_mig.cli._node import open_node
+from slurm_mig.cli._options import json_option
+from slurm_mig.cli._print import print_json
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.errors import Unresolved
 from slurm_mig.mig import layout

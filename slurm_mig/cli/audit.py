@@ -20,7 +20,8 @@ from slurm_mig.audit.spool import DistinctNumbers
 from slurm_mig.audit.totals import BY, totals
 from slurm_mig.cli import _audit_filters as asked
 from slurm_mig.cli import _audit_print as views
-from slurm_mig.cli._common import open_node, root_to_read, slurm_of, when
+from slurm_mig.cli._node import open_node, root_to_read, slurm_of
+from slurm_mig.cli._print import when
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.errors import AuditFindings, LedgerFault, UsageFault
 from slurm_mig.mig.allocation import TRANSITIONS

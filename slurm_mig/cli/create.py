@@ -7,14 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from slurm_mig.cli._common import (
-    administrator,
-    choose_gpus,
-    dry_run_option,
-    json_option,
-    open_node,
-    print_json,
-)
+from slurm_mig.cli._node import administrator, choose_gpus, open_node
+from slurm_mig.cli._options import dry_run_option, json_option
+from slurm_mig.cli._print import print_json
 from slurm_mig.errors import DriverFault, NoRoom, ProfileNotOffered
 from slurm_mig.mig.profile import Profile
 from slurm_mig.mig.request import Item, Request

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from slurm_mig.cli._common import dry_run_option, gpu_option, json_option
 from slurm_mig.cli._mode import switch
+from slurm_mig.cli._options import dry_run_option, gpu_option, json_option
 
 
 @click.command()

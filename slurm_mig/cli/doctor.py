@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slurm_mig.cli._common import check_models, json_option, print_json, use_descriptions
+from slurm_mig.cli._node import check_models, use_descriptions
+from slurm_mig.cli._options import json_option
+from slurm_mig.cli._print import print_json
 from slurm_mig.cli._usage import OnePath
-from slurm_mig.cli.generate import _pairs
-from slurm_mig.config import Config, load, locate
+from slurm_mig.cli.generate import pairs
+from slurm_mig.config import load, locate
 from slurm_mig.doctor import all_checks, report
 from slurm_mig.doctor.check import ERROR, WARNING, examine
 from slurm_mig.doctor.gather import Sources, gather
 from slurm_mig.errors import ConfigFault, DoctorFindings, UsageFault
 from slurm_mig.node.node import Node
+from slurm_mig.settings import Config
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -92,7 +95,7 @@ def command(
         cli_filter=cli_filter,
         node=node,
         version=_version(slurm_version),
-        types={name: gpu for gpu, name in _pairs(types, "--gpu-type GPU=TYPE").items()},
+        types={name: gpu for gpu, name in pairs(types, "--gpu-type GPU=TYPE").items()},
     )
     if slurm_conf is not None and sources.live:
         # Slurm's commands find their controller through it.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import click
 
-from slurm_mig.cli._common import choose_gpus, gpu_option, open_node
 from slurm_mig.cli._layouts import root_to_list, there
-from slurm_mig.mig import layout
+from slurm_mig.cli._node import choose_gpus, open_node
+from slurm_mig.cli._options import gpu_option
+from slurm_mig.node import layout_file
 
 
 @click.command()
@@ -19,7 +20,9 @@ from slurm_mig.mig import layout
     show_default=True,
     help="toml has the place of each instance; mig-parted's YAML has counts.",
 )
-@click.option("--name", default=layout.CURRENT, show_default=True, help="Name in mig-parted's.")
+@click.option(
+    "--name", default=layout_file.CURRENT, show_default=True, help="Name in mig-parted's."
+)
 def command(gpu: str, form: str, name: str) -> None:
     """Print the layout of GPUs, for `assert` and `apply`, or for mig-parted."""
     root_to_list()
@@ -29,5 +32,5 @@ def command(gpu: str, form: str, name: str) -> None:
     # A layout without the GPU that is lost would be taken for the whole.
     for fault in faults:
         raise fault
-    text = layout.to_toml(found) if form == "toml" else layout.to_mig_parted(found, name)
+    text = layout_file.to_toml(found) if form == "toml" else layout_file.to_mig_parted(found, name)
     click.echo(text, nl=False)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from slurm_mig.cli._common import json_option, print_json, use_descriptions
+from slurm_mig.cli._node import use_descriptions
+from slurm_mig.cli._options import json_option
+from slurm_mig.cli._print import print_json
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.errors import NamesChange, NodeFault, Unresolved, UsageFault
 from slurm_mig.fleet import fleet_file
@@ -19,7 +21,7 @@ from slurm_mig.fleet.billing import by_partition, gpu_types
 from slurm_mig.fleet.fleet_file import FleetText, NodeText
 from slurm_mig.fleet.resolve import fleet_of
 from slurm_mig.fleet.slurm_files import generate
-from slurm_mig.system.files import check_replaceable
+from slurm_mig.system.replace import check_replaceable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,8 +96,8 @@ def command(
     if description is None:
         fleet = FleetText(
             nodes=tuple(_node_option(node) for node in nodes),
-            types=_pairs(types, "--gpu-type GPU=TYPE"),
-            aliases=_pairs(aliases, "--alias WORD=PROFILE"),
+            types=pairs(types, "--gpu-type GPU=TYPE"),
+            aliases=pairs(aliases, "--alias WORD=PROFILE"),
             slices_only=slices_only,
             compute_parts=compute_parts,
         )
@@ -228,7 +230,7 @@ def _node_option(text: str) -> NodeText:
     return NodeText(hosts, tuple(gpus.split(",")))
 
 
-def _pairs(texts: tuple[str, ...], form: str) -> dict[str, str]:
+def pairs(texts: tuple[str, ...], form: str) -> dict[str, str]:
     """Options of the form WORD=VALUE; UsageFault for a word that is there twice."""
     found: dict[str, str] = {}
     for left, right in (_split(text, form) for text in texts):

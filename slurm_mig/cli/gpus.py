@@ -10,14 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slurm_mig import __version__
-from slurm_mig.cli._common import (
-    json_option,
-    open_node,
-    print_json,
-    survey,
-    table,
-    use_descriptions,
-)
+from slurm_mig.cli._node import open_node, survey, use_descriptions
+from slurm_mig.cli._options import json_option
+from slurm_mig.cli._print import print_json, table
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.cli.generate import write_all
 from slurm_mig.errors import UsageFault
@@ -27,6 +22,8 @@ if TYPE_CHECKING:
     from slurm_mig.mig.catalog import Product
     from slurm_mig.mig.driver import Gpu
     from slurm_mig.node.node import Node
+
+from slurm_mig.cli._mode_text import mode_text
 
 
 @click.command()
@@ -183,11 +180,3 @@ def _print_gpus(node: Node, gpus: list[dict[str, Any]]) -> None:
             for item in gpus
         ],
     )
-
-
-def mode_text(current: bool | None, pending: bool | None) -> str:  # noqa: FBT001
-    """MIG mode in words; a pending change needs a GPU reset."""
-    if current is None:
-        return "not supported"
-    text = "on" if current else "off"
-    return text if pending == current else f"{text}, {'on' if pending else 'off'} after a reset"

@@ -12,12 +12,13 @@ import click
 import slurm_mig
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.cli.generate import DEFAULT_HOOKS
-from slurm_mig.config import Config, chosen, load, sample
+from slurm_mig.config import chosen, load, sample
 from slurm_mig.errors import UsageFault
-from slurm_mig.node import install
+from slurm_mig.node import install_manifest, install_paths, install_texts
 from slurm_mig.node.boot import WAIT
-from slurm_mig.node.install import Places, Runtime
+from slurm_mig.node.install_texts import Places, Runtime
 from slurm_mig.node.node import require_root
+from slurm_mig.settings import Config
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +57,7 @@ _DIRECTORY = OnePath(path_type=Path, file_okay=False)
 @click.option(
     "--only",
     "parts",
-    type=click.Choice(install.PARTS),
+    type=click.Choice(install_paths.PARTS),
     multiple=True,
     help="Only this part; may be given several times.",
 )
@@ -98,7 +99,11 @@ def command(
         epilog_d=epilog_d and epilog_d.absolute(),
     )
     # The log's files are put there only on request; what is taken away is everything.
-    usual = install.PARTS if away else tuple(part for part in install.PARTS if part != "log")
+    usual = (
+        install_paths.PARTS
+        if away
+        else tuple(part for part in install_paths.PARTS if part != "log")
+    )
     wanted = parts or usual
     wanted += ("log",) if log_file and "log" not in wanted else ()
     _run(wanted, places, root, away=away, force=force, dry_run=dry_run)
@@ -117,19 +122,19 @@ def _run(
     parts: Sequence[str], places: Places, root: Path, *, away: bool, force: bool, dry_run: bool
 ) -> None:
     config, runtime = _runtime(root)
-    manifest = install.below(root, places.hooks / install.MANIFEST)
+    manifest = install_paths.below(root, places.hooks / install_paths.MANIFEST)
     if away:
         from slurm_mig.cli._uninstall import uninstall
 
         uninstall(manifest, root, config, parts, force=force, dry_run=dry_run)
         return
     _check_runtime(runtime, root, parts)
-    made = install.files(parts, places, runtime, root)
+    made = install_texts.files(parts, places, runtime, root)
     if dry_run:
         _show(made, root)
         return
-    others = install.others(places, runtime.python, root)
-    install.write(made, root, manifest, keep=[runtime.config])
+    others = install_manifest.others(places, runtime.python, root)
+    install_manifest.write(made, root, manifest, keep=[runtime.config])
     for line in others:
         click.echo(f"# {line}")
     _advise(places, made, root)
@@ -145,14 +150,14 @@ def _units(named: Path | None, root: Path) -> Path | None:
 def _runtime(root: Path) -> tuple[Config, Runtime]:
     """The configuration of the system below `root`, and what its files name."""
     option = click.get_current_context().obj
-    path = install.without(root, chosen(option, os.environ).absolute())
+    path = install_paths.without(root, chosen(option, os.environ).absolute())
     if root == Path("/"):
         config = load(option)
     else:
-        there = install.below(root, path, follow=True)
+        there = install_paths.below(root, path, follow=True)
         config = load(there) if there.exists() else Config()
     bounded = WAIT + config.lock_timeout + 2 * config.slurm_timeout
-    python = install.without(root, Path(sys.executable))
+    python = install_paths.without(root, Path(sys.executable))
     return config, Runtime(python, path, config.run, bounded, config.longest_hook, sample())
 
 
@@ -163,9 +168,9 @@ def _check_runtime(runtime: Runtime, root: Path, parts: Sequence[str]) -> None:
     """
     if root == Path("/") or not {"hooks", "units"} & {*parts}:
         return
-    package = install.without(root, Path(slurm_mig.__file__).parent)
+    package = install_paths.without(root, Path(slurm_mig.__file__).parent)
     for what, path in (("Python", runtime.python), ("slurm-mig", package)):
-        if not install.below(root, path, follow=True).exists():
+        if not install_paths.below(root, path, follow=True).exists():
             raise UsageFault(
                 f"--root {root}: hooks would name this {what}, {path}, "
                 "which the image does not have",
@@ -174,13 +179,13 @@ def _check_runtime(runtime: Runtime, root: Path, parts: Sequence[str]) -> None:
             )
 
 
-def _show(made: Sequence[install.File], root: Path) -> None:
-    install.check(made, root)
+def _show(made: Sequence[install_paths.File], root: Path) -> None:
+    install_manifest.check(made, root)
     for file in made:
-        click.echo(f"{install.state(file, root):8}{install.below(root, file.path)}")
+        click.echo(f"{install_manifest.state(file, root):8}{install_paths.below(root, file.path)}")
 
 
-def _advise(places: Places, made: Sequence[install.File], root: Path) -> None:
+def _advise(places: Places, made: Sequence[install_paths.File], root: Path) -> None:
     paths = [file.path for file in made]
     if places.hook_paths["Prolog"] in paths:
         click.echo("Put these lines into slurm.conf:")
@@ -193,7 +198,7 @@ def _advise(places: Places, made: Sequence[install.File], root: Path) -> None:
             )
         for line in _site_faults(places, root):
             click.echo(f"# {line}")
-    if places.units and places.units / Path(install.UNIT).name in paths:
+    if places.units and places.units / Path(install_texts.UNIT).name in paths:
         click.echo(
             f"{places.units}/slurm-mig-boot.service readies the GPUs\nafter a boot, before slurmd "
             "starts; slurm-mig-reconcile.timer looks for left-overs\non nodes without jobs. "
@@ -206,10 +211,10 @@ def _advise(places: Places, made: Sequence[install.File], root: Path) -> None:
 def _site_faults(places: Places, root: Path) -> list[str]:
     found: list[str] = []
     for directory, ours, last in (
-        (places.prolog_d, install.PROLOG_NAME, True),
-        (places.epilog_d, install.EPILOG_NAME, False),
+        (places.prolog_d, install_texts.PROLOG_NAME, True),
+        (places.epilog_d, install_texts.EPILOG_NAME, False),
     ):
         if directory is not None:
-            there = install.below(root, directory, follow=True)
-            found += install.site_faults(there, ours, last=last)
+            there = install_paths.below(root, directory, follow=True)
+            found += install_texts.site_faults(there, ours, last=last)
     return found

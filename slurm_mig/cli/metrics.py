@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slurm_mig import __version__
-from slurm_mig.cli._common import open_node, root_to_read, survey
+from slurm_mig.cli._gpu_view import describe
+from slurm_mig.cli._node import open_node, root_to_read, survey
 from slurm_mig.cli._usage import OnePath
-from slurm_mig.cli.status import describe
 from slurm_mig.errors import NodeFault
 from slurm_mig.mig.allocation import QUARANTINED
 from slurm_mig.state.tally import Tally
-from slurm_mig.system.files import replace_file
+from slurm_mig.system.replace import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

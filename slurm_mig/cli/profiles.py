@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slurm_mig.cli._common import choose_gpus, gpu_option, json_option, open_node, print_json, table
+from slurm_mig.cli._node import choose_gpus, open_node
+from slurm_mig.cli._options import gpu_option, json_option
+from slurm_mig.cli._print import print_json, table
 from slurm_mig.errors import NotPermitted
 
 if TYPE_CHECKING:

@@ -9,14 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from slurm_mig.cli._boot import boot
-from slurm_mig.cli._common import (
-    administrator,
-    dry_run_option,
-    json_option,
-    open_node,
-    print_json,
-    slurm_of,
-)
+from slurm_mig.cli._node import administrator, open_node, slurm_of
+from slurm_mig.cli._options import dry_run_option, json_option
+from slurm_mig.cli._print import print_json
 from slurm_mig.errors import LockTimeout, SlurmFault, Unresolved, UsageFault
 from slurm_mig.node.boot import WAIT
 from slurm_mig.node.node import require_root

@@ -6,15 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from slurm_mig.cli._common import (
-    administrator,
-    choose_gpus,
-    dry_run_option,
-    gpu_option,
-    json_option,
-    open_node,
-)
-from slurm_mig.cli.destroy import check_free, report, show, would_destroy
+from slurm_mig.cli._instances import check_free, report, show, would_destroy
+from slurm_mig.cli._node import administrator, choose_gpus, open_node
+from slurm_mig.cli._options import dry_run_option, gpu_option, json_option
 from slurm_mig.errors import Held, SlurmFault
 from slurm_mig.mig.allocation import QUARANTINED
 from slurm_mig.node.node import require_root

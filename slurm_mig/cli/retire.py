@@ -7,14 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from slurm_mig.cli._common import (
-    administrator,
-    choose_gpus,
-    gpu_option,
-    json_option,
-    open_node,
-    print_json,
-)
+from slurm_mig.cli._node import administrator, choose_gpus, open_node
+from slurm_mig.cli._options import gpu_option, json_option
+from slurm_mig.cli._print import print_json
 from slurm_mig.errors import UsageFault
 from slurm_mig.node.node import require_root
 from slurm_mig.node.retire import Retirement, parse_layout

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import click
 
-from slurm_mig.cli._common import json_option, print_json, table, use_descriptions
+from slurm_mig.cli._node import use_descriptions
+from slurm_mig.cli._options import json_option
+from slurm_mig.cli._print import print_json, table
 from slurm_mig.cli._usage import Group, OnePath
 from slurm_mig.errors import UsageFault
 from slurm_mig.fleet.resolve import parse_gpu

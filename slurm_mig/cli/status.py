@@ -5,38 +5,25 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from slurm_mig.cli._common import (
-    age,
-    cell,
-    folded,
-    json_option,
-    open_node,
-    print_json,
-    root_to_read,
-    slurm_of,
-    survey,
-    when,
-)
-from slurm_mig.cli.destroy import owner_of
-from slurm_mig.cli.gpus import mode_text
+from slurm_mig.cli._mode_text import mode_text
+from slurm_mig.cli._node import open_node, root_to_read, slurm_of, survey
+from slurm_mig.cli._options import json_option
+from slurm_mig.cli._print import age, cell, folded, print_json, when
 from slurm_mig.errors import SlurmFault, SlurmMigError, UsageFault
-from slurm_mig.mig.allocation import ACTIVE, QUARANTINED
-from slurm_mig.mig.plan import Slot, fitting
 from slurm_mig.node.fence import numbers, set_aside
 from slurm_mig.state.ledger import Retired
-from slurm_mig.system.files import lacking
+from slurm_mig.system.space import lacking
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from slurm_mig.mig.allocation import Allocation
-    from slurm_mig.mig.driver import Gpu, GpuInstance
     from slurm_mig.node.node import Node
+
+from slurm_mig.cli._gpu_view import describe
 
 #: Columns of the picture, divided among a GPU's placement units.
 WIDTH = 72
@@ -164,68 +151,6 @@ def _ask_slurm(
     except SlurmFault as fault:
         return None, [fault]
     return {"state": "+".join(sorted(found.state)), "reason": found.reason}, []
-
-
-def describe(node: Node, gpu: Gpu) -> dict[str, Any]:
-    """A GPU with its instances and what still fits, as plain data."""
-    geometry = node.driver.geometry(gpu)
-    found = node.driver.instances(gpu)
-    present = [Slot(geometry.by_id(item.profile_id), item.placement) for item in found]
-    return {
-        "gpu": gpu.minor,
-        "uuid": gpu.uuid,
-        "name": gpu.name,
-        "mig_mode": gpu.mig_mode,
-        "mig_pending": gpu.mig_pending,
-        "managed": node.managed(gpu),
-        "retired": asdict(mark) if (mark := node.retired.get(gpu.uuid)) else None,
-        "units": geometry.units,
-        "instances": [
-            _instance(str(slot.row.name), item)
-            | _of_record(node, gpu, owner_of(node, gpu, item), item)
-            for slot, item in zip(present, found, strict=True)
-        ],
-        "whole": [
-            _of_record(node, gpu, record)
-            for record in node.ledger.open_on(gpu.uuid)
-            if record.whole
-        ],
-        "free": fitting(geometry, present),
-    }
-
-
-def _instance(profile: str, item: GpuInstance) -> dict[str, Any]:
-    return {
-        "profile": profile,
-        "start": item.placement.start,
-        "size": item.placement.size,
-        "gi_id": item.gi_id,
-        "uuid": item.compute[0].uuid if item.compute else None,
-        "uuids": [compute.uuid for compute in item.compute],
-    }
-
-
-def _of_record(
-    node: Node, gpu: Gpu, record: Allocation | None, item: GpuInstance | None = None
-) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "phase": record.phase if record else "foreign",
-        "job_id": record.owner.job_id if record else None,
-        "restart": record.owner.restart if record else None,
-        "user": record.owner.user if record else None,
-        "uid": record.owner.uid if record else None,
-        "since": record.created if record else None,
-        "reason": record.reason if record and record.phase != ACTIVE else "",
-    }
-    if record and record.phase == QUARANTINED:
-        # The reason is of the last teardown; who holds it may be somebody else by now.
-        holders = node.stuck.holders(gpu, item)
-        since = node.ledger.first(record, QUARANTINED)
-        facts["stuck_since"] = since.at
-        facts["stuck_for"] = since.age(node.ledger.now())
-        facts["held_now"] = holders.text()
-        facts["holders"] = [holder.to_dict() for holder in holders.nearest]
-    return facts
 
 
 def picture(gpu: dict[str, Any]) -> str:

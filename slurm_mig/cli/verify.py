@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from slurm_mig.cli._common import json_option, open_node, print_json, table
+from slurm_mig.cli._node import open_node
+from slurm_mig.cli._options import json_option
+from slurm_mig.cli._print import print_json, table
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.cli.generate import DEFAULT_HOOKS
 from slurm_mig.errors import Exposed, UsageFault

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import click
 
-from slurm_mig.cli._common import json_option, print_json, table, use_descriptions
+from slurm_mig.cli._node import use_descriptions
+from slurm_mig.cli._options import json_option
+from slurm_mig.cli._print import print_json, table
 from slurm_mig.mig import catalog
 from slurm_mig.mig.weights import derive
 

@@ -40,21 +40,21 @@ from slurm_mig.doctor.slurm_checks import loaded_values
 from slurm_mig.errors import LedgerFault, NodeFault, SlurmFault, SlurmMigError, UsageFault
 from slurm_mig.fleet import slurm_files
 from slurm_mig.gpu import indexes
-from slurm_mig.node.install import HOOKS, sources
+from slurm_mig.node.install_texts import HOOKS, sources
 from slurm_mig.slurm import conf
 from slurm_mig.slurm.commands import CommandClient
 from slurm_mig.state.ledger import check_usable, digest_in, newest, recorded, retired
-from slurm_mig.system.files import lacking
+from slurm_mig.system.space import lacking
 from slurm_mig.transaction.evidence import missing
 from slurm_mig.transaction.recognise import strangers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from slurm_mig.config import Config
     from slurm_mig.mig.allocation import Instance
     from slurm_mig.mig.driver import Gpu
     from slurm_mig.node.node import Node
+    from slurm_mig.settings import Config
     from slurm_mig.slurm.protocol import NodeFacts
 
 #: Where slurm.conf lies unless told otherwise; the last is a configless node's.

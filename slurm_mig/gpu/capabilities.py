@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import DeviceNodeFault, NodeFault
 from slurm_mig.system.causes import out_of_order
-from slurm_mig.system.files import private_directory, trusted
+from slurm_mig.system.trust import private_directory, trusted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -11,7 +11,8 @@ import json
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import NodeFault
-from slurm_mig.system.files import private_directory, read_own, replace_file, trusted
+from slurm_mig.system.replace import replace_file
+from slurm_mig.system.trust import private_directory, read_own, trusted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -19,8 +19,8 @@ from slurm_mig.mig.request import without_stamp
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from slurm_mig.config import Config
     from slurm_mig.mig.allocation import Allocation, Owner
+    from slurm_mig.settings import Config
     from slurm_mig.slurm.protocol import JobFacts, Slurm
 
 #: First release whose restarted jobs always get a Prolog (facts/slurm.md#releases).

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.mig.allocation import QUARANTINED
 from slurm_mig.slurm.protocol import STUCK as REASON
-from slurm_mig.system.files import replace_file
+from slurm_mig.system.replace import replace_file
 from slurm_mig.text import ascii_line
 
 if TYPE_CHECKING:

@@ -17,12 +17,12 @@ from slurm_mig.errors import DriverMissing, GpuLost, NodeFault, NotPermitted, Sl
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from slurm_mig.config import Config
     from slurm_mig.errors import SlurmMigError
     from slurm_mig.gpu.capabilities import Capabilities
     from slurm_mig.gpu.remedies import Stuck
     from slurm_mig.mig.driver import Driver, Gpu
     from slurm_mig.node.fence import Fence
+    from slurm_mig.settings import Config
     from slurm_mig.slurm.protocol import NodeFacts, Slurm
     from slurm_mig.state.ledger import Ledger, Retired
     from slurm_mig.state.locks import Locks
@@ -123,7 +123,7 @@ class Node:
     @cached_property
     def boot_id(self) -> str:
         """Id of this boot."""
-        from slurm_mig.system.files import boot_id
+        from slurm_mig.system.boot import boot_id
 
         return boot_id(self._root / "proc/sys/kernel/random/boot_id")
 
@@ -251,7 +251,7 @@ class Node:
     def tasks(self) -> TaskSettings:
         """What the site decided about tasks."""
         from slurm_mig.state.task_file import TaskSettings
-        from slurm_mig.system.files import find_program
+        from slurm_mig.system.programs import find_program
 
         config = self.config
         return TaskSettings(
@@ -432,7 +432,7 @@ class Node:
 
 def _check_library(path: Path) -> None:
     """What root loads runs as root; DriverMissing where somebody else could have written it."""
-    from slurm_mig.system.files import trusted
+    from slurm_mig.system.trust import trusted
 
     if os.geteuid() != 0:
         return

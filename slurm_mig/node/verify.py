@@ -31,7 +31,8 @@ from slurm_mig.gpu.capabilities import read_access
 from slurm_mig.gpu.holder_search import until_end
 from slurm_mig.mig import allocation as phases
 from slurm_mig.state.run_files import job_of
-from slurm_mig.system.files import find_program, trusted
+from slurm_mig.system.programs import find_program
+from slurm_mig.system.trust import trusted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -322,7 +323,9 @@ class Isolation:
 
     def _scripts(self) -> dict[str, Path]:
         """The hooks, where `install` wrote them: one may be in a directory of the site's."""
-        from slurm_mig.node.install import EPILOG_NAME, MANIFEST, PROLOG_NAME, read_manifest
+        from slurm_mig.node.install_manifest import read_manifest
+        from slurm_mig.node.install_paths import MANIFEST
+        from slurm_mig.node.install_texts import EPILOG_NAME, PROLOG_NAME
 
         found = {f"hook {name}": self._hooks / name for name in ("prolog", "epilog", "task_prolog")}
         # Of a list that others could have written the way to the hooks tells.

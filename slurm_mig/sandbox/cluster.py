@@ -19,7 +19,7 @@ from slurm_mig.fleet.fleet import Fleet
 from slurm_mig.fleet.fleet_file import FleetText, NodeText
 from slurm_mig.fleet.resolve import node_groups
 from slurm_mig.mig import catalog
-from slurm_mig.node.install import install_hooks
+from slurm_mig.node.install_texts import install_hooks
 from slurm_mig.node.node import Node
 from slurm_mig.sandbox import prerequisites
 from slurm_mig.sandbox.daemons import free_ports, kill_all_in, start_daemon, stop

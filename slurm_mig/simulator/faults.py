@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import SimulatorFault
 from slurm_mig.simulator.codes import BY_NAME
-from slurm_mig.system.files import replace_file
+from slurm_mig.system.replace import replace_file
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -23,7 +23,7 @@ from slurm_mig.mig.profile import Profile
 from slurm_mig.simulator.board import Board
 from slurm_mig.simulator.faults import Faults
 from slurm_mig.simulator.tree import Tree
-from slurm_mig.system.files import replace_file
+from slurm_mig.system.replace import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -11,31 +11,30 @@ import os
 import re
 import subprocess
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 from slurm_mig.errors import NodeFault, SlurmFault
-from slurm_mig.slurm import hostlist
 from slurm_mig.slurm.protocol import LIVE_STATES, STUCK, AccountingRow, JobFacts, NodeFacts, Share
 from slurm_mig.system.causes import out_of_order
-from slurm_mig.system.files import SEARCH, find_program, trusted
 from slurm_mig.system.held import ask_freely
+from slurm_mig.system.programs import SEARCH, find_program
+from slurm_mig.system.trust import trusted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-
-#: Bytes of squeue's columns for a job's number and for its AdminComment; no argument of a
-#: command can be twice as long (execve(2), MAX_ARG_STRLEN).
-ID_WIDTH, COMMENT_WIDTH = 20, 65000
-
-#: Limits in TRES that a QOS and an association can have (sacctmgr(1)).
-LIMITS: Final = (
-    "GrpTRES", "GrpTRESMins", "GrpTRESRunMins", "MaxTRES", "MaxTRESPerNode", "MaxTRESMins",
-)  # fmt: skip
-
-#: Columns that sacct is asked for.
-SACCT_CELLS = 7
+from slurm_mig.slurm.answers import (
+    COMMENT_WIDTH,
+    ID_WIDTH,
+    LIMITS,
+    accounting_row,
+    cut,
+    gpu_indexes,
+    listed,
+    node_facts,
+    shares_of,
+)
 
 
 class CommandClient:
@@ -80,7 +79,7 @@ class CommandClient:
                 return None
             raise
         for line in output.split("\n"):
-            ident, array, batch, requeue, state, nodes, tres = _cut(line, widths)
+            ident, array, batch, requeue, state, nodes, tres = cut(line, widths)
             if ident == str(job_id):
                 gres = "" if tres == "N/A" else tres
                 return JobFacts(job_id, array, batch == "1", requeue == "1", state, gres, nodes)
@@ -104,7 +103,7 @@ class CommandClient:
             (job,) = [job for job in json.loads(output)["jobs"] if job["job_id"] == job_id]
             nodes = [item["name"] for item in job["job_resources"]["nodes"]["allocation"]]
             detail = dict(zip(nodes, job["gres_detail"], strict=True)).get(node, "")
-            return _gpu_indexes(detail)
+            return gpu_indexes(detail)
         except (ValueError, KeyError, TypeError) as problem:
             raise SlurmFault(
                 f"scontrol --json show job {job_id}: {type(problem).__name__}: {problem}"
@@ -131,19 +130,19 @@ class CommandClient:
 
     def node(self, name: str) -> NodeFacts:
         """Facts of a node; nothing in this line is a user's to write."""
-        return _node_facts(name, self._run("scontrol", "show", "node", "-d", "-o", name).strip())
+        return node_facts(name, self._run("scontrol", "show", "node", "-d", "-o", name).strip())
 
     def nodes(self) -> list[NodeFacts]:
         """Facts of every node."""
         lines = self._run("scontrol", "show", "node", "-d", "-o").split("\n")
         named = [(re.match(r"NodeName=(\S+)", line), line) for line in lines]
-        return [_node_facts(name[1], line) for name, line in named if name]
+        return [node_facts(name[1], line) for name, line in named if name]
 
     def shares(self) -> list[Share]:
         """What every job that runs has, a row for each of its nodes."""
         states = ",".join(LIVE_STATES)
         try:
-            return _shares(self._run("squeue", "--json", "-a", "-t", states))
+            return shares_of(self._run("squeue", "--json", "-a", "-t", states))
         except SlurmFault as fault:
             # Without the JSON plugin: squeue's columns have no GPUs.
             if not fault.cause.startswith("squeue --json"):
@@ -162,7 +161,7 @@ class CommandClient:
         layout = ",".join(f"{name}:{width}" for name, width in zip(names, widths, strict=True))
         output = self._run("squeue", "-h", "-a", "-t", states, "-O", layout)
         lines = filter(None, output.split("\n"))
-        return [item for line in lines for item in _listed(_cut(line, widths))]
+        return [item for line in lines for item in listed(cut(line, widths))]
 
     def accounting(self, since: float, until: float) -> list[AccountingRow]:
         """Runs of all users that existed in that time, as slurmdbd has them.
@@ -176,7 +175,7 @@ class CommandClient:
         output = self._run(
             "sacct", "-n", "-P", "-X", "-D", "-a", "-o", columns, "-S", start, "-E", end
         )
-        return [_row(line) for line in filter(None, output.split("\n"))]
+        return [accounting_row(line) for line in filter(None, output.split("\n"))]
 
     def cluster(self) -> str:
         """Name of the cluster (slurm.conf(5), ClusterName); empty where it has none."""
@@ -370,198 +369,3 @@ def _check_program(path: Path) -> None:
             return
     except NodeFault as fault:
         raise SlurmFault(f"run {path.name}: {fault.cause}", remedy=fault.remedy) from fault
-
-
-def _gpu_indexes(detail: str) -> tuple[int, ...]:
-    """Indexes in `gpu:a:0(IDX:),gpu:b:2(IDX:1-2)`."""
-    found: set[int] = set()
-    for ranges in re.findall(r"(?:^|,)gpu(?::[^(,]*)?\(IDX:([0-9,-]*)\)", detail):
-        found |= _indexes(ranges)
-    return tuple(sorted(found))
-
-
-def _indexes(ranges: str) -> set[int]:
-    """`0,2-3` as numbers; none of an empty text."""
-    found: set[int] = set()
-    for part in filter(None, ranges.split(",")):
-        first, _, last = part.partition("-")
-        found.update(range(int(first), int(last or first) + 1))
-    return found
-
-
-def _cut(line: str, widths: Sequence[int]) -> list[str]:
-    parts, at = [], 0
-    for width in widths:
-        parts.append(line[at : at + width].strip())
-        at += width
-    return parts
-
-
-def _node_facts(name: str, line: str) -> NodeFacts:
-    """A line of `scontrol show node -d -o`; nothing in it is a user's to write."""
-    # The first of each: the reason comes last, and may quote anything.
-    state = re.search(r" State=(\S+)", line)
-    gres = re.search(r" Gres=(\S+)", line)
-    used = re.search(r" GresUsed=(\S+)", line)
-    reason = re.search(r" Reason=(.*) \[[^\[\]]*@[^\[\]]*\]", line)
-    # Of another node, whose answer that may be, it is no proof.
-    this = line.startswith(f"NodeName={name} ")
-    host = re.search(r" NodeHostName=(\S+)", line) if this else None
-    address = re.search(r" NodeAddr=(\S+)", line) if this else None
-    counts = _configured(gres[1] if gres else "")
-    return NodeFacts(
-        name,
-        frozenset(re.findall("[A-Z_]+", state[1] if state else "")),
-        reason[1] if reason else "",
-        counts,
-        _by_gpu(counts, _details(used[1] if used else "")),
-        host[1] if host else "",
-        address[1] if address else "",
-    )
-
-
-def _details(text: str) -> list[tuple[str, str]]:
-    """`mig:1g.10gb(CNT:2),shard:h100:8(8/31,0/0)` as words with what stands in their brackets."""
-    return re.findall(r"([^,()]+)\(([^)]*)\)", text)
-
-
-def _by_gpu(
-    counts: Mapping[str, int], details: Sequence[tuple[str, str]]
-) -> tuple[tuple[int, int], ...] | None:
-    """(used, all) shards of each GPU; Slurm counts the places within each type of GPU.
-
-    26.05 writes `-/31` for a GPU that a job has as a whole: none of its shards is used.
-    """
-    places = {
-        word.rpartition(":")[0].removeprefix("shard:"): re.findall(r"(\d+|-)/(\d+)", inside)
-        for word, inside in details
-        if word.startswith("shard:")
-    }
-    if not any(places.values()):
-        return None
-    found: list[tuple[int, int]] = []
-    for name, count in counts.items():
-        if name.startswith("gpu:"):
-            pairs = places.get(name.removeprefix("gpu:"), [])
-            shards = [(0 if used == "-" else int(used), int(full)) for used, full in pairs]
-            found += shards or [(0, 0)] * count
-    return tuple(found)
-
-
-def _shares(output: str) -> list[Share]:
-    """What `squeue --json` says; SlurmFault, named after it, where it does not say enough."""
-    import json
-
-    try:
-        jobs = json.loads(output)["jobs"]
-        return [item for job in jobs for item in _share(job)]
-    except (ValueError, KeyError, TypeError) as problem:
-        raise SlurmFault(f"squeue --json: {type(problem).__name__}: {problem}") from problem
-
-
-def _share(job: dict[str, Any]) -> Iterator[Share]:
-    # 22.05 lists every job, whatever states were asked for.
-    states = job["job_state"]
-    words = [states] if isinstance(states, str) else states
-    if not job["nodes"] or not {*words} & {*LIVE_STATES}:
-        return
-    nodes = _allocated(job["job_resources"])
-    # A job without gres has an empty list.
-    for node, detail in zip(nodes, job["gres_detail"] or [""] * len(nodes), strict=True):
-        gres, gpus = _held(detail)
-        yield Share(
-            job["job_id"],
-            job["restart_cnt"],
-            # A login node may not know every user.
-            job["user_name"] or str(job["user_id"]),
-            node,
-            _start(job["start_time"]),
-            gres,
-            gpus,
-        )
-
-
-def _allocated(resources: dict[str, Any]) -> list[str]:
-    """Names of a job's nodes, in the order of its gres; 22.05 calls the list something else."""
-    if "allocated_nodes" in resources:
-        return [item["nodename"] for item in resources["allocated_nodes"]]
-    return [item["name"] for item in resources["nodes"]["allocation"]]
-
-
-def _start(value: Any) -> float | None:
-    """22.05 writes a plain number, 0 for none."""
-    if isinstance(value, int):
-        return float(value) or None
-    return float(value["number"]) if value["set"] else None
-
-
-def _held(detail: str) -> tuple[dict[str, int], tuple[int, ...]]:
-    """Counts by name, and the indexes of the GPUs that they are on.
-
-    Unlike a node's, a job's shards are told for every GPU of the node, in their order; by
-    22.05 as the one GPU that they are of.
-    """
-    gres: dict[str, int] = {}
-    gpus: set[int] = set(_gpu_indexes(detail))
-    for word, inside in _details(detail):
-        if inside.startswith("CNT:"):
-            gres[word] = int(inside.removeprefix("CNT:"))
-        else:
-            name, _, count = word.rpartition(":")
-            # 22.05 tells 0 of each type that a node has and the job does not.
-            gres |= {name: int(count)} if int(count) else {}
-            gpus |= _indexes(inside[4:] if inside.startswith("IDX:") else "")
-            used = enumerate(re.findall(r"(\d+)/\d+", inside))
-            gpus |= {place for place, number in used if int(number)}
-    return gres, tuple(sorted(gpus))
-
-
-def _listed(cells: Sequence[str]) -> Iterator[Share]:
-    """A line of squeue, which does not tell GPUs."""
-    job, restarts, uid, user, start, nodes, tres = cells
-    gres = {
-        name: int(count)
-        for item in tres.split(",")
-        for name, _, count in [item.removeprefix("gres:").removeprefix("gres/").rpartition(":")]
-        if name and count.isdigit()
-    }
-    for node in hostlist.expand(nodes) if nodes else ():
-        since = float(start) if start.isdigit() else None
-        name = uid if user == "nobody" else user
-        yield Share(int(job), int(restarts), name, node, since, gres, None)
-
-
-def _configured(text: str) -> dict[str, int]:
-    """`gpu:h100:2(S:0-1),mig:1g.10gb:14` as name and count."""
-    plain = re.sub(r"\([^)]*\)", "", text)
-    pairs = [item.rpartition(":") for item in plain.split(",")]
-    return {name: int(count) for name, _, count in pairs if count.isdigit()}
-
-
-def _row(line: str) -> AccountingRow:
-    cells = line.split("|")
-    if len(cells) != SACCT_CELLS or not cells[0].isdecimal():
-        raise SlurmFault(
-            f"sacct printed {line[:100]!r}, not a run of a job",
-            remedy="compare `sacct --version` with that of slurmdbd",
-        )
-    job, user, nodes, state, start, end, tres = cells
-    pairs = [item.partition("=") for item in tres.split(",")]
-    return AccountingRow(
-        job_id=int(job),
-        user=user,
-        nodes=nodes,
-        # "CANCELLED by 0"
-        state=state.partition(" ")[0],
-        start=_seconds(start),
-        end=_seconds(end),
-        gres={
-            name.removeprefix("gres/"): int(count)
-            for name, _, count in pairs
-            if name.startswith("gres/")
-        },
-    )
-
-
-def _seconds(text: str) -> float | None:
-    return float(text) if text.isdigit() else None

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from slurm_mig.system.causes import out_of_order
-from slurm_mig.system.files import grant, public_directory
+from slurm_mig.system.replace import grant
+from slurm_mig.system.trust import public_directory
 
 #: Steps that can share a slice at one moment (srun --overlap); without that it is one.
 STEPS: Final = 4

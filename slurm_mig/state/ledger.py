@@ -19,7 +19,6 @@ always named. One with breaking changes that are not known here is refused.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sqlite3
@@ -36,7 +35,6 @@ from slurm_mig.mig.allocation import (
     ACTIVE,
     GONE,
     OPEN,
-    PLANNED,
     QUARANTINED,
     RELEASING,
     WHOLE_MIG_OFF,
@@ -47,119 +45,20 @@ from slurm_mig.mig.allocation import (
 from slurm_mig.state.tally import Event
 from slurm_mig.system.causes import ledger_remedy
 from slurm_mig.system.elapsed import Moment, uptime
-from slurm_mig.system.files import check_own, private_directory
+from slurm_mig.system.trust import check_own, private_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-SCHEMA: Final = 3
-
-#: One breaking change in `user_version`; what is below it counts additions.
-BREAKING: Final = 1000
+from slurm_mig.state import schema
+from slurm_mig.state.event import _EVENT, ARCHIVED, CARRIED, NO_ALLOCATION, digest
+from slurm_mig.state.schema import BREAKING, CHECKPOINT, MIGRATIONS, PASSING, statements
 
 #: Hex digits of a digest that a log line has: 64 bits that nobody hits on purpose.
 HEAD_DIGITS: Final = 16
 
 #: Longest wait for another process's transaction, in seconds.
 BUSY_TIMEOUT: Final = 20.0
-
-#: Size of the WAL, in bytes, at which it is copied into the file. Whoever opens the ledger after
-#: a hook reads the WAL, which takes some milliseconds by then.
-CHECKPOINT: Final = 1 << 20
-
-#: Kinds of steps that only the next hook needs to know of.
-_PASSING: Final = (PLANNED, RELEASING)
-
-_CREATE: Final = """
-CREATE TABLE allocation (
-    number    INTEGER PRIMARY KEY,
-    job_id    INTEGER,
-    restart   INTEGER NOT NULL,
-    sluid     TEXT NOT NULL,
-    uid       INTEGER NOT NULL,
-    gid       INTEGER NOT NULL,
-    user      TEXT NOT NULL,
-    account   TEXT NOT NULL,
-    het_leader INTEGER,
-    node      TEXT NOT NULL,
-    gpu_uuid  TEXT NOT NULL,
-    gpu_minor INTEGER NOT NULL,
-    gpu_name  TEXT NOT NULL,
-    boot_id   TEXT NOT NULL,
-    request   TEXT NOT NULL,
-    phase     TEXT NOT NULL,
-    reason    TEXT NOT NULL,
-    created   REAL NOT NULL,
-    ended     REAL
-);
-CREATE INDEX allocation_job ON allocation (job_id);
-CREATE INDEX allocation_open ON allocation (phase) WHERE ended IS NULL;
-CREATE TABLE instance (
-    allocation INTEGER NOT NULL REFERENCES allocation (number),
-    place      INTEGER NOT NULL,
-    profile    TEXT NOT NULL,
-    profile_id INTEGER NOT NULL,
-    start      INTEGER NOT NULL,
-    size       INTEGER NOT NULL,
-    gi_id      INTEGER,
-    ci_id      INTEGER,
-    uuid       TEXT,
-    PRIMARY KEY (allocation, place)
-) WITHOUT ROWID;
-CREATE INDEX instance_uuid ON instance (uuid);
-CREATE TABLE event (
-    seq        INTEGER PRIMARY KEY,
-    at         REAL NOT NULL,
-    kind       TEXT NOT NULL,
-    allocation INTEGER NOT NULL,
-    job_id     INTEGER,
-    detail     TEXT NOT NULL,
-    digest     TEXT NOT NULL
-);
-CREATE INDEX event_allocation ON event (allocation);
-CREATE TRIGGER event_no_update BEFORE UPDATE ON event
-    BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
-CREATE TRIGGER event_no_delete BEFORE DELETE ON event
-    BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
-"""
-
-#: GPUs whose management has ended: since when, by whom, and the layout they were left in.
-_RETIRED: Final = """
-CREATE TABLE retired (
-    gpu_uuid TEXT PRIMARY KEY,
-    at       REAL NOT NULL,
-    who      TEXT NOT NULL,
-    layout   TEXT NOT NULL
-) WITHOUT ROWID;
-"""
-
-#: What `slurm-mig audit` asks for: a time, a user, an account. Both times are in the first, so
-#: that a year of others' rows is passed over without reading them.
-_AUDIT_INDEXES: Final = """
-CREATE INDEX allocation_time ON allocation (created, ended);
-CREATE INDEX allocation_user ON allocation (user, created);
-CREATE INDEX allocation_account ON allocation (account, created);
-"""
-
-#: How far `slurm-mig archive` has moved events away: up to `seq`, all from before the time
-#: `before`, into `file`. The chain that is left goes on from `digest`. In an archive the row says
-#: where its own chain begins. What lies behind no checkpoint can still not be removed.
-_CHECKPOINT: Final = """
-CREATE TABLE checkpoint (
-    seq    INTEGER PRIMARY KEY,
-    digest TEXT NOT NULL,
-    file   TEXT NOT NULL,
-    before REAL NOT NULL
-);
-DROP TRIGGER event_no_delete;
-CREATE TRIGGER event_no_delete BEFORE DELETE ON event
-    WHEN OLD.seq > (SELECT coalesce(max(seq), 0) FROM checkpoint)
-    BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
-"""
-
-#: Statements that lead from each schema version to the next key, and from the last to SCHEMA.
-MIGRATIONS: Final[dict[int, str]] = {0: _CREATE, 1: _RETIRED + _AUDIT_INDEXES, 2: _CHECKPOINT}
-
 _OWNER: Final = ("job_id", "restart", "sluid", "uid", "gid", "user", "account", "het_leader")
 _PLAIN: Final = (
     "node",
@@ -175,19 +74,10 @@ _PLAIN: Final = (
 )
 _IS_OPEN: Final = f"ended IS NULL AND phase IN ({', '.join(repr(phase) for phase in OPEN)})"
 _COLUMNS: Final = (*_OWNER, *_PLAIN)
+
 #: What later events of an allocation repeat; the first one has everything.
 _CHANGING: Final = ("phase", "reason", "instances", "ended")
 _INSTANCE: Final = ("profile", "profile_id", "start", "size", "gi_id", "ci_id", "uuid")
-#: What an event's digest is made of, in this order.
-_EVENT: Final = ("seq", "at", "kind", "allocation", "job_id", "detail")
-
-#: What stands for an allocation in events that concern a GPU or the ledger alone.
-NO_ALLOCATION: Final = 0
-
-#: Events that `slurm-mig archive` writes: one for each record whose earlier events go to an
-#: archive while it stays, with everything that is known of it; and one for itself.
-CARRIED: Final = "carried"
-ARCHIVED: Final = "archived"
 
 
 @dataclass(frozen=True, slots=True)
@@ -592,14 +482,14 @@ class Ledger:
             if self._known(version):
                 return
             for step in sorted(key for key in MIGRATIONS if key >= version):
-                for statement in _statements(MIGRATIONS[step]):
+                for statement in statements(MIGRATIONS[step]):
                     db.execute(statement)
-            db.execute(f"PRAGMA user_version={SCHEMA}")
+            db.execute(f"PRAGMA user_version={schema.SCHEMA}")
 
     def _known(self, version: int) -> bool:
         """Whether a ledger of that version can be used as it is; LedgerTooNew if it never can."""
         _check_version(self._path, version)
-        return version >= SCHEMA
+        return version >= schema.SCHEMA
 
     @contextmanager
     def _writing(self, *, force: bool = True) -> Iterator[None]:
@@ -669,7 +559,7 @@ def _look(path: Path, query: str, *values: object) -> list[tuple[Any, ...]]:
 
 def _lasts(allocation: Allocation, kind: str) -> bool:
     """Whether a power cut must not take a change back."""
-    return kind not in _PASSING or allocation.request == WHOLE_MIG_OFF
+    return kind not in PASSING or allocation.request == WHOLE_MIG_OFF
 
 
 @contextmanager
@@ -690,10 +580,11 @@ def _transaction(db: sqlite3.Connection, *, force: bool = True) -> Iterator[None
 
 
 def _check_version(path: Path | str, version: int) -> None:
-    if version // BREAKING > SCHEMA // BREAKING:
+    if version // BREAKING > schema.SCHEMA // BREAKING:
         raise LedgerTooNew(
             f"{path} has schema version {version}, this slurm-mig {__version__} knows up "
-            f"to {SCHEMA} and its additions below {(SCHEMA // BREAKING + 1) * BREAKING}",
+            f"to {schema.SCHEMA} and its additions below "
+            f"{(schema.SCHEMA // BREAKING + 1) * BREAKING}",
             remedy="install the slurm-mig again that wrote it, or a later one "
             '(docs/upgrade.md, "Upgrading")',
         )
@@ -707,19 +598,6 @@ def _busy(problem: BaseException) -> bool:
     code = getattr(problem, "sqlite_errorcode", 0)
     # Extended codes keep the plain one in their low byte.
     return code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-
-
-def digest(before: str, content: Sequence[object]) -> str:
-    """SHA-256 over the previous row's digest and this row, as canonical JSON.
-
-    A byte string, which only an edit puts there, has a digest, too: that no row has.
-    """
-    text = json.dumps([before, *content], separators=(",", ":"), default=_unwritten)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _unwritten(value: object) -> dict[str, str]:
-    return {"bytes": repr(value)}
 
 
 def _create_private(path: Path) -> None:
@@ -748,16 +626,6 @@ def _check_private(path: Path) -> None:
             path.chmod(0o600)
     finally:
         os.close(descriptor)
-
-
-def _statements(script: str) -> Iterator[str]:
-    """Single statements: executescript() would commit between them."""
-    pending = ""
-    for line in script.strip().splitlines():
-        pending += line + "\n"
-        if sqlite3.complete_statement(pending):
-            yield pending
-            pending = ""
 
 
 def _values(allocation: Allocation) -> tuple[Any, ...]:

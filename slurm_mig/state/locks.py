@@ -20,13 +20,10 @@ from filelock import Timeout, UnixFileLock
 from slurm_mig.errors import Crowded, LockTimeout, NodeFault
 from slurm_mig.state.turns import Turn
 from slurm_mig.system.causes import out_of_order
-from slurm_mig.system.files import (
-    private_directory,
-    remove_abandoned,
-    replace_file,
-    waiting_for_room,
-)
 from slurm_mig.system.held import holding
+from slurm_mig.system.replace import remove_abandoned, replace_file
+from slurm_mig.system.space import waiting_for_room
+from slurm_mig.system.trust import private_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

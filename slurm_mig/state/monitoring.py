@@ -13,7 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from slurm_mig.errors import NodeFault
-from slurm_mig.system.files import private_directory, replace_file
+from slurm_mig.system.replace import replace_file
+from slurm_mig.system.trust import private_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

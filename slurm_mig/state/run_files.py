@@ -26,16 +26,15 @@ from typing import TYPE_CHECKING, Final
 from slurm_mig.errors import NodeFault, NoSpace
 from slurm_mig.mig.allocation import Allocation
 from slurm_mig.state import leases
-from slurm_mig.system.files import (
+from slurm_mig.system.detach import remove_as_owner
+from slurm_mig.system.replace import remove_abandoned, replace_file
+from slurm_mig.system.space import waiting_for_room
+from slurm_mig.system.trust import (
     private_directory,
     public_directory,
     read_own,
-    remove_abandoned,
-    remove_as_owner,
-    replace_file,
     trusted,
     user_directory,
-    waiting_for_room,
 )
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from slurm_mig.audit.chain import (
     check_heads,
 )
 from slurm_mig.mig.allocation import ACTIVE, PLANNED, RELEASED, RELEASING
-from slurm_mig.state.ledger import digest
+from slurm_mig.state.event import digest
 
 from .records import record
 

@@ -191,7 +191,7 @@ class Clinic:
         try:
             config = load(self.site.config, {})
         except ConfigFault as problem:
-            from slurm_mig.config import Config
+            from slurm_mig.settings import Config
 
             config, fault = Config(source=self.site.config), str(problem)
         node = Node(config, {"SLURMD_NODENAME": "n1"})

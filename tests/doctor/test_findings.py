@@ -184,7 +184,7 @@ def no_gpu_of_that_number(clinic: Clinic) -> None:
 
 
 def full_file_system(clinic: Clinic) -> None:
-    clinic.monkeypatch.setattr("slurm_mig.system.files.LEAST_BYTES", 1 << 62)
+    clinic.monkeypatch.setattr("slurm_mig.system.space.LEAST_BYTES", 1 << 62)
 
 
 def old_driver(clinic: Clinic) -> None:

@@ -21,7 +21,7 @@ from ..test_hooks import STAMP
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from slurm_mig.config import Config
+    from slurm_mig.settings import Config
 
     from .clinic import Clinic
 

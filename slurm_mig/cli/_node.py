@@ -1,51 +1,25 @@
-"""What the verbs share: options, opening the node, tables, JSON."""
+"""Opening the node for a verb: its adapters, its GPUs, and who may."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from itertools import chain
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 import click
 
-from slurm_mig.config import Config, load, locate
+from slurm_mig.config import load, locate
 from slurm_mig.errors import ConfigFault, NotPermitted, SlurmFault, UsageFault
 from slurm_mig.mig.allocation import Owner
 from slurm_mig.node.node import Node
-from slurm_mig.text import shown
+from slurm_mig.settings import Config
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from slurm_mig.errors import SlurmMigError
     from slurm_mig.mig.driver import Gpu
     from slurm_mig.slurm.protocol import Slurm
-
-json_option: Callable[[Any], Any] = click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON instead of a table."
-)
-
-
-#: As with nvidia-smi: `-i` names a GPU, and without it a command means all of them.
-gpu_option: Callable[[Any], Any] = click.option(
-    "-i", "--gpu", "gpu", default="all", help="Device minor or UUID; all GPUs if not given."
-)
-
-dry_run_option: Callable[[Any], Any] = click.option(
-    "--dry-run", is_flag=True, help="Only say what would be done."
-)
-
-
-#: Seconds since the epoch that are taken for such: of the years 2001 to 5138.
-FIRST_SECOND: Final = 10**9
-LAST_SECOND: Final = 10**11
-
-#: A number that is no date in ISO 8601's basic format.
-_SECONDS: Final = re.compile(r"(?![0-9]{8}\Z)[0-9]+(\.[0-9]+)?")
 
 
 @contextmanager
@@ -185,104 +159,3 @@ def could_be_lost(text: str, answering: Sequence[Gpu], faults: Sequence[SlurmMig
         return False
     minors = map(str, range(len(answering) + len(faults)))
     return text.startswith("GPU-") or text in minors
-
-
-def print_json(data: object) -> None:
-    """JSON for programs: stable keys, one document."""
-    click.echo(json.dumps(data, indent=2))
-
-
-def print_json_rows(rows: Iterable[object]) -> None:
-    """As `print_json` of a list, of which only one row at a time need be in memory."""
-    empty = True
-    for row in rows:
-        text = json.dumps(row, indent=2).replace("\n", "\n  ")
-        click.echo(f"[\n  {text}" if empty else f",\n  {text}", nl=False)
-        empty = False
-    click.echo("[]" if empty else "\n]")
-
-
-class Columns:
-    """Columns padded to their widest cell, numbers to the right, learnt row by row."""
-
-    def __init__(self, headers: Sequence[str]) -> None:
-        self._headers = headers
-        self._widths = [len(header) for header in headers]
-        self._right = [True] * len(headers)
-        self._empty = True
-
-    def learn(self, cells: Sequence[str]) -> None:
-        """Make room for a row."""
-        self._empty = False
-        for place, text in enumerate(cells):
-            self._widths[place] = max(self._widths[place], len(text))
-            self._right[place] = self._right[place] and text.replace(".", "").isdigit()
-
-    def show(self, rows: Iterable[Sequence[str]]) -> None:
-        """Print the headers and the rows that were learnt."""
-        for line in chain([self._headers], rows):
-            padded = [
-                text.rjust(width) if right and not self._empty else text.ljust(width)
-                for text, width, right in zip(line, self._widths, self._right, strict=True)
-            ]
-            click.echo("  ".join(padded).rstrip())
-
-
-def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Columns padded to their widest cell; numbers to the right."""
-    cells = [[cell(value) for value in row] for row in rows]
-    columns = Columns(headers)
-    for row in cells:
-        columns.learn(row)
-    columns.show(cells)
-
-
-def cell(value: object) -> str:
-    """A value as one word or phrase of a line; `?` for what is unknown or unprintable."""
-    if value is None:
-        return "?"
-    # A job or user name must not move the cursor or forge a row.
-    return shown(str(value))
-
-
-def folded(text: str, indent: int) -> str:
-    """A line as several of at most 80 columns, the further ones indented."""
-    import textwrap
-
-    return textwrap.fill(
-        text, 80, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
-    )
-
-
-def age(seconds: float) -> str:
-    """A duration for people: `26:03:09`, in hours."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
-
-
-def when(seconds: float | None) -> str:
-    """A time for people: local, to the second."""
-    if seconds is None:
-        return "-"
-    return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def parse_time(text: str) -> float:
-    """Seconds since the epoch from `2026-03-01`, `2026-03-01T12:00` (local) or such a number.
-
-    Eight digits are a date, `20260301`: as seconds they would be a day of 1970, and a
-    question about it has an empty answer.
-    """
-    try:
-        number = _SECONDS.fullmatch(text)
-        seconds = float(text) if number else datetime.fromisoformat(text).timestamp()
-    except (ValueError, OverflowError):
-        seconds = -1.0
-        number = None
-    if not (FIRST_SECOND if number else 0) <= seconds <= LAST_SECOND:
-        raise UsageFault(
-            f"time {text!r}: write 2026-03-01, 2026-03-01T12:30 (years 1970 to 5137) or seconds "
-            f"since the epoch ({FIRST_SECOND} to {LAST_SECOND})"
-        )
-    return seconds

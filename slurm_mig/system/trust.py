@@ -1,78 +1,28 @@
-"""Directories and files that root relies on: who owns them, who may write there.
-
-Hooks run as root on paths that a user may try to get at. A path is trusted when root
-owns every directory on the way to it and nobody else may write there, or only make
-names of his own (a sticky directory such as /tmp). It is walked from / by descriptors,
-so that what was checked is what is used; files are replaced, never edited.
-"""
+"""Paths that only root can change, and directories that are one's own."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
-import struct
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
-from slurm_mig.errors import NodeFault, NoSpace, NotPermitted
-from slurm_mig.system.causes import FULL, out_of_order
+from slurm_mig.errors import NodeFault, NotPermitted
+from slurm_mig.system.causes import out_of_order
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+
 
 #: Symbolic links on the way to one path, as the kernel allows (path_resolution(7)).
 MAX_LINKS: Final = 40
 
 #: More than any file of ours has, in bytes: reading never fills the memory.
 LONGEST: Final = 1 << 20
-
-#: A file system with less free, bytes or files, is as good as full: a hook needs some of both.
-LEAST_BYTES: Final = 256 << 10
-LEAST_FILES: Final = 16
-
 _LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
-
-#: setfacl(1)'s attribute and its layout (linux/posix_acl_xattr.h): version, then tag, rights, id.
-_ACL: Final = "system.posix_acl_access"
-_ACL_VERSION: Final = struct.pack("<I", 2)
-_OWNER, _USER, _GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x10, 0x20
-
-#: Where sites put Slurm's commands.
-SEARCH: Final = ("/usr/bin", "/usr/local/bin", "/opt/slurm/bin", "/usr/local/slurm/bin")
-
-
-@contextmanager
-def waiting_for_room() -> Iterator[None]:
-    """Around what is written for one job: NoSpace where the file system is full.
-
-    The job can wait for room. A node fault would drain every node whose /run somebody fills,
-    or whose /dev/shm: that is for users to write to.
-    """
-    try:
-        yield
-    except NodeFault as fault:
-        if isinstance(fault.__cause__, OSError) and fault.__cause__.errno in FULL:
-            raise NoSpace(fault.cause, remedy=fault.remedy) from fault
-        raise
-
-
-def lacking(path: Path) -> str:
-    """What is left on the file system of a path, where that is too little; empty where it is not.
-
-    Counted as for root, who has the reserve. Some file systems count no files.
-    """
-    try:
-        found = os.statvfs(path)
-    except OSError:
-        return ""
-    if (free := found.f_bfree * found.f_frsize) < LEAST_BYTES:
-        return f"{free // 1024} KiB free"
-    if found.f_files and found.f_ffree < LEAST_FILES:
-        return f"room for {found.f_ffree} files"
-    return ""
 
 
 @contextmanager
@@ -284,79 +234,6 @@ def user_directory(path: Path, uid: int, gid: int, *names: str) -> None:
         raise out_of_order(problem, f"make {problem.filename or path}") from problem
 
 
-def remove_as_owner(path: Path) -> None:
-    """See to it that what a user made there goes; neither waits for it nor fails.
-
-    The user can have made anything of it: a link, a million files, a tree deeper than
-    the stack. So rm(1) removes it, with no more rights than he has, in a process of
-    its own. What root owns is not his, and stays, but for an empty directory.
-    """
-    try:
-        status = path.lstat()
-    except OSError:
-        return
-    if status.st_uid == 0:
-        with suppress(OSError):
-            path.rmdir()
-        return
-
-    def as_owner() -> None:
-        os.setgroups([])
-        os.setgid(status.st_gid)
-        os.setuid(status.st_uid)
-        os.chdir("/")
-        os.execv(  # noqa: S606  # no shell is the point
-            "/bin/rm",
-            ["rm", "-rf", "--one-file-system", "--", str(path)],
-        )
-
-    def remove() -> None:
-        child = os.fork()
-        if child == 0:
-            as_owner()
-        os.waitpid(child, 0)
-        # Where its parent is root's alone he can empty it, but not remove it.
-        with suppress(OSError):
-            path.rmdir()
-
-    detach(remove)
-
-
-def detach(work: Callable[[], object]) -> None:
-    """Run `work` in a process of its own that Slurm neither waits for nor kills.
-
-    Slurm waits until every holder of a hook's output is gone, and kills the
-    hook's process group when it ends (facts/slurm.md#failures): so new session, no
-    inherited descriptors, and the parent returns only when that is done.
-    """
-    ready, done = os.pipe()
-    if os.fork():
-        os.close(done)
-        os.read(ready, 1)
-        os.close(ready)
-        os.wait()
-        return
-    try:
-        os.setsid()
-        if os.fork():
-            os._exit(0)
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):
-            os.dup2(nothing, descriptor)
-        os.closerange(3, done)
-        os.closerange(done + 1, 1 << 16)
-        os.close(done)
-        work()
-    finally:
-        os._exit(0)
-
-
-def find_program(name: str, directory: Path | None) -> Path | None:
-    """A program of Slurm's in `directory`, or where sites put them; a hook has no PATH."""
-    places = [directory] if directory else [Path(place) for place in SEARCH]
-    return next((place / name for place in places if (place / name).is_file()), None)
-
-
 def _check_owner(descriptor: int, path: Path) -> None:
     status = os.fstat(descriptor)
     if status.st_uid != os.geteuid() or status.st_mode & _OTHERS_WRITE:
@@ -364,126 +241,3 @@ def _check_owner(descriptor: int, path: Path) -> None:
             f"{path} is owned by uid {status.st_uid} with mode {stat.S_IMODE(status.st_mode):04o}",
             remedy=f"it must be owned by uid {os.geteuid()} and not writable by others",
         )
-
-
-def replace_file(
-    path: Path, content: str | bytes, *, mode: int, reader: tuple[int, int] | None = None
-) -> None:
-    """Write a file under its final name in one step, with its owner and mode.
-
-    The name never shows a half-written file, and never one with the wrong owner.
-    `reader`: a user (uid, gid) who may read it, too; he does not become its owner.
-    NodeFault where it cannot be written, or where something else than a regular file stands;
-    nothing is left then, least of all on a full disk.
-    """
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    data = content.encode("utf-8", "replace") if isinstance(content, str) else content
-    check_replaceable(path)
-    try:
-        fresh.unlink(missing_ok=True)
-        descriptor = os.open(fresh, flags, 0o600)
-        with open(descriptor, "wb") as file:  # noqa: PTH123  # a descriptor, not a name
-            file.write(data)
-            file.flush()
-            os.fchmod(descriptor, mode)
-            if reader is not None and os.geteuid() == 0:
-                _let_read(descriptor, *reader)
-        fresh.replace(path)
-    except BaseException as problem:
-        with suppress(OSError):
-            fresh.unlink()
-        if isinstance(problem, OSError):
-            raise out_of_order(problem, f"write {path}") from problem
-        raise
-
-
-def write_output(path: Path, content: str | bytes) -> None:
-    """Write a file that somebody named on a command line, as `replace_file` does.
-
-    A new one gets the mode that the umask leaves, an old one keeps its own.
-    """
-    umask = os.umask(0)
-    os.umask(umask)
-    status = check_replaceable(path)
-    mode = 0o666 & ~umask if status is None else stat.S_IMODE(status.st_mode)
-    replace_file(path, content, mode=mode)
-
-
-def check_replaceable(path: Path) -> os.stat_result | None:
-    """NodeFault unless a file may be renamed to this name: a regular one or nothing is there.
-
-    A rename takes away whatever stands under the name: /dev/null, or /dev/stdout, which is a
-    link, would be an ordinary file for the whole machine from then on. Returns what is there.
-    """
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        return None
-    except OSError as problem:
-        raise out_of_order(problem, f"write {path}") from problem
-    if stat.S_ISREG(status.st_mode):
-        return status
-    raise NodeFault(
-        f"write {path}: it is {_kind(status.st_mode)}, not a regular file, and was left as it is",
-        remedy="name a regular file, or a name that does not exist yet",
-    )
-
-
-def _kind(mode: int) -> str:
-    kinds = {
-        stat.S_IFDIR: "a directory",
-        stat.S_IFLNK: "a symbolic link",
-        stat.S_IFIFO: "a FIFO",
-        stat.S_IFSOCK: "a socket",
-    }
-    return kinds.get(stat.S_IFMT(mode), "a device")
-
-
-def _let_read(descriptor: int, uid: int, gid: int) -> None:
-    """Let a user read a file of root's.
-
-    As its owner he could also fill the file system with it, and so the node's hooks would
-    fail. Where there are no access lists he owns it all the same.
-    """
-    try:
-        grant(descriptor, uid, 0o4)
-    except OSError as problem:
-        if problem.errno != errno.ENOTSUP:
-            raise
-        os.fchown(descriptor, uid, gid)
-
-
-def grant(place: int | Path, uid: int, rights: int) -> None:
-    """Give one user rights to a file or directory of root's, and nobody else but root any.
-
-    As setfacl(1) does. OSError, ENOTSUP where there are no access lists.
-    """
-    own = rights | 0o4
-    entries = ((_OWNER, own, -1), (_USER, rights, uid), (_GROUP, 0, -1), (_MASK, rights, -1))
-    packed = b"".join(
-        struct.pack("<HHI", tag, right, number & 0xFFFFFFFF)
-        for tag, right, number in (*entries, (_OTHER, 0, -1))
-    )
-    os.setxattr(place, _ACL, _ACL_VERSION + packed)
-
-
-def remove_abandoned(directory: Path) -> list[Path]:
-    """Remove what `replace_file` left in a directory when its process was killed in it."""
-    left = []
-    for path in directory.glob(".*.*"):
-        pid = path.name.rpartition(".")[2]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            # What somebody made a directory of such a name is not ours, and no reason to stop.
-            with suppress(OSError):
-                path.unlink()
-                left.append(path)
-    return left
-
-
-def boot_id(path: Path) -> str:
-    """The kernel's id of this boot (proc(5), /proc/sys/kernel/random/boot_id)."""
-    try:
-        return path.read_text("ascii").strip()
-    except OSError as problem:
-        raise out_of_order(problem, f"read boot id from {path}") from problem

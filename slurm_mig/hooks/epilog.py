@@ -1,0 +1,86 @@
+"""The Epilog: what a job had is closed to it and taken down, or postponed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from slurm_mig.errors import (
+    LedgerFault,
+    NodeFault,
+)
+from slurm_mig.mig.allocation import LOST, QUARANTINED, RELEASING
+
+if TYPE_CHECKING:
+    from slurm_mig.hooks.job import Job
+    from slurm_mig.hooks.log_line import Line
+    from slurm_mig.mig.allocation import Allocation
+    from slurm_mig.node.node import Node
+
+
+def epilog(node: Node, job: Job, line: Line) -> None:
+    """Tear down what the ledger says this job has, whatever the environment says."""
+    _believable(node, job, line)
+    records = [item for item in node.ledger.open_of_job(job.job_id) if item.node == node.name]
+    reason = "the job ended"
+    released: list[Allocation] = []
+    try:
+        if records:
+            released = node.allocator().release_all(records, reason, over=True)
+    finally:
+        # Also where a GPU is lost: nothing of an ended job's is to stay open to its user.
+        _withdraw(node, job, line)
+    odd = [
+        f"{item.phase}: {item.reason}"
+        for item in released
+        # What was killed or restarted on the way is worth a line, too.
+        if item.phase in (QUARANTINED, LOST, RELEASING) or item.reason.startswith(f"{reason};")
+    ]
+    line.add(slices=",".join(str(item) for record in released for item in record.instances) or "-")
+    calm = "released" if released else "nothing to release"
+    line.say("WARNING" if odd else "INFO", "; ".join(odd) or calm)
+
+
+def _withdraw(node: Node, job: Job, line: Line) -> None:
+    """Remove the job's files, and postpone it if it was refused; neither undoes the teardown."""
+    try:
+        retries = node.files.retries(job.job_id)
+    except (NodeFault, OSError) as fault:
+        retries = []
+        line.say("WARNING", f"not postponed: {fault}")
+    try:
+        node.files.withdraw(job.job_id)
+    except (NodeFault, OSError) as fault:
+        line.say("WARNING", f"files left: {fault}")
+    for retry in retries:
+        words = retry.split()
+        if len(words) == 2 and words[1].isascii() and words[1].isdigit():
+            _postpone(node, line, *words)
+
+
+def _believable(node: Node, job: Job, line: Line) -> None:
+    """The fault of a ledger that cannot be used: then the job's mark closes its nodes.
+
+    Damaged, of a newer version, replaced or lost. What the job had stays until an
+    administrator has put the ledger right.
+    """
+    try:
+        node.check_ledger()
+    except LedgerFault:
+        from slurm_mig.transaction.evidence import shut
+
+        closed = shut(job.job_id, node.files, node.capabilities, node.boot_id)
+        line.add(closed=",".join(closed) or "-")
+        raise
+
+
+def _postpone(node: Node, line: Line, reference: str, refusals: str) -> None:
+    """See to it that a refused job does not come back at once; the count is the Prolog's."""
+    from slurm_mig.hooks.refusal import postpone
+    from slurm_mig.system.detach import detach
+
+    slurm, config = node.slurm, node.config
+    try:
+        detach(lambda: postpone(reference, int(refusals), slurm, config))
+    except OSError as problem:
+        # No process is to be had: the job comes back at once, and is refused again.
+        line.say("WARNING", f"not postponed: {problem}")

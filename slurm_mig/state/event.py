@@ -1,0 +1,35 @@
+"""An event of the ledger, and the digest that chains it to the one before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+#: What an event's digest is made of, in this order.
+_EVENT: Final = ("seq", "at", "kind", "allocation", "job_id", "detail")
+
+#: What stands for an allocation in events that concern a GPU or the ledger alone.
+NO_ALLOCATION: Final = 0
+
+#: Events that `slurm-mig archive` writes: one for each record whose earlier events go to an
+#: archive while it stays, with everything that is known of it; and one for itself.
+CARRIED: Final = "carried"
+ARCHIVED: Final = "archived"
+
+
+def digest(before: str, content: Sequence[object]) -> str:
+    """SHA-256 over the previous row's digest and this row, as canonical JSON.
+
+    A byte string, which only an edit puts there, has a digest, too: that no row has.
+    """
+    text = json.dumps([before, *content], separators=(",", ":"), default=_unwritten)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _unwritten(value: object) -> dict[str, str]:
+    return {"bytes": repr(value)}
