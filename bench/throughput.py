@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from slurm_mig.sandbox import Cluster, SandboxNode, scratch
 from slurm_mig.sandbox.cluster import USERS
+from slurm_mig.transaction import by_hand
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +37,7 @@ def enable(cluster: Cluster) -> None:
     for item in cluster.nodes:
         node = cluster.node(item.name)
         for gpu in node.driver.gpus():
-            node.allocator().set_mode(gpu, on=True)
+            by_hand.set_mode(node.bench(), gpu, on=True)
         node.close()
 
 

@@ -1,4 +1,4 @@
-"""Draws docs/timeline.svg: a week of eight simulated H100, served by the real allocator.
+"""Draws docs/timeline.svg: a week of eight simulated H100, served by the real bench.
 
 Only the clock is ours: the ledger is told a time that runs through a week in seconds.
 
@@ -24,6 +24,7 @@ from slurm_mig.node.node import Node
 from slurm_mig.simulator import create
 from slurm_mig.simulator.spec import gpu_spec
 from slurm_mig.state.ledger import Ledger
+from slurm_mig.transaction import carve, release
 
 MODEL = "NVIDIA H100 80GB HBM3"
 BEGIN = 1_772_409_600.0
@@ -53,7 +54,7 @@ class Clock:
 def week(node: Node, clock: Clock) -> None:
     """Jobs come at random and go to the first GPU with room; one in a while finds none."""
     chance = random.Random(7)
-    allocator, gpus = node.allocator(), node.driver.gpus()
+    bench, gpus = node.bench(), node.driver.gpus()
     ends: list[tuple[float, int]] = []
     held: dict[int, Allocation] = {}
     for number in range(JOBS):
@@ -61,21 +62,21 @@ def week(node: Node, clock: Clock) -> None:
         now = clock.now
         while ends and ends[0][0] <= now:
             clock.now, job = heapq.heappop(ends)
-            allocator.release(held.pop(job), "the job ended")
+            release.release(bench, held.pop(job), "the job ended")
         clock.now = now
         user, account, profiles = chance.choice(PEOPLE)
         request = Request((Item(Profile.parse(chance.choice(profiles))),))
         owner = Owner(5000 + number, uid=64001, gid=64001, user=user, account=account)
         for gpu in chance.sample(gpus, len(gpus)):
             try:
-                held[5000 + number] = allocator.allocate(owner, request, gpu)
+                held[5000 + number] = carve.allocate(bench, owner, request, gpu)
             except NoRoom as fault:
                 why = fault
                 continue
             heapq.heappush(ends, (now + chance.lognormvariate(9.6, 1.0), 5000 + number))
             break
         else:
-            allocator.refuse(owner, str(request), gpus[chance.randrange(len(gpus))], why)
+            bench.refuse(owner, str(request), gpus[chance.randrange(len(gpus))], why)
 
 
 def main() -> None:

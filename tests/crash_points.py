@@ -51,6 +51,7 @@ from slurm_mig.simulator import Machine
 from slurm_mig.simulator.tree import ci_minor, gi_minor
 from slurm_mig.slurm.protocol import JobFacts, NodeFacts
 from slurm_mig.state import leases
+from slurm_mig.transaction import carve, reconcile, release
 
 from .conftest import A30, A100, H100, RTX, build_machine, geometry_of, job_environ, remove_tree
 
@@ -162,7 +163,7 @@ class Place:
 
     def reconcile(self, *live: int) -> None:
         with self.node(*live) as node:
-            report = node.allocator().reconcile(node.live_jobs)
+            report = reconcile.reconcile(node.bench(), node.live_jobs)
             assert report.left == []
 
     def owner(self, job: int, restart: int = 0) -> Owner:
@@ -816,8 +817,8 @@ def _by_hand(place: Place) -> None:
         request = Request((Item(row.name, 1, row.profile_id),))
         for record in node.ledger.all_open():
             if record.owner.job_id is None:
-                node.allocator().release(record, "by hand")
-        node.allocator().allocate(Owner(None), request, node.driver.gpus()[0])
+                release.release(node.bench(), record, "by hand")
+        carve.allocate(node.bench(), Owner(None), request, node.driver.gpus()[0])
 
 
 _CREATED: Final = "after nvmlDeviceCreateGpuInstanceWithPlacement"

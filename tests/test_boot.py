@@ -21,6 +21,7 @@ from slurm_mig.node import install_manifest, install_texts
 from slurm_mig.node.boot import LOOK_EVERY, REASON, Boot, bring_up, keep_out, let_in
 from slurm_mig.simulator.faults import Rule
 from slurm_mig.state.locks import Locks
+from slurm_mig.transaction import whole_gpu
 
 from .conftest import A30, A100, H100, Site
 from .test_hooks import STAMP, records, slurm_commands
@@ -88,7 +89,7 @@ def test_by_hand_on_a_node_at_work(site: Site) -> None:
     assert site.prolog(8, "slurm-mig=1,1g.10gb/19/4:2").returncode == 0
     node = site.node()
     owner = records(site)[0].owner
-    node.allocator().give_whole(owner, node.driver.gpus()[1], "mig-off", reset=False)
+    whole_gpu.give_whole(node.bench(), owner, node.driver.gpus()[1], "mig-off", reset=False)
     node.close()
     files = {path: path.read_bytes() for path in site.run.glob("[ej]*/*")}
     # As if the clock had been set since; and a release before this one named no boot.
@@ -110,7 +111,7 @@ def test_a_whole_gpu_of_the_last_boot(make_site: Callable[..., Site], request_: 
     node = site.node()
     from .test_allocator import ALICE
 
-    node.allocator().give_whole(ALICE, node.driver.gpus()[0], "mig-off", reset=True)
+    whole_gpu.give_whole(node.bench(), ALICE, node.driver.gpus()[0], "mig-off", reset=True)
     node.close()
     assert modes(site) == [False]
     site.machine.reboot()

@@ -22,7 +22,8 @@ from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.allocation import GONE
 from slurm_mig.simulator.faults import Rule
 from slurm_mig.state.monitoring import Feeds
-from slurm_mig.transaction import allocator
+from slurm_mig.transaction import by_hand, carve, reconcile, release, whereabouts, whole_gpu
+from slurm_mig.transaction.workbench import Workbench
 
 from .conftest import A100, H100
 from .test_allocator import ALICE, BOB, ROOT, World, ask
@@ -57,20 +58,20 @@ def alive(world: World) -> None:
 
 def test_a_stuck_record_never_takes_the_next_jobs_slice(world: World) -> None:
     """One of two instances went, the driver failed on the other: the free place is given away."""
-    mine = world.allocator.allocate(ALICE, ask("1g.10gb", "3g.40gb"), world.gpu())
+    mine = carve.allocate(world.bench, ALICE, ask("1g.10gb", "3g.40gb"), world.gpu())
     rule = Rule("nvmlGpuInstanceDestroy", "error:RESET_REQUIRED", skip=1, times=0)
     world.machine.faults.set([rule])
     with pytest.raises(DriverFault):
-        world.allocator.release(mine, "x")
+        release.release(world.bench, mine, "x")
     assert [item.gi_id == GONE for item in world.ledger.find(mine.number).instances] == [
         True,
         False,
     ]
     # The same place, and so the same ids and UUID.
-    his = world.allocator.allocate(BOB, ask("1g.10gb"), world.gpu())
+    his = carve.allocate(world.bench, BOB, ask("1g.10gb"), world.gpu())
     assert his.uuids[0] == mine.uuids[0]
     world.machine.faults.set([])
-    world.allocator.reconcile(lambda: frozenset({8}))
+    reconcile.reconcile(world.bench, lambda: frozenset({8}))
     alive(world)
     assert world.ledger.find(mine.number).phase == phases.RELEASED
     assert world.made() == [str(item) for item in his.instances]
@@ -80,30 +81,30 @@ def test_what_was_set_aside_unseen_is_looked_at_before_its_place_goes(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hook died after its destroy, and the next one could not look: nothing is marked yet."""
-    world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    carve.allocate(world.bench, ALICE, ask("3g.40gb"), world.gpu())
     world.killed("nvmlGpuInstanceDestroy", "kill-after", "release")
     listed, failing = NvmlDriver.instances, iter([DriverFault("not now"), DriverFault("nor now")])
 
     def instances(self: NvmlDriver, gpu: Gpu) -> list[Any]:
-        if sys._getframe(1).f_code.co_name in ("_seen_after", "_save_stuck"):
+        if sys._getframe(1).f_code.co_name in ("seen_after", "_save_stuck"):
             for fault in failing:
                 raise fault
         return listed(self, gpu)
 
     monkeypatch.setattr(NvmlDriver, "instances", instances)
-    world.allocator.allocate(BOB, ask("3g.40gb"), world.gpu())
+    carve.allocate(world.bench, BOB, ask("3g.40gb"), world.gpu())
     assert next(failing, None) is None
     world.reopen()
-    world.allocator.reconcile(lambda: frozenset({8}))
+    reconcile.reconcile(world.bench, lambda: frozenset({8}))
     alive(world)
     assert world.ledger.of_job(7)[0].phase == phases.RELEASED
 
 
 def test_a_place_that_went_on_is_no_longer_the_records(world: World) -> None:
     """Whatever the ledger of an older version says of it: the newer record has the better claim."""
-    mine = world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
-    world.allocator.release(mine, "x")
-    his = world.allocator.allocate(BOB, ask("3g.40gb"), world.gpu())
+    mine = carve.allocate(world.bench, ALICE, ask("3g.40gb"), world.gpu())
+    release.release(world.bench, mine, "x")
+    his = carve.allocate(world.bench, BOB, ask("3g.40gb"), world.gpu())
     # As if it had never been closed, nor marked.
     with world.ledger._db:
         world.ledger._db.execute(
@@ -112,8 +113,8 @@ def test_a_place_that_went_on_is_no_longer_the_records(world: World) -> None:
         )
     old = world.ledger.find(mine.number)
     assert (old.instances, old.phase) == (his.instances, phases.QUARANTINED)
-    world.allocator.release(old, "again")
-    world.allocator.reconcile(lambda: frozenset({8}))
+    release.release(world.bench, old, "again")
+    reconcile.reconcile(world.bench, lambda: frozenset({8}))
     alive(world)
     assert world.ledger.find(mine.number).phase == phases.RELEASED
     nodes = list((world.machine.tree.dev / "nvidia-caps").iterdir())
@@ -122,7 +123,7 @@ def test_a_place_that_went_on_is_no_longer_the_records(world: World) -> None:
 
 def test_feeds_of_what_is_gone_are_not_taken_away_again(world: World, tmp_path: Path) -> None:
     """The file has the name of the UUID, which is the next job's by now."""
-    mine = world.allocator.allocate(ALICE, ask("1g.10gb", "3g.40gb"), world.gpu())
+    mine = carve.allocate(world.bench, ALICE, ask("1g.10gb", "3g.40gb"), world.gpu())
     feeds = Feeds(tmp_path / "gpustat", tmp_path / "dcgm")
     feeds.show(mine, 0)
     gone = mine.without([mine.instances[0]])
@@ -148,7 +149,7 @@ def test_a_refused_carve_leaves_alone_who_was_faster(
 
     monkeypatch.setattr(NvmlDriver, "create_gpu_instance", late)
     with pytest.raises(NoRoom):
-        world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+        carve.allocate(world.bench, ALICE, ask("3g.40gb"), world.gpu())
     assert world.made() == ["3g.40gb@4"]
     assert world.ledger.all_open() == []
 
@@ -166,7 +167,7 @@ def test_what_was_made_before_the_refusal_goes(
 
     monkeypatch.setattr(NvmlDriver, "create_gpu_instance", late)
     with pytest.raises(NoRoom):
-        world.allocator.allocate(ALICE, ask("1g.10gb", "3g.40gb"), world.gpu())
+        carve.allocate(world.bench, ALICE, ask("1g.10gb", "3g.40gb"), world.gpu())
     assert world.made() == ["3g.40gb@4"]
 
 
@@ -174,14 +175,14 @@ def test_a_list_without_a_neighbour_gives_away_no_place(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For a moment the driver shows an empty GPU; the ledger knows better."""
-    world.allocator.allocate(BOB, ask("3g.40gb"), world.gpu())
+    carve.allocate(world.bench, BOB, ask("3g.40gb"), world.gpu())
     listed = NvmlDriver.instances
 
     def instances(self: NvmlDriver, gpu: Gpu) -> list[Any]:
         return [] if sys._getframe(1).f_code.co_name == "allocate" else listed(self, gpu)
 
     monkeypatch.setattr(NvmlDriver, "instances", instances)
-    world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    carve.allocate(world.bench, ALICE, ask("3g.40gb"), world.gpu())
     assert world.made() == ["3g.40gb@0", "3g.40gb@4"]
     alive(world)
 
@@ -203,7 +204,7 @@ def test_made_elsewhere_and_busy(world: World, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(NvmlDriver, "create_gpu_instance", elsewhere)
     monkeypatch.setattr(NvmlDriver, "destroy_gpu_instance", at_first_not)
     with pytest.raises(DriverFault, match="was asked for"):
-        world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+        carve.allocate(world.bench, ALICE, ask("3g.40gb"), world.gpu())
     assert world.made() == []
 
 
@@ -217,9 +218,9 @@ def test_a_compute_instance_that_is_refused_as_in_use(world: World, *, held: boo
         rules = [rule, Rule("nvmlDeviceGetComputeRunningProcesses_v3", "error:UNKNOWN", times=0)]
         world.machine.faults.set(rules)
         world.machine.let_go(os.getpid())
-        world.allocator._stuck = Crowd(INSTANCE, 64003)  # type: ignore[assignment]
+        world.bench.stuck = Crowd(INSTANCE, 64003)  # type: ignore[assignment]
     with pytest.raises(NoRoom if held else InstanceBusy):
-        world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+        carve.allocate(world.bench, ALICE, ask("3g.40gb"), world.gpu())
     assert world.made() == []
 
 
@@ -241,8 +242,8 @@ def test_a_gpu_in_use_while_its_mig_mode_comes_on(world: World) -> None:
     with world.machine.change(0) as board:
         board.set_mode(False, busy=False)
     with world.used(0), pytest.raises(NoRoom, match=f"used by pid {os.getpid()}"):
-        world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
-    world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+        carve.allocate(world.bench, ALICE, ask("3g.40gb"), world.gpu())
+    carve.allocate(world.bench, ALICE, ask("3g.40gb"), world.gpu())
 
 
 def test_in_use_may_hide_that_it_was_made(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +259,7 @@ def test_in_use_may_hide_that_it_was_made(world: World, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(NvmlDriver, "create_gpu_instance", lying)
     with pytest.raises(NoRoom):
-        world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+        carve.allocate(world.bench, ALICE, ask("3g.40gb"), world.gpu())
     assert (world.made(), world.ledger.all_open()) == ([], [])
 
 
@@ -272,7 +273,7 @@ def test_what_was_not_tried_yet_is_nobodys(world: World, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(NvmlDriver, "create_compute_instance", late)
     with pytest.raises(DriverFault, match="no compute instance"):
-        world.allocator.allocate(ALICE, ask("1g.10gb", "3g.40gb"), world.gpu())
+        carve.allocate(world.bench, ALICE, ask("1g.10gb", "3g.40gb"), world.gpu())
     assert world.made() == ["3g.40gb@4"]
 
 
@@ -284,14 +285,14 @@ def test_made_elsewhere_and_busy_for_good(world: World, monkeypatch: pytest.Monk
         return create(self, gpu, profile_id, min(self.geometry(gpu).by_id(profile_id).placements))
 
     monkeypatch.setattr(NvmlDriver, "create_gpu_instance", elsewhere)
-    monkeypatch.setattr(allocator, "CREATE_PATIENCE", 0.1)
+    monkeypatch.setattr(Workbench, "create_patience", 0.1)
     world.machine.faults.set([Rule("nvmlGpuInstanceDestroy", "error:IN_USE", times=0)])
     with pytest.raises(DriverFault, match="was asked for"):
-        world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+        carve.allocate(world.bench, ALICE, ask("3g.40gb"), world.gpu())
     (record,) = world.ledger.all_open()
     assert [str(item) for item in record.instances] == world.made() == ["3g.40gb@0"]
     world.machine.faults.set([])
-    world.allocator.reconcile(None)
+    reconcile.reconcile(world.bench, None)
     assert (world.made(), world.ledger.all_open()) == ([], [])
 
 
@@ -300,9 +301,9 @@ def test_a_monitor_is_no_excuse_for_the_driver(world: World) -> None:
     rule = Rule("nvmlGpuInstanceCreateComputeInstance", "error:IN_USE", times=0)
     world.machine.faults.set([rule])
     for crowd in (Crowd(GPU, 64002), Crowd(INSTANCE, 0)):
-        world.allocator._stuck = crowd  # type: ignore[assignment]
+        world.bench.stuck = crowd  # type: ignore[assignment]
         with pytest.raises(InstanceBusy):
-            world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+            carve.allocate(world.bench, ALICE, ask("3g.40gb"), world.gpu())
     assert world.made() == []
 
 
@@ -312,12 +313,12 @@ def test_a_monitor_is_no_excuse_for_the_driver(world: World) -> None:
 def test_a_foreign_instance_that_became_a_jobs(world: World) -> None:
     """`destroy --foreign` looked, and then a job was given the place: its slice is not adopted."""
     world.strange(start=4, profile_id=9)
-    (seen,) = world.allocator.foreign_instances(world.gpu())
+    (seen,) = whereabouts.foreign_instances(world.bench, world.gpu())
     with world.machine.change(0) as board:
         board.instances.clear()
-    world.allocator.allocate(BOB, ask("3g.40gb"), world.gpu())
+    carve.allocate(world.bench, BOB, ask("3g.40gb"), world.gpu())
     with pytest.raises(Held, match="no longer what it was"):
-        world.allocator.adopt(ROOT, world.gpu(), seen)
+        by_hand.adopt(world.bench, ROOT, world.gpu(), seen)
     alive(world)
 
 
@@ -326,11 +327,11 @@ def test_a_foreign_instance_that_became_a_jobs(world: World) -> None:
 
 def test_a_lost_gpu_does_not_keep_the_others_slices(world: World) -> None:
     """The Epilog takes down what it can, and then says what it cannot."""
-    records = [world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu(n)) for n in (0, 1)]
+    records = [carve.allocate(world.bench, ALICE, ask("3g.40gb"), world.gpu(n)) for n in (0, 1)]
     world.machine.lose(0)
     world.reopen()
     with pytest.raises(GpuLost):
-        world.allocator.release_all(records, "the job ended", over=True)
+        release.release_all(world.bench, records, "the job ended", over=True)
     assert world.made(1) == []
     assert world.ledger.find(records[1].number).phase == phases.RELEASED
 
@@ -339,13 +340,13 @@ def test_several_stuck_records_share_one_hooks_time(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Left-overs of one user on all GPUs must not add up to a hook that is given up."""
-    records = [world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu(n)) for n in (0, 1)]
+    records = [carve.allocate(world.bench, ALICE, ask("3g.40gb"), world.gpu(n)) for n in (0, 1)]
     clock = [0.0]
-    monkeypatch.setattr(world.allocator, "_monotonic", lambda: clock[0])
-    monkeypatch.setattr(world.allocator, "_sleep", lambda s: clock.__setitem__(0, clock[0] + s))
-    monkeypatch.setattr(world.allocator, "_destroy_timeout", 5.0)
+    monkeypatch.setattr(world.bench, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(world.bench, "sleep", lambda s: clock.__setitem__(0, clock[0] + s))
+    monkeypatch.setattr(world.bench, "destroy_timeout", 5.0)
     world.machine.faults.set([Rule("nvmlGpuInstanceDestroy", "error:IN_USE", times=0)])
-    ended = world.allocator.release_all(records, "the job ended")
+    ended = release.release_all(world.bench, records, "the job ended")
     assert [record.phase for record in ended] == [phases.QUARANTINED] * 2
     assert 5.0 <= clock[0] < 7.0
 
@@ -354,7 +355,7 @@ def test_one_stuck_record_does_not_make_the_next_one_stuck(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To be in use for a moment is normal: each has its moment before the first has the rest."""
-    records = [world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu(n)) for n in (0, 1)]
+    records = [carve.allocate(world.bench, ALICE, ask("3g.40gb"), world.gpu(n)) for n in (0, 1)]
     second, busy, destroy = world.gpu(1).uuid, iter(range(3)), NvmlDriver.destroy_gpu_instance
 
     def sometimes(self: NvmlDriver, gpu: Gpu, gi_id: int) -> None:
@@ -363,19 +364,19 @@ def test_one_stuck_record_does_not_make_the_next_one_stuck(
         destroy(self, gpu, gi_id)
 
     monkeypatch.setattr(NvmlDriver, "destroy_gpu_instance", sometimes)
-    monkeypatch.setattr(world.allocator, "_destroy_timeout", 1.0)
-    ended = world.allocator.release_all(records, "the job ended")
+    monkeypatch.setattr(world.bench, "destroy_timeout", 1.0)
+    ended = release.release_all(world.bench, records, "the job ended")
     assert [record.phase for record in ended] == [phases.QUARANTINED, phases.RELEASED]
 
 
 def test_locks_are_waited_for_once(world: World) -> None:
     """Another hook hangs on each GPU: an Epilog must not wait for one after the other."""
-    records = [world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu(n)) for n in (0, 1)]
-    world.allocator._locks._patience = 1.0
+    records = [carve.allocate(world.bench, ALICE, ask("3g.40gb"), world.gpu(n)) for n in (0, 1)]
+    world.bench.locks._patience = 1.0
     held = [other_lock(world, index) for index in (0, 1)]
     begun = time.monotonic()
     with pytest.raises(LockTimeout):
-        world.allocator.release_all(records, "the job ended")
+        release.release_all(world.bench, records, "the job ended")
     assert time.monotonic() - begun < 1.8
     for descriptor in held:
         os.close(descriptor)
@@ -389,18 +390,18 @@ def test_reconcile_goes_on_with_the_other_gpus(world: World, fault: str) -> None
     if pid == 0:
         world.open()
         world.machine.faults.set([Rule("nvmlDeviceCreateGpuInstanceWithPlacement", "kill-after")])
-        world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu(1))
+        carve.allocate(world.bench, ALICE, ask("3g.40gb"), world.gpu(1))
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
     world.machine.faults.set([])
     world.open()
     uuid = world.gpu(0).uuid
-    world.allocator._locks._patience = 0.2
+    world.bench.locks._patience = 0.2
     if fault == "driver":
         world.machine.faults.set([Rule("nvmlDeviceGetGpuInstances", "error:UNKNOWN", times=1)])
-        report = world.allocator.reconcile(None)
+        report = reconcile.reconcile(world.bench, None)
     else:
         held = other_lock(world)
-        report = world.allocator.reconcile(None)
+        report = reconcile.reconcile(world.bench, None)
         os.close(held)
     assert list(report.faults) == [uuid]
     assert world.made(1) == []
@@ -411,7 +412,7 @@ def other_lock(world: World, index: int = 0) -> int:
     import fcntl
 
     uuid = world.gpu(index).uuid
-    with world.allocator._locks.hold([uuid], "make it"):
+    with world.bench.locks.hold([uuid], "make it"):
         pass
     path = world.root / f"run/locks/{uuid}.lock"
     descriptor = os.open(path, os.O_RDWR)
@@ -431,7 +432,7 @@ def ampere(public_tmp: Path) -> Iterator[World]:
 
 def given(world: World) -> Callable[[], str]:
     """Alice has the whole GPU, without MIG; her record's phase."""
-    record = world.allocator.give_whole(ALICE, world.gpu(), "mig-off", reset=True)
+    record = whole_gpu.give_whole(world.bench, ALICE, world.gpu(), "mig-off", reset=True)
     assert record.request == phases.WHOLE_MIG_OFF
     return lambda: world.ledger.find(record.number).phase
 
@@ -442,11 +443,11 @@ def test_a_mode_that_cannot_come_back_after_a_reboot_stays_due(ampere: World) ->
     ampere.machine.reboot()
     ampere.reopen()
     with ampere.used(0):
-        ampere.allocator.reconcile(None)
+        reconcile.reconcile(ampere.bench, None)
         assert phase() == phases.QUARANTINED
         with pytest.raises(NoRoom, match="MIG mode is still off"):
-            ampere.allocator.allocate(BOB, ask("3g.40gb"), ampere.gpu())
-    ampere.allocator.allocate(BOB, ask("3g.40gb"), ampere.gpu())
+            carve.allocate(ampere.bench, BOB, ask("3g.40gb"), ampere.gpu())
+    carve.allocate(ampere.bench, BOB, ask("3g.40gb"), ampere.gpu())
     assert phase() == phases.LOST
 
 
@@ -459,7 +460,7 @@ def test_a_gpu_that_was_replaced(ampere: World) -> None:
     new = "GPU-11111111-2222-3333-4444-555555555555"
     facts.write_text(facts.read_text().replace(ampere.machine.gpus[0]["uuid"], new))
     ampere.open()
-    report = ampere.allocator.reconcile(None)
+    report = reconcile.reconcile(ampere.bench, None)
     assert (phase(), report.left) == (phases.LOST, [])
 
 
@@ -469,10 +470,10 @@ def test_a_mode_that_is_due_is_no_job(ampere: World) -> None:
     ampere.machine.reboot()
     ampere.reopen()
     with ampere.used(0):
-        ampere.allocator.reconcile(None)
+        reconcile.reconcile(ampere.bench, None)
         with pytest.raises(InstanceBusy):
-            ampere.allocator.set_mode(ampere.gpu(), on=True)
-    assert ampere.allocator.set_mode(ampere.gpu(), on=True).mig_mode
+            by_hand.set_mode(ampere.bench, ampere.gpu(), on=True)
+    assert by_hand.set_mode(ampere.bench, ampere.gpu(), on=True).mig_mode
 
 
 # -- ids that are used again ---------------------------------------------------------------
@@ -480,13 +481,13 @@ def test_a_mode_that_is_due_is_no_job(ampere: World) -> None:
 
 def test_files_of_a_later_job_with_that_number_stay(world: World) -> None:
     """Alice's 7.0 is stuck, numbers begin anew, Bob's job is 7.0: what was hers goes, his stays."""
-    mine = world.allocator.allocate(ALICE, ask("1g.10gb"), world.gpu())
+    mine = carve.allocate(world.bench, ALICE, ask("1g.10gb"), world.gpu())
     world.machine.faults.set([Rule("nvmlGpuInstanceDestroy", "error:IN_USE", times=0)])
-    world.allocator.release(mine, "the job ended")
-    world.allocator._files.withdraw(7)
-    world.allocator.allocate(replace(BOB, job_id=7), ask("3g.40gb"), world.gpu())
+    release.release(world.bench, mine, "the job ended")
+    world.bench.files.withdraw(7)
+    carve.allocate(world.bench, replace(BOB, job_id=7), ask("3g.40gb"), world.gpu())
     world.machine.faults.set([])
-    world.allocator.reconcile(lambda: frozenset({7}))
+    reconcile.reconcile(world.bench, lambda: frozenset({7}))
     assert world.ledger.find(mine.number).phase == phases.RELEASED
     assert (world.root / "run/env/7.0").exists()
     assert (world.root / "run/jobs/7.0").exists()
@@ -494,9 +495,9 @@ def test_files_of_a_later_job_with_that_number_stay(world: World) -> None:
 
 def test_a_look_after_a_reboot(world: World) -> None:
     """What went with it takes no room, though no hook has closed its record yet."""
-    world.allocator.allocate(ALICE, ask("7g.80gb"), world.gpu())
+    carve.allocate(world.bench, ALICE, ask("7g.80gb"), world.gpu())
     world.machine.reboot()
     with world.machine.change(0) as board:
         board.set_mode(True, busy=False)
     world.reopen()
-    assert world.allocator.foresee_plan(ask("3g.40gb"), world.gpu()).slots
+    assert carve.foresee_plan(world.bench, ask("3g.40gb"), world.gpu()).slots

@@ -18,6 +18,7 @@ import pytest
 from slurm_mig.cli import VERBS
 from slurm_mig.mig.allocation import WHOLE_MIG_OFF, Owner
 from slurm_mig.mig.geometry import Placement
+from slurm_mig.transaction import whole_gpu
 
 from .conftest import A30, A100, A100_40, H100, RTX, Site, cli_as
 from .test_hooks import STAMP, slurm_commands, squeue
@@ -409,7 +410,7 @@ def test_a_whole_gpu_in_status_and_audit(site: Site) -> None:
     """Who has it, though there is no instance to show."""
     node = site.node()
     owner = Owner(7, uid=64001, user="alice")
-    record = node.allocator().give_whole(owner, node.driver.gpus()[0], "auto", reset=False)
+    record = whole_gpu.give_whole(node.bench(), owner, node.driver.gpus()[0], "auto", reset=False)
     node.close()
     assert record.request == WHOLE_MIG_OFF
     assert "  whole GPU        active, job 7 of alice for 0:0" in site.cli("status").stdout

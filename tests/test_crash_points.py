@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from slurm_mig.state.ledger import Ledger
-from slurm_mig.transaction.allocator import Allocator
+from slurm_mig.transaction import carve
 
 from .conftest import remove_tree
 from .crash_points import SPOTS, Spot, counts, exhaust, room, watch
@@ -19,6 +19,8 @@ from .crash_points import SPOTS, Spot, counts, exhaust, room, watch
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from slurm_mig.transaction.workbench import Workbench
 
 # Long on a machine that does other things, too.
 pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
@@ -70,7 +72,7 @@ def test_what_nobody_thought_of_counts() -> None:
 
 def test_a_hook_that_does_not_clean_up_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests can fail: without the sweep the next Prolog leaves what the dead one made."""
-    monkeypatch.setattr(Allocator, "_sweep", lambda *_: None)
+    monkeypatch.setattr(carve, "sweep_gpu", lambda *_: None)
     with pytest.raises(ExceptionGroup) as caught:
         exhaust(BY_NAME["prolog-a30"])
     notes = "".join(note for problem in caught.value.exceptions for note in problem.__notes__)
@@ -85,15 +87,15 @@ def test_a_ledger_that_forgets_is_found_out(monkeypatch: pytest.MonkeyPatch) -> 
         self._db.execute("PRAGMA synchronous=OFF")
         return add(self, allocation, kind, **facts)
 
-    def carve_first(self: Allocator, *arguments: object) -> object:
+    def carve_first(bench: Workbench, *arguments: object) -> object:
         owner, request, gpu, chosen, undo = arguments
         slot = chosen.slots[0]  # type: ignore[attr-defined]
-        self._driver.create_gpu_instance(gpu, slot.row.profile_id, slot.placement)  # type: ignore[arg-type]
-        self._driver.destroy_gpu_instance(gpu, self._driver.instances(gpu)[-1].gi_id)  # type: ignore[arg-type]
-        return intend(self, owner, request, gpu, chosen, undo)  # type: ignore[arg-type]
+        bench.driver.create_gpu_instance(gpu, slot.row.profile_id, slot.placement)  # type: ignore[arg-type]
+        bench.driver.destroy_gpu_instance(gpu, bench.driver.instances(gpu)[-1].gi_id)  # type: ignore[arg-type]
+        return intend(bench, owner, request, gpu, chosen, undo)  # type: ignore[arg-type]
 
-    intend = Allocator._intend
+    intend = carve._intend
     monkeypatch.setattr(Ledger, "add", late)
-    monkeypatch.setattr(Allocator, "_intend", carve_first)
+    monkeypatch.setattr(carve, "_intend", carve_first)
     with pytest.raises(ExceptionGroup):
         exhaust(BY_NAME["prolog-first-of-a-node"])

@@ -31,7 +31,8 @@ from slurm_mig.simulator.board import Board, SimInstance
 from slurm_mig.simulator.library import Library
 from slurm_mig.slurm.protocol import JobFacts, NodeFacts
 from slurm_mig.state.ledger import Ledger
-from slurm_mig.transaction.allocator import Allocator
+from slurm_mig.transaction import carve, reconcile, release
+from slurm_mig.transaction.workbench import Workbench
 
 from .conftest import A30, H100, build_machine, job_environ, remove_tree
 
@@ -225,7 +226,7 @@ class Bench:
     def reconcile(self) -> list[str]:
         node = self.node()
         try:
-            report = node.allocator().reconcile(lambda: frozenset({8}))
+            report = reconcile.reconcile(node.bench(), lambda: frozenset({8}))
             return report.left
         finally:
             node.close()
@@ -249,7 +250,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Bench]]:
         lines.append(" ".join([*line.words, "; ".join(line.said)]))
 
     monkeypatch.setattr("slurm_mig.simulator.machine.Faults", lambda _path: injector)
-    defaults: Any = Allocator.__init__.__kwdefaults__
+    defaults: Any = Workbench.__init__.__kwdefaults__
     monkeypatch.setitem(defaults, "sleep", clock.sleep)
     monkeypatch.setitem(defaults, "monotonic", clock)
     monkeypatch.setattr(Node, "_library", library)
@@ -861,17 +862,17 @@ def test_interrupted_commands(crowded: Bench, monkeypatch: pytest.MonkeyPatch, w
     for number in range(1, 1000):
         left[0] = 0
         node = crowded.node()
-        allocator, gpu = node.allocator(), node.driver.gpus()[0]
+        bench, gpu = node.bench(), node.driver.gpus()[0]
         request = Request((Item(Profile.parse("1g.6gb"), 1),))
         admin, record = Owner(None, user="root"), None
         if work == "destroy":
-            record = allocator.allocate(admin, request, gpu)
+            record = carve.allocate(bench, admin, request, gpu)
         left[0] = number
         try:
             if record:
-                allocator.release(record, "by an administrator")
+                release.release(bench, record, "by an administrator")
             else:
-                allocator.allocate(admin, request, gpu)
+                carve.allocate(bench, admin, request, gpu)
         except KeyboardInterrupt:
             done = False
         else:
@@ -884,7 +885,7 @@ def test_interrupted_commands(crowded: Bench, monkeypatch: pytest.MonkeyPatch, w
             # Made and published by then, or not yet begun to be destroyed: still all there.
             assert [item.phase for item in open_] == [phases.ACTIVE]
             node = crowded.node()
-            node.allocator().release(open_[0], "x")
+            release.release(node.bench(), open_[0], "x")
             node.close()
         rest.check_after()
         if done:

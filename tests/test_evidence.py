@@ -160,7 +160,7 @@ def test_a_ledger_of_another_history_is_found_out(site: Site) -> None:
     for _ in range(9):
         node.ledger.note("other", {})
     with pytest.raises(LedgerSetBack, match="the ledger has another one of that number"):
-        node.allocator()
+        node.bench()
     node.close()
 
 

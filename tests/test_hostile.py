@@ -28,7 +28,7 @@ from slurm_mig.simulator.client import open_devices
 
 from .conftest import H100, Site, as_user, build_site, job_environ, opened_by, remove_tree
 from .test_hooks import STAMP, records, slurm_commands, squeue, task
-from .test_isolation import ALICE, BOB, carve
+from .test_isolation import ALICE, BOB, serve
 from .test_task_prolog import make_job
 
 if TYPE_CHECKING:
@@ -161,8 +161,8 @@ def place() -> Iterator[Place]:
         os.chown(path, ALICE, ALICE)
     made = Place(build_site(root / "node", H100, H100), mine)
     made.site.config.chmod(0o644)
-    carve(made.site, 7, ALICE)
-    carve(made.site, 8, BOB)
+    serve(made.site, 7, ALICE)
+    serve(made.site, 8, BOB)
     # Keeps the ledger's -wal and -shm there.
     opened = made.site.node()
     assert opened.ledger.all_open()
@@ -216,8 +216,8 @@ def test_second_names_where_the_kernel_allows_them(
 ) -> None:
     """As with fs.protected_hardlinks = 0, here made by root: no right more, no node drained."""
     site = make_site(H100, H100)
-    carve(site, 7, ALICE)
-    carve(site, 8, BOB)
+    serve(site, 7, ALICE)
+    serve(site, 8, BOB)
     mine = public_tmp / "mine"
     mine.mkdir()
     os.chown(mine, ALICE, ALICE)
@@ -236,7 +236,7 @@ def test_second_names_where_the_kernel_allows_them(
 
 def test_the_node_of_ones_own_outlives_nothing(site: Site, public_tmp: Path) -> None:
     """Alice links her node away, opens it up and ends: the next user of these ids is alone."""
-    carve(site, 7, ALICE)
+    serve(site, 7, ALICE)
     mine = public_tmp / "mine"
     mine.mkdir()
     os.chown(mine, ALICE, ALICE)
@@ -246,7 +246,7 @@ def test_the_node_of_ones_own_outlives_nothing(site: Site, public_tmp: Path) -> 
         assert as_user(ALICE, lambda copy=copy: copy.chmod(0o666)) is None  # type: ignore[misc]
         assert opened_by(BOB, copy)
     assert site.epilog(7).returncode == 0
-    carve(site, 8, BOB)
+    serve(site, 8, BOB)
     for copy in mine.iterdir():
         assert not opened_by(ALICE, copy)
         assert not opened_by(BOB, copy)
@@ -283,7 +283,7 @@ def test_something_else_for_leases(
     (public_tmp / "shm").mkdir()
     (public_tmp / "shm").chmod(0o1777)
     site = contained(make_site(H100, config=f'[tasks]\nleases = "{public_tmp}/shm/mig"\n'))
-    carve(site, 7, ALICE, stamp=PAIR)
+    serve(site, 7, ALICE, stamp=PAIR)
     path = leases(site, 7)
     his, roots = public_tmp / "his", public_tmp / "roots"
     for made, uid in ((his, BOB), (roots, 0)):
@@ -328,7 +328,7 @@ def test_leases_of_a_stranger(make_site: Callable[..., Site], public_tmp: Path) 
     (public_tmp / "shm").mkdir()
     (public_tmp / "shm").chmod(0o1777)
     site = contained(make_site(H100, config=f'[tasks]\nleases = "{public_tmp}/shm/mig"\n'))
-    carve(site, 7, ALICE, stamp=PAIR)
+    serve(site, 7, ALICE, stamp=PAIR)
     path = leases(site, 7)
     assert not opened_by(BOB, site.run / "env/7.0")
     for attack in (lambda: path.mkdir(mode=0o777), path.rmdir, lambda: path.rename(f"{path}x")):
@@ -439,7 +439,7 @@ def test_variables_in_a_hooks_environment(
 ) -> None:
     """Even if they came through slurmd: the hook does its work, nothing of Alice's runs."""
     if hook == "epilog":
-        carve(site, 7, ALICE)
+        serve(site, 7, ALICE)
     extra = {name: value.replace("{trap}", str(trap)) for name, value in injected.items()}
     done = subprocess.run(
         [site.root / "hooks" / hook],
@@ -635,7 +635,7 @@ def test_a_holder_is_who_holds(make_site: Callable[..., Site], name: str) -> Non
     site = make_site(
         H100, config='[hooks]\ndestroy_timeout = 0.1\n[stuck]\nremedies = ["kill-job"]\n'
     )
-    carve(site, 7, ALICE)
+    serve(site, 7, ALICE)
     holder, other = renamed(name, ALICE), renamed(name, BOB)
     try:
         site.machine.hold(holder.pid, records(site)[0].uuids[0])

@@ -17,6 +17,7 @@ from slurm_mig.mig.allocation import Owner
 from slurm_mig.mig.geometry import Placement
 from slurm_mig.node import verify
 from slurm_mig.node.verify import Isolation, Subject, Try, attempt
+from slurm_mig.transaction import carve, reconcile, release
 
 from .conftest import H100, Site, as_user, cli_as
 from .test_allocator import ALICE as ALICES
@@ -35,7 +36,7 @@ ALICE, BOB = 64001, 64002
 CHECKOUT = ("way to package slurm_mig", "way to Python of the hooks")
 
 
-def carve(site: Site, job: int, uid: int, gpus: str = "0", stamp: str = STAMP) -> None:
+def serve(site: Site, job: int, uid: int, gpus: str = "0", stamp: str = STAMP) -> None:
     done = site.prolog(job, stamp, gpus, SLURM_JOB_UID=str(uid), SLURM_JOB_GID=str(uid))
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip().endswith("carved")
@@ -44,8 +45,8 @@ def carve(site: Site, job: int, uid: int, gpus: str = "0", stamp: str = STAMP) -
 @pytest.fixture
 def two(site: Site) -> Site:
     """Alice's job 7 and Bob's job 8, neighbours on one GPU."""
-    carve(site, 7, ALICE)
-    carve(site, 8, BOB)
+    serve(site, 7, ALICE)
+    serve(site, 8, BOB)
     return site
 
 
@@ -256,8 +257,8 @@ def test_an_own_node_that_does_not_open(two: Site) -> None:
 
 def test_other_jobs_of_one_user(site: Site) -> None:
     """Nodes belong to a user: his other job's are open to him, as docs/security.md says."""
-    carve(site, 7, ALICE)
-    carve(site, 8, ALICE)
+    serve(site, 7, ALICE)
+    serve(site, 8, ALICE)
     tried = tries(site, "--job", "7")
     assert {i["verdict"] for i in tried} == {"pass"}
     assert {i["found"] for i in tried if "node of job 8" in i["item"]} == {"open"}
@@ -266,8 +267,8 @@ def test_other_jobs_of_one_user(site: Site) -> None:
 def test_a_stuck_slice_is_closed_to_everybody(make_site: Callable[..., Site]) -> None:
     """Also to the user of the job that has ended."""
     site = make_site(H100, config="[hooks]\ndestroy_timeout = 0.2\n")
-    carve(site, 7, ALICE)
-    carve(site, 8, BOB)
+    serve(site, 7, ALICE)
+    serve(site, 8, BOB)
     opened = site.node()
     (record,) = opened.ledger.open_of_job(7)
     opened.close()
@@ -292,15 +293,15 @@ def test_what_is_in_no_record_is_told_not_judged(two: Site) -> None:
 
 def test_a_root_job(site: Site) -> None:
     """Nothing is closed to root; that is said instead of tried."""
-    carve(site, 7, 0)
+    serve(site, 7, 0)
     done = site.cli("verify", "--json")
     assert "Job 7 runs as root: nothing is closed to root." in json.loads(done.stdout)["notes"]
 
 
 def test_leases_are_their_users_to_write_and_roots_to_remove(site: Site) -> None:
     """Nobody else gets to them; one that would let him take something away is found."""
-    carve(site, 7, ALICE, stamp="slurm-mig=1,1g.10gb/19/4:2")
-    carve(site, 8, BOB)
+    serve(site, 7, ALICE, stamp="slurm-mig=1,1g.10gb/19/4:2")
+    serve(site, 8, BOB)
     leases = site.run / "leases/7.0"
     for job in ("7", "8"):
         assert failed(site, "--job", job) == set()
@@ -431,12 +432,12 @@ def owners(world: World) -> dict[str, tuple[int, int]]:
 
 def test_nodes_go_with_their_instance(world: World) -> None:
     """As on a booted machine: whoever needs one again has nvidia-modprobe make it."""
-    mine = world.allocator.allocate(ALICES, ask("3g.40gb"), world.gpu())
-    world.allocator.allocate(BOBS, ask("3g.40gb"), world.gpu())
+    mine = carve.allocate(world.bench, ALICES, ask("3g.40gb"), world.gpu())
+    carve.allocate(world.bench, BOBS, ask("3g.40gb"), world.gpu())
     assert owners(world) == dict.fromkeys(["nvidia-cap21", "nvidia-cap22"], (ALICE, 0o400)) | (
         dict.fromkeys(["nvidia-cap12", "nvidia-cap13"], (BOB, 0o400))
     )
-    world.allocator.release(mine, "end")
+    release.release(world.bench, mine, "end")
     assert owners(world) == dict.fromkeys(["nvidia-cap12", "nvidia-cap13"], (BOB, 0o400))
 
 
@@ -446,32 +447,32 @@ def test_nodes_that_were_there_before(world: World) -> None:
     caps.mkdir()
     for minor in (21, 22):
         os.mknod(caps / f"nvidia-cap{minor}", 0o020444, os.makedev(121, minor))
-    record = world.allocator.allocate(ALICES, ask("3g.40gb"), world.gpu())
+    record = carve.allocate(world.bench, ALICES, ask("3g.40gb"), world.gpu())
     assert set(owners(world).values()) == {(ALICE, 0o400)}
-    world.allocator.release(record, "end")
+    release.release(world.bench, record, "end")
     assert owners(world) == {}
 
 
 def test_nodes_of_a_stuck_slice(world: World) -> None:
     """Taken from the ended job's user, and gone once it lets go."""
-    record = world.allocator.allocate(ALICES, ask("3g.40gb"), world.gpu())
+    record = carve.allocate(world.bench, ALICES, ask("3g.40gb"), world.gpu())
     world.machine.hold(os.getpid(), record.uuids[0])
-    stuck = world.allocator.release(record, "end")
+    stuck = release.release(world.bench, record, "end")
     assert stuck.phase == phases.QUARANTINED
     assert set(owners(world).values()) == {(0, 0)}
     world.machine.let_go(os.getpid())
-    world.allocator.release(stuck, "again")
+    release.release(world.bench, stuck, "again")
     assert owners(world) == {}
 
 
 def test_an_administrators_nodes_are_left_alone(world: World) -> None:
     """Made by hand or adopted, in use: as the driver has them."""
-    record = world.allocator.allocate(Owner(None), ask("3g.40gb"), world.gpu())
+    record = carve.allocate(world.bench, Owner(None), ask("3g.40gb"), world.gpu())
     for path in (world.machine.tree.capabilities / "gpu0/mig/gi2").rglob("access"):
         world.machine.tree.modprobe(path)
     world.machine.hold(os.getpid(), record.uuids[0])
     try:
-        assert world.allocator.release(record, "end").phase == phases.QUARANTINED
+        assert release.release(world.bench, record, "end").phase == phases.QUARANTINED
     finally:
         world.machine.let_go(os.getpid())
     assert set(owners(world).values()) == {(0, 0o444)}
@@ -482,9 +483,9 @@ def test_a_job_that_was_rolled_back(world: World) -> None:
     world.machine.tree.dev.joinpath("nvidia-caps").mkdir()
     (world.machine.tree.dev / "nvidia-caps/nvidia-cap22").mkdir()
     with pytest.raises(NodeFault, match="nvidia-cap22"):
-        world.allocator.allocate(ALICES, ask("3g.40gb"), world.gpu())
+        carve.allocate(world.bench, ALICES, ask("3g.40gb"), world.gpu())
     (world.machine.tree.dev / "nvidia-caps/nvidia-cap22").rmdir()
-    world.allocator.reconcile(None)
+    reconcile.reconcile(world.bench, None)
     assert (owners(world), world.made()) == ({}, [])
 
 
@@ -503,16 +504,16 @@ def replaced(world: World) -> None:
 @pytest.mark.parametrize("end", ["release", "reconcile"])
 def test_an_instance_taken_away_by_hand(world: World, end: str, *, again: bool) -> None:
     """What was the job's user's goes, though another instance has the id by now."""
-    record = world.allocator.allocate(ALICES, ask("3g.40gb"), world.gpu())
+    record = carve.allocate(world.bench, ALICES, ask("3g.40gb"), world.gpu())
     if again:
         replaced(world)
     else:
         with world.machine.change(0) as board:
             board.instances.clear()
     if end == "release":
-        world.allocator.release(record, "end")
+        release.release(world.bench, record, "end")
     else:
-        world.allocator.reconcile(None)
+        reconcile.reconcile(world.bench, None)
     assert owners(world) == {}
     assert world.phases() == [phases.LOST]
 
@@ -520,16 +521,16 @@ def test_an_instance_taken_away_by_hand(world: World, end: str, *, again: bool) 
 @pytest.mark.parametrize("end", ["release", "reconcile"])
 def test_anothers_nodes_under_the_same_id(world: World, end: str) -> None:
     """A stranger in our place has nodes of its own: they stay."""
-    record = world.allocator.allocate(ALICES, ask("3g.40gb"), world.gpu())
+    record = carve.allocate(world.bench, ALICES, ask("3g.40gb"), world.gpu())
     replaced(world)
     for path in (world.machine.tree.capabilities / "gpu0/mig/gi2").rglob("access"):
         world.machine.tree.modprobe(path)
     theirs = dict.fromkeys(["nvidia-cap21", "nvidia-cap23"], (0, 0o444))
     assert owners(world) == theirs | {"nvidia-cap22": (ALICE, 0o400)}
     if end == "release":
-        world.allocator.release(record, "end")
+        release.release(world.bench, record, "end")
     else:
-        world.allocator.reconcile(None)
+        reconcile.reconcile(world.bench, None)
     assert owners(world) == theirs
     assert world.made() == ["3g.40gb@4"]
 
@@ -539,7 +540,7 @@ def test_a_whole_gpu_as_its_largest_slice(make_site: Callable[..., Site]) -> Non
     site = make_site(H100, H100, config='[whole_gpus]\npolicy = "full-profile"\n')
     slurm_commands(site, squeue=squeue(7, "gres:gpu:1"))
     assert site.prolog(7, "").returncode == 0
-    carve(site, 8, BOB, gpus="1")
+    serve(site, 8, BOB, gpus="1")
     assert {item["verdict"] for item in tries(site)} == {"pass"}
     assert "read GI node of job 7, 7g.80gb@0 on GPU 0" in {
         f"{item['action']} {item['item']}" for item in tries(site, "--job", "8")

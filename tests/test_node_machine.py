@@ -32,7 +32,8 @@ from slurm_mig.hooks.prolog import prolog
 from slurm_mig.mig import allocation as phases
 from slurm_mig.simulator.codes import Refused
 from slurm_mig.state.ledger import Ledger
-from slurm_mig.transaction import allocator
+from slurm_mig.transaction import by_hand, reconcile
+from slurm_mig.transaction.workbench import Workbench
 
 from .conftest import A30, A100, H100, build_machine, job_environ, remove_tree
 from .crash_points import (
@@ -97,7 +98,7 @@ class NodeMachine(RuleBasedStateMachine):
         """After the last Epilog and one reconcile nothing is left but what is others'."""
         self.machine.let_go(os.getpid())
         with self._node() as node:
-            node.allocator().reconcile(frozenset)
+            reconcile.reconcile(node.bench(), frozenset)
             still = [f"{record.phase}: {record.reason}" for record in node.ledger.all_open()]
             assert still == []
         check(self.place, self._before())
@@ -178,7 +179,7 @@ class NodeMachine(RuleBasedStateMachine):
 
     def _reconcile(self) -> None:
         with self._node() as node:
-            report = node.allocator().reconcile(lambda: frozenset(self.live))
+            report = reconcile.reconcile(node.bench(), lambda: frozenset(self.live))
             assert self.busy or report.left == []
 
     # -- jobs ----------------------------------------------------------------
@@ -260,7 +261,7 @@ class NodeMachine(RuleBasedStateMachine):
         with self._node() as node:
             for gpu in node.driver.gpus():
                 if not any(record.whole for record in node.ledger.open_on(gpu.uuid)):
-                    node.allocator().set_mode(gpu, on=True)
+                    by_hand.set_mode(node.bench(), gpu, on=True)
 
     @rule(data=st.data())
     def made_by_hand(self, data: st.DataObject) -> None:
@@ -335,7 +336,7 @@ class NodeMachine(RuleBasedStateMachine):
         with self._node() as node:
             gpu = next(gpu for gpu in node.driver.gpus() if gpu.index == index)
             try:
-                node.allocator().set_mode(gpu, on=on)
+                by_hand.set_mode(node.bench(), gpu, on=on)
             except (Held, DriverFault):
                 assert self.busy or self.machine.board(index).mig_current is not on
         self._step("mode")
@@ -381,7 +382,7 @@ def test_anything_in_any_order(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Jobs, killed hooks, reboots, reloads, hands, held slices, used-up ids and odd clocks."""
-    monkeypatch.setattr(allocator, "SWEEP_PATIENCE", 0.02)
+    monkeypatch.setattr(Workbench, "sweep_patience", 0.02)
     DONE.clear()
     try:
         run_state_machine_as_test(

@@ -15,6 +15,7 @@ from slurm_mig.mig.allocation import Instance
 from slurm_mig.mig.driver import ComputeInstance, GpuInstance
 from slurm_mig.mig.geometry import Placement
 from slurm_mig.mig.profile import Profile
+from slurm_mig.transaction import by_hand, carve, reconcile, release, whereabouts
 from slurm_mig.transaction.recognise import as_found, find, own_compute, strangers
 
 from .conftest import H100
@@ -116,10 +117,10 @@ def test_what_is_put_on_record_as_found_is_found_again(compute: tuple[int, ...])
 
 def test_a_smaller_compute_instance_is_not_the_jobs_own(world: World) -> None:
     """The record is closed and says why; what is there stays, as a stranger."""
-    record = world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    record = carve.allocate(world.bench, ALICE, ask("3g.40gb"), world.gpu())
     shrunk(world)
-    assert [item.gi_id for item in world.allocator.foreign_instances(world.gpu())] != []
-    report = world.allocator.reconcile(lambda: frozenset({ALICE.job_id or 0}))
+    assert [item.gi_id for item in whereabouts.foreign_instances(world.bench, world.gpu())] != []
+    report = reconcile.reconcile(world.bench, lambda: frozenset({ALICE.job_id or 0}))
     now = world.ledger.find(record.number)
     assert (now.phase, "taken away from outside" in now.reason) == (phases.LOST, True)
     assert world.made() == ["3g.40gb@4"]
@@ -128,30 +129,30 @@ def test_a_smaller_compute_instance_is_not_the_jobs_own(world: World) -> None:
 
 def test_a_second_prolog_does_not_take_it_either(world: World) -> None:
     """The same run gets a slice of the size that it asked for, elsewhere."""
-    world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    carve.allocate(world.bench, ALICE, ask("3g.40gb"), world.gpu())
     shrunk(world)
-    again = world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    again = carve.allocate(world.bench, ALICE, ask("3g.40gb"), world.gpu())
     assert [str(item) for item in again.instances] == ["3g.40gb@0"]
     assert world.made() == ["3g.40gb@0", "3g.40gb@4"]
 
 
 def test_an_epilog_leaves_it(world: World) -> None:
     """Nothing is destroyed that is not surely the job's."""
-    record = world.allocator.allocate(ALICE, ask("3g.40gb"), world.gpu())
+    record = carve.allocate(world.bench, ALICE, ask("3g.40gb"), world.gpu())
     shrunk(world)
-    ended = world.allocator.release(record, "the job ended")
+    ended = release.release(world.bench, record, "the job ended")
     assert ended.phase in (phases.RELEASED, phases.LOST)
     assert world.made() == ["3g.40gb@4"]
 
 
 def test_a_stranger_in_the_place_of_a_record_is_adopted_and_goes(world: World) -> None:
     """`destroy --foreign` and `apply` tell it from the record that had the place."""
-    world.allocator.allocate(BOB, ask("3g.40gb"), world.gpu())
+    carve.allocate(world.bench, BOB, ask("3g.40gb"), world.gpu())
     shrunk(world)
-    (found,) = world.allocator.foreign_instances(world.gpu())
-    adopted = world.allocator.adopt(ROOT, world.gpu(), found)
+    (found,) = whereabouts.foreign_instances(world.bench, world.gpu())
+    adopted = by_hand.adopt(world.bench, ROOT, world.gpu(), found)
     assert adopted.instances[0].profile == "1c.3g.40gb"
-    assert world.allocator.release(adopted, "by hand").phase == phases.RELEASED
+    assert release.release(world.bench, adopted, "by hand").phase == phases.RELEASED
     assert world.made() == []
 
 

@@ -15,6 +15,7 @@ from slurm_mig.mig.allocation import Owner
 from slurm_mig.mig.geometry import Placement
 from slurm_mig.node.retire import Retirement, parse_layout
 from slurm_mig.simulator.faults import Rule
+from slurm_mig.transaction import carve, whole_gpu
 
 from .conftest import A30, A100, H100, RTX, Site
 from .test_allocator import ask
@@ -133,8 +134,12 @@ def test_a_job_is_not_robbed(site: Site) -> None:
     slurm_commands(site)
     assert site.epilog(7).returncode == 0
     node = site.node()
-    node.allocator().give_whole(
-        Owner(8, uid=64001, user="alice"), node.driver.gpus()[1], "mig-off", reset=False
+    whole_gpu.give_whole(
+        node.bench(),
+        Owner(8, uid=64001, user="alice"),
+        node.driver.gpus()[1],
+        "mig-off",
+        reset=False,
     )
     node.close()
     with pytest.raises(Held, match="job 8 of user alice has whole GPU"):
@@ -326,7 +331,7 @@ class Transactions(Moments):
 def by_hand(site: Site) -> None:
     """One instance of an administrator's."""
     node = site.node()
-    node.allocator().allocate(ROOT, ask("1g.10gb"), node.driver.gpus()[0])
+    carve.allocate(node.bench(), ROOT, ask("1g.10gb"), node.driver.gpus()[0])
     node.close()
 
 
@@ -389,12 +394,12 @@ def test_retired_while_a_prolog_waits_for_the_lock(node: Node) -> None:
     from .test_allocator import ALICE
 
     gpu = node.driver.gpus()[0]
-    allocator = node.allocator()
+    bench = node.bench()
     node.ledger.retire(gpu.uuid, "root", "")
     with pytest.raises(NodeFault, match="retired since"):
-        allocator.allocate(ALICE, ask("1g.10gb"), gpu)
+        carve.allocate(bench, ALICE, ask("1g.10gb"), gpu)
     with pytest.raises(NodeFault, match="retired since"):
-        allocator.give_whole(ALICE, gpu, "auto", reset=False)
+        whole_gpu.give_whole(bench, ALICE, gpu, "auto", reset=False)
     assert node.driver.instances(gpu) == []
 
 

@@ -8,6 +8,7 @@ from slurm_mig.cli._node import choose_gpus, open_node
 from slurm_mig.cli._print import print_json
 from slurm_mig.errors import SlurmMigError
 from slurm_mig.node.node import require_root
+from slurm_mig.transaction import by_hand
 
 
 def switch(chosen: str, *, on: bool, dry_run: bool, as_json: bool) -> None:
@@ -22,7 +23,7 @@ def switch(chosen: str, *, on: bool, dry_run: bool, as_json: bool) -> None:
         gpus, lost = choose_gpus(node, chosen)
         for gpu in gpus:
             try:
-                now = node.allocator().set_mode(gpu, on=on)
+                now = by_hand.set_mode(node.bench(), gpu, on=on)
             except SlurmMigError as problem:
                 faults.append(problem)
                 continue
@@ -43,7 +44,7 @@ def _foresee(chosen: str, *, on: bool, as_json: bool) -> None:
         gpus, lost = choose_gpus(node, chosen)
         for gpu in gpus:
             try:
-                node.allocator().may_set_mode(gpu, on=on)
+                by_hand.may_set_mode(node.bench(), gpu, on=on)
             except SlurmMigError as problem:
                 faults.append(problem)
                 continue

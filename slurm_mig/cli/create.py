@@ -14,6 +14,7 @@ from slurm_mig.errors import DriverFault, NoRoom, ProfileNotOffered
 from slurm_mig.mig.profile import Profile
 from slurm_mig.mig.request import Item, Request
 from slurm_mig.node.node import require_root
+from slurm_mig.transaction import carve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,16 +87,16 @@ def _create(
             name = row.name if profile.isdigit() else Profile.parse(profile)
             request = Request((Item(name, 1, row.profile_id),))
             if gpu.mig_mode and dry_run:
-                return Foreseen(gpu, node.allocator().foresee_plan(request, gpu, start))
+                return Foreseen(gpu, carve.foresee_plan(node.bench(), request, gpu, start))
             if gpu.mig_mode:
-                return node.allocator().allocate(administrator(), request, gpu, start)
+                return carve.allocate(node.bench(), administrator(), request, gpu, start)
         except (NoRoom, ProfileNotOffered) as refusal:
             refusals.append(refusal)
     raise [*refusals, *faults, *map(_mode_is_off, gpus)][0]
 
 
 def _mode_is_off(gpu: Gpu) -> SlurmMigError:
-    """The allocator would switch it on where it can, which an administrator did not ask for."""
+    """The bench would switch it on where it can, which an administrator did not ask for."""
     return DriverFault(
         "MIG mode is off", remedy=f"run `slurm-mig enable --gpu {gpu.minor}`", gpu=str(gpu)
     )

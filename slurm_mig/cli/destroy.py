@@ -10,6 +10,7 @@ from slurm_mig.cli._node import administrator, could_be_lost, open_node
 from slurm_mig.cli._options import dry_run_option, json_option
 from slurm_mig.errors import Held, UsageFault
 from slurm_mig.node.node import require_root
+from slurm_mig.transaction import by_hand, release
 
 if TYPE_CHECKING:
     from slurm_mig.mig.driver import Gpu, GpuInstance
@@ -47,8 +48,8 @@ def command(
         if dry_run:
             shown = [would_destroy(node, gpu, record or found)]
         else:
-            record = record or node.allocator().adopt(administrator(), gpu, found)
-            ended = node.allocator().release(record, "by an administrator")
+            record = record or by_hand.adopt(node.bench(), administrator(), gpu, found)
+            ended = release.release(node.bench(), record, "by an administrator")
     if dry_run:
         show(shown, as_json=as_json)
     else:

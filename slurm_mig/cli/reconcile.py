@@ -16,6 +16,7 @@ from slurm_mig.errors import LockTimeout, SlurmFault, Unresolved, UsageFault
 from slurm_mig.node.boot import WAIT
 from slurm_mig.node.node import require_root
 from slurm_mig.slurm.ghosts import line
+from slurm_mig.transaction import reconcile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,8 +86,8 @@ def _reconcile(*, no_slurm: bool, accept: bool, dry_run: bool, as_json: bool) ->
         slurm = None if no_slurm else slurm_of(node)
         rebuilt = node.accept_ledger(node.live_jobs(slurm), administrator().user) if accept else []
         live, silence = (None, "") if slurm is None else _asker(node, slurm)
-        allocator = node.allocator()
-        found = allocator.foresee(live) if dry_run else allocator.reconcile(live)
+        bench = node.bench()
+        found = reconcile.foresee(bench, live) if dry_run else reconcile.reconcile(bench, live)
         # Under a name that is not proven another node would be drained.
         gone = [] if slurm is None or live is None else _ghosts(node, slurm)
         fenced = "" if no_slurm or dry_run or silence else _fence(node)

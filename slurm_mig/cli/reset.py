@@ -12,6 +12,7 @@ from slurm_mig.cli._options import dry_run_option, gpu_option, json_option
 from slurm_mig.errors import Held, SlurmFault
 from slurm_mig.mig.allocation import QUARANTINED
 from slurm_mig.node.node import require_root
+from slurm_mig.transaction import by_hand, release, whereabouts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +59,9 @@ def command(
     require_root()
     with open_node(look=dry_run) as node:
         gpus, faults = choose_gpus(node, gpu)
-        strange = [(one, item) for one in gpus for item in node.allocator().foreign_instances(one)]
+        strange = [
+            (one, item) for one in gpus for item in whereabouts.foreign_instances(node.bench(), one)
+        ]
         if strange and not foreign:
             where = ", ".join(f"{one.minor}:{item.gi_id}" for one, item in strange)
             raise Held(
@@ -73,8 +76,10 @@ def command(
             shown += [would_destroy(node, one, item) for one, item in strange]
         else:
             records = [record for _, record in held]
-            records += [node.allocator().adopt(administrator(), *pair) for pair in strange]
-            ended = [node.allocator().release(record, "by an administrator") for record in records]
+            records += [by_hand.adopt(node.bench(), administrator(), *pair) for pair in strange]
+            ended = [
+                release.release(node.bench(), record, "by an administrator") for record in records
+            ]
     if dry_run:
         show(shown, as_json=as_json)
     else:

@@ -9,6 +9,7 @@ from slurm_mig.errors import (
     NodeFault,
 )
 from slurm_mig.mig.allocation import LOST, QUARANTINED, RELEASING
+from slurm_mig.transaction import release
 
 if TYPE_CHECKING:
     from slurm_mig.hooks.job import Job
@@ -25,7 +26,7 @@ def epilog(node: Node, job: Job, line: Line) -> None:
     released: list[Allocation] = []
     try:
         if records:
-            released = node.allocator().release_all(records, reason, over=True)
+            released = release.release_all(node.bench(), records, reason, over=True)
     finally:
         # Also where a GPU is lost: nothing of an ended job's is to stay open to its user.
         _withdraw(node, job, line)

@@ -16,6 +16,7 @@ from slurm_mig.errors import (
     Unknown,
 )
 from slurm_mig.mig import request as requests
+from slurm_mig.transaction import carve, collect, handover, release, whole_gpu
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from slurm_mig.mig.driver import Gpu
     from slurm_mig.mig.request import Request, Several
     from slurm_mig.node.node import Node
-    from slurm_mig.transaction.allocator import Allocator
+    from slurm_mig.transaction.workbench import Workbench
 
 from slurm_mig.hooks.admin_comment import tell_accounting
 from slurm_mig.hooks.epilog import _postpone
@@ -39,7 +40,7 @@ def prolog(node: Node, job: Job, line: Line) -> None:
     try:
         if not node.manages():
             return _unmanaged(node, job, line)
-        allocator = node.allocator()
+        bench = node.bench()
         # Read before anything can be refused: a refusal names the GPU, too.
         gpus = node.gpus_at(job.gpus)
         request = _request(node, job, gpus, line)
@@ -50,11 +51,11 @@ def prolog(node: Node, job: Job, line: Line) -> None:
             job = _with_all_gpus(node, job, gpus, line)
             gpus = node.gpus_at(job.gpus)
         try:
-            _serve(node, job, gpus, request, allocator, line)
+            _serve(node, job, gpus, request, bench, line)
         except NoRoom:
-            if not _collected(node, gpus, allocator, line):
+            if not _collected(node, gpus, bench, line):
                 raise
-            _serve(node, job, gpus, request, allocator, line)
+            _serve(node, job, gpus, request, bench, line)
     except JobFault as fault:
         _refuse(node, job, gpus, wanted, fault, line)
 
@@ -64,18 +65,18 @@ def _serve(
     job: Job,
     gpus: Sequence[Gpu],
     request: Request | Several | None,
-    allocator: Allocator,
+    bench: Workbench,
     line: Line,
 ) -> None:
     if request is None:
-        _whole_gpus(node, job, gpus, allocator, line)
+        _whole_gpus(node, job, gpus, bench, line)
     elif isinstance(request, requests.Several):
-        _several(node, job, gpus, request, allocator, line)
+        _several(node, job, gpus, request, bench, line)
     else:
-        _slices(node, job, gpus, request, allocator, line)
+        _slices(node, job, gpus, request, bench, line)
 
 
-def _collected(node: Node, gpus: Sequence[Gpu], allocator: Allocator, line: Line) -> bool:
+def _collected(node: Node, gpus: Sequence[Gpu], bench: Workbench, line: Line) -> bool:
     """Whether what stood in the way belonged to jobs that are gone, and is gone now.
 
     Slurm counts nothing for a job it has lost; so it sent this one. Only a job that
@@ -85,7 +86,7 @@ def _collected(node: Node, gpus: Sequence[Gpu], allocator: Allocator, line: Line
     if not any(node.ledger.open_on(gpu.uuid) for gpu in managed):
         return False
     try:
-        done = [record for gpu in managed for record in allocator.collect(gpu, node.live_jobs)]
+        done = [record for gpu in managed for record in collect.collect(bench, gpu, node.live_jobs)]
     except SlurmFault as fault:
         line.add(collect=fault.cause)
         return False
@@ -153,11 +154,11 @@ def _with_all_gpus(node: Node, job: Job, gpus: Sequence[Gpu], line: Line) -> Job
 
 
 def _slices(
-    node: Node, job: Job, gpus: Sequence[Gpu], request: Request, allocator: Allocator, line: Line
+    node: Node, job: Job, gpus: Sequence[Gpu], request: Request, bench: Workbench, line: Line
 ) -> None:
     gpu = _only_gpu(node, job, gpus)
     if gpu.uuid in node.retired:
-        from slurm_mig.transaction.allocator import offered_though_retired
+        from slurm_mig.transaction.carve import offered_though_retired
 
         raise offered_though_retired(node.retired[gpu.uuid])
     if not node.managed(gpu):
@@ -165,20 +166,20 @@ def _slices(
             f"Slurm offers slices of {gpu}, which is not managed here",
             remedy="compare `managed` in the [gpus] table of the config with gres.conf",
         )
-    record = allocator.allocate(job.owner, request, gpu)
+    record = carve.allocate(bench, job.owner, request, gpu)
     tell_accounting(node, job, record.uuids, line)
     line.add(gpu=gpu.minor, made=",".join(map(str, record.instances)), uuids=",".join(record.uuids))
     line.say("INFO", "carved")
 
 
 def _several(
-    node: Node, job: Job, gpus: Sequence[Gpu], wanted: Several, allocator: Allocator, line: Line
+    node: Node, job: Job, gpus: Sequence[Gpu], wanted: Several, bench: Workbench, line: Line
 ) -> None:
-    from slurm_mig.transaction.several import carve
+    from slurm_mig.transaction.several import carve_each
 
     apart = {gpu.uuid for gpu in gpus if gpu.uuid in node.retired or not node.managed(gpu)}
     places = list(zip(job.gpus, gpus, strict=True))
-    records = carve(allocator, job.owner, wanted, places, apart)
+    records = carve_each(bench, job.owner, wanted, places, apart)
     uuids = [uuid for record in records for uuid in record.uuids]
     tell_accounting(node, job, uuids, line)
     made = [f"{record.gpu_minor}:{','.join(map(str, record.instances))}" for record in records]
@@ -222,9 +223,7 @@ def _no_gpu(node: Node, job: Job) -> JobFault:
     )
 
 
-def _whole_gpus(
-    node: Node, job: Job, gpus: Sequence[Gpu], allocator: Allocator, line: Line
-) -> None:
+def _whole_gpus(node: Node, job: Job, gpus: Sequence[Gpu], bench: Workbench, line: Line) -> None:
     """All GPUs of the job, or none: what was given before a refusal is taken back."""
     config = node.config
     given: list[tuple[int, Gpu, Allocation | None]] = []
@@ -233,13 +232,15 @@ def _whole_gpus(
             record = None
             if node.managed(gpu):
                 policy = config.whole_policy_of(gpu.name)
-                record = allocator.give_whole(job.owner, gpu, policy, reset=config.whole_reset)
+                record = whole_gpu.give_whole(
+                    bench, job.owner, gpu, policy, reset=config.whole_reset
+                )
             given.append((index, gpu, record))
         told = [(index, gpu.uuid, record) for index, gpu, record in given]
-        allocator.publish_whole(job.owner, told)
+        handover.publish_whole(bench, job.owner, told)
     except JobFault:
         records = [record for _, _, record in given if record is not None]
-        allocator.release_all(records, "another GPU of the job was refused")
+        release.release_all(bench, records, "another GPU of the job was refused")
         raise
     # A whole GPU may be its largest instance.
     uuids = [uuid for _, _, record in given if record is not None for uuid in record.uuids]
@@ -274,7 +275,7 @@ def _refuse(
 
     records: list[Allocation] = []
     if gpus:
-        node.allocator().refuse(job.owner, wanted, gpus[0], fault)
+        node.bench().refuse(job.owner, wanted, gpus[0], fault)
         records = node.ledger.of_job(job.job_id)
     leases = node.files.leases(job.owner)
     # Before Slurm is asked: should that fail, the TaskProlog still has the reason.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from slurm_mig.errors import DriverFault, Held, Unresolved, about
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.layout import Built, built, target
-from slurm_mig.transaction import recognise
+from slurm_mig.transaction import by_hand, recognise
 
 if TYPE_CHECKING:
     from slurm_mig.mig.allocation import Allocation, Owner
@@ -49,7 +49,7 @@ class Static:
         self._owner = owner
         self._driver = node.driver
         self._ledger = node.ledger
-        self._allocator = node.allocator()
+        self._bench = node.bench()
 
     def look(self, gpu: Gpu, declared: Declared) -> Steps:
         """What `apply` would do; nothing is changed.
@@ -57,7 +57,7 @@ class Static:
         Raises Held for a GPU that hooks carve or a job has, Unresolved where an instance that
         has to go is in use, ProfileNotOffered, BadRequest or NoRoom for a layout that cannot be.
         """
-        with self._allocator.settled(gpu, "look before applying", sweep=False):
+        with by_hand.settled(self._bench, gpu, "look before applying", sweep=False):
             return self._steps(gpu, declared)
 
     def apply(self, gpu: Gpu, declared: Declared) -> Steps:
@@ -66,7 +66,7 @@ class Static:
         Raises what `look` does, with nothing changed; afterwards Unresolved when something
         cannot be taken down, DriverFault when the layout cannot be made.
         """
-        with self._allocator.settled(gpu, "apply a layout"):
+        with by_hand.settled(self._bench, gpu, "apply a layout"):
             steps = self._steps(gpu, declared)
             records = [self._recorded(steps.gpu, found) for found, _ in steps.going]
             self._renew_mark(steps)
@@ -121,7 +121,7 @@ class Static:
     def _recorded(self, gpu: Gpu, found: GpuInstance) -> Allocation:
         """The record that names an instance, made if there is none: its end is on record, too."""
         record = recognise.owner(self._ledger.open_on(gpu.uuid), found)
-        return record or self._allocator.adopt_settled(self._owner, gpu, found)
+        return record or by_hand.adopt_settled(self._bench, self._owner, gpu, found)
 
     def _renew_mark(self, steps: Steps) -> None:
         """A later `retire` tells by its mark what is ours of a retired GPU."""
@@ -131,7 +131,7 @@ class Static:
             self._ledger.retire(steps.gpu.uuid, self._owner.user, layout)
 
     def _clear(self, record: Allocation, gpu: Gpu) -> None:
-        ended = self._allocator.clear(record, gpu, "another layout was applied")
+        ended = by_hand.clear(self._bench, record, gpu, "another layout was applied")
         if ended.phase == phases.QUARANTINED:
             raise Unresolved(ended.reason, remedy="end what uses it, and apply again", gpu=str(gpu))
 

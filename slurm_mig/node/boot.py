@@ -21,6 +21,7 @@ from slurm_mig.errors import (
 )
 from slurm_mig.gpu import indexes
 from slurm_mig.text import ascii_line
+from slurm_mig.transaction import by_hand, reconcile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -98,7 +99,7 @@ def bring_up(
     if node.config.managed == () or not gpus:
         return found
     _agree(node, gpus, found)
-    report = node.allocator().reconcile(None)
+    report = reconcile.reconcile(node.bench(), None)
     found.done += report.done
     found.foreign += report.foreign
     # A managed GPU that cannot be brought in order would drain the node at its first job.
@@ -195,7 +196,7 @@ def _have_mig_mode(node: Node, gpu: Gpu, found: Boot, again: Callable[[], bool])
         try:
             if node.driver.gpu(gpu.uuid).mig_mode:
                 return
-            now = node.allocator().set_mode(gpu, on=True)
+            now = by_hand.set_mode(node.bench(), gpu, on=True)
         except Held:
             return
         except InstanceBusy as fault:

@@ -143,6 +143,7 @@ def _hooks(places: Places, runtime: Runtime) -> Iterator[File]:
 
 
 def unit_files(directory: Path, runtime: Runtime) -> Iterator[File]:
+    """Units for systemd, for this Python and configuration."""
     python = [str(runtime.python), "-I", "-m", "slurm_mig", "--config", str(runtime.config)]
     for unit, arguments in UNITS.items():
         values = {

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from slurm_mig.state.monitoring import Feeds
     from slurm_mig.state.run_files import RunFiles
     from slurm_mig.state.task_file import TaskSettings
-    from slurm_mig.transaction.allocator import Allocator
+    from slurm_mig.transaction.workbench import Workbench
 
 SIMULATOR = "simulator:"
 
@@ -201,12 +201,12 @@ class Node:
         self._checked = True
         return done
 
-    def allocator(self) -> Allocator:
+    def bench(self) -> Workbench:
         """The transaction over these adapters, with a ledger that can be believed."""
-        from slurm_mig.transaction.allocator import Allocator
+        from slurm_mig.transaction.workbench import Workbench
 
         self.check_ledger()
-        return Allocator(
+        return Workbench(
             driver=self.driver,
             ledger=self.ledger,
             locks=self.locks,

@@ -24,6 +24,7 @@ from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.plan import Slot, plan, wanted_instances
 from slurm_mig.mig.profile import Profile
 from slurm_mig.mig.request import Item, Request
+from slurm_mig.transaction import by_hand, whereabouts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,7 +83,7 @@ class Retirement:
         self._owner = owner
         self._driver = node.driver
         self._ledger = node.ledger
-        self._allocator = node.allocator()
+        self._bench = node.bench()
 
     # -- looking -------------------------------------------------------------
 
@@ -93,7 +94,7 @@ class Retirement:
         Unresolved where something of an earlier layout that has to go is in use,
         ProfileNotOffered or NoRoom for a layout that cannot be.
         """
-        with self._allocator.settled(gpu, "look before retiring", sweep=sweep):
+        with by_hand.settled(self._bench, gpu, "look before retiring", sweep=sweep):
             return self._goal(gpu, layout)
 
     def _goal(self, gpu: Gpu, layout: Request | None) -> Goal:
@@ -101,7 +102,7 @@ class Retirement:
         records = self._ledger.open_on(gpu.uuid)
         self._check_jobs(records)
         geometry = self._driver.geometry(gpu)
-        strange = self._allocator.foreign_instances(gpu)
+        strange = whereabouts.foreign_instances(self._bench, gpu)
         before = self._marked(gpu, geometry)
         ours = [item for item in strange if slot_of(item, geometry) in before]
         foreign = [item for item in strange if item not in ours]
@@ -173,11 +174,12 @@ class Retirement:
         Raises what `look` does, with nothing changed; afterwards Unresolved when
         something of ours cannot be taken down, DriverFault when the layout cannot be made.
         """
-        with self._allocator.settled(gpu, "retire"):
+        with by_hand.settled(self._bench, gpu, "retire"):
             goal = self._goal(gpu, layout)
             # On record before the mark goes that tells them from strange ones.
             adopted = [
-                self._allocator.adopt_settled(self._owner, goal.gpu, item) for item in goal.strays
+                by_hand.adopt_settled(self._bench, self._owner, goal.gpu, item)
+                for item in goal.strays
             ]
             mark = self._ledger.retired().get(gpu.uuid)
             if mark is None or mark.layout != goal.layout:
@@ -196,7 +198,7 @@ class Retirement:
                 going = self._ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
                 ended = self._ledger.finish(going, phases.RELEASED, "the GPU is retired")
             else:
-                ended = self._allocator.clear(record, gpu, "the GPU is retired")
+                ended = by_hand.clear(self._bench, record, gpu, "the GPU is retired")
             if ended.phase == phases.QUARANTINED:
                 raise Unresolved(
                     ended.reason, remedy="end what uses it, and retire again", gpu=str(gpu)
@@ -236,10 +238,10 @@ class Retirement:
 
     def undo(self, gpu: Gpu, *, dry_run: bool = False) -> None:
         """Take it under management again; UsageFault unless retired, Held while it is not empty."""
-        with self._allocator.settled(gpu, "take back", sweep=not dry_run):
+        with by_hand.settled(self._bench, gpu, "take back", sweep=not dry_run):
             if gpu.uuid not in self._ledger.retired():
                 raise UsageFault("it is not retired", gpu=str(gpu))
-            strange = self._allocator.foreign_instances(gpu)
+            strange = whereabouts.foreign_instances(self._bench, gpu)
             if strange:
                 geometry = self._driver.geometry(gpu)
                 names = ", ".join(str(slot_of(item, geometry)) for item in strange)

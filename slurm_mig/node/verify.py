@@ -33,6 +33,7 @@ from slurm_mig.mig import allocation as phases
 from slurm_mig.state.run_files import job_of
 from slurm_mig.system.programs import find_program
 from slurm_mig.system.trust import trusted
+from slurm_mig.transaction import whereabouts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -192,9 +193,9 @@ class Isolation:
         from slurm_mig.gpu.capabilities import capability_minors
 
         gpus, _ = self._node.driver.survey()
-        allocator = self._node.allocator()
+        bench = self._node.bench()
         for gpu in (gpu for gpu in gpus if gpu.mig_capable):
-            for found in allocator.foreign_instances(gpu):
+            for found in whereabouts.foreign_instances(bench, gpu):
                 minor = capability_minors(gpu.minor, found.gi_id, 0)[0]
                 name = f"GI node of GPU instance {found.gi_id} on GPU {gpu.minor}, in no record"
                 yield Try(name, READ, self._node.capabilities.node(minor), ())

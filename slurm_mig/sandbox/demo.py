@@ -24,6 +24,7 @@ from slurm_mig.mig import catalog
 from slurm_mig.sandbox.cluster import USERS, Cluster, SandboxNode, scratch
 from slurm_mig.sandbox.daemons import working_in
 from slurm_mig.simulator import Machine
+from slurm_mig.transaction import by_hand
 
 if TYPE_CHECKING:
     import subprocess
@@ -140,7 +141,7 @@ class Demo:
         for item in self.cluster.nodes:
             node = self.cluster.node(item.name)
             for gpu in node.driver.gpus():
-                node.allocator().set_mode(gpu, on=True)
+                by_hand.set_mode(node.bench(), gpu, on=True)
                 self.say(f"{item.name}: {gpu.name}: MIG mode on")
             node.close()
 

@@ -44,6 +44,7 @@ def _indexes(ranges: str) -> set[int]:
 
 
 def cut(line: str, widths: Sequence[int]) -> list[str]:
+    """A line of columns with fixed widths, cut at them: what users typed crosses no separator."""
     parts, at = [], 0
     for width in widths:
         parts.append(line[at : at + width].strip())
@@ -193,6 +194,7 @@ def _configured(text: str) -> dict[str, int]:
 
 
 def accounting_row(line: str) -> AccountingRow:
+    """One line of sacct as a row; SlurmFault for one that is none."""
     cells = line.split("|")
     if len(cells) != SACCT_CELLS or not cells[0].isdecimal():
         raise SlurmFault(

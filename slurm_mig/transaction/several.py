@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from slurm_mig.errors import BadRequest, NoRoom, SlurmMigError
+from slurm_mig.transaction import carve, handover, release
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
     from slurm_mig.mig.allocation import Allocation, Owner
     from slurm_mig.mig.driver import Gpu
     from slurm_mig.mig.request import Several
-    from slurm_mig.transaction.allocator import Allocator
+    from slurm_mig.transaction.workbench import Workbench
 
 
-def carve(
-    allocator: Allocator,
+def carve_each(
+    bench: Workbench,
     owner: Owner,
     wanted: Several,
     gpus: Sequence[tuple[int, Gpu]],
@@ -30,7 +31,7 @@ def carve(
     """Carve each part on its GPU; `gpus` are (Slurm's index, GPU), in order of the index.
 
     `apart` are UUIDs of GPUs that are not carved here: Slurm gives them as whole GPUs, and
-    cannot know that this job needs slices. Raises what `Allocator.allocate` does, after what
+    cannot know that this job needs slices. Raises what `Workbench.allocate` does, after what
     was made on other GPUs has been taken down; the tasks are told when all is there.
     """
     if not wanted.fill(gpus):
@@ -46,10 +47,10 @@ def carve(
     given: list[tuple[int, Allocation]] = []
     try:
         for part, (index, gpu) in zip(wanted.parts, ordered, strict=True):
-            given.append((index, allocator.allocate(owner, part, gpu, part=True)))
-        allocator.publish_several(owner, given)
+            given.append((index, carve.allocate(bench, owner, part, gpu, part=True)))
+        handover.publish_several(bench, owner, given)
     except SlurmMigError:
         made = [record for _, record in given]
-        allocator.release_all(made, "another GPU of the job failed")
+        release.release_all(bench, made, "another GPU of the job failed")
         raise
     return [record for _, record in given]

@@ -20,6 +20,7 @@ import pytest
 from slurm_mig.sandbox import Cluster, SandboxNode, scratch
 from slurm_mig.sandbox.cluster import USERS
 from slurm_mig.simulator import Machine
+from slurm_mig.transaction import by_hand
 from tests.conftest import A30, H100, RTX
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def enable_mig(cluster: Cluster) -> None:
     for item in cluster.nodes:
         node = cluster.node(item.name)
         for gpu in node.driver.gpus():
-            node.allocator().set_mode(gpu, on=True)
+            by_hand.set_mode(node.bench(), gpu, on=True)
         node.close()
 
 

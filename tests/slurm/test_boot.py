@@ -13,6 +13,7 @@ from slurm_mig.mig.allocation import Owner
 from slurm_mig.node.boot import REASON
 from slurm_mig.node.retire import Retirement, parse_layout
 from slurm_mig.sandbox.daemons import kill_all_in
+from slurm_mig.transaction import by_hand, release, whereabouts
 
 from .test_node_faults import _kill_steps
 
@@ -159,8 +160,8 @@ def test_a_retired_gpu_that_slurm_still_offers(build: Callable[..., Site]) -> No
     assert "retired since" in own.drain_reason()
     assert own.made() == [f"1g.10gb@{start}" for start in range(7)]
     own.run("scancel", str(job))
-    for item in node.allocator().foreign_instances(gpu):
-        node.allocator().release(node.allocator().adopt(Owner(None), gpu, item), "undone")
+    for item in whereabouts.foreign_instances(node.bench(), gpu):
+        release.release(node.bench(), by_hand.adopt(node.bench(), Owner(None), gpu, item), "undone")
     work.undo(gpu)
     node.close()
     own.settle()

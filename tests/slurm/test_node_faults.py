@@ -15,6 +15,7 @@ import pytest
 from slurm_mig.mig import allocation as phases
 from slurm_mig.sandbox import SandboxNode
 from slurm_mig.simulator.faults import Rule
+from slurm_mig.transaction import reconcile
 from tests.conftest import H100
 
 from .conftest import ALICE, BOB
@@ -115,7 +116,7 @@ def test_a_lost_controller_state_is_reconciled(build: Callable[..., Site]) -> No
     site.until(site.made, "the slice")
     _lose_state(site)
     node = site.cluster.node("n1")
-    report = node.allocator().reconcile(frozenset)
+    report = reconcile.reconcile(node.bench(), frozenset)
     node.close()
     assert [line for line in report.done if f"job {job} " in line]
     site.check_clean()

@@ -1,0 +1,109 @@
+"""Finish what dead hooks left on a GPU, before anything new is done there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from slurm_mig.errors import (
+    DriverFault,
+    GpuLost,
+)
+from slurm_mig.mig import allocation as phases
+from slurm_mig.transaction.recognise import find
+
+if TYPE_CHECKING:
+    from slurm_mig.mig.allocation import Allocation, Instance, Owner
+    from slurm_mig.mig.driver import Gpu
+    from slurm_mig.transaction.workbench import Workbench
+
+from slurm_mig.transaction.access import remove_nodes
+from slurm_mig.transaction.handover import tell_tasks, withdraw_environment, withdraw_files
+from slurm_mig.transaction.mig_mode import restore_mig_mode
+from slurm_mig.transaction.teardown import free_places, try_tear_down
+from slurm_mig.transaction.whereabouts import known, missing_of, unclaimed
+
+
+def sweep_gpu(bench: Workbench, gpu: Gpu, owner: Owner | None) -> None:
+    """Finish what dead hooks left on a GPU whose lock we hold.
+
+    `owner` is about to be served: another run of the same job cannot still be
+    alive, so its slices go too (ids are reused, Epilogs may be missing).
+    """
+    until = bench.monotonic() + bench.sweep_patience
+    for record in bench.ledger.open_on(gpu.uuid):
+        if record.boot_id != bench.boot_id:
+            _close_with_boot(bench, record, gpu)
+        elif record.phase == phases.QUARANTINED:
+            try_again(bench, record, gpu)
+            withdraw_files(bench, record)
+        elif record.phase != phases.ACTIVE:
+            try_tear_down(bench, record, gpu, "finished for a hook that died", until)
+            withdraw_files(bench, record)
+        elif missing := missing_of(bench, record, gpu):
+            _close_lost(bench, record, gpu, missing, until)
+        elif owner and record.node == bench.node and _superseded(record.owner, owner):
+            try_tear_down(bench, record, gpu, "left by an earlier run of the job", until)
+
+
+def _close_with_boot(bench: Workbench, record: Allocation, gpu: Gpu) -> None:
+    """Close a record of an earlier boot: its instances went with it."""
+    if record.request == phases.WHOLE_MIG_OFF:
+        # Ampere keeps the mode over a reboot, also the one that was meant for a job.
+        why = restore_mig_mode(bench, gpu, bench.monotonic())
+        if why:
+            # It stays due: else the next job's Prolog would find the mode off and no reason.
+            _set_mode_aside(bench, record, why)
+            return
+    bench.ledger.finish(record, phases.LOST, "the node was rebooted")
+
+
+def _set_mode_aside(bench: Workbench, record: Allocation, why: str) -> None:
+    if record.phase == phases.QUARANTINED:
+        return
+    if record.phase != phases.RELEASING:
+        record = bench.ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
+    reason = f"MIG mode is still off: {why}"
+    bench.ledger.save(record.moved(phases.QUARANTINED, reason), phases.QUARANTINED)
+
+
+def try_again(
+    bench: Workbench, record: Allocation, gpu: Gpu, reason: str = "no longer in use"
+) -> None:
+    """Retry at once what is set aside; on record only when something of it has gone.
+
+    Every hook comes by here: with each of them on record the ledger would grow, and
+    each would look for the holders again.
+    """
+    rest = unclaimed(bench, record)
+    try:
+        held = free_places(bench, rest, gpu, bench.monotonic())
+    except GpuLost:
+        raise
+    except DriverFault:
+        return
+    if not held or len(held) < len({item.placement for item in record.present}):
+        try_tear_down(bench, record, gpu, reason, bench.monotonic())
+
+
+def _close_lost(
+    bench: Workbench, record: Allocation, gpu: Gpu, missing: list[Instance], until: float
+) -> None:
+    """Instances of an active record are gone: somebody destroyed them, or a reset did."""
+    names = ", ".join(str(item) for item in missing)
+    reason = f"{names} taken away from outside, or the GPU was reset"
+    seen = bench.driver.instances(gpu)
+    bench.tell(f"{record.owner} lost its slice: {reason}")
+    tell_tasks(bench, record, reason)
+    # One that only lost its compute instance is still there: called lost, it would leak.
+    if not any(find(item, seen) or known(bench, item, gpu) for item in record.instances):
+        withdraw_environment(bench, record)
+        bench.feeds.hide(record, gpu.index)
+        # The next instance with these ids would be open to the user of the one that went.
+        remove_nodes(bench, record, record.instances, gpu)
+        bench.ledger.finish(record, phases.LOST, reason)
+    else:
+        try_tear_down(bench, record, gpu, reason, until)
+
+
+def _superseded(old: Owner, new: Owner) -> bool:
+    return old.job_id is not None and old.job_id == new.job_id and not old.same_run(new)
