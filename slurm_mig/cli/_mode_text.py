@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def mode_text(current: bool | None, pending: bool | None) -> str:  # noqa: FBT001
+def mode_text(current: bool | None, pending: bool | None) -> str:
     """MIG mode in words; a pending change needs a GPU reset."""
     if current is None:
         return "not supported"

@@ -20,7 +20,7 @@ from slurm_mig.node.node import require_root
 @click.option("--name", help="Which of the configurations in a file of mig-parted's.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @json_option
-def command(file: Path, name: str | None, dry_run: bool, as_json: bool) -> None:  # noqa: FBT001
+def command(file: Path, name: str | None, dry_run: bool, as_json: bool) -> None:
     """Make the GPUs as FILE says; only those that hooks do not carve, and only what differs.
 
     Nothing is changed while one of them is managed or something that has to go is in use.

@@ -39,8 +39,8 @@ DAY: Final = 86400.0
 def command(
     before: str | None,
     days: int | None,
-    dry_run: bool,  # noqa: FBT001
-    as_json: bool,  # noqa: FBT001
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Move events and records from before a time out of the ledger, into a file of their own.
 
@@ -90,7 +90,7 @@ def _move(node: Node, limit: float, events: int, form: str) -> archiving.Archive
             return archiving.move(node.ledger, config.ledger, config.archives, limit, who, passed)
 
 
-def _tell(as_json: bool, text: str, data: dict[str, object]) -> None:  # noqa: FBT001
+def _tell(as_json: bool, text: str, data: dict[str, object]) -> None:
     if as_json:
         print_json(data)
     else:

@@ -20,7 +20,7 @@ from slurm_mig.mig import layout
 @click.argument("file", type=OnePath(path_type=Path, dir_okay=False))
 @click.option("--name", help="Which of the configurations in a file of mig-parted's.")
 @json_option
-def command(file: Path, name: str | None, as_json: bool) -> None:  # noqa: FBT001
+def command(file: Path, name: str | None, as_json: bool) -> None:
     """Compare the GPUs with FILE, which is ours (.toml) or mig-parted's (.yaml).
 
     Where the file names places they have to agree; else how many there are of each profile.

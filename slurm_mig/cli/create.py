@@ -46,8 +46,8 @@ def command(
     profile: str,
     gpu: str,
     start: int | None,
-    dry_run: bool,  # noqa: FBT001
-    as_json: bool,  # noqa: FBT001
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Make a GPU instance with its compute instance, owned by the administrator.
 

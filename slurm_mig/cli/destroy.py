@@ -27,10 +27,10 @@ from slurm_mig.cli._instances import check_free, owner_of, report, show, would_d
 @json_option
 def command(
     uuid: str,
-    force: bool,  # noqa: FBT001
-    foreign: bool,  # noqa: FBT001
-    dry_run: bool,  # noqa: FBT001
-    as_json: bool,  # noqa: FBT001
+    force: bool,
+    foreign: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Destroy one instance by its MIG UUID, or by GPU minor and GPU instance id (0:9)."""
     require_root()

@@ -75,12 +75,12 @@ def command(
     job_submit: Path | None,
     cli_filter: Path | None,
     node: str,
-    live: bool | None,  # noqa: FBT001
+    live: bool | None,
     slurm_version: str | None,
     types: tuple[str, ...],
-    strict: bool,  # noqa: FBT001
-    listing: bool,  # noqa: FBT001
-    as_json: bool,  # noqa: FBT001
+    strict: bool,
+    listing: bool,
+    as_json: bool,
 ) -> None:
     """Check Slurm's files, the configuration, the hooks and the NVIDIA side; change nothing."""
     if listing:

@@ -12,6 +12,6 @@ from slurm_mig.cli._options import dry_run_option, gpu_option, json_option
 @gpu_option
 @dry_run_option
 @json_option
-def command(gpu: str, dry_run: bool, as_json: bool) -> None:  # noqa: FBT001
+def command(gpu: str, dry_run: bool, as_json: bool) -> None:
     """Switch MIG mode on. Ampere resets the GPU for it."""
     switch(gpu, on=True, dry_run=dry_run, as_json=as_json)

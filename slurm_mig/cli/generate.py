@@ -84,8 +84,8 @@ def command(
     compute_parts: tuple[str, ...],
     hooks: str | None,
     out: Path | None,
-    check: bool,  # noqa: FBT001
-    as_json: bool,  # noqa: FBT001
+    check: bool,
+    as_json: bool,
 ) -> None:
     """Write the fragments for slurm.conf, gres.conf and cgroup.conf and both Lua plugins.
 

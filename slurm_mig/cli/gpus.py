@@ -40,10 +40,10 @@ from slurm_mig.cli._mode_text import mode_text
 )
 @json_option
 def command(
-    supported: bool,  # noqa: FBT001  # click passes flags
-    describe: bool,  # noqa: FBT001
+    supported: bool,  # click passes flags
+    describe: bool,
     out: Path | None,
-    as_json: bool,  # noqa: FBT001
+    as_json: bool,
 ) -> None:
     """Show this node's GPUs and the list of supported products."""
     if out is not None and not describe:

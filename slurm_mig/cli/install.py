@@ -71,14 +71,14 @@ def command(
     prolog_d: Path | None,
     epilog_d: Path | None,
     units: Path | None,
-    no_units: bool,  # noqa: FBT001
+    no_units: bool,
     share: Path,
     parts: tuple[str, ...],
-    log_file: bool,  # noqa: FBT001
+    log_file: bool,
     root: Path,
-    away: bool,  # noqa: FBT001
-    force: bool,  # noqa: FBT001
-    dry_run: bool,  # noqa: FBT001
+    away: bool,
+    force: bool,
+    dry_run: bool,
 ) -> None:
     """Write hooks, units, tmpfiles.d, completion, man pages and a config sample.
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command()
 @gpu_option
 @json_option
-def command(gpu: str, as_json: bool) -> None:  # noqa: FBT001
+def command(gpu: str, as_json: bool) -> None:
     """Show the profiles each GPU offers, and how many are free.
 
     In MIG mode the driver tells only root how many are free; others see "-" there.

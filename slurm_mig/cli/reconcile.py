@@ -53,13 +53,13 @@ if TYPE_CHECKING:
 @dry_run_option
 @json_option
 def command(
-    no_slurm: bool,  # noqa: FBT001
-    at_boot: bool,  # noqa: FBT001
+    no_slurm: bool,
+    at_boot: bool,
     wait: int | None,
     name: str | None,
-    accept: bool,  # noqa: FBT001
-    dry_run: bool,  # noqa: FBT001
-    as_json: bool,  # noqa: FBT001
+    accept: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Close what a reboot or a killed hook left. Instances in no record are only listed."""
     if not at_boot and wait is not None:

@@ -50,10 +50,10 @@ def _check_jobs(node: Node, records: Sequence[Allocation]) -> None:
 @json_option
 def command(
     gpu: str,
-    force: bool,  # noqa: FBT001
-    foreign: bool,  # noqa: FBT001
-    dry_run: bool,  # noqa: FBT001
-    as_json: bool,  # noqa: FBT001
+    force: bool,
+    foreign: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Destroy every instance of GPUs; MIG mode stays. Nothing is touched if any is held."""
     require_root()

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 def command(
     gpu: str,
     layout: str | None,
-    mig_off: bool,  # noqa: FBT001
-    undo: bool,  # noqa: FBT001
-    dry_run: bool,  # noqa: FBT001
-    as_json: bool,  # noqa: FBT001
+    mig_off: bool,
+    undo: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """End the management of GPUs and leave them in a static layout, as Slurm itself supports it.
 

@@ -87,7 +87,7 @@ def _latency(text: str) -> tuple[str, float]:
 @command.command("show")
 @DIRECTORY
 @json_option
-def show(directory: Path, as_json: bool) -> None:  # noqa: FBT001
+def show(directory: Path, as_json: bool) -> None:
     """Show the hardware's own truth, without driver, ledger or Slurm."""
     machine = Machine(directory)
     boards = [(facts, machine.board(index)) for index, facts in enumerate(machine.gpus)]
@@ -122,9 +122,9 @@ def show(directory: Path, as_json: bool) -> None:  # noqa: FBT001
 )
 def module(
     directory: Path,
-    persistence: bool | None,  # noqa: FBT001
-    modeset: bool | None,  # noqa: FBT001
-    modify: bool | None,  # noqa: FBT001
+    persistence: bool | None,
+    modeset: bool | None,
+    modify: bool | None,
 ) -> None:
     """Set how the kernel modules were loaded: what `slurm-mig doctor` looks at."""
     require_root()
@@ -216,7 +216,7 @@ def fault(
     effect: str | None,
     skip: int,
     times: int,
-    clear: bool,  # noqa: FBT001
+    clear: bool,
 ) -> None:
     """Inject a fault into NVML calls of every process."""
     require_root()

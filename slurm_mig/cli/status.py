@@ -56,10 +56,10 @@ class _Seconds(click.FloatRange):
 )
 @json_option
 def command(
-    ask: bool,  # noqa: FBT001
-    cluster: bool,  # noqa: FBT001
+    ask: bool,
+    cluster: bool,
     watch: float | None,
-    as_json: bool,  # noqa: FBT001
+    as_json: bool,
 ) -> None:
     """Show who holds what, with a picture of every GPU's slots."""
     if cluster and ask:

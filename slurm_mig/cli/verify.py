@@ -43,7 +43,7 @@ NOTE = (
     help="Directory of the hooks.",
 )
 @json_option
-def command(job_id: int | None, uid: int | None, hooks: Path, as_json: bool) -> None:  # noqa: FBT001
+def command(job_id: int | None, uid: int | None, hooks: Path, as_json: bool) -> None:
     """Try, as the user of each job, to open every neighbour's slice and what hooks rely on."""
     require_root()
     if job_id is not None and uid is not None:

@@ -19,7 +19,7 @@ from slurm_mig.mig.weights import derive
     help="NVML name of the GPU, its catalogue key, or a file that describes it.",
 )
 @json_option
-def command(name: str, as_json: bool) -> None:  # noqa: FBT001
+def command(name: str, as_json: bool) -> None:
     """Show how many shards a GPU and each of its profiles count for."""
     use_descriptions()
     product = catalog.find(name)
