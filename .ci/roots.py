@@ -29,7 +29,7 @@ KEPT: Final = 30 * 86400
 
 PACKAGES: Final = (
     "slurmctld", "slurmd", "slurmdbd", "slurm-client", "munge", "libnss-wrapper",
-    "mariadb-server", "sqlite3", "python3", "python3-venv", "iproute2",
+    "mariadb-server", "sqlite3", "python3", "python3-venv", "iproute2", "gcc", "libc6-dev",
 )  # fmt: skip
 
 #: What a release does without: these slurmdbd end with error 5027 of their MariaDB 11.8.
