@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.errors import ConfigFault, NodeFault
+from slurm_mig.settings import SETTINGS, Config, Setting
 from slurm_mig.system.causes import out_of_order
 from slurm_mig.system.trust import read_trusted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-from slurm_mig.settings import SETTINGS, Config, Setting
 
 DEFAULT_PATH: Final = Path("/etc/slurm-mig/config.toml")
 VARIABLE: Final = "SLURM_MIG_CONFIG"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from slurm_mig.cli._instances import check_free, owner_of, report, show, would_destroy
 from slurm_mig.cli._node import administrator, could_be_lost, open_node
 from slurm_mig.cli._options import dry_run_option, json_option
 from slurm_mig.errors import Held, UsageFault
@@ -15,8 +16,6 @@ from slurm_mig.transaction import by_hand, release
 if TYPE_CHECKING:
     from slurm_mig.mig.driver import Gpu, GpuInstance
     from slurm_mig.node.node import Node
-
-from slurm_mig.cli._instances import check_free, owner_of, report, show, would_destroy
 
 
 @click.command()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slurm_mig import __version__
+from slurm_mig.cli._mode_text import mode_text
 from slurm_mig.cli._node import open_node, survey, use_descriptions
 from slurm_mig.cli._options import json_option
 from slurm_mig.cli._print import print_json, table
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from slurm_mig.mig.catalog import Product
     from slurm_mig.mig.driver import Gpu
     from slurm_mig.node.node import Node
-
-from slurm_mig.cli._mode_text import mode_text
 
 
 @click.command()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from slurm_mig.cli._gpu_view import describe
 from slurm_mig.cli._mode_text import mode_text
 from slurm_mig.cli._node import open_node, root_to_read, slurm_of, survey
 from slurm_mig.cli._options import json_option
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from slurm_mig.node.node import Node
 
-from slurm_mig.cli._gpu_view import describe
 
 #: Columns of the picture, divided among a GPU's placement units.
 WIDTH = 72

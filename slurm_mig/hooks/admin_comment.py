@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from slurm_mig.errors import (
-    SlurmFault,
-)
+from slurm_mig.errors import SlurmFault
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from slurm_mig.errors import (
-    LedgerFault,
-    NodeFault,
-)
+from slurm_mig.errors import LedgerFault, NodeFault
 from slurm_mig.mig.allocation import LOST, QUARANTINED, RELEASING
 from slurm_mig.transaction import release
 

@@ -6,15 +6,9 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from slurm_mig.errors import (
-    BadRequest,
-    JobFault,
-    NodeFault,
-    NoRoom,
-    NoSpace,
-    SlurmFault,
-    Unknown,
-)
+from slurm_mig.errors import BadRequest, JobFault, NodeFault, NoRoom, NoSpace, SlurmFault, Unknown
+from slurm_mig.hooks.admin_comment import tell_accounting
+from slurm_mig.hooks.epilog import _postpone
 from slurm_mig.mig import request as requests
 from slurm_mig.transaction import carve, collect, handover, release, whole_gpu
 
@@ -28,9 +22,6 @@ if TYPE_CHECKING:
     from slurm_mig.mig.request import Request, Several
     from slurm_mig.node.node import Node
     from slurm_mig.transaction.workbench import Workbench
-
-from slurm_mig.hooks.admin_comment import tell_accounting
-from slurm_mig.hooks.epilog import _postpone
 
 
 def prolog(node: Node, job: Job, line: Line) -> None:

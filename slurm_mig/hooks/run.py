@@ -14,14 +14,11 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final
 
-from slurm_mig.errors import (
-    HookDeadline,
-    LockTimeout,
-    NodeFault,
-    NoSpace,
-    SlurmMigError,
-    about,
-)
+from slurm_mig.errors import HookDeadline, LockTimeout, NodeFault, NoSpace, SlurmMigError, about
+from slurm_mig.hooks.epilog import epilog
+from slurm_mig.hooks.job import Job
+from slurm_mig.hooks.log_line import Line, clean, tell_slurmd
+from slurm_mig.hooks.prolog import prolog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,10 +26,6 @@ if TYPE_CHECKING:
     from slurm_mig.node.node import Node
     from slurm_mig.system.watchdog import Ended
 
-from slurm_mig.hooks.epilog import epilog
-from slurm_mig.hooks.job import Job
-from slurm_mig.hooks.log_line import Line, clean, tell_slurmd
-from slurm_mig.hooks.prolog import prolog
 
 #: Exit code of a hook that met something it has no name for.
 INTERNAL_ERROR: Final = 1

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slurm_mig.errors import NodeFault
+from slurm_mig.node.install_paths import PARTS, UNIT_PLACES, File, below, check_place, part_of
+from slurm_mig.node.install_texts import UNIT, Places, Runtime, unit_files
 from slurm_mig.system.replace import check_replaceable, replace_file
 from slurm_mig.system.trust import read_trusted, trusted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
-
-from slurm_mig.node.install_paths import PARTS, UNIT_PLACES, File, below, check_place, part_of
-from slurm_mig.node.install_texts import UNIT, Places, Runtime, unit_files
 
 
 def state(file: File, root: Path) -> str:

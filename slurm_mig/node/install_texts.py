@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import NodeFault, NotPermitted
+from slurm_mig.node.install_paths import COMPLETIONS, File, below, check_place
 from slurm_mig.system.replace import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from slurm_mig.node.install_paths import COMPLETIONS, File, below, check_place
 
 #: slurm.conf key -> script below the source tree, or below `share` of an installed package.
 HOOKS: Final = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.errors import BadRequest, Unresolved, UsageFault
+from slurm_mig.mig.layout import Built, Declared, Piece
 from slurm_mig.mig.profile import Profile
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from slurm_mig.mig.driver import Gpu
 
-from slurm_mig.mig.layout import Built, Declared, Piece
 
 #: Names that a layout of mig-parted's can have from us.
 CURRENT: Final = "current"

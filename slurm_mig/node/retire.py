@@ -12,14 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from slurm_mig.errors import (
-    BadRequest,
-    DriverFault,
-    Held,
-    NoRoom,
-    Unresolved,
-    UsageFault,
-)
+from slurm_mig.errors import BadRequest, DriverFault, Held, NoRoom, Unresolved, UsageFault
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.plan import Slot, plan, wanted_instances
 from slurm_mig.mig.profile import Profile

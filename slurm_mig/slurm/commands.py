@@ -14,16 +14,6 @@ import time
 from typing import TYPE_CHECKING
 
 from slurm_mig.errors import NodeFault, SlurmFault
-from slurm_mig.slurm.protocol import LIVE_STATES, STUCK, AccountingRow, JobFacts, NodeFacts, Share
-from slurm_mig.system.causes import out_of_order
-from slurm_mig.system.held import ask_freely
-from slurm_mig.system.programs import SEARCH, find_program
-from slurm_mig.system.trust import trusted
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
 from slurm_mig.slurm.answers import (
     COMMENT_WIDTH,
     ID_WIDTH,
@@ -35,6 +25,15 @@ from slurm_mig.slurm.answers import (
     node_facts,
     shares_of,
 )
+from slurm_mig.slurm.protocol import LIVE_STATES, STUCK, AccountingRow, JobFacts, NodeFacts, Share
+from slurm_mig.system.causes import out_of_order
+from slurm_mig.system.held import ask_freely
+from slurm_mig.system.programs import SEARCH, find_program
+from slurm_mig.system.trust import trusted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 
 class CommandClient:

@@ -42,6 +42,9 @@ from slurm_mig.mig.allocation import (
     Instance,
     Owner,
 )
+from slurm_mig.state import schema
+from slurm_mig.state.event import _EVENT, ARCHIVED, CARRIED, NO_ALLOCATION, digest
+from slurm_mig.state.schema import BREAKING, CHECKPOINT, MIGRATIONS, PASSING, statements
 from slurm_mig.state.tally import Event
 from slurm_mig.system.causes import ledger_remedy
 from slurm_mig.system.elapsed import Moment, uptime
@@ -50,9 +53,6 @@ from slurm_mig.system.trust import check_own, private_directory
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from slurm_mig.state import schema
-from slurm_mig.state.event import _EVENT, ARCHIVED, CARRIED, NO_ALLOCATION, digest
-from slurm_mig.state.schema import BREAKING, CHECKPOINT, MIGRATIONS, PASSING, statements
 
 #: Hex digits of a digest that a log line has: 64 bits that nobody hits on purpose.
 HEAD_DIGITS: Final = 16

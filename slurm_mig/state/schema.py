@@ -5,10 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING, Final
 
-from slurm_mig.mig.allocation import (
-    PLANNED,
-    RELEASING,
-)
+from slurm_mig.mig.allocation import PLANNED, RELEASING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

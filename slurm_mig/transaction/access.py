@@ -5,11 +5,10 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from slurm_mig.errors import (
-    NodeFault,
-)
+from slurm_mig.errors import NodeFault
 from slurm_mig.mig import allocation as phases
 from slurm_mig.transaction.recognise import find
+from slurm_mig.transaction.whereabouts import unclaimed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
     from slurm_mig.mig.allocation import Allocation, Instance
     from slurm_mig.mig.driver import Gpu, GpuInstance
     from slurm_mig.transaction.workbench import Workbench
-
-from slurm_mig.transaction.whereabouts import unclaimed
 
 
 def close_nodes(bench: Workbench, record: Allocation) -> None:

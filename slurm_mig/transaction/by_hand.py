@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from slurm_mig.errors import (
-    Held,
-    about,
-)
+from slurm_mig.errors import Held, about
 from slurm_mig.mig import allocation as phases
 from slurm_mig.transaction.recognise import as_found
+from slurm_mig.transaction.sweep import sweep_gpu
+from slurm_mig.transaction.teardown import tear_down
+from slurm_mig.transaction.whereabouts import foreign_instances
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from slurm_mig.mig.allocation import Allocation, Owner
     from slurm_mig.mig.driver import Gpu, GpuInstance
     from slurm_mig.transaction.workbench import Workbench
-
-from slurm_mig.transaction.sweep import sweep_gpu
-from slurm_mig.transaction.teardown import tear_down
-from slurm_mig.transaction.whereabouts import foreign_instances
 
 
 def set_mode(bench: Workbench, gpu: Gpu, *, on: bool) -> Gpu:

@@ -7,18 +7,17 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from slurm_mig.errors import (
-    DriverFault,
-    NodeFault,
-    NoRoom,
-    SlurmMigError,
-    about,
-)
+from slurm_mig.errors import DriverFault, NodeFault, NoRoom, SlurmMigError, about
 from slurm_mig.gpu.holder import INSTANCE
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.allocation import Allocation, Instance, Owner
 from slurm_mig.mig.plan import Slot, plan, plan_at
+from slurm_mig.transaction.access import close_nodes
+from slurm_mig.transaction.handover import publish
+from slurm_mig.transaction.mig_mode import ensure_mig_mode, occupied
 from slurm_mig.transaction.recognise import find, own_compute
+from slurm_mig.transaction.sweep import sweep_gpu
+from slurm_mig.transaction.teardown import note_gone, roll_back, try_tear_down
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,12 +27,6 @@ if TYPE_CHECKING:
     from slurm_mig.mig.request import Request
     from slurm_mig.state.ledger import Retired
     from slurm_mig.transaction.workbench import Workbench
-
-from slurm_mig.transaction.access import close_nodes
-from slurm_mig.transaction.handover import publish
-from slurm_mig.transaction.mig_mode import ensure_mig_mode, occupied
-from slurm_mig.transaction.sweep import sweep_gpu
-from slurm_mig.transaction.teardown import note_gone, roll_back, try_tear_down
 
 
 class Misplaced(DriverFault):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from slurm_mig.errors import (
-    about,
-)
+from slurm_mig.errors import about
 from slurm_mig.mig import allocation as phases
 from slurm_mig.system.held import ask_freely
+from slurm_mig.transaction.insist import Time, insist_on
+from slurm_mig.transaction.teardown import try_tear_down
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from slurm_mig.mig.allocation import Allocation
     from slurm_mig.mig.driver import Gpu
     from slurm_mig.transaction.workbench import Workbench
-
-from slurm_mig.transaction.insist import Time, insist_on
-from slurm_mig.transaction.teardown import try_tear_down
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING
 
 from slurm_mig.gpu.remedies import KILL_USER, Permit
 from slurm_mig.mig import allocation as phases
+from slurm_mig.transaction.sweep import try_again
+from slurm_mig.transaction.teardown import tear_down, users_of
+from slurm_mig.transaction.whereabouts import still_there
+from slurm_mig.transaction.workbench import FIRST_PAUSE, LAST_PAUSE, Workbench
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from slurm_mig.mig.allocation import Allocation
     from slurm_mig.mig.driver import Gpu
-
-from slurm_mig.transaction.sweep import try_again
-from slurm_mig.transaction.teardown import tear_down, users_of
-from slurm_mig.transaction.whereabouts import still_there
-from slurm_mig.transaction.workbench import FIRST_PAUSE, LAST_PAUSE, Workbench
 
 
 @dataclass(slots=True)

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from slurm_mig.errors import (
-    DriverFault,
-    InstanceBusy,
-    NoRoom,
-)
+from slurm_mig.errors import DriverFault, InstanceBusy, NoRoom
 
 if TYPE_CHECKING:
     from slurm_mig.mig.driver import Gpu

@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from slurm_mig.errors import (
-    Later,
-    LedgerFault,
-    NodeFault,
-    SlurmFault,
-    about,
-)
+from slurm_mig.errors import Later, LedgerFault, NodeFault, SlurmFault, about
 from slurm_mig.mig import allocation as phases
 from slurm_mig.system.held import ask_freely
+from slurm_mig.transaction.collect import Ended, collect_here, ended_among, relieve
+from slurm_mig.transaction.sweep import sweep_gpu
+from slurm_mig.transaction.whereabouts import foreign_texts, missing_of, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,10 +18,6 @@ if TYPE_CHECKING:
     from slurm_mig.mig.allocation import Allocation
     from slurm_mig.mig.driver import Gpu
     from slurm_mig.transaction.workbench import Workbench
-
-from slurm_mig.transaction.collect import Ended, collect_here, ended_among, relieve
-from slurm_mig.transaction.sweep import sweep_gpu
-from slurm_mig.transaction.whereabouts import foreign_texts, missing_of, name_of
 
 
 @dataclass(slots=True)

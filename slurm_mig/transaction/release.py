@@ -5,14 +5,12 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from slurm_mig.errors import (
-    Later,
-    LedgerFault,
-    LockTimeout,
-    NodeFault,
-    about,
-)
+from slurm_mig.errors import Later, LedgerFault, LockTimeout, NodeFault, about
 from slurm_mig.mig import allocation as phases
+from slurm_mig.transaction.access import open_again, shut
+from slurm_mig.transaction.insist import Time, insist_on
+from slurm_mig.transaction.sweep import sweep_gpu
+from slurm_mig.transaction.teardown import tear_down
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,11 +18,6 @@ if TYPE_CHECKING:
     from slurm_mig.mig.allocation import Allocation
     from slurm_mig.mig.driver import Gpu
     from slurm_mig.transaction.workbench import Workbench
-
-from slurm_mig.transaction.access import open_again, shut
-from slurm_mig.transaction.insist import Time, insist_on
-from slurm_mig.transaction.sweep import sweep_gpu
-from slurm_mig.transaction.teardown import tear_down
 
 
 def release(bench: Workbench, record: Allocation, reason: str, *, over: bool = False) -> Allocation:

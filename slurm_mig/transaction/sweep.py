@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from slurm_mig.errors import (
-    DriverFault,
-    GpuLost,
-)
+from slurm_mig.errors import DriverFault, GpuLost
 from slurm_mig.mig import allocation as phases
+from slurm_mig.transaction.access import remove_nodes
+from slurm_mig.transaction.handover import tell_tasks, withdraw_environment, withdraw_files
+from slurm_mig.transaction.mig_mode import restore_mig_mode
 from slurm_mig.transaction.recognise import find
+from slurm_mig.transaction.teardown import free_places, try_tear_down
+from slurm_mig.transaction.whereabouts import known, missing_of, unclaimed
 
 if TYPE_CHECKING:
     from slurm_mig.mig.allocation import Allocation, Instance, Owner
     from slurm_mig.mig.driver import Gpu
     from slurm_mig.transaction.workbench import Workbench
-
-from slurm_mig.transaction.access import remove_nodes
-from slurm_mig.transaction.handover import tell_tasks, withdraw_environment, withdraw_files
-from slurm_mig.transaction.mig_mode import restore_mig_mode
-from slurm_mig.transaction.teardown import free_places, try_tear_down
-from slurm_mig.transaction.whereabouts import known, missing_of, unclaimed
 
 
 def sweep_gpu(bench: Workbench, gpu: Gpu, owner: Owner | None) -> None:

@@ -6,24 +6,20 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from slurm_mig.errors import (
-    DriverFault,
-    GpuLost,
-)
+from slurm_mig.errors import DriverFault, GpuLost
 from slurm_mig.mig import allocation as phases
+from slurm_mig.transaction.access import remove_nodes, take_from_user
+from slurm_mig.transaction.handover import withdraw_environment
+from slurm_mig.transaction.mig_mode import restore_mig_mode
 from slurm_mig.transaction.recognise import find, is_own
+from slurm_mig.transaction.whereabouts import StillThere, gone_of, seen_after, unclaimed
+from slurm_mig.transaction.workbench import FIRST_PAUSE, LAST_PAUSE, Workbench
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from slurm_mig.mig.allocation import Allocation, Instance
     from slurm_mig.mig.driver import Gpu, GpuInstance
-
-from slurm_mig.transaction.access import remove_nodes, take_from_user
-from slurm_mig.transaction.handover import withdraw_environment
-from slurm_mig.transaction.mig_mode import restore_mig_mode
-from slurm_mig.transaction.whereabouts import StillThere, gone_of, seen_after, unclaimed
-from slurm_mig.transaction.workbench import FIRST_PAUSE, LAST_PAUSE, Workbench
 
 
 def roll_back(bench: Workbench, number: int, gpu: Gpu) -> None:

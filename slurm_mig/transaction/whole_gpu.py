@@ -4,22 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from slurm_mig.errors import (
-    BadRequest,
-    NoRoom,
-    SlurmMigError,
-    about,
-)
+from slurm_mig.errors import BadRequest, NoRoom, SlurmMigError, about
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.request import Item, Request
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from slurm_mig.mig.allocation import Allocation, Owner
-    from slurm_mig.mig.driver import Gpu
-    from slurm_mig.transaction.workbench import Workbench
-
 from slurm_mig.transaction.carve import (
     allocate,
     held_already,
@@ -31,6 +18,14 @@ from slurm_mig.transaction.carve import (
 from slurm_mig.transaction.mig_mode import leave_mig_mode
 from slurm_mig.transaction.sweep import sweep_gpu
 from slurm_mig.transaction.teardown import tear_down
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from slurm_mig.mig.allocation import Allocation, Owner
+    from slurm_mig.mig.driver import Gpu
+    from slurm_mig.transaction.workbench import Workbench
+
 
 _SLICES_ONLY: Final = "this GPU is given out in slices only"
 

@@ -13,12 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from slurm_mig.errors import (
-    DriverFault,
-    InstanceBusy,
-    NodeFault,
-    SlurmMigError,
-)
+from slurm_mig.errors import DriverFault, InstanceBusy, NodeFault, SlurmMigError
 from slurm_mig.gpu.remedies import Stuck
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.allocation import Allocation, Owner
