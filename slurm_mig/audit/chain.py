@@ -31,7 +31,7 @@ NAMED: Final = 32
 #: transaction may wait for others. For events of schema version 1, which do not say the end.
 WRITTEN_WITHIN: Final = 60.0
 
-#: The program and the user that hooks write to syslog as (hooks.py, Line).
+#: The program and the user that hooks write to syslog as (log_line.py, Line).
 _PROGRAM: Final = "slurm-mig"
 _ROOT: Final = "0"
 

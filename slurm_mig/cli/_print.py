@@ -94,3 +94,11 @@ def when(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def mode_text(current: bool | None, pending: bool | None) -> str:
+    """MIG mode in words; a pending change needs a GPU reset."""
+    if current is None:
+        return "not supported"
+    text = "on" if current else "off"
+    return text if pending == current else f"{text}, {'on' if pending else 'off'} after a reset"

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slurm_mig import __version__
-from slurm_mig.cli._mode_text import mode_text
 from slurm_mig.cli._node import open_node, survey, use_descriptions
 from slurm_mig.cli._options import json_option
-from slurm_mig.cli._print import print_json, table
+from slurm_mig.cli._print import mode_text, print_json, table
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.cli.generate import write_all
 from slurm_mig.errors import UsageFault

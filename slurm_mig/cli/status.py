@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slurm_mig.cli._gpu_view import describe
-from slurm_mig.cli._mode_text import mode_text
 from slurm_mig.cli._node import open_node, root_to_read, slurm_of, survey
 from slurm_mig.cli._options import json_option
-from slurm_mig.cli._print import age, cell, folded, print_json, when
+from slurm_mig.cli._print import age, cell, folded, mode_text, print_json, when
 from slurm_mig.errors import SlurmFault, SlurmMigError, UsageFault
 from slurm_mig.node.fence import numbers, set_aside
 from slurm_mig.state.ledger import Retired

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _NEEDS: Final = ("slurm.conf", "node")
 _SETTING: Final = re.compile(r"^(python|config|run)=.*$", re.MULTILINE)
 
-#: Modes that paths of ours must not exceed, by name in Facts.paths (files.py, ledger.py, locks.py).
+#: Modes that paths of ours must not exceed, by name in Facts.paths (trust.py, ledger.py, locks.py).
 MODES: Final = {
     "state directory": 0o700,
     "ledger": 0o600,

@@ -233,14 +233,19 @@ def _directory(value: Any) -> str:
     return value
 
 
-def _partitions(value: Any) -> tuple[str, ...]:
+def _words_of(value: Any, extra: str, what: str) -> tuple[str, ...]:
+    """One word or a list of them; ValueError says `what` they are and their characters."""
     values = [value] if isinstance(value, str) else value
+    allowed = rf"[A-Za-z0-9][\w{re.escape(extra)}]*"
     if not isinstance(values, list) or not all(
-        isinstance(item, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*", item, re.ASCII)
-        for item in values
+        isinstance(item, str) and re.fullmatch(allowed, item, re.ASCII) for item in values
     ):
-        raise ValueError("a name or a list of names: letters, digits, _ . -")
+        raise ValueError(f"{what}: letters, digits, _ {' '.join(extra)}")
     return tuple(dict.fromkeys(values))
+
+
+def _partitions(value: Any) -> tuple[str, ...]:
+    return _words_of(value, ".-", "a name or a list of names")
 
 
 def _places(value: Any) -> tuple[str, ...]:
@@ -306,13 +311,7 @@ def _defaults(value: Any) -> list[dict[str, Any]]:
 
 
 def _types(value: Any) -> tuple[str, ...]:
-    values = [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or not all(
-        isinstance(item, str) and re.fullmatch(r"[A-Za-z0-9][\w.+-]*", item, re.ASCII)
-        for item in values
-    ):
-        raise ValueError("a GPU type of Slurm's or a list of them: letters, digits, _ . + -")
-    return tuple(dict.fromkeys(values))
+    return _words_of(value, ".+-", "a GPU type of Slurm's or a list of them")
 
 
 def _flag(value: Any) -> bool:

@@ -3,7 +3,7 @@
 Exit 0: the job may go on, or was refused and dealt with. Non-zero: the node is
 at fault, and Slurm drains it with a reason that starts `slurm-mig:`. Everything
 is imported when it is needed: each import is paid on every GPU job. The work is
-done by a child that a deadline ends (`watch.py`); its parent reads the configuration,
+done by a child that a deadline ends (`watchdog.py`); its parent reads the configuration,
 waits, and takes over only when the child does not come to its end.
 """
 

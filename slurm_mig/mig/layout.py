@@ -1,18 +1,4 @@
-"""Static layouts of GPUs: as found, as declared in a file, and how the two differ. Pure.
-
-Two forms of file. Our own, TOML, says where each instance is, and what is in it:
-
-    version = 1
-
-    [[gpus]]
-    minor = 0
-    mig = true
-    instances = ["3g.40gb@4", { instance = "2g.20gb@0", compute = [1, 1] }]
-
-`counts = { "1g.10gb" = 7 }` in place of `instances` leaves the places to the planner. The other
-is mig-parted's (NVIDIA/mig-parted, version v1: `mig-configs` with `devices`, `device-filter`,
-`mig-enabled`, `mig-devices`), which has counts alone.
-"""
+"""A static layout of a GPU: as found, as declared, how the two differ, what to make. Pure."""
 
 from __future__ import annotations
 

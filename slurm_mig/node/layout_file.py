@@ -1,4 +1,18 @@
-"""Layout files, our TOML and mig-parted's YAML: read, assigned to GPUs, written."""
+"""Layout files, our TOML and mig-parted's YAML: read, assigned to GPUs, written.
+
+Two forms of file. Our own, TOML, says where each instance is, and what is in it:
+
+    version = 1
+
+    [[gpus]]
+    minor = 0
+    mig = true
+    instances = ["3g.40gb@4", { instance = "2g.20gb@0", compute = [1, 1] }]
+
+`counts = { "1g.10gb" = 7 }` in place of `instances` leaves the places to the planner. The other
+is mig-parted's (NVIDIA/mig-parted, version v1: `mig-configs` with `devices`, `device-filter`,
+`mig-enabled`, `mig-devices`), which has counts alone.
+"""
 
 from __future__ import annotations
 

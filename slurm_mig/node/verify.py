@@ -273,7 +273,7 @@ class Isolation:
     def _leases(self, subject: Subject) -> Iterator[Try]:
         """By what a job's steps share its slices: its user writes there, and nobody takes it away.
 
-        Where that is his own (runfiles.py) what he may do to himself is not tried.
+        Where that is his own (run_files.py) what he may do to himself is not tried.
         """
         for record in self._records:
             path = Path(self._lease_of(record)) if _is_a_jobs(record) else Path()

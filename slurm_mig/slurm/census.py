@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from slurm_mig.slurm.protocol import JobFacts, NodeFacts, Slurm
 
-#: Characters after which a list of nodes may have been cut off (slurm_commands.py, job).
+#: Characters after which a list of nodes may have been cut off (commands.py, job).
 CUT: Final = 1000
 
 

@@ -2,8 +2,8 @@
 
 SchedMD asks hooks not to call Slurm, so the way through a normal job makes no
 call at all. What calls there are (a refusal, a job without stamp, reconcile)
-go through this protocol: slurm_commands.py answers by Slurm's commands,
-slurm_library.py by pyslurm.
+go through this protocol: commands.py answers by Slurm's commands,
+pyslurm_client.py by pyslurm.
 """
 
 from __future__ import annotations

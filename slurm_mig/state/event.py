@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 #: What an event's digest is made of, in this order.
-_EVENT: Final = ("seq", "at", "kind", "allocation", "job_id", "detail")
+DIGESTED: Final = ("seq", "at", "kind", "allocation", "job_id", "detail")
 
 #: What stands for an allocation in events that concern a GPU or the ledger alone.
 NO_ALLOCATION: Final = 0

@@ -43,7 +43,7 @@ from slurm_mig.mig.allocation import (
     Owner,
 )
 from slurm_mig.state import schema
-from slurm_mig.state.event import _EVENT, ARCHIVED, CARRIED, NO_ALLOCATION, digest
+from slurm_mig.state.event import ARCHIVED, CARRIED, DIGESTED, NO_ALLOCATION, digest
 from slurm_mig.state.schema import BREAKING, CHECKPOINT, MIGRATIONS, PASSING, statements
 from slurm_mig.state.tally import Event
 from slurm_mig.system.causes import ledger_remedy
@@ -440,9 +440,9 @@ class Ledger:
             query = "SELECT seq, digest FROM checkpoint ORDER BY seq DESC LIMIT 1"
             last, before = self._db.execute(query).fetchone() or (0, "")
             expected = last + 1
-            columns = ", ".join((*_EVENT, "digest"))
+            columns = ", ".join((*DIGESTED, "digest"))
             for row in self._db.execute(f"SELECT {columns} FROM event ORDER BY seq"):  # noqa: S608
-                content = tuple(row[name] for name in _EVENT)
+                content = tuple(row[name] for name in DIGESTED)
                 if row["seq"] != expected or digest(before, content) != row["digest"]:
                     return expected
                 before, expected = row["digest"], expected + 1

@@ -48,7 +48,7 @@ def shut(bench: Workbench, records: Sequence[Allocation]) -> None:
 
 
 def open_again(bench: Workbench, record: Allocation) -> None:
-    """Under the lock: give back what `_shut` may have closed of a later job's.
+    """Under the lock: give back what `shut` may have closed of a later job's.
 
     Between its look at the ledger and its closing another hook can have closed the record
     as lost, and carved the place anew for another job of the same user.
