@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import stat
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -284,6 +285,33 @@ def test_parents_are_made_closed_whatever_the_umask(tmp_path: Path) -> None:
             os.umask(old)
         for name in (f"{umask}", f"{umask}/b"):
             assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o755
+
+
+def test_two_threads_leave_the_umask_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sets it aside while the other has, and is the last to bring it back."""
+    make, entered, ended = os.mkdir, threading.Event(), threading.Event()
+    second = threading.Thread(target=trust.private_directory, args=(tmp_path / "b", 0o700))
+
+    def mkdir(name: str, mode: int, *, dir_fd: int) -> None:
+        if name == "a":
+            second.start()
+            entered.wait(0.5)
+        else:
+            entered.set()
+            ended.wait(5)
+        make(name, mode, dir_fd=dir_fd)
+
+    old = os.umask(0o022)
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    try:
+        trust.private_directory(tmp_path / "a", 0o700)
+        ended.set()
+        second.join()
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(old)
 
 
 def test_descriptors_are_not_leaked(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Final
 
 from slurm_mig.errors import NodeFault
 from slurm_mig.system.causes import out_of_order
+from slurm_mig.system.trust import without_umask
 
 #: setfacl(1)'s attribute and its layout (linux/posix_acl_xattr.h): version, then tag, rights, id.
 _ACL: Final = "system.posix_acl_access"
@@ -56,8 +57,8 @@ def write_output(path: Path, content: str | bytes) -> None:
 
     A new one gets the mode that the umask leaves, an old one keeps its own.
     """
-    umask = os.umask(0)
-    os.umask(umask)
+    with without_umask() as umask:
+        pass
     status = check_replaceable(path)
     mode = 0o666 & ~umask if status is None else stat.S_IMODE(status.st_mode)
     replace_file(path, content, mode=mode)

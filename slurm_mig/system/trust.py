@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
@@ -23,6 +24,7 @@ MAX_LINKS: Final = 40
 LONGEST: Final = 1 << 20
 _LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+_UMASK: Final = threading.Lock()
 
 
 @contextmanager
@@ -156,12 +158,23 @@ def public_directory(path: Path) -> Path:
 
 def _make_directory(name: str, mode: int, parent: int) -> None:
     """In one step: another hook may look at its mode at once, or this one be killed."""
-    umask = os.umask(0)
-    try:
-        with suppress(FileExistsError):
-            os.mkdir(name, mode, dir_fd=parent)
-    finally:
-        os.umask(umask)
+    with without_umask(), suppress(FileExistsError):
+        os.mkdir(name, mode, dir_fd=parent)
+
+
+@contextmanager
+def without_umask() -> Iterator[int]:
+    """The umask set aside, and what it was.
+
+    It is the process's: two threads that set it aside at once would leave it at 0, and every
+    file from then on open to all.
+    """
+    with _UMASK:
+        before = os.umask(0)
+        try:
+            yield before
+        finally:
+            os.umask(before)
 
 
 def read_trusted(path: Path) -> bytes:
