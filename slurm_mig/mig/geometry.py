@@ -120,6 +120,22 @@ class Geometry:
         distinct = {tuple(sorted(row.placements)) for row in self.profiles}
         return tuple(sorted(distinct, key=lambda places: (places[0].size, -len(places), places)))
 
+    @cached_property
+    def _left(self) -> dict[int, tuple[int, int]]:
+        return {}
+
+    def left(self, occupied: int) -> tuple[int, int]:
+        """Classes that still have a free placement, and free placements over all classes."""
+        found = self._left.get(occupied)
+        if found is None:
+            free = [sum(not mask & occupied for mask in masks) for masks in self._class_masks]
+            found = self._left[occupied] = (sum(count > 0 for count in free), sum(free))
+        return found
+
+    @cached_property
+    def _class_masks(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(place.mask for place in places) for places in self.classes)
+
     def class_of(self, row: GpuProfile) -> int:
         """Index of the row's placement class in `classes`."""
         return self.classes.index(tuple(sorted(row.placements)))

@@ -3,20 +3,28 @@
 Policy `fits` (facts/packing.md#slots): of all legal placements take the one after which
 most profiles can still start, then the one with most placements left, then the
 highest slots. The driver's own default is never used: it strands large profiles.
+A site may choose another (packing/policies.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from slurm_mig.errors import NoRoom, ProfileNotOffered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any
 
     from slurm_mig.mig.geometry import Geometry, GpuProfile, Placement
     from slurm_mig.mig.request import Request
+
+    #: How good a choice is: by the units occupied after it and its places, in the order of the
+    #: rows. The largest is taken, of equals the first.
+    Rank = Callable[[int, tuple[Placement, ...]], Any]
+    #: Makes the rank for a GPU, the rows to place there, and what is there already.
+    Policy = Callable[[Geometry, Sequence[GpuProfile], Sequence["Slot"]], Rank]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +72,19 @@ class Plan:
         )
 
 
-def plan(request: Request, geometry: Geometry, present: Sequence[Slot]) -> Plan:
+def fits(geometry: Geometry, rows: Sequence[GpuProfile], present: Sequence[Slot]) -> Rank:
+    """The policy that keeps as much as possible startable."""
+    del rows, present
+
+    def rank(occupied: int, places: tuple[Placement, ...]) -> tuple[tuple[int, int], list[int]]:
+        return geometry.left(occupied), sorted((place.start for place in places), reverse=True)
+
+    return rank
+
+
+def plan(
+    request: Request, geometry: Geometry, present: Sequence[Slot], policy: Policy = fits
+) -> Plan:
     """Choose placements for the whole request on one GPU, or for none of it.
 
     `present` are the instances that exist there, ours and foreign alike. Raises
@@ -72,19 +92,34 @@ def plan(request: Request, geometry: Geometry, present: Sequence[Slot]) -> Plan:
     """
     wanted = wanted_instances(request, geometry)
     rows = [row for row, _ in wanted]
-    best: tuple[Score, tuple[Slot, ...]] | None = None
-    considered = 0
-    for slots in _candidates(rows, geometry, present):
-        considered += 1
-        score = score_of(geometry, (*present, *slots), slots)
-        if best is None or score > best[0]:
-            best = (score, slots)
-    if best is None:
+    places, considered = None, 0
+    if _engines_allow(geometry, [*(slot.row for slot in present), *rows]):
+        rank = policy(geometry, rows, present)
+        places, considered = choose(rows, occupied_units(present), rank)
+    if places is None:
         raise NoRoom(_why_not(request, geometry, present))
     slots = tuple(
-        replace(slot, compute=compute) for slot, (_, compute) in zip(best[1], wanted, strict=True)
+        Slot(row, place, compute) for place, (row, compute) in zip(places, wanted, strict=True)
     )
-    return Plan(slots, best[0], considered)
+    return Plan(slots, score_of(geometry, (*present, *slots), slots), considered)
+
+
+def choose(
+    rows: Sequence[GpuProfile], occupied: int, rank: Rank
+) -> tuple[tuple[Placement, ...] | None, int]:
+    """The places that rank highest, in the order of the rows, and of how many; None of none.
+
+    Media engines are the caller's to look at: they do not depend on the places.
+    """
+    best: tuple[Placement, ...] | None = None
+    highest: Any = None
+    considered = 0
+    for places, after in candidates(rows, occupied):
+        considered += 1
+        score = rank(after, places)
+        if best is None or score > highest:
+            best, highest = places, score
+    return best, considered
 
 
 def plan_at(request: Request, start: int, geometry: Geometry, present: Sequence[Slot]) -> Plan:
@@ -134,10 +169,8 @@ def occupied_units(present: Sequence[Slot]) -> int:
 
 def score_of(geometry: Geometry, present: Sequence[Slot], chosen: Sequence[Slot]) -> Score:
     """Score a GPU that holds `present`, of which `chosen` are new."""
-    occupied = occupied_units(present)
-    left = [sum(not place.mask & occupied for place in places) for places in geometry.classes]
     starts = tuple(sorted((slot.placement.start for slot in chosen), reverse=True))
-    return Score(sum(count > 0 for count in left), sum(left), starts)
+    return Score(*geometry.left(occupied_units(present)), starts)
 
 
 def fitting(geometry: Geometry, present: Sequence[Slot]) -> dict[str, int]:
@@ -158,29 +191,36 @@ def _room(row: GpuProfile, geometry: Geometry, present: Sequence[Slot]) -> int:
     return found
 
 
-def _candidates(
-    rows: Sequence[GpuProfile], geometry: Geometry, present: Sequence[Slot]
-) -> Iterator[tuple[Slot, ...]]:
-    if _engines_allow(geometry, [*(slot.row for slot in present), *rows]):
-        yield from _place(rows, occupied_units(present), ())
-
-
 def _engines_allow(geometry: Geometry, rows: Sequence[GpuProfile]) -> bool:
     return geometry.media_left(rows) and geometry.counts_left(rows)
 
 
+def candidates(
+    rows: Sequence[GpuProfile], occupied: int
+) -> Iterator[tuple[tuple[Placement, ...], int]]:
+    """Every legal choice of places, in the order of the rows, with the units occupied after it."""
+    if len(rows) == 1:
+        for place in rows[0].placements:
+            mask = place.mask
+            if not mask & occupied:
+                yield (place,), occupied | mask
+    else:
+        yield from _place(rows, occupied, ())
+
+
 def _place(
-    rows: Sequence[GpuProfile], occupied: int, chosen: tuple[Slot, ...]
-) -> Iterator[tuple[Slot, ...]]:
-    if len(chosen) == len(rows):
-        yield chosen
+    rows: Sequence[GpuProfile], occupied: int, chosen: tuple[Placement, ...]
+) -> Iterator[tuple[tuple[Placement, ...], int]]:
+    depth = len(chosen)
+    if depth == len(rows):
+        yield chosen, occupied
         return
-    row = rows[len(chosen)]
+    row = rows[depth]
     # Equal instances in ascending order only: their permutations are one layout.
-    floor = chosen[-1].placement.start if chosen and chosen[-1].row == row else -1
+    floor = chosen[-1].start if chosen and rows[depth - 1] == row else -1
     for place in row.free(occupied):
         if place.start > floor:
-            yield from _place(rows, occupied | place.mask, (*chosen, Slot(row, place)))
+            yield from _place(rows, occupied | place.mask, (*chosen, place))
 
 
 def _why_not(request: Request, geometry: Geometry, present: Sequence[Slot]) -> str:

@@ -1,0 +1,219 @@
+"""Which starts of jobs would succeed now, if Slurm chose the GPU. Pure; nothing is asked.
+
+What a node publishes (facts/packing.md#publishing) and what lets a refused job go again
+are answers of `foresee`:
+
+    space = Space(geometry, policy)                       # one for each GPU model, kept
+    gpus = [Gpu(space, space.state(slots), used=35, capacity=31), ...]   # by Slurm's index
+    kinds = [Kind("3g.40gb", request, shards=14), ..., Kind("7g.80gb", request, 31, counted=False)]
+    seen = foresee(gpus, kinds, Rule.PACK, most=2)
+    seen.counts["3g.40gb"]      # starts in a row of that kind alone that would succeed
+    seen.starts                 # starts in a row of any kinds that would all succeed: 1 to `most`
+
+`used` is what Slurm counts there (a job with the whole GPU has all of `capacity`), `state` what
+lies there, slices of ended jobs included. A GPU that cannot be carved has the state CLOSED. A
+published total is what is in use of the kind plus `counts`; `fit:start` is the jobs
+there plus `starts`. A kind that is not `counted` gets no count, but may start between others, and
+`starts` allows for it.
+
+Slurm's choice was measured on 24.11 and 26.05 (facts/slurm.md): the lowest index with room, or
+with LL_SHARED_GRES the one with fewest shards in use, of equals the lowest.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from slurm_mig.packing.states import REFUSED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from slurm_mig.mig.request import Request
+    from slurm_mig.packing.states import Need, Space
+
+#: No GPU has shards enough: Slurm does not start the job, and nothing is lost.
+NOWHERE: Final = -1
+
+
+class Rule(Enum):
+    """Who chooses the GPU of a start, and how."""
+
+    PACK = "pack"
+    LEAST_LOADED = "least-loaded"
+    NODE = "node"
+
+
+class Gpu(NamedTuple):
+    """One GPU of a node, in the order of Slurm's indexes; `used` and `capacity` in shards.
+
+    `type` is Slurm's type name, for kinds whose shards are of a type.
+    """
+
+    space: Space
+    state: int
+    used: int
+    capacity: int
+    type: str = ""
+
+
+class Kind(NamedTuple):
+    """Jobs with one request: how Slurm counts them, and what they pay in shards of one GPU.
+
+    `types`: GPU types whose shards it asks for; empty for any. `counted`: whether the node
+    publishes a number of its own for it.
+    """
+
+    name: str
+    request: Request
+    shards: int
+    types: tuple[str, ...] = ()
+    counted: bool = True
+
+
+class Foresight(NamedTuple):
+    """How many starts in a row succeed: of each counted kind alone, and of any together."""
+
+    counts: dict[str, int]
+    starts: int
+
+
+class Start(NamedTuple):
+    """What one start would do: GPU that Slurm picked, GPU with the slices, its state then.
+
+    `picked` is NOWHERE where Slurm has no room, `after` REFUSED where the start fails.
+    """
+
+    picked: int
+    place: int = NOWHERE
+    after: int = REFUSED
+
+
+class Node:
+    """The GPUs of a node in the middle of thought: starts can be tried, made and taken back."""
+
+    def __init__(self, gpus: Iterable[Gpu], rule: Rule) -> None:
+        self.gpus = list(gpus)
+        self.rule = rule
+        self.used = [gpu.used for gpu in self.gpus]
+        self.states = [gpu.state for gpu in self.gpus]
+        self._needs: dict[str, list[Need | None]] = {}
+
+    def needs(self, kind: Kind) -> list[Need | None]:
+        """What the kind is on each GPU; None where Slurm does not put it."""
+        found = self._needs.get(kind.name)
+        if found is None:
+            found = self._needs[kind.name] = [
+                gpu.space.need(kind.request) if not kind.types or gpu.type in kind.types else None
+                for gpu in self.gpus
+            ]
+        return found
+
+    def pick(self, kind: Kind) -> int:
+        """The GPU that Slurm would take, or NOWHERE."""
+        best, least = NOWHERE, 0
+        for index, need in enumerate(self.needs(kind)):
+            used = self.used[index]
+            if need is None or used + kind.shards > self.gpus[index].capacity:
+                continue
+            if self.rule is not Rule.LEAST_LOADED:
+                return index
+            if best == NOWHERE or used < least:
+                best, least = index, used
+        return best
+
+    def try_start(self, kind: Kind) -> Start:
+        """What a start of this kind would do now."""
+        index = self.pick(kind)
+        if index == NOWHERE:
+            return Start(NOWHERE)
+        if self.rule is Rule.NODE:
+            return Start(index, *self._own_choice(kind))
+        need = self.needs(kind)[index]
+        assert need is not None  # noqa: S101 - Slurm's pick has the profile
+        return Start(index, index, self.gpus[index].space.after(self.states[index], need))
+
+    def _own_choice(self, kind: Kind) -> tuple[int, int]:
+        """The node's GPU: where least stops being possible; of equals the fullest, the lowest."""
+        best: tuple[tuple[int, ...], int, int] | None = None
+        for place, need in enumerate(self.needs(kind)):
+            if need is None:
+                continue
+            space, state = self.gpus[place].space, self.states[place]
+            after = space.after(state, need)
+            if after == REFUSED:
+                continue
+            cost = space.loss(state, after)
+            if best is None or cost < best[0]:
+                best = (cost, place, after)
+        return (NOWHERE, REFUSED) if best is None else best[1:]
+
+    def make(self, kind: Kind, start: Start) -> tuple[int, int, int]:
+        """Let a start happen; what `take_back` wants to undo it."""
+        before = (start.picked, start.place, self.states[start.place])
+        self.used[start.picked] += kind.shards
+        self.states[start.place] = start.after
+        return before
+
+    def take_back(self, kind: Kind, before: tuple[int, int, int]) -> None:
+        """Undo the last start that was made."""
+        index, place, state = before
+        self.used[index] -= kind.shards
+        self.states[place] = state
+
+    def in_a_row(self, kind: Kind, most: int) -> int:
+        """Starts of this kind alone that would succeed one after the other, up to `most`."""
+        made: list[tuple[int, int, int]] = []
+        while len(made) < most:
+            start = self.try_start(kind)
+            if start.after == REFUSED:
+                break
+            made.append(self.make(kind, start))
+        for before in reversed(made):
+            self.take_back(kind, before)
+        return len(made)
+
+
+def foresee(gpus: Iterable[Gpu], kinds: Sequence[Kind], rule: Rule, most: int = 2) -> Foresight:
+    """What would succeed now, start after start, with Slurm's or the node's choice of GPU.
+
+    Starts are made only of kinds whose count is above 0, none more often than its count says.
+    `most` bounds `starts`, which is at least 1.
+    """
+    node = Node(gpus, rule)
+    ceiling = 8 * len(node.gpus)
+    left = {kind.name: node.in_a_row(kind, ceiling) for kind in kinds}
+    counts = {kind.name: left[kind.name] for kind in kinds if kind.counted}
+    starts = 1
+    while starts < most and _all_succeed(node, kinds, left, starts + 1):
+        starts += 1
+    return Foresight(counts, starts)
+
+
+def _all_succeed(node: Node, kinds: Sequence[Kind], left: dict[str, int], depth: int) -> bool:
+    """Whether no sequence of so many starts that Slurm would make ends in a refusal."""
+    for kind in kinds:
+        # What is not counted nobody holds back.
+        if kind.counted and left[kind.name] < 1:
+            continue
+        start = node.try_start(kind)
+        if start.picked == NOWHERE:
+            continue
+        if start.after == REFUSED:
+            return False
+        if depth > 1 and not _rest_succeeds(node, kinds, left, depth - 1, (kind, start)):
+            return False
+    return True
+
+
+def _rest_succeeds(
+    node: Node, kinds: Sequence[Kind], left: dict[str, int], depth: int, first: tuple[Kind, Start]
+) -> bool:
+    kind, start = first
+    before = node.make(kind, start)
+    left[kind.name] -= 1
+    good = _all_succeed(node, kinds, left, depth)
+    left[kind.name] += 1
+    node.take_back(kind, before)
+    return good

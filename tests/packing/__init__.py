@@ -1,0 +1,1 @@
+"""Slot policies, foresight, and what they bring."""
