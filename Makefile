@@ -8,6 +8,7 @@ WORKERS ?= 4
 
 JOBS ?= 2000
 SEED ?= 1
+SCALE ?= 1
 
 .PHONY: forms manual screens demo test lint unit soak test-slurm test-slurm-versions test-pythons bench generated clean packages test-packages deb
 
@@ -52,9 +53,9 @@ forms: $(VENV)/.developer
 test-pythons: $(VENV)/.developer
 	@WORKERS=$(WORKERS) $(BIN)/python .ci/pythons.py
 
+# What the hooks cost, as ratios: one table, and bench.json; SCALE=0.25 for smaller runs of jobs.
 bench: packages $(VENV)/.developer
-	@$(BIN)/python bench/prolog_cost.py
-	@$(BIN)/python bench/throughput.py
+	@$(BIN)/python bench/figures.py --scale $(SCALE)
 
 # The manual as a site, in site/.
 manual: $(VENV)/.developer

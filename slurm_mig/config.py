@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
 from dataclasses import MISSING, fields
@@ -114,6 +113,8 @@ def _read(data: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _unknown(path: Path, name: str, allowed: list[str]) -> ConfigFault:
+    import difflib
+
     options = sorted(set(allowed))
     close = difflib.get_close_matches(name, options, 1)
     hint = f"did you mean {close[0]}? " if close else ""

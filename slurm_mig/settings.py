@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+from slurm_mig.values import dataclass, field
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -186,7 +187,7 @@ def _remedies(value: Any) -> tuple[str, ...]:
         return ()
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise ValueError
-    good = all(item in ("kill-job", "kill-user") or _RESTART.fullmatch(item) for item in value)
+    good = all(item in ("kill-job", "kill-user") or re.fullmatch(_RESTART, item) for item in value)
     if not good or len(set(value)) != len(value):
         raise ValueError
     return tuple(value)
@@ -204,7 +205,7 @@ def _words(allowed: Sequence[str]) -> str:
 
 #: A service by the characters that systemd allows in its name (systemd.unit(5)). Not slurmd: a
 #: hook is a child of it, and would end itself half-way.
-_RESTART: Final = re.compile(r"restart:(?!slurmd(?:@|\.))[A-Za-z0-9_][A-Za-z0-9:_.\\@-]*\.service")
+_RESTART: Final = r"restart:(?!slurmd(?:@|\.))[A-Za-z0-9_][A-Za-z0-9:_.\\@-]*\.service"
 _A_PATH: Final = "an absolute path without control characters"
 _A_TIME: Final = "seconds, more than 0, at most 86400"
 SETTINGS: Final[tuple[Setting, ...]] = (

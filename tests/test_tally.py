@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm_mig.state.tally import BUCKETS, Event, Histogram, Tally
+from slurm_mig.state.event import Event
+from slurm_mig.state.tally import BUCKETS, Histogram, Tally
 
 KINDS = ["planned", "active", "releasing", "released", "quarantined", "lost", "refused"]
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import DeviceNodeFault, NodeFault
 from slurm_mig.system.causes import out_of_order
 from slurm_mig.system.trust import private_directory, trusted
+from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -7,10 +7,10 @@ by. What decides is the kernel's: uids, the start time, the cgroup.
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.text import ascii_line
+from slurm_mig.values import asdict, dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,16 +30,14 @@ NAMED: Final = 5
 #: Slurm's cgroups of a job. v1: `/slurm/uid_U/job_N/...`, `/slurm_NODE/...` with several slurmd
 #: on a host; v2: `/system.slice/[NODE_]slurmstepd.scope/job_N/...`. Anchored: below his own
 #: user@.service a user gives cgroups any name.
-_JOB_V1: Final = re.compile(r"/slurm(?:_[^/]+)?/uid_(?P<uid>\d+)/job_(?P<job>\d+)(?:/|$)")
-_JOB_V2: Final = re.compile(r"/system\.slice/(?:[^/]+_)?slurmstepd\.scope/job_(?P<job>\d+)(?:/|$)")
+_JOB_V1: Final = r"/slurm(?:_[^/]+)?/uid_(?P<uid>\d+)/job_(?P<job>\d+)(?:/|$)"
+_JOB_V2: Final = r"/system\.slice/(?:[^/]+_)?slurmstepd\.scope/job_(?P<job>\d+)(?:/|$)"
 
 #: Parts of a path that speak of a job in a form which the two above do not know.
-_LIKE_A_JOB: Final = re.compile(
-    r"/(?:(?:slurm(?:_[^/]*)?|[^/]*slurmstepd\.scope)(?=/|$)|(?:job|step|uid)_\d)"
-)
+_LIKE_A_JOB: Final = r"/(?:(?:slurm(?:_[^/]*)?|[^/]*slurmstepd\.scope)(?=/|$)|(?:job|step|uid)_\d)"
 
 #: Where slurmd's own children are when Slurm tracks no job by cgroup (proctrack/linuxproc).
-_SLURMD: Final = re.compile(r"slurmd(?:@[^/]*)?\.service")
+_SLURMD: Final = r"slurmd(?:@[^/]*)?\.service"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +61,7 @@ class Place:
         found = [match for path in paths for match in _jobs(path)]
         jobs = {int(match["job"]) for match in found}
         uids = {int(match["uid"]) for match in found if "uid" in match.re.groupindex}
-        like = any(_LIKE_A_JOB.search(path) for path in paths)
+        like = any(re.search(_LIKE_A_JOB, path) for path in paths)
         systemd = [path for _, name, path in lines if name == "name=systemd"]
         unified = [path for number, name, path in lines if (number, name) == ("0", "")]
         # systemd keeps its units in a tree of its own where there are v1 controllers.
@@ -80,7 +78,7 @@ class Place:
 
 def _jobs(path: str) -> Iterator[re.Match[str]]:
     for form in (_JOB_V1, _JOB_V2):
-        match = form.match(path)
+        match = re.match(form, path)
         if match:
             yield match
 
@@ -138,7 +136,7 @@ class Holder:
             return False
         if self.place.job is not None:
             return self.place.job == owner.job_id and self.place.job_uid in (None, owner.uid)
-        nowhere = self.place.path in ("", "/") or _SLURMD.fullmatch(self.place.unit)
+        nowhere = self.place.path in ("", "/") or re.fullmatch(_SLURMD, self.place.unit)
         if not by_environment or not nowhere:
             return False
         return (self.environment_job, self.environment_restart) == (owner.job_id, owner.restart)

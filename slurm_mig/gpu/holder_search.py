@@ -16,13 +16,13 @@ import signal
 import stat
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.gpu.holder import GPU, INSTANCE, Holder, Holders, Place, named
 from slurm_mig.text import ascii_line
+from slurm_mig.values import asdict, dataclass, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -9,11 +9,11 @@ unit that the configuration names and that holds the instance.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import SlurmMigError, Unresolved
 from slurm_mig.gpu.holder import INSTANCE
+from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -24,8 +24,6 @@ def tell_accounting(node: Node, job: Job, uuids: Sequence[str], line: Line) -> N
 
     Another node of the job may write at the same moment: so it is read again.
     """
-    if not (node.config.admin_comment and uuids):
-        return
     ours = f"slurm-mig:{node.name}={','.join(uuids)}"
     try:
         facts = node.slurm.job(job.job_id)

@@ -52,7 +52,9 @@ def _withdraw(node: Node, job: Job, line: Line) -> None:
     for retry in retries:
         words = retry.split()
         if len(words) == 2 and words[1].isascii() and words[1].isdigit():
-            _postpone(node, line, *words)
+            from slurm_mig.hooks.refusal import put_off
+
+            put_off(node, line, *words)
 
 
 def _believable(node: Node, job: Job, line: Line) -> None:
@@ -69,16 +71,3 @@ def _believable(node: Node, job: Job, line: Line) -> None:
         closed = shut(job.job_id, node.files, node.capabilities, node.boot_id)
         line.add(closed=",".join(closed) or "-")
         raise
-
-
-def _postpone(node: Node, line: Line, reference: str, refusals: str) -> None:
-    """See to it that a refused job does not come back at once; the count is the Prolog's."""
-    from slurm_mig.hooks.refusal import postpone
-    from slurm_mig.system.detach import detach
-
-    slurm, config = node.slurm, node.config
-    try:
-        detach(lambda: postpone(reference, int(refusals), slurm, config))
-    except OSError as problem:
-        # No process is to be had: the job comes back at once, and is refused again.
-        line.say("WARNING", f"not postponed: {problem}")

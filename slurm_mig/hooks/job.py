@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from slurm_mig.errors import NodeFault
 from slurm_mig.mig import request as requests
 from slurm_mig.mig.allocation import Owner
+from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Final
 
 from slurm_mig.text import ascii_line
+from slurm_mig.values import dataclass, field
 
 #: Seconds that a log line waits for syslog to take it; stderr has it by then.
 SYSLOG_WAIT: Final = 0.5

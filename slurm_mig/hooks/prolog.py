@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from slurm_mig.errors import BadRequest, JobFault, NodeFault, NoRoom, NoSpace, SlurmFault, Unknown
-from slurm_mig.hooks.admin_comment import tell_accounting
-from slurm_mig.hooks.epilog import _postpone
 from slurm_mig.mig import request as requests
-from slurm_mig.transaction import carve, collect, handover, release, whole_gpu
+from slurm_mig.transaction import carve
+from slurm_mig.values import replace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,6 +71,8 @@ def _collected(node: Node, gpus: Sequence[Gpu], bench: Workbench, line: Line) ->
     Slurm counts nothing for a job it has lost; so it sent this one. Only a job that
     would be refused, and thus asks slurmctld anyway, pays for the question.
     """
+    from slurm_mig.transaction import collect
+
     managed = [gpu for gpu in gpus if node.managed(gpu)]
     if not any(node.ledger.open_on(gpu.uuid) for gpu in managed):
         return False
@@ -158,9 +158,16 @@ def _slices(
             remedy="compare `managed` in the [gpus] table of the config with gres.conf",
         )
     record = carve.allocate(bench, job.owner, request, gpu)
-    tell_accounting(node, job, record.uuids, line)
+    _tell_accounting(node, job, record.uuids, line)
     line.add(gpu=gpu.minor, made=",".join(map(str, record.instances)), uuids=",".join(record.uuids))
     line.say("INFO", "carved")
+
+
+def _tell_accounting(node: Node, job: Job, uuids: Sequence[str], line: Line) -> None:
+    if node.config.admin_comment and uuids:
+        from slurm_mig.hooks.admin_comment import tell_accounting
+
+        tell_accounting(node, job, uuids, line)
 
 
 def _several(
@@ -172,7 +179,7 @@ def _several(
     places = list(zip(job.gpus, gpus, strict=True))
     records = carve_each(bench, job.owner, wanted, places, apart)
     uuids = [uuid for record in records for uuid in record.uuids]
-    tell_accounting(node, job, uuids, line)
+    _tell_accounting(node, job, uuids, line)
     made = [f"{record.gpu_minor}:{','.join(map(str, record.instances))}" for record in records]
     line.add(gpus=",".join(str(gpu.minor) for gpu in gpus), made=";".join(made))
     line.add(uuids=",".join(uuids))
@@ -216,6 +223,8 @@ def _no_gpu(node: Node, job: Job) -> JobFault:
 
 def _whole_gpus(node: Node, job: Job, gpus: Sequence[Gpu], bench: Workbench, line: Line) -> None:
     """All GPUs of the job, or none: what was given before a refusal is taken back."""
+    from slurm_mig.transaction import handover, release, whole_gpu
+
     config = node.config
     given: list[tuple[int, Gpu, Allocation | None]] = []
     try:
@@ -235,7 +244,7 @@ def _whole_gpus(node: Node, job: Job, gpus: Sequence[Gpu], bench: Workbench, lin
         raise
     # A whole GPU may be its largest instance.
     uuids = [uuid for _, _, record in given if record is not None for uuid in record.uuids]
-    tell_accounting(node, job, uuids, line)
+    _tell_accounting(node, job, uuids, line)
     line.add(gpus=",".join(str(gpu.minor) for gpu in gpus))
     made = [f"{gpu.minor}: {record.made if record else 'not managed'}" for _, gpu, record in given]
     line.say("INFO", "; ".join(made))
@@ -261,7 +270,7 @@ def _unmanaged(node: Node, job: Job, line: Line) -> None:
 def _refuse(
     node: Node, job: Job, gpus: Sequence[Gpu], wanted: str, fault: JobFault, line: Line
 ) -> None:
-    from slurm_mig.hooks.refusal import Refusal, earlier, refuse
+    from slurm_mig.hooks.refusal import Refusal, earlier, put_off, refuse
     from slurm_mig.state import task_file
 
     records: list[Allocation] = []
@@ -283,6 +292,6 @@ def _refuse(
     except NoSpace:
         # The Epilog will not know: unless somebody else puts the job off, it comes back at once.
         if retry:
-            _postpone(node, line, *retry.split())
+            put_off(node, line, *retry.split())
     line.add(outcome=outcome.text)
     line.say("WARNING", f"refused: {fault}")

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import JobFault, Later, SlurmFault
 from slurm_mig.mig.allocation import REFUSED
 from slurm_mig.mig.request import without_stamp
+from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from slurm_mig.hooks.log_line import Line
     from slurm_mig.mig.allocation import Allocation, Owner
+    from slurm_mig.node.node import Node
     from slurm_mig.settings import Config
     from slurm_mig.slurm.protocol import JobFacts, Slurm
 
@@ -174,3 +176,15 @@ def postpone(
         sleep(LOOK_EVERY)
         waited += LOOK_EVERY
     return False
+
+
+def put_off(node: Node, line: Line, reference: str, refusals: str) -> None:
+    """See to it that a refused job does not come back at once; the count is the Prolog's."""
+    from slurm_mig.system.detach import detach
+
+    slurm, config = node.slurm, node.config
+    try:
+        detach(lambda: postpone(reference, int(refusals), slurm, config))
+    except OSError as problem:
+        # No process is to be had: the job comes back at once, and is refused again.
+        line.say("WARNING", f"not postponed: {problem}")

@@ -9,16 +9,15 @@ waits, and takes over only when the child does not come to its end.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import HookDeadline, LockTimeout, NodeFault, NoSpace, SlurmMigError, about
-from slurm_mig.hooks.epilog import epilog
 from slurm_mig.hooks.job import Job
 from slurm_mig.hooks.log_line import Line, clean, tell_slurmd
-from slurm_mig.hooks.prolog import prolog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 #: Exit code of a hook that met something it has no name for.
 INTERNAL_ERROR: Final = 1
-HOOKS: Final[dict[str, Callable[[Node, Job, Line], None]]] = {"prolog": prolog, "epilog": epilog}
 
 
 def run(hook: str, environ: Mapping[str, str], *, watched: bool = False) -> int:
@@ -54,11 +52,21 @@ def run(hook: str, environ: Mapping[str, str], *, watched: bool = False) -> int:
     return (_watched if watched else _work)(node, job, line)
 
 
+def _hook(name: str) -> Callable[[Node, Job, Line], None]:
+    if name == "prolog":
+        from slurm_mig.hooks.prolog import prolog
+
+        return prolog
+    from slurm_mig.hooks.epilog import epilog
+
+    return epilog
+
+
 def _work(node: Node, job: Job, line: Line) -> int:
     fault = None
     try:
         with about(job=job.job_id):
-            HOOKS[line.hook](node, job, line)
+            _hook(line.hook)(node, job, line)
             _fence(node, line)
         for text in node.notes:
             line.say("WARNING", text)
@@ -190,5 +198,11 @@ def _close(node: Node, line: Line) -> None:
 
 def main() -> None:
     """Entry point of the shims, which name the hook."""
+    # What it makes goes with the process, in a moment: looking for what nothing refers to any
+    # more would take longer than it has.
+    gc.set_threshold(100_000)
     os.umask(0o022)
-    sys.exit(run(sys.argv[1], os.environ, watched=True))
+    code = run(sys.argv[1], os.environ, watched=True)
+    sys.stdout.flush()
+    # Nor is it taken apart, module by module.
+    os._exit(code)

@@ -12,12 +12,12 @@ carries no label: only the record can say whose it is (facts/design.md#state).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.errors import LedgerFault
 from slurm_mig.mig.geometry import Placement
 from slurm_mig.mig.profile import Profile
+from slurm_mig.values import asdict, dataclass, fields, replace
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

@@ -7,8 +7,9 @@ are named by GPU UUID and id, and looked up again for every operation.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
+
+from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

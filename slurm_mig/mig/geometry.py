@@ -10,11 +10,11 @@ instances together cannot exceed those of the whole GPU, which is what makes
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import ProfileNotOffered
+from slurm_mig.values import dataclass, field
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

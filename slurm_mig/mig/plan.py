@@ -8,10 +8,10 @@ A site may choose another (packing/policies.py).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from slurm_mig.errors import NoRoom, ProfileNotOffered
+from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -11,10 +11,10 @@ Names are for people. They differ between drivers for one and the same profile
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
 
 from slurm_mig.errors import BadRequest
+from slurm_mig.values import dataclass
 
 #: Attributes as NVIDIA prints them (NVML_GPU_INSTANCE_PROFILE_*: REV1, GFX, NO_ME, ALL_ME).
 #: In the order of `nvidia-smi mig -lgip`.

@@ -18,11 +18,11 @@ strips what users write, so it can be trusted. The other text is the TresPerNode
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import BadRequest
 from slurm_mig.mig.profile import Profile
+from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Sized
@@ -39,10 +39,10 @@ MAX_INSTANCES: Final = 8
 # ASCII white space only, as in Lua's %s: a no-break space must not start a word here that
 # job_submit.lua did not see as one.
 _STAMP: Final = re.compile(r"(?:^|(?<=\s))slurm-mig=\S*", re.ASCII)
-_STAMP_AND_BLANK: Final = re.compile(r"(?:^|\s)slurm-mig=\S*", re.ASCII)
+_STAMP_AND_BLANK: Final = r"(?:^|\s)slurm-mig=\S*"
 _ITEM: Final = re.compile(r"([^/:,\s]+)/([0-9]{1,5}|-)/([1-9][0-9]{0,3}):([1-9][0-9]?)", re.ASCII)
 # 22.05 writes `gres:mig:..`, later releases `gres/mig:..`; a count may follow `:` or `=`.
-_GRES: Final = re.compile(r"gres[:/]([^:=,]+)(?:[:](.+?))?(?:[:=]([0-9]+))?")
+_GRES: Final = r"gres[:/]([^:=,]+)(?:[:](.+?))?(?:[:=]([0-9]+))?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ def without_stamp(text: str) -> str:
 
     job_submit.lua puts its stamp behind that and one blank, which go.
     """
-    return _STAMP_AND_BLANK.sub("", text)
+    return re.sub(_STAMP_AND_BLANK, "", text, flags=re.ASCII)
 
 
 def from_gres(text: str) -> Request | None:
@@ -190,7 +190,7 @@ def from_gres(text: str) -> Request | None:
     """
     items = []
     for token in filter(None, text.strip().split(",")):
-        match = _GRES.fullmatch(token)
+        match = re.fullmatch(_GRES, token)
         if match is None or match.group(1) != "mig":
             continue
         _, name, count = match.groups()
@@ -216,5 +216,5 @@ def holds_shards(text: str) -> bool:
 
 
 def _holds(text: str, name: str) -> bool:
-    matches = (_GRES.fullmatch(token) for token in text.strip().split(","))
+    matches = (re.fullmatch(_GRES, token) for token in text.strip().split(","))
     return any(match is not None and match.group(1) == name for match in matches)

@@ -7,13 +7,13 @@ by now is somebody else's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.mig.allocation import QUARANTINED
 from slurm_mig.slurm.protocol import STUCK as REASON
 from slurm_mig.system.replace import replace_file
 from slurm_mig.text import ascii_line
+from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -6,7 +6,6 @@ Rules and ids: facts/mig.md#ids, #mode, #calls (codes), #slices (placements).
 from __future__ import annotations
 
 import uuid
-from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.mig.geometry import Placement
@@ -18,6 +17,7 @@ from slurm_mig.simulator.codes import (
     NOT_SUPPORTED,
     Refused,
 )
+from slurm_mig.values import asdict, dataclass, field
 
 if TYPE_CHECKING:
     from slurm_mig.mig.geometry import Geometry, GpuProfile

@@ -11,12 +11,12 @@ import json
 import os
 import signal
 import time
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import SimulatorFault
 from slurm_mig.simulator.codes import BY_NAME
 from slurm_mig.system.replace import replace_file
+from slurm_mig.values import asdict, dataclass
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -25,7 +25,6 @@ from ctypes import (
     memmove,
     sizeof,
 )
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.mig.geometry import Placement
@@ -33,6 +32,7 @@ from slurm_mig.simulator import abi, codes, faults
 from slurm_mig.simulator.board import sorted_devices
 from slurm_mig.simulator.codes import Refused
 from slurm_mig.simulator.machine import OPERATIONS, Machine
+from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

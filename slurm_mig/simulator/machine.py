@@ -13,7 +13,6 @@ import os
 import shutil
 import uuid
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
@@ -24,6 +23,7 @@ from slurm_mig.simulator.board import Board
 from slurm_mig.simulator.faults import Faults
 from slurm_mig.simulator.tree import Tree
 from slurm_mig.system.replace import replace_file
+from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -8,8 +8,9 @@ pyslurm_client.py by pyslurm.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
+
+from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 #: What an event's digest is made of, in this order.
@@ -20,6 +22,17 @@ NO_ALLOCATION: Final = 0
 #: archive while it stays, with everything that is known of it; and one for itself.
 CARRIED: Final = "carried"
 ARCHIVED: Final = "archived"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One row of the ledger's event table; `at` in seconds since the epoch."""
+
+    seq: int
+    at: float
+    kind: str
+    allocation: int
+    detail: Mapping[str, Any]
 
 
 def digest(before: str, content: Sequence[object]) -> str:

@@ -24,7 +24,6 @@ import os
 import sqlite3
 import time
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -43,12 +42,12 @@ from slurm_mig.mig.allocation import (
     Owner,
 )
 from slurm_mig.state import schema
-from slurm_mig.state.event import ARCHIVED, CARRIED, DIGESTED, NO_ALLOCATION, digest
+from slurm_mig.state.event import ARCHIVED, CARRIED, DIGESTED, NO_ALLOCATION, Event, digest
 from slurm_mig.state.schema import BREAKING, CHECKPOINT, MIGRATIONS, PASSING, statements
-from slurm_mig.state.tally import Event
 from slurm_mig.system.causes import ledger_remedy
 from slurm_mig.system.elapsed import Moment, uptime
 from slurm_mig.system.trust import check_own, private_directory
+from slurm_mig.values import asdict, dataclass, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

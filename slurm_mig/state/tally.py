@@ -7,7 +7,6 @@ all of them up to one, and goes on from there.
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.mig.allocation import (
@@ -19,9 +18,12 @@ from slurm_mig.mig.allocation import (
     RELEASED,
     RELEASING,
 )
+from slurm_mig.values import asdict, dataclass, field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from slurm_mig.state.event import Event
 
 #: Upper bounds in seconds; the last bucket has no bound. facts/mig.md#times: tenths of a second
 #: for a carve, up to a second for a teardown under load.
@@ -54,17 +56,6 @@ class Histogram:
             seen += count
             found.append((bound, seen))
         return found
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One row of the ledger's event table; `at` in seconds since the epoch."""
-
-    seq: int
-    at: float
-    kind: str
-    allocation: int
-    detail: Mapping[str, Any]
 
 
 @dataclass(slots=True)

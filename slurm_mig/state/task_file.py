@@ -19,9 +19,10 @@ slurmd. Lines, each a word and its values:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Final
+
+from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -8,7 +8,8 @@ its end, asleep or not (clock_gettime(2)).
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+
+from slurm_mig.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

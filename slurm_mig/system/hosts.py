@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import socket
 
 #: A port that nothing is sent to: connecting a datagram socket only chooses a route.
 _DISCARD: Final = 9
@@ -12,6 +14,8 @@ _DISCARD: Final = 9
 
 def name() -> str:
     """This host's short name."""
+    import socket
+
     return socket.gethostname().partition(".")[0]
 
 
@@ -26,6 +30,8 @@ def is_here(host: str, address: str) -> bool:
 
 
 def _found(text: str) -> list[tuple[socket.AddressFamily, str]]:
+    import socket
+
     if not text:
         return []
     # An unknown name is no proof; neither is one that no name server answers for.
@@ -37,6 +43,8 @@ def _found(text: str) -> list[tuple[socket.AddressFamily, str]]:
 
 def _is_local(where: tuple[socket.AddressFamily, str]) -> bool:
     """The kernel reaches its own addresses from themselves; to bind one proves less (ip(7))."""
+    import socket
+
     family, address = where
     with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect((address, _DISCARD))

@@ -15,8 +15,9 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
+
+from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable

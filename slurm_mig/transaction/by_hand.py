@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from slurm_mig.errors import Held, about
@@ -12,6 +11,7 @@ from slurm_mig.transaction.recognise import as_found
 from slurm_mig.transaction.sweep import sweep_gpu
 from slurm_mig.transaction.teardown import tear_down
 from slurm_mig.transaction.whereabouts import foreign_instances
+from slurm_mig.values import replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

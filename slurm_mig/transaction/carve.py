@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from slurm_mig.transaction.mig_mode import ensure_mig_mode, occupied
 from slurm_mig.transaction.recognise import find, own_compute
 from slurm_mig.transaction.sweep import sweep_gpu
 from slurm_mig.transaction.teardown import note_gone, roll_back, try_tear_down
+from slurm_mig.values import replace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from slurm_mig.errors import about
@@ -10,6 +9,7 @@ from slurm_mig.mig import allocation as phases
 from slurm_mig.system.held import ask_freely
 from slurm_mig.transaction.insist import Time, insist_on
 from slurm_mig.transaction.teardown import try_tear_down
+from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -9,11 +9,11 @@ put on record again from their marks.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import LedgerSetBack
 from slurm_mig.mig import allocation as phases
+from slurm_mig.values import replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from slurm_mig.gpu.remedies import KILL_USER, Permit
@@ -12,6 +11,7 @@ from slurm_mig.transaction.sweep import try_again
 from slurm_mig.transaction.teardown import tear_down, users_of
 from slurm_mig.transaction.whereabouts import still_there
 from slurm_mig.transaction.workbench import FIRST_PAUSE, LAST_PAUSE, Workbench
+from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

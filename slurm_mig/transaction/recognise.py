@@ -8,11 +8,11 @@ whether the compute instance has the size that its owner was given.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from slurm_mig.mig.allocation import Instance
 from slurm_mig.mig.driver import COMPUTE_SLICES, FILLS_DOUBLE_MEMORY
+from slurm_mig.values import replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from slurm_mig.errors import Later, LedgerFault, NodeFault, SlurmFault, about
@@ -11,6 +10,7 @@ from slurm_mig.system.held import ask_freely
 from slurm_mig.transaction.collect import Ended, collect_here, ended_among, relieve
 from slurm_mig.transaction.sweep import sweep_gpu
 from slurm_mig.transaction.whereabouts import foreign_texts, missing_of, name_of
+from slurm_mig.values import dataclass, field
 
 if TYPE_CHECKING:
     from collections.abc import Callable

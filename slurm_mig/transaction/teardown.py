@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from slurm_mig.errors import DriverFault, GpuLost
@@ -14,6 +13,7 @@ from slurm_mig.transaction.mig_mode import restore_mig_mode
 from slurm_mig.transaction.recognise import find, is_own
 from slurm_mig.transaction.whereabouts import StillThere, gone_of, seen_after, unclaimed
 from slurm_mig.transaction.workbench import FIRST_PAUSE, LAST_PAUSE, Workbench
+from slurm_mig.values import replace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from slurm_mig.mig import allocation as phases
 from slurm_mig.transaction.recognise import find, is_own, own_compute, strangers
+from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import DriverFault, InstanceBusy, NodeFault, SlurmMigError
@@ -20,6 +19,7 @@ from slurm_mig.mig.allocation import Allocation, Owner
 from slurm_mig.mig.plan import Slot
 from slurm_mig.state.monitoring import Feeds
 from slurm_mig.state.task_file import TaskSettings
+from slurm_mig.values import replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
