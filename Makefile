@@ -27,16 +27,16 @@ lint: test-packages $(VENV)/.developer
 
 # The part of `test` without daemons, and the part with.
 unit: test-packages $(VENV)/.developer
-	@$(BIN)/pytest -q -n $(WORKERS) tests --ignore tests/slurm
+	@$(BIN)/pytest -q -n $(WORKERS) tests --ignore tests/cluster
 
 # SLURM_PREFIX=DIR: the Slurm below that directory instead of this machine's.
 test-slurm: test-packages $(VENV)/.developer
-	@$(BIN)/pytest -q -n $(WORKERS) tests/slurm
+	@$(BIN)/pytest -q -n $(WORKERS) tests/cluster
 
 # Jobs of all shapes while everything is cancelled, killed and hung; half an hour for 2 000.
 # VARIANT=--trouble: while disks and slurmctld are slow, /run is full, and clocks jump.
 soak: test-packages $(VENV)/.developer
-	@$(BIN)/python -m tests.slurm.soak --jobs $(JOBS) --seed $(SEED) $(VARIANT)
+	@$(BIN)/python -m tests.cluster.soak --jobs $(JOBS) --seed $(SEED) $(VARIANT)
 
 # The same tests against each Slurm that Debian has, in roots that are made once and kept in
 # SLURM_MIG_ROOTS (~/.cache/slurm-mig/roots); SUITES="trixie forky" runs some of them.

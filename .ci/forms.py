@@ -1,7 +1,7 @@
 """What users type, on static MIG and on ours, on every Slurm that Debian has: one table.
 
 Arguments: suites instead of all. Exit 1 on a difference that has no reason in
-tests/slurm/forms_excused.py, or when a release could not be asked.
+tests/cluster/forms_excused.py, or when a release could not be asked.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COMMAND: Final = (
     "printf 'alice:x:64001:64001::/tmp:/bin/sh\\n' >>/etc/passwd && "
     "printf 'alice:x:64001:\\n' >>/etc/group && "
     "printf 'alice:*:20000:0:99999:7:::\\n' >>/etc/shadow && "
-    "exec /venv/bin/python -m tests.slurm.forms --out /results/forms.json"
+    "exec /venv/bin/python -m tests.cluster.forms --out /results/forms.json"
 )
 #: Characters of a cell.
 WIDE: Final = 120

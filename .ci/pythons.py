@@ -18,7 +18,7 @@ from matrix import CHECKOUT, CannotRun, Outcome, Report, measured, pytest, run_m
 from roots import SUITES, Root
 
 VERSIONS: Final = ("3.11", "3.12", "3.13", "3.14")
-UNIT: Final = ("tests", "--ignore", "tests/slurm")
+UNIT: Final = ("tests", "--ignore", "tests/cluster")
 
 #: Virtual environments, one per version, beside the programs of the one that runs this.
 VENVS: Final = Path(sys.prefix) / "pythons"

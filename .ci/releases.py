@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import subprocess
     from pathlib import Path
 
-COMMAND: Final = pytest("/venv/bin/pytest", "/results/junit.xml", "tests/slurm")
+COMMAND: Final = pytest("/venv/bin/pytest", "/results/junit.xml", "tests/cluster")
 
 
 def run(root: Root) -> Outcome:

@@ -2,7 +2,8 @@
 
 screens.py DIR    writes them below DIR (`make screens`; as root, it makes device nodes)
 
-The site is in a machine of its own (tests/world.py), with a Slurm as docs/quickstart.md sets it up.
+The site is in a machine of its own (tests/kit/machine_inside.py), with a Slurm as
+docs/quickstart.md sets it up.
 UUIDs and the days of jobs are this run's; everything else is the same each time.
 """
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parents[1]
 sys.path.insert(0, str(HERE))
 
-from tests.lua_host import Host  # noqa: E402  # of the tree, not of an installed copy
+from tests.kit.lua_host import Host  # noqa: E402  # of the tree, not of an installed copy
 
 BEFORE = "5f72d4b"
 ROUNDS = 300

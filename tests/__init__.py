@@ -1,1 +1,1 @@
-"""Tests, one module per module of the package."""
+"""Tests: one folder per room of the package, helpers in kit, real Slurm in cluster."""

@@ -3,72 +3,49 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
-import pickle
-import shutil
-import subprocess
-import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slurm_mig.config import load
-from slurm_mig.mig import catalog
-from slurm_mig.node.install_texts import install_hooks
-from slurm_mig.node.node import Node
 from slurm_mig.sandbox.prerequisites import place
-from slurm_mig.simulator import Machine, create
-from slurm_mig.simulator.spec import gpu_spec
-from slurm_mig.state import leases
+from tests.kit.gpus import H100
+from tests.kit.site import Site, build_site, remove_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
-    from slurm_mig.mig.geometry import Geometry
-
-H100 = "NVIDIA H100 80GB HBM3"
-A100 = "NVIDIA A100-SXM4-80GB"
-A100_40 = "NVIDIA A100-SXM4-40GB"
-A30 = "NVIDIA A30"
-RTX = "NVIDIA RTX PRO 6000 Blackwell Server Edition"
-
-KNOWN = [product.key for product in catalog.products() if product.known]
-
-
-def geometry_of(name: str) -> Geometry:
-    return catalog.find(name).geometry()
+    from slurm_mig.node.node import Node
 
 
 #: Files whose tests share something dear, or look at every process of the machine.
 SHARED = ("test_hostile.py", "test_packages.py")
 
 #: Files whose processes would see each other's devices.
-SEEING = ("tests/test_processes.py", "tests/test_stuck.py")
+SEEING = ("tests/gpu/test_holder_search.py", "tests/transaction/test_insist.py")
 
 #: What takes a worker longest; begun last, one of these would keep all others waiting.
 LONG = (
-    "tests/slurm/test_crashes.py",
-    "tests/slurm/test_cheats.py",
-    "tests/slurm/test_requests.py",
-    "tests/test_hostile.py",
-    "tests/slurm/test_stuck.py",
-    "tests/slurm/test_demo.py",
+    "tests/cluster/test_crashes.py",
+    "tests/cluster/test_cheats.py",
+    "tests/cluster/test_requests.py",
+    "tests/whole/test_hostile.py",
+    "tests/cluster/test_stuck.py",
+    "tests/cluster/test_demo.py",
 )
 
 
 def group(name: str) -> str:
     """The file of a test that one worker runs as a whole, in order; of others the test itself.
 
-    `name` is its node id; every file of tests/slurm has a cluster.
+    `name` is its node id; every file of tests/cluster has a cluster.
     """
     file = name.partition("::")[0]
     if file in SEEING:
         return SEEING[0]
-    return file if "slurm/" in file or file.endswith(SHARED) else name
+    return file if file.startswith("tests/cluster/") or file.endswith(SHARED) else name
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -127,164 +104,6 @@ def mixed(items: list[pytest.Item]) -> list[pytest.Item]:
     ]
 
 
-def build_machine(root: Path, *gpus: str, **options: object) -> Machine:
-    """A simulated machine with one GPU per name."""
-    specs = [gpu_spec(catalog.find(name), name, 1) for name in gpus]
-    return create(root, specs, **options)  # type: ignore[arg-type]
-
-
-@dataclass
-class Site:
-    """One node: its simulated machine, configuration and installed hooks."""
-
-    root: Path
-    machine: Machine
-    config: Path
-
-    def node(self) -> Node:
-        return Node(load(self.config, {}), {"SLURMD_NODENAME": "n1"})
-
-    @property
-    def run(self) -> Path:
-        return self.root / "run"
-
-    def hook(
-        self, name: str, environ: Mapping[str, str], *, closed: tuple[int, ...] = ()
-    ) -> subprocess.CompletedProcess[str]:
-        """Run an installed hook as slurmd does: bare environment, no PATH, no HOME."""
-
-        def close() -> None:
-            for descriptor in closed:
-                os.close(descriptor)
-
-        return subprocess.run(
-            [self.root / "hooks" / name],
-            env=dict(environ),
-            cwd=self.root,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=170,
-            preexec_fn=close if closed else None,
-        )
-
-    def prolog(
-        self, job: int, stamp: str, gpus: str = "0", **more: str
-    ) -> subprocess.CompletedProcess[str]:
-        return self.hook("prolog", job_environ(job, stamp, gpus) | more)
-
-    def epilog(self, job: int, gpus: str = "0", **more: str) -> subprocess.CompletedProcess[str]:
-        return self.hook("epilog", job_environ(job, "", gpus) | more)
-
-    def cli(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "slurm_mig", *arguments],
-            env={"SLURM_MIG_CONFIG": str(self.config), "PATH": "/usr/bin:/bin"} | environ,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=170,
-        )
-
-
-def cli_as(uid: int, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run a command as an unprivileged user, in a fork: he may not reach this Python's files."""
-    import tempfile
-    from importlib import import_module
-
-    from slurm_mig import cli
-    from slurm_mig.cli import VERBS
-    from slurm_mig.node import node
-
-    for verb in VERBS:
-        cli.cli.get_command(None, verb)  # type: ignore[arg-type]
-    assert node
-    # What commands import when they need it; below /root the user cannot.
-    for name in ("ctypes.util", "pynvml", "slurm_mig.gpu.nvml", "slurm_mig.simulator.library"):
-        import_module(name)
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        pid = os.fork()
-        if pid == 0:
-            try:
-                os.dup2(out.fileno(), 1)
-                os.dup2(err.fileno(), 2)
-                sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-                os.environ.clear()
-                os.environ.update({"PATH": "/usr/bin:/bin"} | environ)
-                os.chdir("/")
-                os.setgroups([])
-                os.setgid(uid)
-                os.setuid(uid)
-                sys.argv = ["slurm-mig", *arguments]
-                cli.main()
-            except SystemExit as leaving:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(leaving.code if isinstance(leaving.code, int) else 0)
-            except BaseException:  # noqa: BLE001  # a child must not return into pytest
-                os._exit(99)
-            sys.stdout.flush()
-            os._exit(0)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        out.seek(0)
-        err.seek(0)
-        return subprocess.CompletedProcess(arguments, code, out.read(), err.read())
-
-
-def as_user(uid: int, work: Callable[[], object]) -> object:
-    """What `work` returns, or the OSError that it raises, in a fork with a user's rights."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.chdir("/")
-            os.setgroups([])
-            os.setgid(uid)
-            os.setuid(uid)
-            try:
-                told: object = work()
-            except OSError as problem:
-                told = OSError(problem.errno, problem.strerror)
-            os.write(writing, pickle.dumps(told))
-        except BaseException as problem:  # noqa: BLE001  # a child must not return into pytest
-            os.write(writing, pickle.dumps(AssertionError(repr(problem))))
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        told = pickle.load(pipe)
-    os.waitpid(pid, 0)
-    if isinstance(told, AssertionError):
-        raise told
-    return told
-
-
-def opened_by(uid: int, path: Path, flags: int = os.O_RDONLY) -> bool:
-    """Whether a user may open it; a device without a driver says ENXIO only once he may."""
-    found = as_user(uid, lambda: os.close(os.open(path, flags | os.O_NONBLOCK)))
-    return found is None or (isinstance(found, OSError) and found.errno == errno.ENXIO)
-
-
-def job_environ(job: int, stamp: str, gpus: str = "0") -> dict[str, str]:
-    """What slurmd 22.05 gives a Prolog (facts/slurm.md#base)."""
-    environ = {
-        "SLURM_JOB_ID": str(job),
-        "SLURM_JOB_UID": "64001",
-        "SLURM_JOB_GID": "64001",
-        "SLURM_JOB_USER": "alice",
-        "SLURM_JOB_RESTART_COUNT": "0",
-        "SLURMD_NODENAME": "n1",
-        # For a file that is missing Slurm's commands wait a minute.
-        "SLURM_CONF": "/dev/null",
-        "SLURM_SCRIPT_CONTEXT": "prolog_slurmd",
-    }
-    if stamp:
-        environ["SLURM_JOB_COMMENT"] = stamp
-    if gpus:
-        environ["SLURM_JOB_GPUS"] = gpus
-    return environ
-
-
 @pytest.fixture
 def public_tmp() -> Iterator[Path]:
     """A directory that unprivileged users get through to; pytest's own are closed."""
@@ -292,32 +111,6 @@ def public_tmp() -> Iterator[Path]:
     path.chmod(0o755)
     yield path
     remove_tree(path)
-
-
-def remove_tree(root: Path) -> None:
-    """Remove a directory in which Prologs may have mounted leases."""
-    leases.remove_below(root)
-    shutil.rmtree(root)
-
-
-def build_site(
-    root: Path, *gpus: str, config: str = "", mig: bool = True, **options: object
-) -> Site:
-    """A node in a new directory `root`."""
-    root.mkdir(mode=0o755)
-    machine = build_machine(root / "sim", *gpus, **options)
-    file = root / "config.toml"
-    file.write_text(
-        f'[driver]\nlibrary = "simulator:{root}/sim"\n'
-        f'[paths]\nstate = "{root}/state"\nrun = "{root}/run"\n'
-        f'[slurm]\nbin = "{root}/bin"\ntimeout = 5\n{config}'
-    )
-    install_hooks(root / "hooks", Path(sys.executable), file, root / "run")
-    if mig:
-        for index in range(len(gpus)):
-            with machine.change(index) as board:
-                board.set_mode(True, busy=False)
-    return Site(root, machine, file)
 
 
 @pytest.fixture

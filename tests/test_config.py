@@ -12,8 +12,7 @@ import pytest
 from slurm_mig.config import expand, load, locate, sample
 from slurm_mig.errors import ConfigFault
 from slurm_mig.settings import SETTINGS, Config
-
-from .conftest import as_user
+from tests.kit.users import as_user
 
 
 def write(path: Path, text: str) -> Path:

@@ -21,8 +21,7 @@ from slurm_mig.audit.chain import (
 )
 from slurm_mig.mig.allocation import ACTIVE, PLANNED, RELEASED, RELEASING
 from slurm_mig.state.event import digest
-
-from .records import record
+from tests.kit.audit_records import record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from slurm_mig.audit import clocks
 from slurm_mig.audit.accounting import Question, match, runs
-
-from .records import record, refusal, row
+from tests.kit.audit_records import record, refusal, row
 
 NODES = Question(("n1", "n2"), 0, 1e6, tolerance=1e5)
 

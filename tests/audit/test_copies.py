@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from slurm_mig.audit.copies import contradictions, youngest
 from slurm_mig.mig.allocation import ACTIVE, RELEASED
-
-from .records import record
+from tests.kit.audit_records import record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slurm_mig.audit.holdings import WHOLE_GPU, Size, holdings
-
-from .records import H100_SIZE, record, refusal, whole
+from tests.kit.audit_records import H100_SIZE, record, refusal, whole
 
 
 def test_a_slice() -> None:

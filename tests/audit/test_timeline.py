@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from slurm_mig.audit.holdings import holdings
 from slurm_mig.audit.timeline import COLOURED, OTHERS, Gpu, Picture, picture
 from slurm_mig.mig.allocation import QUARANTINED
-
-from .records import H100_SIZE, held, record, refusal, whole
+from tests.kit.audit_records import H100_SIZE, held, record, refusal, whole
 
 if TYPE_CHECKING:
     from slurm_mig.mig.allocation import Allocation

@@ -7,8 +7,7 @@ import pytest
 from slurm_mig.audit.holdings import Size, holdings
 from slurm_mig.audit.spool import DistinctNumbers
 from slurm_mig.audit.totals import BY, totals
-
-from .records import H100_SIZE, held, record, refusal, whole
+from tests.kit.audit_records import H100_SIZE, held, record, refusal, whole
 
 HOUR = 3600.0
 

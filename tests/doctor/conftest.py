@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ..conftest import H100, Site
-from .clinic import Clinic, build
+from tests.kit.clinic import Clinic, build
+from tests.kit.gpus import H100
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tests.kit.site import Site
 
 
 @pytest.fixture

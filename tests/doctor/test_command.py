@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,17 +13,16 @@ import pytest
 from slurm_mig.doctor import MODULES, all_checks, report
 from slurm_mig.doctor.check import CHECKS, ERROR, SEVERITIES, check, examine
 from slurm_mig.doctor.facts import AREAS
-
-from ..conftest import cli_as
+from tests.kit.pages import MANUAL
+from tests.kit.users import cli_as
 
 if TYPE_CHECKING:
     import subprocess
+    from pathlib import Path
 
-    from .clinic import Clinic
+    from tests.kit.clinic import Clinic
 
 pytestmark = pytest.mark.root
-
-MANUAL = Path(__file__).parents[2] / "docs"
 
 
 def doctor(clinic: Clinic, *options: str) -> subprocess.CompletedProcess[str]:

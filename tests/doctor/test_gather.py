@@ -14,16 +14,14 @@ import pytest
 from slurm_mig.doctor import all_checks
 from slurm_mig.doctor.gather import LOCAL, worst_case
 from slurm_mig.errors import UsageFault
-
-from ..conftest import A30, A100, H100, RTX
-from ..test_hooks import STAMP
+from tests.kit.gpus import A30, A100, H100, RTX
+from tests.kit.hooks import STAMP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from slurm_mig.settings import Config
-
-    from .clinic import Clinic
+    from tests.kit.clinic import Clinic
 
 pytestmark = pytest.mark.root
 

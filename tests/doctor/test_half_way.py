@@ -10,20 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ..test_hooks import STAMP
-from .test_command import MANUAL
-from .test_findings import (
-    BROKEN,
-    boot_unit_gone,
-    counts_elsewhere,
-    lost_ledger,
-    newer_ledger,
-)
+from tests.kit.broken import BROKEN, boot_unit_gone, counts_elsewhere, lost_ledger, newer_ledger
+from tests.kit.hooks import STAMP
+from tests.kit.pages import MANUAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .clinic import Clinic
+    from tests.kit.clinic import Clinic
 
 pytestmark = pytest.mark.root
 

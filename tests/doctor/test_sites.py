@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .sites import SITES, TIMES
+from tests.kit.sites import SITES, TIMES
 
 if TYPE_CHECKING:
-    from .clinic import Clinic
+    from tests.kit.clinic import Clinic
 
 pytestmark = pytest.mark.root
 

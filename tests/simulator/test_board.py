@@ -19,8 +19,7 @@ from slurm_mig.mig.geometry import Placement
 from slurm_mig.simulator import codes
 from slurm_mig.simulator.board import Board, sorted_devices
 from slurm_mig.simulator.codes import Refused
-
-from ..conftest import A30, A100, H100, RTX, geometry_of
+from tests.kit.gpus import A30, A100, H100, RTX, geometry_of
 
 
 def board(name: str, *, mirrored: bool = False, on: bool = True) -> Board:

@@ -14,8 +14,8 @@ import pytest
 from slurm_mig.simulator import abi
 from slurm_mig.simulator.faults import Rule
 from slurm_mig.simulator.library import SIGNATURES, Library
-
-from ..conftest import H100, build_machine
+from tests.kit.gpus import H100
+from tests.kit.site import build_machine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,8 +20,8 @@ from slurm_mig.simulator.client import devices, open_devices
 from slurm_mig.simulator.codes import Refused
 from slurm_mig.simulator.faults import Faults, Rule
 from slurm_mig.simulator.tree import ci_minor, gi_minor
-
-from ..conftest import A100, H100, build_machine
+from tests.kit.gpus import A100, H100
+from tests.kit.site import build_machine
 
 if TYPE_CHECKING:
     from slurm_mig.simulator.board import SimInstance

@@ -10,9 +10,8 @@ import pynvml  # noqa: TID251  # the library is tested below pynvml
 import pytest
 
 from slurm_mig.simulator.library import Library
-
-from ..conftest import build_machine
-from . import recording
+from tests.kit import recording
+from tests.kit.site import build_machine
 
 #: MiB that this driver's profiles of more than one unit have above the driver's of the catalogue.
 MORE_MEMORY = {"NVIDIA H200": 256}

@@ -1,1 +1,1 @@
-"""Tests on a real, private Slurm."""
+"""Tests of slurm_mig/slurm; real daemons are in tests/cluster."""

@@ -1,0 +1,129 @@
+"""One node: its simulated machine, configuration and installed hooks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slurm_mig.config import load
+from slurm_mig.mig import catalog
+from slurm_mig.node.install_texts import install_hooks
+from slurm_mig.node.node import Node
+from slurm_mig.simulator import Machine, create
+from slurm_mig.simulator.spec import gpu_spec
+from slurm_mig.state import leases
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def build_machine(root: Path, *gpus: str, **options: object) -> Machine:
+    """A simulated machine with one GPU per name."""
+    specs = [gpu_spec(catalog.find(name), name, 1) for name in gpus]
+    return create(root, specs, **options)  # type: ignore[arg-type]
+
+
+@dataclass
+class Site:
+    """One node: its simulated machine, configuration and installed hooks."""
+
+    root: Path
+    machine: Machine
+    config: Path
+
+    def node(self) -> Node:
+        return Node(load(self.config, {}), {"SLURMD_NODENAME": "n1"})
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run"
+
+    def hook(
+        self, name: str, environ: Mapping[str, str], *, closed: tuple[int, ...] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        """Run an installed hook as slurmd does: bare environment, no PATH, no HOME."""
+
+        def close() -> None:
+            for descriptor in closed:
+                os.close(descriptor)
+
+        return subprocess.run(
+            [self.root / "hooks" / name],
+            env=dict(environ),
+            cwd=self.root,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=170,
+            preexec_fn=close if closed else None,
+        )
+
+    def prolog(
+        self, job: int, stamp: str, gpus: str = "0", **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        return self.hook("prolog", job_environ(job, stamp, gpus) | more)
+
+    def epilog(self, job: int, gpus: str = "0", **more: str) -> subprocess.CompletedProcess[str]:
+        return self.hook("epilog", job_environ(job, "", gpus) | more)
+
+    def cli(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "slurm_mig", *arguments],
+            env={"SLURM_MIG_CONFIG": str(self.config), "PATH": "/usr/bin:/bin"} | environ,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=170,
+        )
+
+
+def job_environ(job: int, stamp: str, gpus: str = "0") -> dict[str, str]:
+    """What slurmd 22.05 gives a Prolog (facts/slurm.md#base)."""
+    environ = {
+        "SLURM_JOB_ID": str(job),
+        "SLURM_JOB_UID": "64001",
+        "SLURM_JOB_GID": "64001",
+        "SLURM_JOB_USER": "alice",
+        "SLURM_JOB_RESTART_COUNT": "0",
+        "SLURMD_NODENAME": "n1",
+        # For a file that is missing Slurm's commands wait a minute.
+        "SLURM_CONF": "/dev/null",
+        "SLURM_SCRIPT_CONTEXT": "prolog_slurmd",
+    }
+    if stamp:
+        environ["SLURM_JOB_COMMENT"] = stamp
+    if gpus:
+        environ["SLURM_JOB_GPUS"] = gpus
+    return environ
+
+
+def remove_tree(root: Path) -> None:
+    """Remove a directory in which Prologs may have mounted leases."""
+    leases.remove_below(root)
+    shutil.rmtree(root)
+
+
+def build_site(
+    root: Path, *gpus: str, config: str = "", mig: bool = True, **options: object
+) -> Site:
+    """A node in a new directory `root`."""
+    root.mkdir(mode=0o755)
+    machine = build_machine(root / "sim", *gpus, **options)
+    file = root / "config.toml"
+    file.write_text(
+        f'[driver]\nlibrary = "simulator:{root}/sim"\n'
+        f'[paths]\nstate = "{root}/state"\nrun = "{root}/run"\n'
+        f'[slurm]\nbin = "{root}/bin"\ntimeout = 5\n{config}'
+    )
+    install_hooks(root / "hooks", Path(sys.executable), file, root / "run")
+    if mig:
+        for index in range(len(gpus)):
+            with machine.change(index) as board:
+                board.set_mode(True, busy=False)
+    return Site(root, machine, file)
