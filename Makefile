@@ -42,16 +42,16 @@ soak: test-packages $(VENV)/.developer
 # SLURM_MIG_ROOTS (~/.cache/slurm-mig/roots); SUITES="trixie forky" runs some of them.
 test-slurm-versions: $(VENV)/.developer
 	@.ci/packages roots
-	@WORKERS=$(WORKERS) $(BIN)/python .ci/releases.py $(SUITES)
+	@WORKERS=$(WORKERS) $(BIN)/python .ci/matrix/releases.py $(SUITES)
 
 # What users type, beside a second Slurm with static MIG, on each of those releases: one table.
 forms: $(VENV)/.developer
 	@.ci/packages roots
-	@$(BIN)/python .ci/forms.py $(SUITES)
+	@$(BIN)/python .ci/matrix/forms.py $(SUITES)
 
 # The tests without daemons on every Python found here, or in those roots.
 test-pythons: $(VENV)/.developer
-	@WORKERS=$(WORKERS) $(BIN)/python .ci/pythons.py
+	@WORKERS=$(WORKERS) $(BIN)/python .ci/matrix/pythons.py
 
 # What the hooks cost, as ratios: one table, and bench.json; SCALE=0.25 for smaller runs of jobs.
 bench: packages $(VENV)/.developer
@@ -59,11 +59,11 @@ bench: packages $(VENV)/.developer
 
 # The manual as a site, in site/.
 manual: $(VENV)/.developer
-	@$(BIN)/mkdocs build --quiet --strict --config-file .ci/mkdocs.yml --site-dir ../site
+	@$(BIN)/mkdocs build --quiet --strict --config-file .ci/make/mkdocs.yml --site-dir ../../site
 
 # dist/slurm-mig_VERSION_all.deb; what it needs is taken from the environment, nothing is downloaded.
 deb: packages $(VENV)/.developer
-	@$(BIN)/python .ci/deb.py dist
+	@$(BIN)/python .ci/make/deb.py dist
 
 # The samples under etc/, the table of docs/doctor.md and the manual's reference come from the code; tests compare.
 generated: $(VENV)/.installed
@@ -73,12 +73,12 @@ generated: $(VENV)/.installed
 	@sed -i '/^| code | severity/,$$d' docs/doctor.md
 	@$(BIN)/python -c 'from slurm_mig.doctor import all_checks, report; \
 	    print(report.manual(all_checks()), end="")' >>docs/doctor.md
-	@$(BIN)/python .ci/reference.py docs
-	@$(BIN)/python .ci/pictures.py docs/pictures
+	@$(BIN)/python .ci/make/reference.py docs
+	@$(BIN)/python .ci/make/pictures.py docs/pictures
 
 # docs/screens: real output, so each run's ids and times are its own. Root, for namespaces.
 screens: packages $(VENV)/.installed
-	@$(BIN)/python .ci/screens.py docs/screens
+	@$(BIN)/python .ci/make/screens.py docs/screens
 
 packages:
 	@PYTHON=$(PYTHON) .ci/packages

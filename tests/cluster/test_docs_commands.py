@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cluster.accounted import MISSING
-from tests.kit import machine as worlds
-from tests.kit import pages, quickstart
+from tests.kit import machine, pages, quickstart
 from tests.kit.manual_commands import CODES, ENDLESS, FOLLOWED, check, found, prepared, runnable
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.skipif(bool(worlds.missing()), reason=worlds.missing()),
+    pytest.mark.skipif(bool(machine.missing()), reason=machine.missing()),
     pytest.mark.skipif(not (pages.TOP / ".ci").exists(), reason="an sdist has no .ci/"),
 ]
 
@@ -67,7 +66,7 @@ def test_commands_that_need_slurm(page: str) -> None:
         shown[-1] += [None] * len(before)
         shown[-1] += commands
     expected = {key: list(codes) for key, codes in CODES.items()}
-    results = worlds.run(quickstart.SPEC | {"sessions": sessions}, timeout=150)
+    results = machine.run(quickstart.SPEC | {"sessions": sessions}, timeout=150)
     for block_results, items in zip(results, shown, strict=True):
         for result, shown_item in zip(block_results, items, strict=True):
             check(result, shown_item, expected)

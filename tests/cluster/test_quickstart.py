@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.kit import machine as worlds
-from tests.kit import pages, quickstart
+from tests.kit import machine, pages, quickstart
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.skipif(bool(worlds.missing()), reason=worlds.missing()),
+    pytest.mark.skipif(bool(machine.missing()), reason=machine.missing()),
 ]
 
 
@@ -55,7 +54,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     steps = quickstart.script()
     steps.append(["root", "cat /var/log/slurm/*.log /var/log/slurm*.service.log # look"])
     spec = {"host": "gpu01", "sessions": [steps], "wheels": str(place), "keep": [str(place)]}
-    return worlds.run(spec)[0]  # type: ignore[no-any-return]
+    return machine.run(spec)[0]  # type: ignore[no-any-return]
 
 
 def said(walked: list[dict[str, Any]], text: str) -> str:

@@ -15,8 +15,7 @@ import pytest
 
 from slurm_mig.cli import VERBS, cli
 from slurm_mig.settings import SETTINGS
-from tests.kit import machine as worlds
-from tests.kit import pages
+from tests.kit import machine, pages
 from tests.kit.gpus import H100
 from tests.kit.manual_commands import (
     CODES,
@@ -68,7 +67,7 @@ WITH_COMMANDS = [
 
 @pytest.mark.root
 @pytest.mark.timeout(700)
-@pytest.mark.skipif(bool(worlds.missing()), reason=worlds.missing())
+@pytest.mark.skipif(bool(machine.missing()), reason=machine.missing())
 @pytest.mark.parametrize("page", WITH_COMMANDS)
 def test_commands_that_need_no_slurm(page: str) -> None:
     """In the page's order, each block in a shell of its own, with the exit code it should have."""
@@ -85,7 +84,7 @@ def test_commands_that_need_no_slurm(page: str) -> None:
         shown.append([None] * len(before) + list(commands))
     spec = {"host": "gpu01", "simulate": [H100, GPUS.get(page, 2)], "opt": True, "sessions": steps}
     expected = {key: list(codes) for key, codes in CODES.items()}
-    for block_results, items in zip(worlds.run(spec), shown, strict=True):
+    for block_results, items in zip(machine.run(spec), shown, strict=True):
         for result, item in zip(block_results, items, strict=True):
             check(result, item, expected)
 

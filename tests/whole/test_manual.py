@@ -14,11 +14,11 @@ from xml.etree import ElementTree
 import pytest
 
 TOP = Path(__file__).parents[2]
-pytestmark = pytest.mark.skipif(not (TOP / ".ci/reference.py").exists(), reason="no .ci/ here")
+pytestmark = pytest.mark.skipif(not (TOP / ".ci/make/reference.py").exists(), reason="no .ci/ here")
 
 
 def reference(name: str = "reference") -> Any:
-    spec = importlib.util.spec_from_file_location(name, TOP / f".ci/{name}.py")
+    spec = importlib.util.spec_from_file_location(name, TOP / f".ci/make/{name}.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -59,13 +59,14 @@ def test_man_pages_are_well_formed() -> None:
 def test_the_site_builds(tmp_path: Path) -> None:
     """Every link leads somewhere, every page is in the table of contents."""
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict"]
-    command += ["--config-file", str(TOP / ".ci/mkdocs.yml"), "--site-dir", str(tmp_path / "site")]
+    command += ["--config-file", str(TOP / ".ci/make/mkdocs.yml")]
+    command += ["--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     pages = {path.stem for path in (TOP / "docs").glob("*.md")}
     made = {path.parent.name for path in (tmp_path / "site").glob("*/index.html")}
     assert pages <= made | {"index"}
-    nav = (TOP / ".ci/mkdocs.yml").read_text()
+    nav = (TOP / ".ci/make/mkdocs.yml").read_text()
     assert pages == set(re.findall(r": ([\w-]+)\.md$", nav, re.MULTILINE))
 
 

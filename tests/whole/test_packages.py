@@ -88,7 +88,7 @@ def test_the_sdist_is_complete(sdist: Path) -> None:
     named = set(
         re.findall(r"(?<=\s)(?:\$\(BIN\)/python )?(\.ci/\S+)", (TOP / "Makefile").read_text())
     )
-    assert {".ci/packages", ".ci/deb.py", ".ci/mkdocs.yml"} <= named <= names
+    assert {".ci/packages", ".ci/make/deb.py", ".ci/make/mkdocs.yml"} <= named <= names
     assert modes[".ci/packages"] & 0o111
     assert not [name for name in names if "__pycache__" in name]
 
@@ -129,13 +129,13 @@ def test_the_wheel_works_alone(
 # -- the Debian package ---------------------------------------------------------------------
 
 needs_dpkg = pytest.mark.skipif(
-    not (TOP / ".ci/deb.py").exists() or shutil.which("dpkg-deb") is None,
+    not (TOP / ".ci/make/deb.py").exists() or shutil.which("dpkg-deb") is None,
     reason="no dpkg-deb or no .ci/ here",
 )
 
 
 def builder() -> Any:
-    spec = importlib.util.spec_from_file_location("deb", TOP / ".ci/deb.py")
+    spec = importlib.util.spec_from_file_location("deb", TOP / ".ci/make/deb.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)

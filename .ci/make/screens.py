@@ -12,10 +12,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from slurm_mig.system.replace import write_output
-from tests import quickstart, worlds
+from tests.kit import machine, quickstart
 
 JOBS = (
     ("alice", "sbatch --gres=mig:3g.40gb:1 -J train job.sh"),
@@ -60,7 +60,7 @@ def steps() -> list[list[str]]:
 def main(directory: str) -> None:
     """Write them."""
     spec = quickstart.SPEC | {"sessions": [steps()]}
-    done = {item["statement"]: item for item in worlds.run(spec)[0]}
+    done = {item["statement"]: item for item in machine.run(spec)[0]}
     Path(directory).mkdir(parents=True, exist_ok=True)
     for name, command in SCREENS.items():
         text = f"# {command.partition(' # ')[0]}\n{done[command]['out']}"
@@ -68,7 +68,7 @@ def main(directory: str) -> None:
             # The environment lies in the checkout.
             (sys.prefix, "/opt/slurm-mig"),
             (
-                str(Path(__file__).parents[1]),
+                str(Path(__file__).parents[2]),
                 f"/opt/slurm-mig/lib/python3.{sys.version_info.minor}/site-packages",
             ),
         ):

@@ -27,7 +27,7 @@ from slurm_mig.node import install_paths, install_texts
 from slurm_mig.node.install_texts import Places, Runtime
 from slurm_mig.settings import Config
 
-TOP: Final = Path(__file__).parents[1]
+TOP: Final = Path(__file__).parents[2]
 #: Not /opt/slurm-mig, where the manual has pip put one: of two in one directory the older may run.
 HOME: Final = Path("/usr/lib/slurm-mig")
 PACKAGES: Final = f"{HOME}/lib/python3/site-packages"

@@ -35,7 +35,7 @@ PACKAGES: Final = (
 #: What a release does without: these slurmdbd end with error 5027 of their MariaDB 11.8.
 LEFT_OUT: Final = dict.fromkeys(("trixie", "forky"), frozenset({"slurmdbd", "mariadb-server"}))
 
-_TOOL: Final = CHECKOUT / ".ci/root"
+_TOOL: Final = CHECKOUT / ".ci/matrix/root"
 
 
 def cache() -> Path:
