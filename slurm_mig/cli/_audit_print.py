@@ -96,7 +96,7 @@ def _cells(item: Holding) -> list[str]:
     known = made is not None and made.gi_id not in (None, GONE)
     ids = f"{made.gi_id}/{_or(made.ci_id, '-')}" if made and known else "-"
     cells: list[object] = [
-        "-" if owner.job_id is None else f"{owner.job_id}.{owner.restart}",
+        "-" if not owner.is_job else f"{owner.job_id}.{owner.restart}",
         owner.user or "-",
         owner.account or "-",
         record.node,

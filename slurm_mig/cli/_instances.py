@@ -50,7 +50,7 @@ def owner_of(node: Node, gpu: Gpu, found: GpuInstance) -> Allocation | None:
 
 def check_free(record: Allocation, *, force: bool) -> None:
     """Held when a job has the record, unless forced."""
-    if record.owner.job_id is not None and record.phase != QUARANTINED and not force:
+    if record.owner.is_job and record.phase != QUARANTINED and not force:
         raise Held(
             f"{record.owner} of user {record.owner.user} holds it",
             remedy="cancel the job, or take it away with --force",

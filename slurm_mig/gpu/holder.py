@@ -118,7 +118,7 @@ class Holder:
         A slice is paid for by a job, not by its user: once the job is over, nobody has a right
         to it. Every uid counts: what runs with root's, if only in part, is not the user's.
         """
-        if self.has != INSTANCE or owner.job_id is None or self.pid <= 1:
+        if self.has != INSTANCE or not owner.is_job or self.pid <= 1:
             return False
         return owner.uid != 0 and set(self.uids) == {owner.uid}
 
@@ -130,7 +130,7 @@ class Holder:
         none but slurmd's and its first environment names job and restart. For that
         second way `by_environment` must say that the user has no other job here.
         """
-        if self.has != INSTANCE or not self.uids or owner.job_id is None or self.pid <= 1:
+        if self.has != INSTANCE or not self.uids or not owner.is_job or self.pid <= 1:
             return False
         if owner.uid == 0 or set(self.uids) != {owner.uid} or self.place.doubtful:
             return False

@@ -74,8 +74,13 @@ class Owner:
     account: str = ""
     het_leader: int | None = None
 
+    @property
+    def is_job(self) -> bool:
+        """Whether it is a job's, and no administrator's."""
+        return self.job_id is not None
+
     def __str__(self) -> str:
-        return "administrator" if self.job_id is None else f"job {self.job_id}"
+        return f"job {self.job_id}" if self.is_job else "administrator"
 
     def same_run(self, other: Owner) -> bool:
         """Whether both name the same run of the same job."""

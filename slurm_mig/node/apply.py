@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from slurm_mig.errors import DriverFault, Held, Unresolved, about
-from slurm_mig.mig import allocation as phases
+from slurm_mig.errors import Held, about
 from slurm_mig.mig.layout import Built, built, target
 from slurm_mig.transaction import by_hand, recognise
+from slurm_mig.transaction.lay_out import lay_out
+from slurm_mig.transaction.sweep import settled
 
 if TYPE_CHECKING:
     from slurm_mig.mig.allocation import Allocation, Owner
@@ -57,7 +58,7 @@ class Static:
         Raises Held for a GPU that hooks carve or a job has, Unresolved where an instance that
         has to go is in use, ProfileNotOffered, BadRequest or NoRoom for a layout that cannot be.
         """
-        with by_hand.settled(self._bench, gpu, "look before applying", sweep=False):
+        with settled(self._bench, gpu, "look before applying", sweep=False):
             return self._steps(gpu, declared)
 
     def apply(self, gpu: Gpu, declared: Declared) -> Steps:
@@ -66,17 +67,19 @@ class Static:
         Raises what `look` does, with nothing changed; afterwards Unresolved when something
         cannot be taken down, DriverFault when the layout cannot be made.
         """
-        with by_hand.settled(self._bench, gpu, "apply a layout"):
+        with settled(self._bench, gpu, "apply a layout"):
             steps = self._steps(gpu, declared)
             records = [self._recorded(steps.gpu, found) for found, _ in steps.going]
             self._renew_mark(steps)
-            for record in records:
-                self._clear(record, steps.gpu)
-            if steps.mode is not None:
-                self._switch(steps.gpu, on=steps.mode)
-            for item in steps.missing:
-                self._make(steps.gpu.uuid, item)
-            self._look_again(steps)
+            lay_out(
+                self._bench,
+                steps.gpu,
+                records,
+                steps.layout,
+                mig=steps.mode,
+                reason="another layout was applied",
+                again="apply it again",
+            )
         return steps
 
     # -- looking -------------------------------------------------------------
@@ -110,7 +113,7 @@ class Static:
                 "[gpus] table of the config",
             )
         for record in self._ledger.open_on(gpu.uuid):
-            if record.owner.job_id is not None and record.boot_id == self._node.boot_id:
+            if record.owner.is_job and record.boot_id == self._node.boot_id:
                 raise Held(
                     f"{record.owner} of user {record.owner.user} has {record.made}",
                     remedy="drain the node and let its jobs end, or cancel them",
@@ -129,36 +132,3 @@ class Static:
         layout = ",".join(str(item.slot) for item in steps.layout)
         if mark is not None and mark.layout != layout:
             self._ledger.retire(steps.gpu.uuid, self._owner.user, layout)
-
-    def _clear(self, record: Allocation, gpu: Gpu) -> None:
-        ended = by_hand.clear(self._bench, record, gpu, "another layout was applied")
-        if ended.phase == phases.QUARANTINED:
-            raise Unresolved(ended.reason, remedy="end what uses it, and apply again", gpu=str(gpu))
-
-    def _switch(self, gpu: Gpu, *, on: bool) -> None:
-        now = self._driver.set_mig_mode(gpu, on=on)
-        if now.mig_mode != on:
-            raise Unresolved(
-                f"MIG mode is {'off' if on else 'on'} until the GPU is reset",
-                remedy="reset it while nothing uses it (nvidia-smi --gpu-reset), and apply again",
-                gpu=str(gpu),
-            )
-
-    def _make(self, uuid: str, item: Built) -> None:
-        gpu = self._driver.gpu(uuid)
-        made = self._driver.create_gpu_instance(gpu, item.row.profile_id, item.slot.placement)
-        for slices in item.compute:
-            self._driver.create_compute_instance(gpu, made.gi_id, None if item.full else slices)
-
-    def _look_again(self, steps: Steps) -> None:
-        """Believe what is seen, not what creation returned (go-nvml#146)."""
-        gpu = self._driver.gpu(steps.gpu.uuid)
-        geometry = self._driver.geometry(gpu)
-        seen = [built(item, geometry) for item in self._driver.instances(gpu)]
-        if {item.key for item in seen} != {item.key for item in steps.layout}:
-            raise DriverFault(
-                f"the layout is to be {', '.join(map(str, steps.layout)) or 'empty'}, but the "
-                f"driver lists {', '.join(map(str, seen)) or 'nothing'}",
-                remedy="apply it again",
-                gpu=str(gpu),
-            )

@@ -12,12 +12,15 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from slurm_mig.errors import BadRequest, DriverFault, Held, NoRoom, Unresolved, UsageFault
+from slurm_mig.errors import BadRequest, Held, NoRoom, UsageFault
 from slurm_mig.mig import allocation as phases
+from slurm_mig.mig.layout import Built
 from slurm_mig.mig.plan import Slot, plan, wanted_instances
 from slurm_mig.mig.profile import Profile
 from slurm_mig.mig.request import Item, Request
 from slurm_mig.transaction import by_hand, whereabouts
+from slurm_mig.transaction.lay_out import lay_out
+from slurm_mig.transaction.sweep import settled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,6 +45,11 @@ class Goal:
     def layout(self) -> str:
         """`3g.40gb@4,1g.10gb@0`; empty for no instances."""
         return ",".join(map(str, self.slots))
+
+    @property
+    def layout_built(self) -> list[Built]:
+        """The layout's instances, each filled by one compute instance."""
+        return [Built(slot, (slot.row.slices,)) for slot in self.slots]
 
     @property
     def missing(self) -> list[Slot]:
@@ -87,7 +95,7 @@ class Retirement:
         Unresolved where something of an earlier layout that has to go is in use,
         ProfileNotOffered or NoRoom for a layout that cannot be.
         """
-        with by_hand.settled(self._bench, gpu, "look before retiring", sweep=sweep):
+        with settled(self._bench, gpu, "look before retiring", sweep=sweep):
             return self._goal(gpu, layout)
 
     def _goal(self, gpu: Gpu, layout: Request | None) -> Goal:
@@ -153,7 +161,7 @@ class Retirement:
     def _check_jobs(self, records: Sequence[Allocation]) -> None:
         for record in records:
             alive = record.boot_id == self._node.boot_id and record.phase == phases.ACTIVE
-            if alive and record.owner.job_id is not None:
+            if alive and record.owner.is_job:
                 raise Held(
                     f"{record.owner} of user {record.owner.user} has {record.made}",
                     remedy="drain the node and let its jobs end, or cancel them",
@@ -167,7 +175,7 @@ class Retirement:
         Raises what `look` does, with nothing changed; afterwards Unresolved when
         something of ours cannot be taken down, DriverFault when the layout cannot be made.
         """
-        with by_hand.settled(self._bench, gpu, "retire"):
+        with settled(self._bench, gpu, "retire"):
             goal = self._goal(gpu, layout)
             # On record before the mark goes that tells them from strange ones.
             adopted = [
@@ -177,61 +185,22 @@ class Retirement:
             mark = self._ledger.retired().get(gpu.uuid)
             if mark is None or mark.layout != goal.layout:
                 self._ledger.retire(gpu.uuid, self._owner.user, goal.layout)
-            self._clear(goal.gpu, (*goal.records, *adopted), mig_off=mig_off)
-            if mig_off or goal.slots:
-                self._switch(goal.gpu, on=not mig_off)
-            self._make(goal)
+            lay_out(
+                self._bench,
+                goal.gpu,
+                (*goal.records, *adopted),
+                goal.layout_built,
+                mig=False if mig_off else True if goal.slots else None,
+                reason="the GPU is retired",
+                again="retire again",
+            )
         return goal
-
-    def _clear(self, gpu: Gpu, records: Sequence[Allocation], *, mig_off: bool) -> None:
-        """Our left-overs, what an administrator made by hand, and an earlier layout."""
-        for record in records:
-            if mig_off and record.whole:
-                # MIG mode need not come back for it.
-                going = self._ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
-                ended = self._ledger.finish(going, phases.RELEASED, "the GPU is retired")
-            else:
-                ended = by_hand.clear(self._bench, record, gpu, "the GPU is retired")
-            if ended.phase == phases.QUARANTINED:
-                raise Unresolved(
-                    ended.reason, remedy="end what uses it, and retire again", gpu=str(gpu)
-                )
-
-    def _switch(self, gpu: Gpu, *, on: bool) -> None:
-        now = self._driver.gpu(gpu.uuid)
-        if now.mig_mode != on:
-            now = self._driver.set_mig_mode(now, on=on)
-        if now.mig_mode != on:
-            raise Unresolved(
-                f"MIG mode is {'off' if on else 'on'} until the GPU is reset",
-                remedy="reset it while nothing uses it (nvidia-smi --gpu-reset), and retire again",
-                gpu=str(gpu),
-            )
-
-    def _make(self, goal: Goal) -> None:
-        gpu = self._driver.gpu(goal.gpu.uuid)
-        geometry = self._driver.geometry(gpu)
-        there = {slot_of(item, geometry): item for item in self._driver.instances(gpu)}
-        for slot in goal.slots:
-            item = there.get(slot) or self._driver.create_gpu_instance(
-                gpu, slot.row.profile_id, slot.placement
-            )
-            if not item.compute:
-                self._driver.create_compute_instance(gpu, item.gi_id)
-        # Believe what is seen, not what creation returned (go-nvml#146).
-        seen = {slot_of(item, geometry) for item in self._driver.instances(gpu) if item.compute}
-        if seen != set(goal.slots):
-            found = ", ".join(sorted(map(str, seen))) or "nothing"
-            raise DriverFault(
-                f"the layout is to be {goal.layout or 'empty'}, but the driver lists {found}",
-                remedy="retire again",
-            )
 
     # -- and back ------------------------------------------------------------
 
     def undo(self, gpu: Gpu, *, dry_run: bool = False) -> None:
         """Take it under management again; UsageFault unless retired, Held while it is not empty."""
-        with by_hand.settled(self._bench, gpu, "take back", sweep=not dry_run):
+        with settled(self._bench, gpu, "take back", sweep=not dry_run):
             if gpu.uuid not in self._ledger.retired():
                 raise UsageFault("it is not retired", gpu=str(gpu))
             strange = whereabouts.foreign_instances(self._bench, gpu)

@@ -373,7 +373,7 @@ def _promised(record: Allocation, subject: Subject) -> tuple[str, ...]:
 
 
 def _is_a_jobs(record: Allocation) -> bool:
-    return record.owner.job_id is not None
+    return record.owner.is_job
 
 
 def _modifiable(path: Path) -> str:

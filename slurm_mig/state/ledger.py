@@ -202,6 +202,13 @@ class Ledger:
             self._change(allocation, kind)
         return allocation
 
+    def move(self, allocation: Allocation, phase: str, reason: str = "") -> Allocation:
+        """Take an allocation to its next phase; LedgerFault for an illegal step.
+
+        `reason` is kept where none is given.
+        """
+        return self.save(allocation.moved(phase, reason), phase)
+
     def leave(self, number: int, reason: str) -> Allocation:
         """Leave an active allocation to the next hook on its GPU, which finishes it.
 

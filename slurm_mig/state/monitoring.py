@@ -34,7 +34,7 @@ class Feeds:
     def show(self, record: Allocation, index: int) -> None:
         """Tell whose a record's slices or whole GPU are; `index` is NVML's of the GPU."""
         owner = record.owner
-        if owner.job_id is None:
+        if not owner.is_job:
             return
         if self._gpustat is not None:
             self._write(self._gpustat, _of_gpustat(record), f"{owner.job_id} {owner.uid}\n")

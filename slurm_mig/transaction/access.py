@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def close_nodes(bench: Workbench, record: Allocation) -> None:
     """Let only the job's user in. An administrator's instance stays as the driver has it."""
-    if record.owner.job_id is None:
+    if not record.owner.is_job:
         return
     for item in record.instances:
         if item.gi_id is not None and item.ci_id is not None:
@@ -61,7 +61,7 @@ def open_again(bench: Workbench, record: Allocation) -> None:
 
 def take_from_user(bench: Workbench, record: Allocation, seen: Sequence[GpuInstance]) -> None:
     """Close an ended job's instances to its user: nothing new starts on what resists."""
-    if record.owner.job_id is None:
+    if not record.owner.is_job:
         return
     for item in record.instances:
         if item.gi_id is not None and item.ci_id is not None and find(item, seen):

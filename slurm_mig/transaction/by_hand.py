@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from slurm_mig.errors import Held, about
+from slurm_mig.errors import Held
 from slurm_mig.mig import allocation as phases
 from slurm_mig.transaction.recognise import as_found
-from slurm_mig.transaction.sweep import sweep_gpu
+from slurm_mig.transaction.sweep import settled
 from slurm_mig.transaction.teardown import tear_down
 from slurm_mig.transaction.whereabouts import foreign_instances
 from slurm_mig.values import replace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from slurm_mig.mig.allocation import Allocation, Owner
     from slurm_mig.mig.driver import Gpu, GpuInstance
     from slurm_mig.transaction.workbench import Workbench
@@ -23,17 +20,15 @@ if TYPE_CHECKING:
 
 def set_mode(bench: Workbench, gpu: Gpu, *, on: bool) -> Gpu:
     """Switch MIG mode; Held while instances exist that switching off would destroy."""
-    with about(gpu=str(gpu)), bench.locked(gpu.uuid, "switch MIG mode") as now:
-        sweep_gpu(bench, now, None)
-        gpu = bench.driver.gpu(gpu.uuid)
-        _refuse_mode(bench, gpu, on=on)
-        return bench.driver.set_mig_mode(gpu, on=on)
+    with settled(bench, gpu, "switch MIG mode") as now:
+        _refuse_mode(bench, now, on=on)
+        return bench.driver.set_mig_mode(now, on=on)
 
 
 def may_set_mode(bench: Workbench, gpu: Gpu, *, on: bool) -> None:
     """Held where `set_mode` would be; nothing is changed."""
-    with about(gpu=str(gpu)), bench.locked(gpu.uuid, "look at MIG mode") as gpu:
-        _refuse_mode(bench, gpu, on=on)
+    with settled(bench, gpu, "look at MIG mode", sweep=False) as now:
+        _refuse_mode(bench, now, on=on)
 
 
 def _refuse_mode(bench: Workbench, gpu: Gpu, *, on: bool) -> None:
@@ -55,8 +50,8 @@ def _refuse_mode(bench: Workbench, gpu: Gpu, *, on: bool) -> None:
 
 def adopt(bench: Workbench, owner: Owner, gpu: Gpu, found: GpuInstance) -> Allocation:
     """Put a foreign instance on record, so that its end is on record too."""
-    with about(gpu=str(gpu)), bench.locked(gpu.uuid, "adopt") as gpu:
-        return adopt_settled(bench, owner, gpu, found)
+    with settled(bench, gpu, "adopt", sweep=False) as now:
+        return adopt_settled(bench, owner, now, found)
 
 
 def adopt_settled(bench: Workbench, owner: Owner, gpu: Gpu, found: GpuInstance) -> Allocation:
@@ -72,16 +67,7 @@ def adopt_settled(bench: Workbench, owner: Owner, gpu: Gpu, found: GpuInstance) 
     instance = as_found(found, bench.driver.geometry(gpu).by_id(found.profile_id).name)
     record = replace(bench.new_record(owner, gpu, instance.profile), instances=(instance,))
     record = bench.ledger.add(record, "adopted")
-    return bench.ledger.save(record.moved(phases.ACTIVE), phases.ACTIVE)
-
-
-@contextmanager
-def settled(bench: Workbench, gpu: Gpu, action: str, *, sweep: bool = True) -> Iterator[None]:
-    """Hold a GPU's lock, with what dead hooks left there finished first."""
-    with about(gpu=str(gpu)), bench.locked(gpu.uuid, action) as gpu:
-        if sweep:
-            sweep_gpu(bench, gpu, None)
-        yield
+    return bench.ledger.move(record, phases.ACTIVE)
 
 
 def clear(bench: Workbench, record: Allocation, gpu: Gpu, reason: str) -> Allocation:

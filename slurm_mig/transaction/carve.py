@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
-from slurm_mig.errors import DriverFault, NodeFault, NoRoom, SlurmMigError, about
+from slurm_mig.errors import DriverFault, NodeFault, NoRoom, SlurmMigError
 from slurm_mig.gpu.holder import INSTANCE
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.allocation import Allocation, Instance, Owner
@@ -15,7 +15,7 @@ from slurm_mig.transaction.access import close_nodes
 from slurm_mig.transaction.handover import publish
 from slurm_mig.transaction.mig_mode import ensure_mig_mode, occupied
 from slurm_mig.transaction.recognise import find, own_compute
-from slurm_mig.transaction.sweep import sweep_gpu
+from slurm_mig.transaction.sweep import settled
 from slurm_mig.transaction.teardown import note_gone, roll_back, try_tear_down
 from slurm_mig.values import replace
 
@@ -52,46 +52,57 @@ def allocate(
     `start` unit of a single instance. Of a `part` of what a job has its tasks are
     told nothing yet (`publish_several`).
 
-    Stages: sweep, look, plan, intend, carve, close, activate, publish. Raises
+    Stages: settle, look, plan, intend, carve, close, activate, publish. Raises
     NoRoom or ProfileNotOffered (a job's fault) before anything is made, or a
     NodeFault after the stages done so far have been undone in reverse.
     """
-    action = f"carve {request} for {owner}"
-    with about(job=owner.job_id, gpu=str(gpu)), bench.locked(gpu.uuid, action) as now:
-        refuse_retired(bench, gpu, owner)
-        sweep_gpu(bench, now, owner)
-        held = held_already(bench, owner, gpu, str(request))
-        if held is not None:
-            close_nodes(bench, held)
-            publish(bench, held, request, gpu, part=part)
-            return held
-        refuse_whole(bench, gpu, owner)
-        gpu = ensure_mig_mode(bench, now)
-        there = bench.driver.instances(gpu)
-        note_gone(bench, gpu, there)
-        chosen = _choose_place(bench, request, gpu, start, _taken_slots(bench, gpu, there))
-        with ExitStack() as undo:
-            record = _intend(bench, owner, request, gpu, chosen, undo)
-            record = _make_all(bench, record, gpu, {item.gi_id for item in there})
-            close_nodes(bench, record)
-            record = bench.ledger.save(record.moved(phases.ACTIVE), phases.ACTIVE)
-            publish(bench, record, request, gpu, part=part)
-            undo.pop_all()
+    with settled(bench, gpu, f"carve {request} for {owner}", owner) as now:
+        return carve_here(bench, owner, request, now, start, part=part)
+
+
+def carve_here(
+    bench: Workbench,
+    owner: Owner,
+    request: Request,
+    gpu: Gpu,
+    start: int | None = None,
+    *,
+    part: bool = False,
+) -> Allocation:
+    """`allocate` for a caller who has the GPU `settled`."""
+    refuse_retired(bench, gpu, owner)
+    held = held_already(bench, owner, gpu, str(request))
+    if held is not None:
+        close_nodes(bench, held)
+        publish(bench, held, request, gpu, part=part)
+        return held
+    refuse_whole(bench, gpu, owner)
+    gpu = ensure_mig_mode(bench, gpu)
+    there = bench.driver.instances(gpu)
+    note_gone(bench, gpu, there)
+    chosen = _choose_place(bench, request, gpu, start, _taken_slots(bench, gpu, there))
+    with ExitStack() as undo:
+        record = _intend(bench, owner, request, gpu, chosen, undo)
+        record = _make_all(bench, record, gpu, {item.gi_id for item in there})
+        close_nodes(bench, record)
+        record = bench.ledger.move(record, phases.ACTIVE)
+        publish(bench, record, request, gpu, part=part)
+        undo.pop_all()
     return record
 
 
 def foresee_plan(bench: Workbench, request: Request, gpu: Gpu, start: int | None = None) -> Plan:
     """Where `allocate` would put it now, raising what it would for want of room."""
-    with about(gpu=str(gpu)), bench.locked(gpu.uuid, "plan") as gpu:
+    with settled(bench, gpu, "plan", sweep=False) as now:
         # By the driver alone: what the ledger has of dead hooks would be cleared first.
-        present = bench.slots(gpu, bench.driver.instances(gpu))
-        return _choose_place(bench, request, gpu, start, present)
+        present = bench.slots(now, bench.driver.instances(now))
+        return _choose_place(bench, request, now, start, present)
 
 
 def refuse_retired(bench: Workbench, gpu: Gpu, owner: Owner) -> None:
     """Look again under the lock: it may have been retired since the hook asked."""
     mark = bench.ledger.retired().get(gpu.uuid)
-    if mark is not None and owner.job_id is not None:
+    if mark is not None and owner.is_job:
         raise offered_though_retired(mark)
 
 
@@ -119,7 +130,7 @@ def held_already(bench: Workbench, owner: Owner, gpu: Gpu, *requests: str) -> Al
     Where Slurm has no SLUID a later job can have the number of one that was lost:
     what that one asked for goes.
     """
-    if owner.job_id is None:
+    if not owner.is_job:
         return None
     for record in bench.ledger.open_on(gpu.uuid):
         if record.owner.same_run(owner) and record.phase == phases.ACTIVE:
@@ -185,7 +196,7 @@ def _intend(
     bench: Workbench, owner: Owner, request: Request, gpu: Gpu, chosen: Plan, undo: ExitStack
 ) -> Allocation:
     """Write down what is going to be made, before the first NVML call that makes it."""
-    if owner.job_id is not None:
+    if owner.is_job:
         bench.files.mark(owner)
     planned = replace(
         bench.new_record(owner, gpu, str(request)),
@@ -235,7 +246,7 @@ def _save_unmade(
     record = record.without(unmade)
     if isinstance(fault, Misplaced):
         record = record.with_instance(place, fault.made)
-    bench.ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
+    bench.ledger.move(record, phases.RELEASING)
 
 
 def _make_instance(

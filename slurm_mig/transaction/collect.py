@@ -8,6 +8,7 @@ from slurm_mig.errors import about
 from slurm_mig.mig import allocation as phases
 from slurm_mig.system.held import ask_freely
 from slurm_mig.transaction.insist import Time, insist_on
+from slurm_mig.transaction.sweep import settled
 from slurm_mig.transaction.teardown import try_tear_down
 from slurm_mig.values import dataclass
 
@@ -59,8 +60,8 @@ def collect(
     """
     with about(gpu=str(gpu)):
         ended = ended_among(bench.ledger.open_on(gpu.uuid), live_jobs)
-        with bench.locked(gpu.uuid, "collect") as gpu:
-            gone = collect_here(bench, gpu, ended)
+        with settled(bench, gpu, "collect") as now:
+            gone = collect_here(bench, now, ended)
         relieve(bench, gpu, gone, ended)
         return [bench.ledger.find(number) for number in gone]
 

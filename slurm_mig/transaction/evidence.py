@@ -140,7 +140,7 @@ def _kept(record: Allocation, wanted: Sequence[Allocation], live: frozenset[int]
         taken = any(p.mask & item.placement.mask for p in places for item in other.present)
         if other.gpu_uuid == record.gpu_uuid and (taken or record.whole or other.whole):
             return False
-    return record.owner.job_id is None or record.owner.job_id in live
+    return not record.owner.is_job or record.owner.job_id in live
 
 
 def _same(one: Allocation, other: Allocation) -> bool:

@@ -22,7 +22,7 @@ def publish(
 ) -> None:
     """Tell the tasks of a job what they have on one GPU; of a `part` only monitoring hears."""
     owner = record.owner
-    if owner.job_id is None:
+    if not owner.is_job:
         return
     if not part:
         several = len(record.instances) > 1
@@ -72,7 +72,7 @@ def withdraw_environment(bench: Workbench, record: Allocation) -> None:
     whose tasks are sent to a slice that is gone or is another's by now.
     """
     owner = record.owner
-    if owner.job_id is None or record.phase != phases.ACTIVE:
+    if not owner.is_job or record.phase != phases.ACTIVE:
         return
     if not _has_heir(bench, owner):
         with bench.courtesy(f"environment of {owner}"):
@@ -106,7 +106,7 @@ def tell_tasks(bench: Workbench, record: Allocation, reason: str) -> None:
     The next instance there has the same MIG UUID; so nothing may point to it any more.
     """
     owner = record.owner
-    if owner.job_id is None or _has_heir(bench, owner):
+    if not owner.is_job or _has_heir(bench, owner):
         return
     text = f"the job has lost its slice: {reason}; submit it again"
     bench.files.refuse(owner, task_file.refusal_lines(text))

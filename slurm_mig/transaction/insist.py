@@ -10,7 +10,6 @@ from slurm_mig.mig import allocation as phases
 from slurm_mig.transaction.sweep import try_again
 from slurm_mig.transaction.teardown import tear_down, users_of
 from slurm_mig.transaction.whereabouts import still_there
-from slurm_mig.transaction.workbench import FIRST_PAUSE, LAST_PAUSE, Workbench
 from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
     from slurm_mig.mig.allocation import Allocation
     from slurm_mig.mig.driver import Gpu
+    from slurm_mig.transaction.workbench import Workbench
 
 
 @dataclass(slots=True)
@@ -42,6 +42,8 @@ def insist_on(
     GPU at once: whoever waits for their hooks must not run into its lock timeout, for
     that would drain the node.
     """
+    if record.phase != phases.QUARANTINED:
+        return record
     started = bench.monotonic()
     record = _keep_trying(bench, record, gpu, reason, started + time_left.wait)
     time_left.wait = max(0, time_left.wait - (bench.monotonic() - started))
@@ -105,24 +107,21 @@ def _keep_trying(
     done: Sequence[str] = (),
 ) -> Allocation:
     """Try a quarantined record again and again until it goes or the time has come."""
-    pause = FIRST_PAUSE
-    while record.phase == phases.QUARANTINED:
+    for _ in bench.tries(until):
         with bench.locked(gpu.uuid, f"release {record.owner}") as gpu:
             record = bench.ledger.find(record.number)
             if record.phase == phases.QUARANTINED:
                 try_again(bench, record, gpu, "; ".join([reason, *done]))
                 record = bench.ledger.find(record.number)
-        if bench.monotonic() >= until:
+        if record.phase != phases.QUARANTINED:
             break
-        bench.sleep(pause)
-        pause = min(2 * pause, LAST_PAUSE)
     return record
 
 
 def _permit_for(bench: Workbench, record: Allocation, *, over: bool) -> Permit:
     """Whose processes a remedy may kill: in doubt nobody's."""
     owner = record.owner
-    if not over or owner.job_id is None:
+    if not over or not owner.is_job:
         return Permit()
     others = [
         item.owner

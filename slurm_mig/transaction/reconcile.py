@@ -8,7 +8,7 @@ from slurm_mig.errors import Later, LedgerFault, NodeFault, SlurmFault, about
 from slurm_mig.mig import allocation as phases
 from slurm_mig.system.held import ask_freely
 from slurm_mig.transaction.collect import Ended, collect_here, ended_among, relieve
-from slurm_mig.transaction.sweep import sweep_gpu
+from slurm_mig.transaction.sweep import settled
 from slurm_mig.transaction.whereabouts import foreign_texts, missing_of, name_of
 from slurm_mig.values import dataclass, field
 
@@ -140,9 +140,8 @@ def _records_without_gpu(bench: Workbench, present: set[str]) -> list[str]:
 
 
 def _reconcile_gpu(bench: Workbench, gpu: Gpu, ended: Ended, report: Report) -> None:
-    with bench.locked(gpu.uuid, "reconcile") as gpu:
-        before = {record.number: record for record in bench.ledger.open_on(gpu.uuid)}
-        sweep_gpu(bench, gpu, None)
+    before = [record.number for record in bench.ledger.open_on(gpu.uuid)]
+    with settled(bench, gpu, "reconcile") as gpu:
         collect_here(bench, gpu, ended)
     relieve(bench, gpu, before, ended)
     for number in before:

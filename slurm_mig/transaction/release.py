@@ -9,7 +9,7 @@ from slurm_mig.errors import Later, LedgerFault, LockTimeout, NodeFault, about
 from slurm_mig.mig import allocation as phases
 from slurm_mig.transaction.access import open_again, shut
 from slurm_mig.transaction.insist import Time, insist_on
-from slurm_mig.transaction.sweep import sweep_gpu
+from slurm_mig.transaction.sweep import settled
 from slurm_mig.transaction.teardown import tear_down
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ def _begin(
     if record.boot_id != bench.boot_id and record.request != phases.WHOLE_MIG_OFF:
         return bench.ledger.finish(record, phases.LOST, "the node was rebooted"), None
     try:
-        with bench.locked(record.gpu_uuid, f"release {record.owner}", left.lock) as gpu:
-            sweep_gpu(bench, gpu, None)
+        action = f"release {record.owner}"
+        with settled(bench, record.gpu_uuid, action, within=left.lock) as gpu:
             # Another hook, or the sweep, may have finished it by now.
             record = bench.ledger.find(record.number)
             if not record.open:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from slurm_mig.errors import DriverFault, GpuLost
+from slurm_mig.errors import DriverFault, GpuLost, about
 from slurm_mig.mig import allocation as phases
 from slurm_mig.transaction.access import remove_nodes
 from slurm_mig.transaction.handover import tell_tasks, withdraw_environment, withdraw_files
@@ -14,31 +15,69 @@ from slurm_mig.transaction.teardown import free_places, try_tear_down
 from slurm_mig.transaction.whereabouts import known, missing_of, unclaimed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from slurm_mig.mig.allocation import Allocation, Instance, Owner
     from slurm_mig.mig.driver import Gpu
     from slurm_mig.transaction.workbench import Workbench
 
 
-def sweep_gpu(bench: Workbench, gpu: Gpu, owner: Owner | None) -> None:
-    """Finish what dead hooks left on a GPU whose lock we hold.
+@contextmanager
+def settled(
+    bench: Workbench,
+    gpu: Gpu | str,
+    action: str,
+    owner: Owner | None = None,
+    *,
+    within: float | None = None,
+    sweep: bool = True,
+) -> Iterator[Gpu]:
+    """The entrance of every operation: a GPU (or its UUID) under its lock, as it is then.
+
+    What dead hooks left there is finished first, unless a caller that only reads leaves that
+    (`sweep`). `owner` is about to be served; the lock is waited for `within` seconds, by
+    default as long as the site says. Raises LockTimeout, Crowded, or a NodeFault of the driver's.
+    """
+    uuid = gpu if isinstance(gpu, str) else gpu.uuid
+    job = None if owner is None else owner.job_id
+    with about(job=job, gpu=str(gpu)), bench.locked(uuid, action, within) as now:
+        changed = sweep and sweep_gpu(bench, now, owner)
+        # To finish a record can bring MIG mode back.
+        yield bench.fresh(uuid) if changed else now
+
+
+def sweep_gpu(bench: Workbench, gpu: Gpu, owner: Owner | None) -> bool:
+    """Finish what dead hooks left on a GPU whose lock we hold; whether there was anything.
 
     `owner` is about to be served: another run of the same job cannot still be
     alive, so its slices go too (ids are reused, Epilogs may be missing).
     """
     until = bench.monotonic() + bench.sweep_patience
+    changed = False
     for record in bench.ledger.open_on(gpu.uuid):
-        if record.boot_id != bench.boot_id:
-            _close_with_boot(bench, record, gpu)
-        elif record.phase == phases.QUARANTINED:
-            try_again(bench, record, gpu)
-            withdraw_files(bench, record)
-        elif record.phase != phases.ACTIVE:
-            try_tear_down(bench, record, gpu, "finished for a hook that died", until)
-            withdraw_files(bench, record)
-        elif missing := missing_of(bench, record, gpu):
-            _close_lost(bench, record, gpu, missing, until)
-        elif owner and record.node == bench.node and _superseded(record.owner, owner):
-            try_tear_down(bench, record, gpu, "left by an earlier run of the job", until)
+        changed |= _finish(bench, record, gpu, owner, until)
+    return changed
+
+
+def _finish(
+    bench: Workbench, record: Allocation, gpu: Gpu, owner: Owner | None, until: float
+) -> bool:
+    """Finish a record that no living hook is at work on; False for one that is well."""
+    if record.boot_id != bench.boot_id:
+        _close_with_boot(bench, record, gpu)
+    elif record.phase == phases.QUARANTINED:
+        try_again(bench, record, gpu)
+        withdraw_files(bench, record)
+    elif record.phase != phases.ACTIVE:
+        try_tear_down(bench, record, gpu, "finished for a hook that died", until)
+        withdraw_files(bench, record)
+    elif missing := missing_of(bench, record, gpu):
+        _close_lost(bench, record, gpu, missing, until)
+    elif owner and record.node == bench.node and _superseded(record.owner, owner):
+        try_tear_down(bench, record, gpu, "left by an earlier run of the job", until)
+    else:
+        return False
+    return True
 
 
 def _close_with_boot(bench: Workbench, record: Allocation, gpu: Gpu) -> None:
@@ -57,9 +96,9 @@ def _set_mode_aside(bench: Workbench, record: Allocation, why: str) -> None:
     if record.phase == phases.QUARANTINED:
         return
     if record.phase != phases.RELEASING:
-        record = bench.ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
+        record = bench.ledger.move(record, phases.RELEASING)
     reason = f"MIG mode is still off: {why}"
-    bench.ledger.save(record.moved(phases.QUARANTINED, reason), phases.QUARANTINED)
+    bench.ledger.move(record, phases.QUARANTINED, reason)
 
 
 def try_again(

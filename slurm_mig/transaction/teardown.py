@@ -12,7 +12,6 @@ from slurm_mig.transaction.handover import withdraw_environment
 from slurm_mig.transaction.mig_mode import restore_mig_mode
 from slurm_mig.transaction.recognise import find, is_own
 from slurm_mig.transaction.whereabouts import StillThere, gone_of, seen_after, unclaimed
-from slurm_mig.transaction.workbench import FIRST_PAUSE, LAST_PAUSE, Workbench
 from slurm_mig.values import replace
 
 if TYPE_CHECKING:
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
     from slurm_mig.mig.allocation import Allocation, Instance
     from slurm_mig.mig.driver import Gpu, GpuInstance
+    from slurm_mig.transaction.workbench import Workbench
 
 
 def roll_back(bench: Workbench, number: int, gpu: Gpu) -> None:
@@ -52,7 +52,7 @@ def tear_down(
     seen = bench.driver.instances(gpu)
     record = _with_ids(record, seen)
     if record.phase != phases.RELEASING:
-        record = bench.ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
+        record = bench.ledger.move(record, phases.RELEASING)
     try:
         take_from_user(bench, record, seen)
         held = free_places(bench, record, gpu, until)
@@ -74,7 +74,7 @@ def _save_stuck(bench: Workbench, record: Allocation, gpu: Gpu, reason: str) -> 
         gone = gone_of(bench, record, gpu, bench.driver.instances(gpu))
         remove_nodes(bench, record, gone, gpu)
         record = record.without(gone)
-    bench.ledger.save(record.moved(phases.QUARANTINED, reason), phases.QUARANTINED)
+    bench.ledger.move(record, phases.QUARANTINED, reason)
 
 
 def note_gone(bench: Workbench, gpu: Gpu, seen: Sequence[GpuInstance]) -> None:
@@ -84,10 +84,10 @@ def note_gone(bench: Workbench, gpu: Gpu, seen: Sequence[GpuInstance]) -> None:
         if not gone:
             continue
         remove_nodes(bench, record, gone, gpu)
-        going = bench.ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
+        going = bench.ledger.move(record, phases.RELEASING)
         rest = going.without(gone)
         if rest.present:
-            bench.ledger.save(rest.moved(phases.QUARANTINED), phases.QUARANTINED)
+            bench.ledger.move(rest, phases.QUARANTINED)
         else:
             bench.ledger.finish(rest, phases.RELEASED, "no longer there")
 
@@ -97,14 +97,12 @@ def free_places(bench: Workbench, record: Allocation, gpu: Gpu, until: float) ->
 
     An instance that a successful call left is destroyed again (go-nvml#146).
     """
-    pause = FIRST_PAUSE
-    while True:
+    held: list[StillThere] = []
+    for _ in bench.tries(until):
         causes = {item: _destroy_one(bench, item, gpu, until) for item in record.present}
         held = seen_after(bench, causes, gpu)
-        if not held or any(causes.values()) or bench.monotonic() >= until:
+        if not held or any(causes.values()):
             break
-        bench.sleep(pause)
-        pause = min(2 * pause, LAST_PAUSE)
     if not held and record.request == phases.WHOLE_MIG_OFF:
         why = restore_mig_mode(bench, gpu, until)
         return [StillThere(None, why)] if why else []
@@ -133,7 +131,7 @@ def _set_aside(
         who = users.get(item.gi_id, "")
         texts.append(f"{what}{f', used by {who}' if who else ''}: {item.cause}")
     reason = "; ".join([*texts, *done])
-    return bench.ledger.save(record.moved(phases.QUARANTINED, reason), phases.QUARANTINED)
+    return bench.ledger.move(record, phases.QUARANTINED, reason)
 
 
 def users_of(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from slurm_mig.errors import BadRequest, NoRoom, SlurmMigError, about
+from slurm_mig.errors import BadRequest, NoRoom, SlurmMigError
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.request import Item, Request
 from slurm_mig.transaction.carve import (
-    allocate,
+    carve_here,
     held_already,
     refuse_retired,
     refuse_whole,
@@ -16,7 +16,7 @@ from slurm_mig.transaction.carve import (
     stuck_words,
 )
 from slurm_mig.transaction.mig_mode import leave_mig_mode
-from slurm_mig.transaction.sweep import sweep_gpu
+from slurm_mig.transaction.sweep import settled
 from slurm_mig.transaction.teardown import tear_down
 
 if TYPE_CHECKING:
@@ -45,9 +45,8 @@ def give_whole(bench: Workbench, owner: Owner, gpu: Gpu, policy: str, *, reset: 
         policy = "mig-off" if gpu.resetless else "full-profile"
     row = bench.driver.geometry(gpu).whole
     largest = Request((Item(row.name, 1, row.profile_id),))
-    with about(job=owner.job_id, gpu=str(gpu)), bench.locked(gpu.uuid, "whole GPU") as now:
-        refuse_retired(bench, gpu, owner)
-        sweep_gpu(bench, now, owner)
+    with settled(bench, gpu, "whole GPU", owner) as now:
+        refuse_retired(bench, now, owner)
         held = held_already(bench, owner, gpu, phases.WHOLE, phases.WHOLE_MIG_OFF, str(largest))
         if held is not None:
             return held
@@ -60,7 +59,7 @@ def give_whole(bench: Workbench, owner: Owner, gpu: Gpu, policy: str, *, reset: 
             return _taken_over(bench, owner, gpu) or _without_mig(bench, owner, gpu, phases.WHOLE)
         if policy == "mig-off":
             return _switched_off(bench, owner, gpu, reset=reset)
-    return allocate(bench, owner, largest, gpu)
+        return carve_here(bench, owner, largest, gpu)
 
 
 def _switched_off(bench: Workbench, owner: Owner, gpu: Gpu, *, reset: bool) -> Allocation:
@@ -93,7 +92,7 @@ def _without_mig(
     bench.files.mark(owner)
     record = bench.ledger.add(bench.new_record(owner, gpu, request), phases.PLANNED)
     for earlier in due:
-        going = bench.ledger.save(earlier.moved(phases.RELEASING), phases.RELEASING)
+        going = bench.ledger.move(earlier, phases.RELEASING)
         bench.ledger.finish(going, phases.RELEASED, f"the GPU went on to {owner}")
     if request == phases.WHOLE_MIG_OFF and not due:
         try:
@@ -101,6 +100,6 @@ def _without_mig(
         except SlurmMigError:
             tear_down(bench, record, gpu, "rolled back")
             raise
-    record = bench.ledger.save(record.moved(phases.ACTIVE), phases.ACTIVE)
+    record = bench.ledger.move(record, phases.ACTIVE)
     bench.feeds.show(record, gpu.index)
     return record

@@ -124,19 +124,27 @@ class Workbench:
         except (OSError, NodeFault) as problem:
             self.feeds.problems.append(f"{what}: {problem}")
 
-    def retry(self, work: Callable[[], object], until: float) -> InstanceBusy | None:
-        """Do what may be in use, again and again until it works or the time has come."""
+    def tries(self, until: float) -> Iterator[None]:
+        """One turn at once, then one after each pause, until the time has come."""
         pause = FIRST_PAUSE
         while True:
+            yield
+            if self.monotonic() >= until:
+                return
+            self.sleep(pause)
+            pause = min(2 * pause, LAST_PAUSE)
+
+    def retry(self, work: Callable[[], object], until: float) -> InstanceBusy | None:
+        """Do what may be in use, again and again until it works or the time has come."""
+        last = None
+        for _ in self.tries(until):
             try:
                 work()
             except InstanceBusy as busy:
-                if self.monotonic() >= until:
-                    return busy
-                self.sleep(pause)
-                pause = min(2 * pause, LAST_PAUSE)
+                last = busy
             else:
                 return None
+        return last
 
     def refuse(self, owner: Owner, request: str, gpu: Gpu, fault: SlurmMigError) -> Allocation:
         """Keep a refusal and its reason on record."""

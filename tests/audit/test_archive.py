@@ -390,7 +390,7 @@ def test_a_hook_that_writes_meanwhile(
 
     def interrupted(chain: ChainCheck, event: Event) -> None:
         if not wrote:
-            wrote.append(ledger.save(record.moved(phases.ACTIVE), phases.ACTIVE))
+            wrote.append(ledger.move(record, phases.ACTIVE))
             live(ledger, clock, planned(9), 3000, 4000)
         look(chain, event)
 

@@ -47,11 +47,11 @@ def fill(path: Path, jobs: int = 8) -> None:
     clock.now = BEFORE - 5000
     with closing(Ledger(path, clock, boot="boot")) as ledger:
         stays = ledger.add(planned(100), phases.PLANNED)
-        ledger.save(stays.moved(phases.ACTIVE), phases.ACTIVE)
+        ledger.move(stays, phases.ACTIVE)
         stuck = ledger.add(planned(101), phases.PLANNED)
-        stuck = ledger.save(stuck.moved(phases.RELEASING), phases.RELEASING)
+        stuck = ledger.move(stuck, phases.RELEASING)
         clock.now += 1
-        ledger.save(stuck.moved(phases.QUARANTINED), phases.QUARANTINED)
+        ledger.move(stuck, phases.QUARANTINED)
         for job in range(jobs):
             start = BEFORE - 4000 + 100 * job
             live(ledger, clock, planned(200 + job), start, start + 150)
@@ -59,7 +59,7 @@ def fill(path: Path, jobs: int = 8) -> None:
         ledger.add(refused, phases.REFUSED)
         across = ledger.add(planned(301), phases.PLANNED)
         clock.now = BEFORE + 100
-        ledger.finish(ledger.save(across.moved(phases.RELEASING), phases.RELEASING), "released")
+        ledger.finish(ledger.move(across, phases.RELEASING), "released")
         live(ledger, clock, planned(302), BEFORE + 200, BEFORE + 300)
 
 
@@ -142,7 +142,7 @@ def test_life_goes_on(path: Path) -> None:
         assert ledger.first(stuck, phases.QUARANTINED) == since
         assert since.boot == "boot"
         assert ledger.add(planned(400), phases.PLANNED).number == newest + 1
-        gone = ledger.save(stuck.moved(phases.RELEASING), phases.RELEASING)
+        gone = ledger.move(stuck, phases.RELEASING)
         ledger.finish(gone, phases.RELEASED, "the job ended")
         assert ledger.broken_event() is None
     whole(path)

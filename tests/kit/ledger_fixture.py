@@ -48,10 +48,10 @@ def write(path: Path) -> None:
             replace(one, gi_id=place + 1, ci_id=0, uuid=f"MIG-{planned.number}-{place}")
             for place, one in enumerate(planned.instances)
         )
-        return ledger.save(replace(planned, instances=made).moved(phases.ACTIVE), phases.ACTIVE)
+        return ledger.move(replace(planned, instances=made), phases.ACTIVE)
 
     def releasing(item: Allocation) -> Allocation:
-        return ledger.save(item.moved(phases.RELEASING), phases.RELEASING)
+        return ledger.move(item, phases.RELEASING)
 
     alice = Owner(11, 0, "s11", 64001, 64001, "alice", "physics")
     bob = Owner(12, 2, "", 64002, 64002, "bob", "", 10)
@@ -61,7 +61,7 @@ def write(path: Path) -> None:
     refused = replace(record(alice, "7g.80gb:1"), phase=phases.REFUSED, reason="no room")
     ledger.add(refused, phases.REFUSED)
     stuck = releasing(active(record(replace(alice, job_id=13), "1g.10gb:1", one, gpu=1)))
-    ledger.save(stuck.moved(phases.QUARANTINED, "1g.10gb@0 in use"), phases.QUARANTINED)
+    ledger.move(stuck, phases.QUARANTINED, "1g.10gb@0 in use")
     gone = active(record(replace(bob, job_id=14), "3g.40gb:1", three, gpu=1))
     ledger.finish(gone, phases.LOST, "the node was rebooted")
     active(record(replace(bob, job_id=15), phases.WHOLE_MIG_OFF, gpu=2))

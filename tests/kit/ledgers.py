@@ -26,7 +26,7 @@ def live(ledger: Ledger, clock: Clock, record: Allocation, made: float, ended: f
     ids = [replace(i, gi_id=1, ci_id=0, uuid=f"MIG-{record.number}") for i in record.instances]
     record = ledger.save(replace(record, instances=tuple(ids)).moved(phases.ACTIVE), phases.ACTIVE)
     clock.now = float(ended)
-    record = ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
+    record = ledger.move(record, phases.RELEASING)
     return ledger.finish(record, phases.RELEASED, "the job ended")
 
 

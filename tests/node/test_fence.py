@@ -94,7 +94,7 @@ class Ward:
         )  # fmt: skip
         record = self.ledger.add(made, phases.PLANNED)
         reason = text or f"1g.10gb@0 still there, used by pid {job} of alice (python train.py)"
-        return self.ledger.save(record.moved(phases.QUARANTINED, reason), phases.QUARANTINED)
+        return self.ledger.move(record, phases.QUARANTINED, reason)
 
     def free(self, record: Allocation) -> None:
         self.ledger.finish(record.moved(phases.RELEASING), phases.RELEASED)
@@ -130,8 +130,8 @@ def test_a_retry_does_not_make_it_younger(ward: Ward) -> None:
     """Reconcile tries again and sets it aside anew."""
     record = ward.stick(5)
     ward.now += 100
-    again = ward.ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
-    ward.ledger.save(again.moved(phases.QUARANTINED), phases.QUARANTINED)
+    again = ward.ledger.move(record, phases.RELEASING)
+    ward.ledger.move(again, phases.QUARANTINED)
     (found,) = set_aside(ward.ledger)
     assert found.since.age(ward.ledger.now()) == 100
 

@@ -50,11 +50,11 @@ def test_a_life(ledger: Ledger, clock: Clock) -> None:
     assert ledger.open_on("GPU-a") == ledger.open_of_job(7) == ledger.all_open() == [record]
 
     made = replace(record.instances[0], gi_id=2, ci_id=0, uuid="MIG-1")
-    record = ledger.save(record.with_instance(0, made).moved(phases.ACTIVE), phases.ACTIVE)
+    record = ledger.move(record.with_instance(0, made), phases.ACTIVE)
     assert ledger.find(1) == record
 
     clock.now = 2000.0
-    record = ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
+    record = ledger.move(record, phases.RELEASING)
     record = ledger.finish(record, phases.RELEASED, "the job ended")
     assert ledger.all_open() == []
     assert (ledger.find(1).ended, ledger.find(1).reason) == (2000.0, "the job ended")
@@ -110,7 +110,7 @@ def test_a_failed_write_leaves_nothing(ledger: Ledger) -> None:
         "CREATE TRIGGER no BEFORE INSERT ON event BEGIN SELECT RAISE(ABORT, 'no'); END"
     )
     with pytest.raises(LedgerFault, match="write ledger"):
-        ledger.save(record.moved(phases.ACTIVE), phases.ACTIVE)
+        ledger.move(record, phases.ACTIVE)
     with pytest.raises(LedgerFault):
         ledger.add(planned(8), phases.PLANNED)
     assert [item.phase for item in ledger.history()] == [phases.PLANNED]
@@ -315,7 +315,7 @@ def test_a_power_cut_at_any_write(tmp_path: Path, statement: int) -> None:
                 os.kill(os.getpid(), 9)
 
         ledger._db.set_trace_callback(count)
-        record = ledger.save(record.moved(phases.ACTIVE), phases.ACTIVE)
+        record = ledger.move(record, phases.ACTIVE)
         os._exit(0)
     os.waitpid(pid, 0)
     ledger = Ledger(path)

@@ -89,7 +89,7 @@ def test_every_released_ledger_is_carried_on(fixture: Path, tmp_path: Path) -> N
     assert opened.retired() == {}
     assert len(opened.history()) == len(before["allocation"])
     for record in opened.all_open():
-        going = opened.save(record.moved(phases.RELEASING), phases.RELEASING)
+        going = opened.move(record, phases.RELEASING)
         opened.finish(going, phases.RELEASED, "the job ended")
     assert opened.all_open() == []
     assert opened.broken_event() is None
@@ -145,7 +145,7 @@ def test_additions_of_a_later_version_do_no_harm(tmp_path: Path) -> None:
     later_ledger(path)
     opened = Ledger(path)
     record = opened.add(planned(99), phases.PLANNED)
-    record = opened.save(record.moved(phases.ACTIVE), phases.ACTIVE)
+    record = opened.move(record, phases.ACTIVE)
     assert opened.find(record.number) == record
     assert opened.broken_event() is None
     opened.close()
@@ -188,11 +188,11 @@ def old_hooks(path: Path, ready: int, go: int, writes: int) -> Callable[[], None
         os.write(ready, b"x")
         os.read(go, 1)
         os.write(writes, b"x")
-        prolog.save(record.moved(phases.ACTIVE), phases.ACTIVE)
+        prolog.move(record, phases.ACTIVE)
         prolog.close()
         epilog = Ledger(path)
         (record,) = epilog.open_of_job(99)
-        record = epilog.save(record.moved(phases.RELEASING), phases.RELEASING)
+        record = epilog.move(record, phases.RELEASING)
         epilog.finish(record, phases.RELEASED, "the job ended")
         epilog.close()
 

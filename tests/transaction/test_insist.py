@@ -327,7 +327,7 @@ def test_the_sweep_of_another_hook_kills_nobody(world: StuckWorld) -> None:
     """Its own job must not wait, and whether that one is over it has not asked."""
     mine = carved(world)
     process = world.hold(mine.uuids[0])
-    world.ledger.save(mine.moved(phases.RELEASING), phases.RELEASING)
+    world.ledger.move(mine, phases.RELEASING)
     carved(world, owner=BOB)
     assert world.ledger.find(mine.number).phase == phases.QUARANTINED
     assert process.poll() is None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.conftest import Site, job_environ
+from tests.kit.site import Site, job_environ
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -62,10 +62,10 @@ def lives(ledger: Ledger) -> Iterator[bool]:
         record = ledger.add(planned(job), phases.PLANNED)
         yield False
         made = replace(record.instances[0], gi_id=2, ci_id=0, uuid=f"MIG-{job}")
-        record = ledger.save(record.with_instance(0, made).moved(phases.ACTIVE), phases.ACTIVE)
+        record = ledger.move(record.with_instance(0, made), phases.ACTIVE)
         yield True
         if job == 7:
-            record = ledger.save(record.moved(phases.RELEASING), phases.RELEASING)
+            record = ledger.move(record, phases.RELEASING)
             yield False
             ledger.finish(record, phases.RELEASED, "the job ended")
             yield True
