@@ -344,8 +344,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "retry_delay",
         _seconds,
         _A_TIME,
-        "Wait before a refused job may start again; doubled at each further refusal. At most "
-        "retry_delay_max.",
+        "Longest wait of a refused job; doubled at each further refusal, at most retry_delay_max. "
+        "A job that was refused for want of room is brought forward as soon as a start would "
+        "succeed.",
     ),
     Setting(
         "refusal",

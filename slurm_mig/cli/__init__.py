@@ -36,6 +36,7 @@ VERBS: Final[dict[str, str]] = {
     "install": "install",
     "metrics": "metrics",
     "profiles": "profiles",
+    "publish": "publish",
     "reconcile": "reconcile",
     "reset": "reset",
     "retire": "retire",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from slurm_mig.config import load, locate
-from slurm_mig.errors import ConfigFault, NotPermitted, SlurmFault, UsageFault
+from slurm_mig.errors import ConfigFault, NotPermitted, SlurmFault, SlurmMigError, UsageFault
 from slurm_mig.mig.allocation import Owner
 from slurm_mig.node.node import Node
 from slurm_mig.settings import Config
@@ -17,7 +17,6 @@ from slurm_mig.settings import Config
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from slurm_mig.errors import SlurmMigError
     from slurm_mig.mig.driver import Gpu
     from slurm_mig.slurm.protocol import Slurm
 
@@ -31,8 +30,26 @@ def open_node(*, look: bool = False) -> Iterator[Node]:
     node = Node(config, look=look)
     try:
         yield node
+        if not look:
+            call_who_waits(node)
     finally:
         node.close()
+
+
+def call_who_waits(node: Node) -> None:
+    """Bring forward refused jobs for which there is room now: whatever was done may have made it.
+
+    A Slurm that does not answer changes nothing of what was done.
+    """
+    if os.geteuid() != 0 or not node.waiting.any():
+        return
+    from slurm_mig.node.gate import look
+
+    try:
+        for line in look(node):
+            click.echo(f"slurm-mig: {line}", err=True)
+    except SlurmMigError as fault:
+        click.echo(f"slurm-mig: who waits for room goes on waiting: {fault}", err=True)
 
 
 def use_descriptions(config: Config | None = None) -> None:

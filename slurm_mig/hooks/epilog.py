@@ -27,6 +27,8 @@ def epilog(node: Node, job: Job, line: Line) -> None:
     finally:
         # Also where a GPU is lost: nothing of an ended job's is to stay open to its user.
         _withdraw(node, job, line)
+    if released:
+        _call_who_waits(node, line)
     odd = [
         f"{item.phase}: {item.reason}"
         for item in released
@@ -54,7 +56,19 @@ def _withdraw(node: Node, job: Job, line: Line) -> None:
         if len(words) == 2 and words[1].isascii() and words[1].isdigit():
             from slurm_mig.hooks.refusal import put_off
 
-            put_off(node, line, *words)
+            put_off(node, job.job_id, line, *words)
+
+
+def _call_who_waits(node: Node, line: Line) -> None:
+    """This made room: whoever was refused for want of it may go now."""
+    if not node.waiting.any():
+        return
+    from slurm_mig.node.gate import look_later
+
+    try:
+        look_later(node)
+    except OSError as problem:
+        line.say("WARNING", f"nobody looks who may start now: {problem}")
 
 
 def _believable(node: Node, job: Job, line: Line) -> None:

@@ -24,6 +24,7 @@ class Job:
     gpus: tuple[int, ...]
     comment: str
     extra: str
+    nodes: str = ""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Job:
@@ -52,12 +53,18 @@ class Job:
                 ),
                 comment=comment,
                 extra=environ.get("SLURM_JOB_EXTRA", ""),
+                nodes=environ.get("SLURM_JOB_NODELIST", ""),
             )
         except (KeyError, ValueError) as problem:
             raise NodeFault(
                 f"Slurm's variables are missing or odd: {type(problem).__name__}: {problem}",
                 remedy="this program is for slurmd to call",
             ) from problem
+
+    @property
+    def alone(self) -> bool:
+        """Whether it runs on this node only."""
+        return not set(self.nodes) & {",", "["}
 
     def stamped(self) -> Request | Several | None:
         """The request that job_submit.lua stamped on the job; BadRequest if it cannot be read."""

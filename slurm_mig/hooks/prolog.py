@@ -287,11 +287,29 @@ def _refuse(
     refusal = Refusal(job.job_id, refused, job.comment, job.owner.het_leader)
     outcome = refuse(refusal, fault, node.slurm, node.config)
     retry = f"{outcome.retry} {refused}" if outcome.retry else ""
+    if retry and isinstance(fault, NoRoom):
+        _wait_for_room(node, job, outcome.retry, line)
     try:
         node.files.mark(job.owner, retry=retry, leases=leases)
     except NoSpace:
         # The Epilog will not know: unless somebody else puts the job off, it comes back at once.
         if retry:
-            put_off(node, line, *retry.split())
+            put_off(node, job.job_id, line, *retry.split())
     line.add(outcome=outcome.text)
     line.say("WARNING", f"refused: {fault}")
+
+
+def _wait_for_room(node: Node, job: Job, reference: str, line: Line) -> None:
+    """Let what makes room on this node bring the job forward; a job of several nodes has others."""
+    import time
+
+    from slurm_mig.state.waiting import Waiting
+
+    request = job.stamped()
+    if not isinstance(request, requests.Request) or not job.alone:
+        return
+    try:
+        node.waiting.put(Waiting(job.job_id, reference, request.stamp(), time.time()))
+    except (NodeFault, NoSpace, OSError) as fault:
+        # It waits its full time then.
+        line.say("WARNING", f"not brought forward: {fault}")

@@ -142,13 +142,16 @@ def _put_back(
     return Outcome("held") if hold else Outcome("requeued", retry=reference)
 
 
-def retry_delay(refusals: int, slurm: Slurm, config: Config) -> int:
-    """Seconds until a refused job may start again: doubled each time, within bounds."""
-    wanted = config.retry_delay * 2.0 ** min(refusals, 20)
+def least_delay(slurm: Slurm) -> int:
+    """Seconds from the Epilog's end in which a restart would not be a good one."""
     if slurm.version() < PROLOG_ALWAYS_RUNS:
-        least = slurm.credential_lifetime() + MARGIN_OLD
-    else:
-        least = MARGIN_NEW
+        return slurm.credential_lifetime() + MARGIN_OLD
+    return MARGIN_NEW
+
+
+def retry_delay(refusals: int, least: int, config: Config) -> int:
+    """Seconds until Slurm starts a refused job in any case: doubled each time, within bounds."""
+    wanted = config.retry_delay * 2.0 ** min(refusals, 20)
     return int(max(least, min(wanted, config.retry_delay_max)))
 
 
@@ -158,33 +161,47 @@ def postpone(
     slurm: Slurm,
     config: Config,
     sleep: Callable[[float], None] = time.sleep,
-) -> bool:
+) -> tuple[int, int] | None:
     """Once the job's Epilog has completed, move its next start away.
 
     Slurm sets the begin time when the Epilog completes and overwrites what was
-    set before; so this runs in a process that outlives the Epilog. Returns
-    whether the time was set.
+    set before; so this runs in a process that outlives the Epilog. Returns in how many
+    seconds it may start at the earliest and will at the latest; None where nothing was set.
     """
     waited = 0.0
     while waited < PATIENCE:
         state = slurm.state(reference)
         if state == "PENDING":
-            slurm.start_after(reference, retry_delay(refusals, slurm, config))
-            return True
+            least = least_delay(slurm)
+            latest = retry_delay(refusals, least, config)
+            slurm.start_after(reference, latest)
+            return least, latest
         if state not in ("COMPLETING", "REQUEUED"):
-            return False
+            return None
         sleep(LOOK_EVERY)
         waited += LOOK_EVERY
-    return False
+    return None
 
 
-def put_off(node: Node, line: Line, reference: str, refusals: str) -> None:
+def put_off(node: Node, job: int, line: Line, reference: str, refusals: str) -> None:
     """See to it that a refused job does not come back at once; the count is the Prolog's."""
+    from slurm_mig.node.gate import look_instead
     from slurm_mig.system.detach import detach
 
-    slurm, config = node.slurm, node.config
+    slurm, config, waiting = node.slurm, node.config, node.waiting
+
+    def work() -> None:
+        delays = postpone(reference, int(refusals), slurm, config)
+        if delays is None or not waiting.any():
+            return
+        least, latest = delays
+        now = time.time()
+        waiting.postponed(job, now + least, now + latest)
+        # What made room meanwhile found a job that could not be called yet.
+        look_instead(node, least)
+
     try:
-        detach(lambda: postpone(reference, int(refusals), slurm, config))
+        detach(work)
     except OSError as problem:
         # No process is to be had: the job comes back at once, and is refused again.
         line.say("WARNING", f"not postponed: {problem}")

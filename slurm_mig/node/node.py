@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from slurm_mig.state.monitoring import Feeds
     from slurm_mig.state.run_files import RunFiles
     from slurm_mig.state.task_file import TaskSettings
+    from slurm_mig.state.waiting import WaitingJobs
     from slurm_mig.transaction.workbench import Workbench
 
 SIMULATOR = "simulator:"
@@ -164,6 +165,13 @@ class Node:
 
         cluster = self._environ.get("SLURM_CLUSTER_NAME", "")
         return RunFiles(self.config.run, {"boot": self._boot, "cluster": cluster})
+
+    @cached_property
+    def waiting(self) -> WaitingJobs:
+        """Refused jobs that wait for room here."""
+        from slurm_mig.state.waiting import WaitingJobs
+
+        return WaitingJobs(self.config.state / "waiting")
 
     @cached_property
     def feeds(self) -> Feeds:

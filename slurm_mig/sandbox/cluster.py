@@ -141,13 +141,18 @@ class Cluster:
 
     def _config(self, home: Path, group: NodeGroup) -> str:
         directory = self._find("scontrol").parent
+        own = (
+            ""
+            if "retry_delay =" in self._texts[1]
+            else f"retry_delay = {2 * CREDENTIAL_LIFETIME}\n"
+        )
         return (
             f'[driver]\nlibrary = "simulator:{home}/sim"\n'
             f"[gpus]\nmanaged = {group.managed()}\n"
             f'[paths]\nstate = "{home}/state"\nrun = "{home}/run"\n'
             f'[slurm]\nbin = "{directory}"\n'
             # Longer than the credential lives: 22.05 restarts sooner ones without a Prolog.
-            f"[refusal]\nretry_delay = {2 * CREDENTIAL_LIFETIME}\n{self._texts[1]}"
+            f"[refusal]\n{own}{self._texts[1]}"
         )
 
     def _install_hooks(self) -> Path:

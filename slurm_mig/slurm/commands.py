@@ -127,6 +127,22 @@ class CommandClient:
                 return ""
             raise
 
+    def begin(self, reference: str) -> tuple[str, float]:
+        """State of a job, empty where there is none, and when it may start; 0 if it always may."""
+        layout = "state:20,eligibletime:30"
+        try:
+            output = self._run("squeue", "-h", "-a", "-j", reference, "-O", layout)
+        except SlurmFault as fault:
+            if "Invalid job id" in fault.cause:
+                return "", 0.0
+            raise
+        state, begin = cut(output.split("\n")[0], (20, 30))
+        return state, float(begin) if begin.isdigit() else 0.0
+
+    def selection(self) -> str:
+        """SelectTypeParameters of slurmctld, such as `CR_CPU,LL_SHARED_GRES`."""
+        return self.configuration().get("selecttypeparameters", "")
+
     def node(self, name: str) -> NodeFacts:
         """Facts of a node; nothing in this line is a user's to write."""
         return node_facts(name, self._run("scontrol", "show", "node", "-d", "-o", name).strip())

@@ -135,6 +135,12 @@ class Slurm(Protocol):
     def state(self, reference: str) -> str:
         """State of a job that waits or runs (`COMPLETING`, too); empty when there is none."""
 
+    def begin(self, reference: str) -> tuple[str, float]:
+        """State of a job, empty where there is none, and when it may start; 0 if it always may."""
+
+    def selection(self) -> str:
+        """SelectTypeParameters of slurmctld, such as `CR_CPU,LL_SHARED_GRES`."""
+
     def node(self, name: str) -> NodeFacts:
         """Facts of a node."""
 

@@ -140,6 +140,14 @@ class LibraryClient:
         job = self._find(int(reference))
         return "" if job is None else str(job.state)
 
+    def begin(self, reference: str) -> tuple[str, float]:
+        """State of a job and when it may start."""
+        return self._commands.begin(reference)
+
+    def selection(self) -> str:
+        """SelectTypeParameters of slurmctld."""
+        return self._commands.selection()
+
     def node(self, name: str) -> NodeFacts:
         """Facts of a node."""
         node = self._ask(lambda: self._library.Node.load(name))

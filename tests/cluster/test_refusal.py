@@ -173,3 +173,37 @@ def test_a_cancel_before_the_refusal(site: Site) -> None:
     finally:
         hook.write_text(original)
     assert site.output(job) == ""
+
+
+def test_what_makes_room_brings_a_job_forward(build: Callable[..., Site]) -> None:
+    """Its time is ten minutes away: another job's end, with every daemon restarted since, counts."""
+    site = build(config="retry_delay = 600\n")
+    site.block(1)
+    # Both halves of GPU 0 are spoilt for a 3g; shards for it are free.
+    small = [site.sbatch("--gres=mig:1g.10gb:1") for _ in range(7)]
+    site.until(lambda: len(site.made("n1", 0)) == 7, "seven small ones")
+    starts = {site.record(job).instances[0].start: job for job in small}
+    for start, job in starts.items():
+        if start not in {1, 5}:
+            site.run("scancel", str(job))
+    site.until(lambda: len(site.made("n1", 0)) == 2, "two small ones")
+    job = site.sbatch("--gres=mig:3g.40gb:1", script="echo ran")
+    site.until(lambda: _ahead(site, job) > 500, "a begin time far away")
+    for name in ("slurmctld", "n1"):
+        site.cluster.stop_daemon(name)
+    site.cluster.start_slurmctld()
+    site.cluster.start_slurmd("n1")
+    site.until(lambda: site.node_state() in {"mixed", "allocated"}, "the node to be back")
+    before = len(site.records())
+    time.sleep(2)
+    assert len(site.records()) == before, "it does not bounce"
+    site.run("scancel", str(starts[5]))
+    site.wait(job, "COMPLETED")
+    assert site.output(job) == "ran\n"
+    # One refusal, though it was restarted once.
+    assert "refused" not in site.show(job, "Comment").partition("]")[2]
+    assert [record.phase for record in site.records() if record.owner.job_id == job] == [
+        phases.REFUSED,
+        phases.RELEASED,
+    ]
+    assert site.in_service()

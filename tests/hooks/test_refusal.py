@@ -11,7 +11,14 @@ import pytest
 
 from slurm_mig.errors import BadRequest, Crowded, JobFault, NoRoom, NoSpace, SlurmFault, Unknown
 from slurm_mig.hooks import refusal
-from slurm_mig.hooks.refusal import Refusal, comment_with, postpone, refuse, retry_delay
+from slurm_mig.hooks.refusal import (
+    Refusal,
+    comment_with,
+    least_delay,
+    postpone,
+    refuse,
+    retry_delay,
+)
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.allocation import Allocation, Owner
 from slurm_mig.mig.request import from_stamp
@@ -235,13 +242,13 @@ def test_delays(version: tuple[int, int], restarts: int, seconds: int) -> None:
     """Doubled, capped, and on 22.05 never before the credential has expired."""
     desk: Slurm = Desk(None, version=version, credential_lifetime=120)
     config = Config(retry_delay=100, retry_delay_max=700)
-    assert retry_delay(restarts, desk, config) == seconds
+    assert retry_delay(restarts, least_delay(desk), config) == seconds
 
 
 def test_a_short_delay_is_kept_apart_from_the_epilog() -> None:
     """Restarted within the same second, 24.11 revokes the job's credential."""
     desk: Slurm = Desk(None, version=(24, 11))
-    assert retry_delay(0, desk, Config(retry_delay=1)) == 3
+    assert retry_delay(0, least_delay(desk), Config(retry_delay=1)) == 3
 
 
 def test_postponed_once_the_epilog_is_over() -> None:
@@ -249,7 +256,7 @@ def test_postponed_once_the_epilog_is_over() -> None:
     naps: list[float] = []
     desk = Desk(None, state=["COMPLETING", "COMPLETING", "PENDING"], version=(26, 5))
     slurm: Slurm = desk
-    assert postpone("4_2", 0, slurm, Config(), naps.append) is True
+    assert postpone("4_2", 0, slurm, Config(), naps.append) == (3, 120)
     assert len(naps) == 2
     assert desk.asked[-1] == ("start_after", "4_2", 120)
 
@@ -259,7 +266,7 @@ def test_not_postponed_when_it_is_no_longer_waiting(state: str) -> None:
     """Cancelled, or started elsewhere."""
     desk = Desk(None, state=state)
     slurm: Slurm = desk
-    assert postpone("7", 0, slurm, Config(), lambda _: None) is False
+    assert postpone("7", 0, slurm, Config(), lambda _: None) is None
     assert desk.did() == ["state"]
 
 
@@ -267,7 +274,7 @@ def test_waiting_ends() -> None:
     """A job that stays completing for ever does not keep a process for ever."""
     naps: list[float] = []
     slurm: Slurm = Desk(None, state="COMPLETING")
-    assert postpone("7", 0, slurm, Config(), naps.append) is False
+    assert postpone("7", 0, slurm, Config(), naps.append) is None
     assert sum(naps) == refusal.PATIENCE
 
 
