@@ -176,7 +176,7 @@ def test_a_cancel_before_the_refusal(site: Site) -> None:
 
 
 def test_what_makes_room_brings_a_job_forward(build: Callable[..., Site]) -> None:
-    """Its time is ten minutes away: another job's end, with every daemon restarted since, counts."""
+    """Its time is ten minutes away: another job's end counts, though every daemon restarted."""
     site = build(config="retry_delay = 600\n")
     site.block(1)
     # Both halves of GPU 0 are spoilt for a 3g; shards for it are free.

@@ -428,7 +428,7 @@ def _ledger_of(root: Path) -> list[str]:
         return []
     aside = Path(tempfile.mkdtemp(dir=root))
     try:
-        for path in (root / "state").iterdir():
+        for path in (root / "state").glob("ledger.db*"):
             shutil.copy(path, aside)
         if not (aside / "ledger.db").exists():
             return ["no ledger"]

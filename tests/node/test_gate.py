@@ -17,12 +17,13 @@ from slurm_mig.mig.request import Request, from_stamp
 from slurm_mig.node import gate
 from slurm_mig.state.waiting import Waiting, WaitingJobs
 from slurm_mig.transaction import carve, release
-from tests.conftest import H100, Site
+from tests.kit.gpus import H100
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from slurm_mig.node.node import Node
+    from tests.kit.site import Site
 
 pytestmark = pytest.mark.root
 
