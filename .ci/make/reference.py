@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from slurm_mig import __version__
-from slurm_mig.cli import VERBS, cli
+from slurm_mig.cli import HELP, VERBS, cli
 from slurm_mig.config import is_set, shown_default
 from slurm_mig.errors import EXIT_CODES
 from slurm_mig.settings import SETTINGS, Setting
@@ -75,14 +75,16 @@ def commands_page() -> str:
     """What `--help` of each command says."""
     lines = ["# Commands", "", "What `slurm-mig COMMAND --help` says."]
     for name, command in commands():
-        context = click.Context(command, info_name=name, max_content_width=100)
+        context = click.Context(
+            command, info_name=name, max_content_width=100, help_option_names=HELP
+        )
         lines += ["", f"## {name}", "", "```text", command.get_help(context).rstrip(), "```"]
     return "\n".join(lines) + "\n"
 
 
 def man_page(name: str, command: click.Command) -> str:
     """One page in man(7) macros."""
-    context = click.Context(command, info_name=name)
+    context = click.Context(command, info_name=name, help_option_names=HELP)
     usage = " ".join(command.collect_usage_pieces(context))
     text = command.help or ""
     lines = [

@@ -78,7 +78,11 @@ def _exit_code_help() -> str:
     return f"\b\nExit codes:\n   0  done\n{lines}"
 
 
-@click.command(cls=_Group, epilog=_exit_code_help())
+#: Options for help, of every command: subcommands take them from the first.
+HELP: Final = ["-h", "--help"]
+
+
+@click.command(cls=_Group, epilog=_exit_code_help(), context_settings={"help_option_names": HELP})
 @click.option(
     "--config",
     type=OnePath(path_type=Path),
@@ -89,6 +93,9 @@ def _exit_code_help() -> str:
 def cli(ctx: click.Context, config: Path | None) -> None:
     """MIG slices made to measure for Slurm jobs."""
     ctx.obj = config
+    # Without it click colours what goes to a terminal, and nothing else (https://no-color.org).
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        ctx.color = False
 
 
 def main() -> None:

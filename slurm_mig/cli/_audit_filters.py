@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.audit.holdings import WHOLE_GPU
-from slurm_mig.cli._options import parse_time
+from slurm_mig.cli._times import parse_time
 from slurm_mig.errors import BadRequest, UsageFault
 from slurm_mig.mig.profile import GRAMMAR, Profile
 

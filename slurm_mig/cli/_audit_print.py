@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import sys
+import time
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -12,8 +14,19 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from slurm_mig.audit.spool import Rows
-from slurm_mig.cli._print import Columns, cell, print_json, print_json_rows, table, when
-from slurm_mig.mig.allocation import GONE, LOST, QUARANTINED, REFUSED
+from slurm_mig.cli._print import (
+    Columns,
+    age,
+    cell,
+    folded,
+    paint,
+    print_json,
+    print_json_rows,
+    run_of,
+    table,
+    when,
+)
+from slurm_mig.mig.allocation import ACTIVE, GONE, LOST, QUARANTINED, REFUSED
 from slurm_mig.text import shown
 
 if TYPE_CHECKING:
@@ -60,7 +73,9 @@ def progress(total: int, form: str) -> Iterator[Callable[[int], object]]:
         bar.update(waiting[0])
 
 
-def rows(stack: ExitStack, items: Iterable[Holding], form: str) -> Callable[[], None]:
+def rows(
+    stack: ExitStack, items: Iterable[Holding], form: str, *, wide: bool
+) -> Callable[[], None]:
     """Read who held what, one line each; the answer prints them."""
     kept = Rows()
     stack.callback(kept.close)
@@ -69,46 +84,92 @@ def rows(stack: ExitStack, items: Iterable[Holding], form: str) -> Callable[[], 
             kept.add(_row(item))
         return partial(_print, form, kept, list(_COLUMNS))
     nodes: set[str] = set()
-    both = Columns(_headers(nodes=True)), Columns(_headers(nodes=False))
+    names = WIDE if wide else NARROW
+    both = [
+        Columns([name for name in names if several or name != "NODE"], cut=() if wide else CUT)
+        for several in (False, True)
+    ]
+    phases: Counter[str] = Counter()
     for item in items:
         nodes.add(item.record.node)
-        cells = _cells(item)
-        kept.add(cells)
-        both[0].learn(cells)
-        both[1].learn(_without_node(cells))
-    if len(nodes) > 1:
-        return partial(both[0].show, kept)
-    return partial(both[1].show, map(_without_node, kept))
+        phases[item.record.phase] += 1
+        cells = _cells(item, names)
+        kept.add([item.record.phase, _reason(item), *cells])
+        both[1].learn(cells)
+        both[0].learn(_without_node(cells, names))
+    return partial(_show, kept, both[len(nodes) > 1], phases, names, several=len(nodes) > 1)
 
 
-def _headers(*, nodes: bool) -> list[str]:
-    headers = ["JOB", "USER", "ACCOUNT", *(["NODE"] if nodes else []), "GPU", "SLICE", "GI/CI"]
-    return [*headers, "MIG UUID", "FROM", "TO", "OUTCOME"]
+def _show(
+    kept: Rows, columns: Columns, phases: Counter[str], names: Sequence[str], *, several: bool
+) -> None:
+    """What went wrong first, then the rest, each in its order; and how many of each."""
+    columns.fit()
+    click.echo(columns.head())
+    for first in (True, False) if len({phase in FAILED for phase in phases}) > 1 else (None,):
+        for phase, reason, *cells in kept:
+            if first is None or first == (phase in FAILED):
+                shown = cells if several else _without_node(cells, names)
+                click.echo(columns.line(shown, _PAINTED.get(phase, "")))
+                if reason and names is NARROW:
+                    click.echo(folded(f"    {reason}", 4))
+    click.echo(_counted(phases))
 
 
-def _without_node(cells: list[str]) -> list[str]:
-    return [*cells[:3], *cells[4:]]
+def _counted(phases: Counter[str]) -> str:
+    """`2 refused, 1 quarantined, 12 released`: failures first."""
+    words = [
+        paint(f"{phases[phase]} {phase}", _PAINTED.get(phase, ""))
+        for phase in (*FAILED, *(name for name in phases if name not in FAILED))
+        if phases[phase]
+    ]
+    return f"{sum(phases.values())} in all" + (f": {', '.join(words)}" if words else "")
 
 
-def _cells(item: Holding) -> list[str]:
+#: What went other than it was asked for.
+FAILED: Final = (QUARANTINED, LOST, REFUSED)
+
+_PAINTED: Final = {QUARANTINED: "bad", LOST: "bad", REFUSED: "warn", ACTIVE: "good"}
+
+#: Columns that fit a terminal, and all of them; CUT: names of any length.
+NARROW: Final = ("JOB", "USER", "NODE", "GPU", "SLICE", "FROM", "TIME", "OUTCOME")
+WIDE: Final = (
+    *("JOB", "USER", "ACCOUNT", "NODE", "GPU", "SLICE", "GI/CI"),
+    *("MIG UUID", "FROM", "TO", "TIME", "OUTCOME"),
+)
+CUT: Final = ("USER", "NODE", "SLICE")
+
+
+def _without_node(cells: Sequence[str], names: Sequence[str]) -> list[str]:
+    place = names.index("NODE")
+    return [*cells[:place], *cells[place + 1 :]]
+
+
+def _reason(item: Holding) -> str:
+    record = item.record
+    return cell(record.reason) if record.phase in EXPLAINED and record.reason else ""
+
+
+def _cells(item: Holding, names: Sequence[str]) -> list[str]:
     record, made = item.record, item.instance
     owner = record.owner
     known = made is not None and made.gi_id not in (None, GONE)
-    ids = f"{made.gi_id}/{_or(made.ci_id, '-')}" if made and known else "-"
-    cells: list[object] = [
-        "-" if not owner.is_job else f"{owner.job_id}.{owner.restart}",
-        owner.user or "-",
-        owner.account or "-",
-        record.node,
-        record.gpu_minor,
-        str(made) if made else record.request,
-        ids,
-        (made.uuid if made else None) or "-",
-        when(record.created),
-        when(record.ended),
-        record.phase + (f": {record.reason}" if record.phase in EXPLAINED else ""),
-    ]
-    return list(map(cell, cells))
+    ended = min(item.ended, time.time())
+    told: dict[str, object] = {
+        "JOB": run_of(owner.job_id, owner.restart),
+        "USER": owner.user or "-",
+        "ACCOUNT": owner.account or "-",
+        "NODE": record.node,
+        "GPU": record.gpu_minor,
+        "SLICE": str(made) if made else record.request,
+        "GI/CI": f"{made.gi_id}/{_or(made.ci_id, '-')}" if made and known else "-",
+        "MIG UUID": (made.uuid if made else None) or "-",
+        "FROM": when(record.created),
+        "TO": when(record.ended),
+        "TIME": "-" if record.phase == REFUSED else age(ended - record.created),
+        "OUTCOME": record.phase + (f": {why}" if names is WIDE and (why := _reason(item)) else ""),
+    }
+    return [cell(told[name]) for name in names]
 
 
 def _or(value: object, other: object) -> object:
@@ -215,18 +276,18 @@ def print_findings(found: Sequence[Finding], form: str, **more: object) -> None:
     elif form == "csv":
         _print(form, rows, list(_FINDING))
     elif found:
-        timed = any(item.since is not None for item in found)
-        headers = ("KIND", "NODE", *(["FROM"] if timed else []), "WHAT")
-        table(headers, [_finding_cells(item, timed=timed) for item in found])
+        for item in found:
+            since = "" if item.since is None else f"  {when(item.since)}"
+            click.echo(f"{paint(item.kind, 'bad')}  {item.node or '-'}{since}")
+            click.echo(folded(f"    {cell(item.text)}", 4))
+        kinds = Counter(item.kind for item in found)
+        words = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        click.echo(f"{len(found)} findings: {words}")
 
 
 _FINDING: Final = (
     *("kind", "text", "node", "event", "allocation", "job_id", "user", "since", "until"),
 )
-
-
-def _finding_cells(item: Finding, *, timed: bool) -> list[object]:
-    return [item.kind, item.node or "-", *([when(item.since)] if timed else []), item.text]
 
 
 def agree(since: float, until: float, records: int, runs: int) -> None:

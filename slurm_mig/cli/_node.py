@@ -15,7 +15,7 @@ from slurm_mig.node.node import Node
 from slurm_mig.settings import Config
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from slurm_mig.mig.driver import Gpu
     from slurm_mig.slurm.protocol import Slurm
@@ -69,6 +69,20 @@ def use_descriptions(config: Config | None = None) -> None:
                 raise
             config = Config()
     catalog.use(config.descriptions)
+
+
+def tell_longer(names: Iterable[str]) -> None:
+    """Say of a GPU's name that it begins others, too: whoever shortened one means another GPU."""
+    from slurm_mig.mig import catalog
+
+    for name in dict.fromkeys(names):
+        if others := catalog.longer(name):
+            product = catalog.find(name)
+            click.echo(
+                f"slurm-mig: {name!r} is taken for {product.key}, the GPU with exactly this name; "
+                f"others that begin so: {', '.join(others)}",
+                err=True,
+            )
 
 
 def slurm_of(node: Node) -> Slurm:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from os import PathLike
 
 
@@ -18,9 +20,19 @@ class Group(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does, but an unknown command names those there are."""
         if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
-            known = ", ".join(self.list_commands(ctx))
-            raise click.UsageError(f"no command {args[0]!r}; commands: {known}", ctx)
+            known = self.list_commands(ctx)
+            hint = meant(args[0], known)
+            raise click.UsageError(
+                f"no command {args[0]!r}{hint}; commands: {', '.join(known)}", ctx
+            )
         return super().resolve_command(ctx, args)
+
+
+def meant(word: str, known: Sequence[str]) -> str:
+    """`, did you mean ...?` where one of these is much like the word, or begins with it."""
+    alike = [name for name in known if len(word) > 1 and name.startswith(word)]
+    close = alike or difflib.get_close_matches(word, known, 2)
+    return f", did you mean {' or '.join(close)}?" if close else ""
 
 
 class OnePath(click.Path):
@@ -43,7 +55,9 @@ def one_line(problem: click.ClickException) -> str:
     if context is None:
         return text
     if isinstance(problem, click.NoSuchOption):
-        text += f" Allowed: {', '.join(_options(context))}"
+        known = _options(context)
+        hint = meant(problem.option_name, known)
+        text = f"no option {problem.option_name}{hint or '.'} Allowed: {', '.join(known)}"
     if isinstance(problem, click.BadParameter) and isinstance(
         kind := getattr(problem.param, "type", None), click.IntRange
     ):

@@ -10,8 +10,9 @@ import click
 from slurm_mig.audit import archiving
 from slurm_mig.cli._audit_print import note, progress
 from slurm_mig.cli._node import administrator, open_node
-from slurm_mig.cli._options import dry_run_option, json_option, parse_time
+from slurm_mig.cli._options import dry_run_option, json_option
 from slurm_mig.cli._print import print_json, when
+from slurm_mig.cli._times import parse_time
 from slurm_mig.cli.metrics import KEPT, count
 from slurm_mig.errors import LedgerFault, UsageFault
 from slurm_mig.node.node import require_root

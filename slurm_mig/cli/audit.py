@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from contextlib import ExitStack
 from functools import cache, partial
 from itertools import islice
@@ -114,6 +115,7 @@ def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="With --timeline.",
 )
+@click.option("--wide", is_flag=True, help="All columns, MIG UUIDs among them, on one line each.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(
@@ -123,6 +125,7 @@ def command(
     tolerance: float,
     timeline: Path | None,
     colour_by: str,
+    wide: bool,
     **flags: Any,  # the filters, and what is plain yes or no
 ) -> None:
     """Show who held which slice from when to when, refusals included.
@@ -132,7 +135,10 @@ def command(
     check, reconcile = flags.pop("check"), flags.pop("reconcile")
     form = _form(as_csv=flags.pop("as_csv"), as_json=flags.pop("as_json"))
     modes = {"--totals": by, "--check": check, "--reconcile": reconcile, "--timeline": timeline}
-    _check_mode(_one_of(modes), form, asked.given(flags))
+    mode = _one_of(modes)
+    _check_mode(mode, form, asked.given(flags))
+    if wide and (mode or form != "table"):
+        raise UsageFault(f"--wide is of the table alone: leave it or {mode or f'--{form}'} out")
     _check_tolerance(tolerance)
     if timeline is not None and timeline.suffix not in PICTURES:
         raise UsageFault(f"--timeline {timeline}: allowed endings are {', '.join(PICTURES)}")
@@ -146,7 +152,7 @@ def command(
             if check:
                 return _check(archives, seen, form)
             span = _span_for_sums(wanted)
-            notes = Notes(archives, span[1])
+            notes = Notes(archives, span[1], wanted)
             with views.progress(sum(item.size() for item in archives), form) as passed:
                 found = notes.through(_found(archives, wanted, passed))
                 # All is read before anything is printed: a fault after half an answer would be
@@ -154,11 +160,12 @@ def command(
                 if timeline is not None:
                     tell = _draw(timeline, archives, found, wanted, colour_by)
                 elif by is None:
-                    tell = views.rows(stack, found, form)
+                    tell = views.rows(stack, found, form, wide=wide)
                 else:
                     jobs = _closing(stack, DistinctNumbers())
                     tell = partial(views.print_totals, totals(found, by, *span, jobs), by, form)
             lines = _contradictions(archives) + _absent(archives, wanted) + notes.clocks()
+            lines += notes.again()
             if timeline is not None or by is not None:
                 lines = notes.cut_short("count until") + lines
         tell()
@@ -256,7 +263,7 @@ def _found(
 class Notes:
     """What is worth a word about the records of an answer, learnt while they pass by."""
 
-    def __init__(self, archives: Sequence[Archive], until: float) -> None:
+    def __init__(self, archives: Sequence[Archive], until: float, wanted: dict[str, Any]) -> None:
         self._archives = archives
         self._until = until
         self._newest = [archive.last()[1] for archive in archives]
@@ -266,12 +273,16 @@ class Notes:
         nodes = {name for archive in archives for name in archive.nodes()}
         # One node alone has nothing to be compared with, and most questions are about one.
         self._between = clocks.BetweenNodes() if len(nodes) > 1 else None
+        self._uuid = str(wanted.get("uuid") or "").startswith("MIG-")
+        self._times: Counter[str] = Counter()
 
     def through(self, found: Iterable[Holding]) -> Iterator[Holding]:
         """The same holdings; those of one record stand together."""
         for item in found:
             if item.record is not self._last:
                 self.look(item.record, item.known)
+            if self._uuid and item.instance is not None:
+                self._times[str(item.instance.uuid)] += 1
             yield item
 
     def look(self, record: Allocation, known: float) -> None:
@@ -282,6 +293,15 @@ class Notes:
             self._oldest = min(self._oldest, known)
         if self._between is not None:
             self._between.look(record)
+
+    def again(self) -> list[str]:
+        """A line on MIG UUIDs that were asked for and had by several, one after the other."""
+        return [
+            f"{uuid} was held {count} times, for a driver may give the next slice in a place the "
+            "same UUID again: ask with --at TIME who had it then"
+            for uuid, count in self._times.items()
+            if count > 1
+        ]
 
     def clocks(self) -> list[str]:
         """Beside collected ledgers, what is known of the clocks they were written by."""
@@ -534,7 +554,7 @@ def _reconcile(
     own = set() if ledgers else {node.name}
     question = Question(here | own, since, until, tolerance)
     span_read = {"since": since - tolerance, "until": until + tolerance}
-    known, seen = _known(archives), Notes(archives, until)
+    known, seen = _known(archives), Notes(archives, until, wanted)
     records = []
     for record, archive in youngest(archives, wanted | span_read):
         seen.look(record, known[id(archive)])

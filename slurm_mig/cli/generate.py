@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from slurm_mig.cli._node import use_descriptions
+from slurm_mig.cli._node import tell_longer, use_descriptions
 from slurm_mig.cli._options import json_option
 from slurm_mig.cli._print import print_json
 from slurm_mig.cli._usage import OnePath
@@ -19,7 +19,7 @@ from slurm_mig.errors import NamesChange, NodeFault, Unresolved, UsageFault
 from slurm_mig.fleet import fleet_file
 from slurm_mig.fleet.billing import by_partition, gpu_types
 from slurm_mig.fleet.fleet_file import FleetText, NodeText
-from slurm_mig.fleet.resolve import fleet_of
+from slurm_mig.fleet.resolve import fleet_of, parse_gpu
 from slurm_mig.fleet.slurm_files import generate
 from slurm_mig.system.replace import check_replaceable
 
@@ -130,6 +130,7 @@ def _files(text: FleetText, hooks: str | None) -> tuple[Fleet, Mapping[str, str]
     if not text.nodes:
         raise UsageFault("no nodes: name a fleet file, or write --node HOSTS=GPU:COUNT")
     fleet = fleet_of(text)
+    tell_longer(parse_gpu(part)[0] for node in text.nodes for part in node.gpus)
     bridge = replace(text.bridge, partitions=tuple(node.partitions for node in text.nodes))
     billing = _billing(fleet, text)
     return fleet, generate(fleet, hooks=directory, billing=billing, bridge=bridge)

@@ -5,23 +5,27 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from slurm_mig import __version__
 from slurm_mig.cli._node import open_node, survey, use_descriptions
 from slurm_mig.cli._options import json_option
-from slurm_mig.cli._print import mode_text, print_json, table
+from slurm_mig.cli._print import Columns, cell, mode_text, paint, print_json, table
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.cli.generate import write_all
-from slurm_mig.errors import UsageFault
+from slurm_mig.errors import SlurmMigError, UsageFault
 from slurm_mig.mig import catalog, description
 
 if TYPE_CHECKING:
     from slurm_mig.mig.catalog import Product
     from slurm_mig.mig.driver import Gpu
     from slurm_mig.node.node import Node
+
+
+#: The catalogue's word for numbers that a driver printed (mig-geometry.json, confidence).
+RECORDED: Final = "real nvidia-smi output"
 
 
 @click.command()
@@ -51,21 +55,36 @@ def command(
         return
     use_descriptions()
     products = [_product(item) for item in catalog.products()]
-    if not as_json:
-        _print_products(products)
     if supported:
         if as_json:
             print_json({"supported": products})
+        else:
+            _print_products(products)
         return
+    try:
+        here, faults = _here(as_json=as_json)
+    except SlurmMigError:
+        # A login node has no driver, and people look there for what is supported.
+        if not as_json:
+            _print_products(products)
+        raise
+    if as_json:
+        print_json({"supported": products, "node": here, "faults": list(map(str, faults))})
+    else:
+        click.echo()
+        _print_products(products)
+    for fault in faults:
+        raise fault
+
+
+def _here(*, as_json: bool) -> tuple[list[dict[str, Any]], list[SlurmMigError]]:
+    """This node's GPUs, shown at once unless for a program, and what is wrong with others."""
     with open_node(look=True) as node:
         gpus, faults = survey(node)
         here = [_gpu(node, gpu) for gpu in gpus]
-        if as_json:
-            print_json({"supported": products, "node": here, "faults": list(map(str, faults))})
-        else:
+        if not as_json:
             _print_gpus(node, here)
-        for fault in faults:
-            raise fault
+    return here, faults
 
 
 def _describe(out: Path | None, *, as_json: bool) -> None:
@@ -135,46 +154,57 @@ def _gpu(node: Node, gpu: Gpu) -> dict[str, Any]:
 
 
 def _print_products(products: list[dict[str, Any]]) -> None:
-    click.echo(
-        "Supported products (where only fractions are published there are weights and files\n"
-        "for Slurm, but no simulation; where numbers are unknown, `gpus --describe` on a node\n"
-        "writes down what its driver says):"
-    )
+    click.echo(paint("Supported products", "head"))
     table(
-        ("KEY", "PRODUCT", "ARCH", "SLICES", "MODELLED", "SOURCE OF PROFILES"),
+        ("KEY", "NAME, BEHIND `NVIDIA`", "NUMBERS"),
         [
             (
                 item["key"],
-                item["names"][0] if item["names"] else "?",
-                item["architecture"],
-                item["slices"],
-                _modelled(item),
-                item["confidence"],
+                item["names"][0].removeprefix("NVIDIA ") if item["names"] else "?",
+                _numbers(item),
             )
             for item in products
         ],
     )
+    click.echo(
+        "recorded from a real driver, or documented by NVIDIA; by fractions: weights and\n"
+        "files for Slurm, but no simulation; unknown: `gpus --describe` on a node writes\n"
+        "down what its driver says."
+    )
 
 
-def _modelled(item: dict[str, Any]) -> str:
-    if item["known"]:
-        return "yes"
-    return "by fractions" if item["countable"] else "no: numbers unknown"
+def _numbers(item: dict[str, Any]) -> str:
+    if not item["known"]:
+        return "by fractions" if item["countable"] else "unknown"
+    return "recorded" if item["confidence"] == RECORDED else "documented"
 
 
 def _print_gpus(node: Node, gpus: list[dict[str, Any]]) -> None:
-    click.echo(f"\nGPUs of {node.name} (driver {node.driver.driver_version()}):")
-    table(
-        ("GPU", "NVML", "NAME", "MIG MODE", "MANAGED", "UUID"),
-        [
-            (
-                item["minor"],
-                item["index"],
-                item["name"],
-                mode_text(item["mig_mode"], item["mig_pending"]),
-                "yes" if item["managed"] else "no",
-                item["uuid"],
-            )
-            for item in gpus
-        ],
+    click.echo(
+        paint(f"GPUs of {node.name} (driver {node.driver.driver_version()})", "head")
+        + ("" if gpus else ": none")
     )
+    columns = Columns(("GPU", "NVML", "NAME", "MIG MODE", "MANAGED"), cut=("NAME",))
+    rows = [
+        tuple(
+            map(
+                cell,
+                (
+                    item["minor"],
+                    item["index"],
+                    item["name"],
+                    mode_text(item["mig_mode"], item["mig_pending"]),
+                    "yes" if item["managed"] else "no",
+                ),
+            )
+        )
+        for item in gpus
+    ]
+    for row in rows:
+        columns.learn(row)
+    columns.fit()
+    if gpus:
+        click.echo(columns.head())
+    for item, row in zip(gpus, rows, strict=True):
+        click.echo(columns.line(row, "good" if item["managed"] else "quiet"))
+        click.echo(f"           {item['uuid']}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from slurm_mig.cli._node import use_descriptions
+from slurm_mig.cli._node import tell_longer, use_descriptions
 from slurm_mig.cli._options import json_option
 from slurm_mig.cli._print import print_json, table
 from slurm_mig.cli._usage import Group, OnePath
@@ -65,6 +65,7 @@ def create_machine(
         raise UsageFault(f"driver {driver!r}: write a version such as {DEFAULT_DRIVER}")
     use_descriptions()
     wanted = [parse_gpu(text) for text in gpus]
+    tell_longer(name for name, _ in wanted)
     specs = [gpu_spec(catalog.find(name), name, count) for name, count in wanted]
     machine = create(
         directory.absolute(), specs, latency_ms=dict(map(_latency, latencies)), driver=driver

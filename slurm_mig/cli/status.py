@@ -12,8 +12,23 @@ import click
 from slurm_mig.cli._gpu_view import describe
 from slurm_mig.cli._node import open_node, root_to_read, slurm_of, survey
 from slurm_mig.cli._options import json_option
-from slurm_mig.cli._print import age, cell, folded, mode_text, print_json, when
+from slurm_mig.cli._print import (
+    COLUMNS,
+    Columns,
+    age,
+    cell,
+    folded,
+    largest,
+    mode_text,
+    paint,
+    print_json,
+    run_of,
+    slices_of,
+    when,
+    working,
+)
 from slurm_mig.errors import SlurmFault, SlurmMigError, UsageFault
+from slurm_mig.mig.allocation import ACTIVE, QUARANTINED
 from slurm_mig.node.fence import numbers, set_aside
 from slurm_mig.state.ledger import Retired
 from slurm_mig.system.space import lacking
@@ -26,9 +41,6 @@ if TYPE_CHECKING:
 
 #: Columns of the picture, divided among a GPU's placement units.
 WIDTH = 72
-
-#: Columns of a terminal that everybody has.
-COLUMNS = 80
 
 
 class _Seconds(click.FloatRange):
@@ -46,7 +58,14 @@ class _Seconds(click.FloatRange):
 
 @click.command()
 @click.option("--slurm", "ask", is_flag=True, help="Ask Slurm, too, for the node and the jobs.")
+@click.option(
+    "--brief", is_flag=True, help="A line a GPU; with --cluster a line a node, as beyond 8 nodes."
+)
 @click.option("--cluster", is_flag=True, help="All nodes, as slurmctld counts them; for everybody.")
+@click.option("--nodes", metavar="n[01-16]", help="With --cluster: only these nodes.")
+@click.option("--state", metavar="WORD", help="With --cluster: only nodes in it (idle, drain).")
+@click.option("--user", help="With --cluster: only nodes where this user has something.")
+@click.option("--fits", metavar="PROFILE", help="With --cluster: only nodes with room for it.")
 @click.option(
     "--watch",
     type=_Seconds(0.1, 86400),
@@ -56,20 +75,25 @@ class _Seconds(click.FloatRange):
 @json_option
 def command(
     ask: bool,
+    brief: bool,
     cluster: bool,
     watch: float | None,
     as_json: bool,
+    **only: str | None,
 ) -> None:
     """Show who holds what, with a picture of every GPU's slots."""
     if cluster and ask:
         raise UsageFault("--cluster asks Slurm already; leave --slurm out")
+    if given := [f"--{name}" for name, value in only.items() if value is not None and not cluster]:
+        raise UsageFault(f"{', '.join(given)}: choose among nodes, which takes --cluster")
     emit = (print_json if watch is None else _line) if as_json else None
     if cluster:
         from slurm_mig.cli import _cluster
 
-        _again(lambda: _cluster.show(emit), watch, as_json=as_json)
+        chosen = _cluster.Chosen(**only)
+        _again(lambda: _cluster.show(emit, chosen, brief=brief), watch, as_json=as_json)
     else:
-        _again(lambda: _show(emit, ask=ask), watch, as_json=as_json)
+        _again(lambda: _show(emit, ask=ask, brief=brief), watch, as_json=as_json)
 
 
 def _again(show: Callable[[], None], watch: float | None, *, as_json: bool) -> None:
@@ -93,14 +117,16 @@ def _line(data: dict[str, Any]) -> None:
     click.echo(json.dumps({"time": time.time()} | data))
 
 
-def _show(emit: Callable[[dict[str, Any]], None] | None, *, ask: bool) -> None:
+def _show(emit: Callable[[dict[str, Any]], None] | None, *, ask: bool, brief: bool) -> None:
     with open_node(look=True) as node:
         root_to_read(node)
-        gpus, faults = survey(node)
-        seen = [describe(node, gpu) for gpu in gpus if gpu.mig_capable]
+        with working("looking"):
+            gpus, faults = survey(node)
+            seen = [describe(node, gpu) for gpu in gpus if gpu.mig_capable]
         answer = None
         if ask:
-            answer, silence = _ask_slurm(node, seen)
+            with working("asking Slurm"):
+                answer, silence = _ask_slurm(node, seen)
             faults = [*faults, *silence]
         data: dict[str, Any] = {
             "node": node.name,
@@ -112,18 +138,85 @@ def _show(emit: Callable[[dict[str, Any]], None] | None, *, ask: bool) -> None:
     if emit:
         emit(data | ({"slurm": answer} if ask else {}))
     else:
-        if answer:
-            click.echo(f"Node {data['node']}  {answer['state']}  {answer['reason']}".rstrip())
-        for gpu in seen:
-            click.echo(picture(gpu))
-        for row in data["stuck"]:
-            click.echo(
-                f"stuck: {row['slices']} on GPU {row['gpu']}, the oldest for {age(row['oldest'])}"
-            )
-        for text in data["full"]:
-            click.echo(f"full: {text}; no job of slices can start here")
+        _print(data, answer, brief=brief)
     for fault in faults:
         raise fault
+
+
+def _print(data: dict[str, Any], answer: dict[str, str] | None, *, brief: bool) -> None:
+    if answer:
+        click.echo(f"Node {data['node']}  {answer['state']}  {answer['reason']}".rstrip())
+    if brief:
+        _print_brief(data["gpus"])
+    else:
+        for gpu in data["gpus"]:
+            click.echo(picture(gpu))
+    for row in data["stuck"]:
+        text = f"stuck: {row['slices']} on GPU {row['gpu']}, the oldest for {age(row['oldest'])}"
+        click.echo(paint(text, "bad"))
+    for text in data["full"]:
+        click.echo(paint(f"full: {text}; no job of slices can start here", "bad"))
+
+
+def _print_brief(gpus: list[dict[str, Any]]) -> None:
+    columns = Columns(
+        ("GPU", "MODEL", "SLOTS", "JOBS", "FITS UP TO", "STATE"), cut=("MODEL", "JOBS")
+    )
+    rows = [_brief(gpu) for gpu in gpus]
+    for row in rows:
+        columns.learn(row)
+    columns.fit()
+    click.echo(columns.head())
+    for row in rows:
+        click.echo(columns.line(row, _COLOUR_OF.get(row[-1].partition(" ")[0], "")))
+    click.echo(paint(SIGNS, "quiet"))
+
+
+#: Signs of `--brief`, as its last line tells them.
+SIGNS = "slots: 3 of a 3g slice, . free, # whole GPU, x stuck, ? in no record"
+
+_COLOUR_OF = {"free": "good", "stuck": "bad", "foreign": "warn", "MIG": "quiet"}
+
+
+def _brief(gpu: dict[str, Any]) -> list[str]:
+    """One line of `--brief`: the last cell is the worst that can be said of the GPU."""
+    holders = gpu["instances"] + gpu["whole"]
+    jobs = dict.fromkeys(str(item["job_id"]) for item in holders if item["job_id"] is not None)
+    return [
+        str(gpu["gpu"]),
+        cell(gpu["name"].removeprefix("NVIDIA ")),
+        f"[{_signs(gpu)}]" if gpu["mig_mode"] or gpu["whole"] else "-",
+        " ".join(jobs) or "-",
+        largest({} if gpu["whole"] else gpu["free"]) if gpu["mig_mode"] else "-",
+        _state(gpu, holders),
+    ]
+
+
+def _signs(gpu: dict[str, Any]) -> str:
+    if gpu["whole"]:
+        return "#" * int(gpu["units"])
+    signs = ["."] * gpu["units"]
+    for item in gpu["instances"]:
+        sign = {QUARANTINED: "x", "foreign": "?"}.get(item["phase"], slices_of(item["profile"]))
+        signs[item["start"] : item["start"] + item["size"]] = sign * item["size"]
+    return "".join(signs)
+
+
+def _state(gpu: dict[str, Any], holders: list[dict[str, Any]]) -> str:
+    phases = [item["phase"] for item in holders]
+    if QUARANTINED in phases:
+        return f"stuck {phases.count(QUARANTINED)}"
+    if "foreign" in phases:
+        return f"foreign {phases.count('foreign')}"
+    if gpu["retired"]:
+        return "retired"
+    if gpu["whole"]:
+        return "whole"
+    if not gpu["mig_mode"]:
+        return f"MIG {mode_text(gpu['mig_mode'], gpu['mig_pending'])}"
+    if not holders:
+        return "free"
+    return "in use" if any(gpu["free"].values()) else "full"
 
 
 def _full(node: Node) -> list[str]:
@@ -157,7 +250,7 @@ def picture(gpu: dict[str, Any]) -> str:
     mode = mode_text(gpu["mig_mode"], gpu["mig_pending"])
     head = f"GPU {gpu['gpu']}  {gpu['name']}  MIG {mode}"
     apart = "  " if len(head) + 2 + len(gpu["uuid"]) <= COLUMNS else "\n  "
-    lines = [f"{head}{apart}{gpu['uuid']}"]
+    lines = [f"{paint(head, 'head')}{apart}{gpu['uuid']}"]
     if gpu["retired"]:
         lines += [f"  {Retired(**gpu['retired'])}"]
     lines += [f"  whole GPU        {_who(item)}{_why(item)}" for item in gpu["whole"]]
@@ -208,10 +301,14 @@ def _why(item: dict[str, Any]) -> str:
 def _who(item: dict[str, Any]) -> str:
     if item["job_id"] is not None:
         state = f" ({item['job_state']})" if "job_state" in item else ""
-        who = f"job {item['job_id']}{state} of {cell(item['user'] or item['uid'])}"
+        job = run_of(item["job_id"], item["restart"] or 0)
+        who = f"job {job}{state} of {cell(item['user'] or item['uid'])}"
     else:
         who = (
             "in no record" if item["phase"] == "foreign" else f"administrator {cell(item['user'])}"
         )
     since = "" if item["since"] is None else f" for {age(time.time() - item['since'])}"
-    return f"{item['phase']}, {who}{since}"
+    return f"{paint(item['phase'], _PHASES.get(item['phase'], ''))}, {who}{since}"
+
+
+_PHASES = {ACTIVE: "good", QUARANTINED: "bad", "foreign": "warn"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import click
 
 from slurm_mig.cli._node import open_node
 from slurm_mig.cli._options import json_option
-from slurm_mig.cli._print import print_json, table
+from slurm_mig.cli._print import folded, paint, print_json, table, working
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.cli.generate import DEFAULT_HOOKS
 from slurm_mig.errors import Exposed, UsageFault
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 #: nobody, where no job holds a slice (Linux's overflow uid; proc(5), overflowuid).
 NOBODY = 65534
+
+MORE = "; --all lists each"
 
 NOTE = (
     "File modes were tried, the guard that always holds; this process is in no job's cgroup, "
@@ -42,8 +45,11 @@ NOTE = (
     type=OnePath(path_type=Path),
     help="Directory of the hooks.",
 )
+@click.option("--all", "everything", is_flag=True, help="Each try, also those that went well.")
 @json_option
-def command(job_id: int | None, uid: int | None, hooks: Path, as_json: bool) -> None:
+def command(
+    job_id: int | None, uid: int | None, hooks: Path, everything: bool, as_json: bool
+) -> None:
     """Try, as the user of each job, to open every neighbour's slice and what hooks rely on."""
     require_root()
     if job_id is not None and uid is not None:
@@ -51,13 +57,14 @@ def command(job_id: int | None, uid: int | None, hooks: Path, as_json: bool) -> 
     with open_node(look=True) as node:
         isolation = Isolation(node, hooks.absolute())
         subjects = isolation.subjects(job_id, uid) or isolation.subjects(None, NOBODY)
-        tried = [item for subject in subjects if subject.uid for item in isolation.by(subject)]
-        tried += isolation.by_root()
+        with working("trying"):
+            tried = [item for subject in subjects if subject.uid for item in isolation.by(subject)]
+            tried += isolation.by_root()
     notes = [NOTE, *_of_root(subjects)]
     if as_json:
         print_json({"node": node.name, "tries": [t.to_dict() for t in tried], "notes": notes})
     else:
-        _print(tried, notes)
+        _print(tried, notes, everything=everything)
     failed = [item for item in tried if item.verdict == "fail"]
     if failed:
         first = failed[0]
@@ -76,13 +83,34 @@ def _of_root(subjects: list[Subject]) -> list[str]:
     ]
 
 
-def _print(tried: list[Try], notes: list[str]) -> None:
+def _print(tried: list[Try], notes: list[str], *, everything: bool) -> None:
+    """Failures first, each in full; what went well as a count for each who tried, or in full."""
+    for item in sorted(tried, key=lambda item: item.verdict != "fail"):
+        if everything or item.verdict == "fail":
+            click.echo("\n".join(_lines(item)))
+    counts = Counter((_who(item), item.verdict) for item in tried)
     table(
-        ("", "AS", "ITEM", "ACTION", "PATH", "FOUND"),
-        [(t.verdict, _who(t), t.item, t.action, t.path, t.found) for t in tried],
+        ("AS", "FAILED", "PASSED", "NOT PROMISED"),
+        [
+            (who, *(counts[who, verdict] for verdict in ("fail", "pass", "info")))
+            for who in dict.fromkeys(map(_who, tried))
+        ],
     )
+    failed = sum(item.verdict == "fail" for item in tried)
+    words = f"{failed} of {len(tried)} tries failed"
+    click.echo(paint(words, "bad" if failed else "good") + ("" if everything else MORE))
     for note in notes:
-        click.echo(note)
+        click.echo(folded(note, 0))
+
+
+def _lines(item: Try) -> list[str]:
+    colour = {"fail": "bad", "pass": "good"}.get(item.verdict, "quiet")
+    return [
+        f"{paint(item.verdict, colour)}  {folded(f'{item.item}: {item.action}', 6)}",
+        # A path stays one word, so that it can be taken over.
+        f"      {item.path}",
+        f"      as {_who(item)}: {item.found}",
+    ]
 
 
 def _who(item: Try) -> str:

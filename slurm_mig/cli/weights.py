@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from slurm_mig.cli._node import use_descriptions
+from slurm_mig.cli._node import tell_longer, use_descriptions
 from slurm_mig.cli._options import json_option
 from slurm_mig.cli._print import print_json, table
 from slurm_mig.mig import catalog
@@ -23,6 +23,7 @@ def command(name: str, as_json: bool) -> None:
     """Show how many shards a GPU and each of its profiles count for."""
     use_descriptions()
     product = catalog.find(name)
+    tell_longer([name])
     geometry = product.counting()
     weights = derive(geometry)
     by_name = {str(row.name): weights.of(geometry, row) for row in geometry.profiles}

@@ -26,6 +26,11 @@ class GpuView:
     shards: tuple[int, int] | None
     jobs: tuple[Share, ...]
 
+    @property
+    def whole(self) -> bool:
+        """Whether a job has the GPU itself: its shards are free, and nobody can have them."""
+        return any("gpu" in item.partition(":")[0] for job in self.jobs for item in job.gres)
+
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
@@ -161,11 +166,10 @@ def _fits(
     fits = 0
     for gpu in gpus:
         weights = _weights(gpu.type_name, node, offered, models)
-        taken = any("gpu" in item.partition(":")[0] for job in gpu.jobs for item in job.gres)
         if gpu.shards is None or weights is None:
             return None
         used, full = gpu.shards
-        if name in weights and full and not taken:
+        if name in weights and full and not gpu.whole:
             fits += (full - used) // weights[name]
     return fits
 

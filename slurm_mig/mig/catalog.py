@@ -232,6 +232,18 @@ def find(name: str) -> Product:
     )
 
 
+def longer(name: str) -> list[str]:
+    """Names of other boards that begin with this board's: `NVIDIA H100` is one, and seven more."""
+    wanted = name.casefold()
+    mine = [item for item in products() if wanted in {word.casefold() for word in item.names}]
+    return [
+        word
+        for item in products()
+        for word in item.names
+        if mine and item not in mine and word.casefold().startswith(f"{wanted} ")
+    ]
+
+
 #: Slurm type names where the catalogue key is not one already.
 _TYPES = {
     "a30-24gb": "a30",

@@ -82,6 +82,15 @@ def allocated(text: str) -> str:
     return ",".join(f"{name}:{count}" if count else name for name, count in found)
 
 
+def reach(opened: int, mine: int, all_: int) -> str:
+    """What a task could open, in words; its user's other jobs have nodes that they may, too."""
+    text = f"could open {opened} of {all_} device nodes of slices"
+    others = opened - mine
+    if others <= 0:
+        return text
+    return f"{text}, {others} of them of other slices of its user's, which users may open"
+
+
 @dataclass(slots=True)
 class Job:
     """One submission: how it was asked, which jobs came of it, and what they should get."""
@@ -392,11 +401,10 @@ class Demo:
         click.echo(f"  {job.title} ({job.key}); Slurm counted {job.gres or 'no gres'}")
         for _, rank, devices, nodes in said:
             opened, own, all_ = (int(word) for word in nodes.split("/"))
-            click.echo(
-                f"    task {rank} saw {devices}, could open {opened} of {all_} slices' nodes"
-            )
             held = [i for r in ledger for i in r.instances if i.uuid in devices.split(",")]
             names = sorted(item.profile for item in held)
+            click.echo(f"    task {rank} saw {'no GPU' if devices == '-' else devices}")
+            click.echo(f"      {reach(opened, 2 * len(names), all_)}")
             # With as many slices as tasks each task has its own.
             slices = job.slices if job.tasks == 1 else job.slices[int(rank) : int(rank) + 1]
             self.check(f"{job.key}, task {rank}: the ledger agrees", names == sorted(slices))

@@ -91,7 +91,9 @@ def test_gpus(make_site: Callable[..., Site]) -> None:
         ("h100-80gb-sxm", True),
         ("rtx-pro-6000-blackwell", False),
     ]
-    assert "no: numbers unknown" in site.cli("gpus").stdout
+    shown = site.cli("gpus").stdout
+    assert re.match(r"GPUs of \S+ \(driver 580", shown)
+    assert re.search(r"^thor-igpu +\? +unknown$", shown, re.MULTILINE)
 
 
 def test_the_list_of_products_needs_no_driver(tmp_path: Path) -> None:
@@ -101,7 +103,7 @@ def test_the_list_of_products_needs_no_driver(tmp_path: Path) -> None:
     assert site.cli("gpus", "--supported").returncode == 0
     done = site.cli("gpus")
     assert done.returncode == 12
-    assert "NVIDIA A30" in done.stdout
+    assert "a30-24gb" in done.stdout
     assert "/none.so" in done.stderr
 
 
@@ -166,7 +168,7 @@ ONE = [*FOR, f"n1={H100}:1"]
         (["destroy", "MIG-0"], 2, "no instance 'MIG-0' here"),
         (["destroy", "0:9"], 2, "no instance '0:9' here"),
         (["profiles", "--gpu", "x"], 2, "no MIG-capable GPU 'x'"),
-        (["audit", "--since", "yesterday"], 2, "time 'yesterday': write 2026-03-01"),
+        (["audit", "--since", "yesteryear"], 2, "time 'yesteryear': write 2026-03-01"),
         (["generate", "--node", "n1"], 2, "HOSTS=GPU:COUNT"),
         (["generate", "--node", f"n1={H100}:0"], 2, "a count from 1 to 32"),
         (["generate", "--node", f"n1={H100}:x"], 2, "a count from 1 to 32"),
@@ -199,6 +201,10 @@ ONE = [*FOR, f"n1={H100}:1"]
         (["audit", "--uuid", "\udcff"], 2, "--uuid '\\udcff' is not UTF-8"),
         (["--config", "", "status"], 2, "'' is no path"),
         (["--config", "/", "status"], 11, "config /: Is a directory"),
+        (["stauts"], 2, "no command 'stauts', did you mean status?; commands: apply"),
+        (["simulator", "hol"], 2, "did you mean hold?"),
+        (["status", "--breif"], 2, "no option --breif, did you mean --brief?"),
+        (["status", "--nodes", "n1"], 2, "--nodes: choose among nodes, which takes --cluster"),
         (["frobnicate"], 2, "no command 'frobnicate'; commands: apply, archive, assert"),
         (["simulator", "frob"], 2, "no command 'frob'; commands: create, "),
         (["reset", "--frob"], 2, "Allowed: -i, --gpu, --force, --foreign, --dry-run"),
@@ -335,8 +341,8 @@ def test_a_stuck_instance(make_site: Callable[..., Site]) -> None:
     shown = site.cli("status").stdout
     assert "quarantined" in shown
     words = " ".join(shown.split())
-    assert re.search(rf"stuck for 0:0\d:\d\d, held now by pid {os.getpid()} of root \(", words)
-    assert re.search(r"^stuck: 1 on GPU 0, the oldest for 0:00:0\d$", shown, re.MULTILINE)
+    assert re.search(rf"stuck for \d+:\d\d, held now by pid {os.getpid()} of root \(", words)
+    assert re.search(r"^stuck: 1 on GPU 0, the oldest for 0:\d\d$", shown, re.MULTILINE)
     data = parsed(site.cli("status", "--json"))
     (row,) = data["stuck"]
     assert (row["gpu"], row["slices"], 0 <= row["oldest"] < 60) == (0, 1, True)
@@ -391,7 +397,7 @@ def test_a_picture_of_the_slots(make_site: Callable[..., Site]) -> None:
     assert "  |.....|.....|.....|.....|.....|.....|2g.48gb 13                         |" in lines
     boxes = [line for line in lines if line.startswith("  |")]
     assert all(len(line) == 75 for line in boxes)
-    assert any("active, job 12 of alice for 0:0" in line for line in lines)
+    assert any("active, job 12 of alice for 0:" in line for line in lines)
     assert any(line.startswith("  fits now: 1g.10gb x3") for line in lines)
 
 
@@ -402,7 +408,7 @@ def test_a_whole_gpu_in_status_and_audit(site: Site) -> None:
     record = whole_gpu.give_whole(node.bench(), owner, node.driver.gpus()[0], "auto", reset=False)
     node.close()
     assert record.request == WHOLE_MIG_OFF
-    assert "  whole GPU        active, job 7 of alice for 0:0" in site.cli("status").stdout
+    assert "  whole GPU        active, job 7 of alice for 0:" in site.cli("status").stdout
     (held,) = parsed(site.cli("status", "--json"))["gpus"][0]["whole"]
     assert (held["job_id"], held["user"]) == (7, "alice")
     assert "whole GPU, MIG mode off" in site.cli("audit").stdout
@@ -494,8 +500,10 @@ def test_audit(site: Site) -> None:
     assert parsed(site.cli("audit", "--since", "2999-01-01", "--json")) == rows[1:2]
     assert parsed(site.cli("audit", "--until", "2000-01-01", "--json")) == []
     lines = site.cli("audit").stdout.splitlines()
-    assert lines[2].endswith("  active")
-    assert "refused: job 9: GPU 0" in lines[3]
+    assert lines[1].endswith("  refused")
+    assert lines[2].startswith("    job 9: GPU 0")
+    assert lines[-2].endswith("  active")
+    assert lines[-1] == "3 in all: 1 refused, 1 released, 1 active"
 
 
 def test_the_chain_is_checked(site: Site) -> None:
@@ -519,7 +527,7 @@ def test_a_users_texts_do_not_move_the_cursor(site: Site) -> None:
     """Tables spell out what is not printable."""
     site.prolog(7, STAMP, SLURM_JOB_USER="a\x1b[2J\nb")
     assert "\x1b" not in site.cli("audit").stdout
-    assert len(site.cli("audit").stdout.splitlines()) == 2
+    assert len(site.cli("audit").stdout.splitlines()) == 3
 
 
 # -- generate, install, simulator -------------------------------------------------------

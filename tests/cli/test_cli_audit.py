@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from slurm_mig.cli import _audit_print as views
-from slurm_mig.cli._options import parse_time
+from slurm_mig.cli._times import parse_time
 from slurm_mig.cli.audit import MOST_DRAWN, _draw
 from slurm_mig.errors import UsageFault
 from tests.kit.audit_records import held, record
@@ -108,11 +108,42 @@ def test_filters(busy: Site) -> None:
 
 def test_the_table(busy: Site) -> None:
     """Job, user, account, GPU, slots, ids, UUID, times, and why not."""
-    header, first, second, third = busy.cli("audit").stdout.splitlines()
-    assert header.split("  ")[0] == "JOB"
-    assert re.search(r"^7\.0  alice  physics +0  3g\.40gb@4 +\d+/0 +MIG-\S+  20.* released$", first)
-    assert re.search(r"^8\.0  bob .* 7g\.80gb:1 .* refused: job 8: GPU 0", second)
-    assert third.endswith("active")
+    lines = busy.cli("audit").stdout.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert lines[0].split() == ["JOB", "USER", "GPU", "SLICE", "FROM", "TIME", "OUTCOME"]
+    # What went wrong comes first, with its reason below it.
+    assert re.search(r"^  8  bob .* 7g\.80gb:1 .* refused$", lines[1])
+    assert lines[2].startswith("    job 8: GPU 0")
+    assert re.search(r"^  7  alice +0  3g\.40gb@4  20..-..-..T\S+  0:\d\d  released$", lines[-3])
+    assert lines[-2].endswith("active")
+    assert lines[-1] == "3 in all: 1 refused, 1 released, 1 active"
+    header, refusal, first, *_ = busy.cli("audit", "--wide").stdout.splitlines()
+    assert "  MIG UUID  " in header
+    assert re.search(r" refused: job 8: GPU 0", refusal)
+    assert re.search(r"^  7  alice  physics +0  3g\.40gb@4 +\d+/0 +MIG-\S+  20.* released$", first)
+    refused(busy.cli("audit", "--wide", "--csv"), 2, "leave it or --csv out")
+
+
+def test_the_second_run_of_a_job(site: Site) -> None:
+    """Is called a run; behind a dot stands a step."""
+    for restart in ("0", "1"):
+        site.prolog(7, STAMP, SLURM_JOB_RESTART_COUNT=restart)
+        site.epilog(7, SLURM_JOB_RESTART_COUNT=restart)
+    _, first, second, _ = site.cli("audit").stdout.splitlines()
+    assert (first[:9], second[:9]) == ("7        ", "7 run 2  ")
+
+
+def test_a_uuid_comes_again(site: Site) -> None:
+    """A driver may name the next slice in a place like the last: said, and a time asked for."""
+    for job in (7, 8):
+        site.prolog(job, STAMP)
+        site.epilog(job)
+    first, second = parsed(site.cli("audit", "--json"))
+    assert first["uuid"] == second["uuid"]
+    done = site.cli("audit", "--uuid", first["uuid"])
+    assert f"{first['uuid']} was held 2 times" in done.stderr
+    assert "--at TIME" in done.stderr
+    assert site.cli("audit", "--uuid", first["uuid"], "--at", str(first["from"])).stderr == ""
 
 
 def test_totals(busy: Site) -> None:
@@ -234,7 +265,7 @@ def test_csv_is_printed_as_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(views, "_row", row)
     monkeypatch.setattr("sys.stdout", Out())
     with ExitStack() as stack:
-        tell = views.rows(stack, iter([1, 2]), "csv")  # type: ignore[arg-type]
+        tell = views.rows(stack, iter([1, 2]), "csv", wide=False)  # type: ignore[arg-type]
         # All is read before the first line is printed.
         assert seen == ["made 1", "made 2"]
         tell()

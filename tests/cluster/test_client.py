@@ -333,7 +333,7 @@ def test_the_cluster_at_a_glance(site: Site) -> None:
 
     text = shown()
     assert on_n1() == ([14, 0], [job], 3)
-    assert re.search(f"job {job} of (alice|{ALICE}): 3g.40gb for 0:0", text)
+    assert re.search(f"job {job} of (alice|{ALICE}): 3g.40gb for 0:", text)
     assert all(len(line) <= 80 for line in text.splitlines())
     data = json.loads(shown("--json"))
     assert [node["node"] for node in data["nodes"]] == ["n1", "n2"]

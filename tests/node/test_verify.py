@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import stat
 from pathlib import Path
@@ -124,14 +125,21 @@ def test_usage(site: Site) -> None:
 
 
 def test_the_table(two: Site) -> None:
-    """One line an item, the note last, the fault names the first failure."""
+    """Failures first and in full, then counts; the fault names the first failure."""
     (two.run / "env").chmod(0o777)
     done = two.cli("verify", "--job", "7", "--hooks", str(two.root / "hooks"))
     assert done.returncode == 27
     lines = done.stdout.splitlines()
-    assert lines[0].split() == ["AS", "ITEM", "ACTION", "PATH", "FOUND"]
-    assert lines[1].startswith("pass  job 7 (uid 64001)  GI node of job 7, 3g.40gb@4 on GPU 0")
+    assert lines[0] == "fail  run directory, env: make a file in"
+    assert lines[1:3] == [f"      {two.run}/env", "      as job 7 (uid 64001): open"]
+    assert lines[3].split() == ["AS", "FAILED", "PASSED", "NOT", "PROMISED"]
+    assert re.fullmatch(r"job 7 \(uid 64001\) +1 +\d+ +\d+", lines[4])
+    assert re.fullmatch(r"1 of \d+ tries failed; --all lists each", lines[6])
     assert "ConstrainDevices" in lines[-1]
+    assert all(len(line) <= 80 for line in lines if str(two.root) not in line)
+    everything = two.cli("verify", "--job", "7", "--hooks", str(two.root / "hooks"), "--all").stdout
+    assert everything.startswith(lines[0])
+    assert "pass  GI node of job 7, 3g.40gb@4 on GPU 0: read\n" in everything
     (said,) = done.stderr.splitlines()
     assert "make a file in" in said
     assert "docs/security.md" in said
