@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import pty
 import re
+import subprocess
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,37 +17,34 @@ from slurm_mig.cli import _cluster, _print
 from slurm_mig.errors import UsageFault
 from slurm_mig.fleet.overview import GpuView, NodeView
 from slurm_mig.slurm.protocol import Share
-from tests.conftest import A30, H100
+from tests.kit.gpus import A30, H100
+from tests.kit.hooks import STAMP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.conftest import Site
-
-STAMP = "slurm-mig=1,3g.40gb/9/14:1"
+    from tests.kit.site import Site
 
 
 def on_a_terminal(site: Site, *words: str, **environ: str) -> str:
     """What a command writes to a terminal."""
-    pid, descriptor = pty.fork()
-    if pid == 0:
-        os.execve(
-            sys.executable,
-            [sys.executable, "-m", "slurm_mig", *words],
-            {"SLURM_MIG_CONFIG": str(site.config), "PATH": "/usr/bin:/bin", "TERM": "xterm"}
-            | environ,
-        )
+    ours, its = pty.openpty()
+    running = subprocess.Popen(
+        [sys.executable, "-m", "slurm_mig", *words],
+        env={"SLURM_MIG_CONFIG": str(site.config), "PATH": "/usr/bin:/bin", "TERM": "xterm"}
+        | environ,
+        stdin=subprocess.DEVNULL,
+        stdout=its,
+        stderr=its,
+    )
+    os.close(its)
     text = b""
-    while True:
-        try:
-            more = os.read(descriptor, 65536)
-        except OSError:
-            break
-        if not more:
-            break
-        text += more
-    os.close(descriptor)
-    os.waitpid(pid, 0)
+    # The end of what was written there is an error (pty(7)).
+    with suppress(OSError):
+        while more := os.read(ours, 65536):
+            text += more
+    os.close(ours)
+    running.wait(30)
     return text.decode().replace("\r\n", "\n")
 
 
@@ -91,7 +90,7 @@ def test_what_takes_long_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal, from the first second on; then the line is gone again."""
     said: list[bytes] = []
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    monkeypatch.setattr(_print.os, "write", lambda _, text: said.append(text))
+    monkeypatch.setattr("os.write", lambda _, text: said.append(text))
     with _print.working("asking Slurm"):
         pass
     assert said == [b""]
