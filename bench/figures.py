@@ -21,6 +21,7 @@ import shutil
 import sys
 import tempfile
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -31,6 +32,7 @@ import audit_million
 from _runs import in_turn, once
 from _site import Site
 
+from slurm_mig.audit.archive import Archive
 from slurm_mig.simulator.faults import Rule
 
 if TYPE_CHECKING:
@@ -149,9 +151,8 @@ def step_of_two_slices(site: Site) -> Callable[[int], Cost]:
 def check(site: Site, count: int) -> None:
     """A benchmark of hooks that refuse would measure something else."""
     site.settle()
-    node = site.node()
-    done = [item for item in node.ledger.history() if item.phase == "released" and item.uuids]
-    node.close()
+    with closing(Archive(site.root / "state/ledger.db", live=True)) as archive:
+        done = [item for item in archive.find(outcome="released") if item.uuids]
     if len(done) != count:
         raise SystemExit(f"{len(done)} slices carved and taken down, expected {count}")
 
@@ -239,9 +240,9 @@ def crowd(run: Run) -> Iterator[Figure]:
 def waited_for(site: Site) -> list[float]:
     """Seconds that each carve waited for its GPU's lock."""
     node = site.node()
-    found = [event.detail for event in node.ledger.events_after(0) if event.kind == "planned"]
+    found = [event.facts for event in node.ledger.events_after(0) if event.kind == "planned"]
     node.close()
-    return [detail["waited"] for detail in found]
+    return [facts["waited"] for facts in found]
 
 
 def mixed(run: Run) -> Iterator[Figure]:

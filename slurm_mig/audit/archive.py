@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote
 
-from slurm_mig.audit.chain import ChainCheck, Event, check_allocation
+from slurm_mig.audit.chain import ChainCheck, check_allocation
 from slurm_mig.audit.findings import Finding, first_of_each
 from slurm_mig.audit.rows import LATEST, is_text, is_time, is_whole, odd_record, short
 from slurm_mig.errors import LedgerFault, LedgerTooNew, NotPermitted, UsageFault
 from slurm_mig.mig.allocation import Allocation, Instance, Owner
-from slurm_mig.state.event import digest
+from slurm_mig.state.event import Event, digest
 from slurm_mig.state.schema import BREAKING, MIGRATIONS, SCHEMA
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from slurm_mig.mig.allocation import Allocation
+    from slurm_mig.state.event import Event
 
     Digest = Callable[[str, Sequence[object]], str]
 
@@ -45,24 +46,6 @@ _HEAD: Final = re.compile(
     r"(?:prolog|epilog) job=\d+ restart=\d+ user=.*? node=(\S+) (?:.*? )?ms=\d+ "
     r"head=([1-9]\d{0,17}):([0-9a-f]{16})(?= |$)"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One row of the event table."""
-
-    seq: int
-    at: float
-    kind: str
-    allocation: int
-    job_id: int | None
-    detail: str
-    digest: str
-
-    @property
-    def content(self) -> tuple[object, ...]:
-        """What the digest is taken of, beside the digest before."""
-        return (self.seq, self.at, self.kind, self.allocation, self.job_id, self.detail)
 
 
 @dataclass(frozen=True, slots=True)

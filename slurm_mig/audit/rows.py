@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from slurm_mig.audit.chain import Event
     from slurm_mig.mig.allocation import Allocation
+    from slurm_mig.state.event import Event
 
     Rules = Mapping[str, tuple[Callable[[object], bool], str]]
 

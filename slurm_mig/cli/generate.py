@@ -21,6 +21,7 @@ from slurm_mig.fleet.billing import by_partition, gpu_types
 from slurm_mig.fleet.fleet_file import FleetText, NodeText
 from slurm_mig.fleet.resolve import fleet_of, parse_gpu
 from slurm_mig.fleet.slurm_files import generate
+from slurm_mig.node.install_paths import DEFAULT_HOOKS
 from slurm_mig.system.replace import check_replaceable
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from slurm_mig.fleet.fleet import Fleet
 
 #: Where `slurm-mig install` puts the hooks unless told otherwise.
-DEFAULT_HOOKS = "/etc/slurm-mig/hooks"
 
 
 @click.command()

@@ -11,11 +11,11 @@ import click
 
 import slurm_mig
 from slurm_mig.cli._usage import OnePath
-from slurm_mig.cli.generate import DEFAULT_HOOKS
 from slurm_mig.config import chosen, load, sample
 from slurm_mig.errors import UsageFault
 from slurm_mig.node import install_manifest, install_paths, install_texts
 from slurm_mig.node.boot import WAIT
+from slurm_mig.node.install_paths import DEFAULT_HOOKS
 from slurm_mig.node.install_texts import Places, Runtime
 from slurm_mig.node.node import require_root
 from slurm_mig.settings import Config

@@ -12,8 +12,8 @@ from slurm_mig.cli._node import open_node
 from slurm_mig.cli._options import json_option
 from slurm_mig.cli._print import folded, paint, print_json, table, working
 from slurm_mig.cli._usage import OnePath
-from slurm_mig.cli.generate import DEFAULT_HOOKS
 from slurm_mig.errors import Exposed, UsageFault
+from slurm_mig.node.install_paths import DEFAULT_HOOKS
 from slurm_mig.node.node import require_root
 from slurm_mig.node.verify import ROOTS, Isolation
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 #: What `install` can put in place; `log` only where it is asked for.
 PARTS: Final = ("hooks", "units", "tmpfiles", "completion", "man", "config", "log")
 
+#: Where hooks are put, and looked for, unless a site says otherwise.
+DEFAULT_HOOKS: Final = "/etc/slurm-mig/hooks"
+
 #: Shell -> where its completions lie below a share directory (bash-completion's FAQ, zsh's
 #: site-functions, fish's vendor_completions.d).
 COMPLETIONS: Final = {

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from slurm_mig.audit.archive import Archive
 from slurm_mig.config import load
 from slurm_mig.errors import SandboxFault
 from slurm_mig.fleet import slurm_files
@@ -365,6 +366,10 @@ class Cluster:
         return Node(
             load(path, {}), {"SLURMD_NODENAME": name, "SLURM_CONF": str(self.conf / "slurm.conf")}
         )
+
+    def archive(self, name: str) -> Archive:
+        """A node's ledger as an auditor reads it; the caller closes it."""
+        return Archive(self.root / "nodes" / name / "state/ledger.db", live=True)
 
 
 def scratch(name: str = "smig") -> Path:

@@ -6,10 +6,11 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any, Final
 
+from slurm_mig.errors import LedgerFault
 from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 
 #: What an event's digest is made of, in this order.
@@ -26,13 +27,34 @@ ARCHIVED: Final = "archived"
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One row of the ledger's event table; `at` in seconds since the epoch."""
+    """One row of the ledger's event table; `at` in seconds since the epoch, `detail` as JSON.
+
+    In a file that was edited any of them can be anything.
+    """
 
     seq: int
     at: float
     kind: str
     allocation: int
-    detail: Mapping[str, Any]
+    job_id: int | None
+    detail: str
+    digest: str
+
+    @property
+    def content(self) -> tuple[object, ...]:
+        """What the digest is taken of, beside the digest before."""
+        return (self.seq, self.at, self.kind, self.allocation, self.job_id, self.detail)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `detail` tells; LedgerFault for one that nobody of ours wrote."""
+        try:
+            return dict(json.loads(self.detail))
+        except (ValueError, TypeError):
+            raise LedgerFault(
+                f"event {self.seq} of the ledger is not as it was written",
+                remedy="`slurm-mig audit --check` lists all that is not",
+            ) from None
 
 
 def digest(before: str, content: Sequence[object]) -> str:

@@ -78,14 +78,15 @@ class Tally:
         """Count one event; those that were counted before are passed over."""
         if event.seq <= self.last:
             return
+        facts = event.facts
         self.last = event.seq
-        if "waited" in event.detail:
-            self.lock_wait.add(float(event.detail["waited"]))
+        if "waited" in facts:
+            self.lock_wait.add(float(facts["waited"]))
         self._time(event)
         if self._first_stuck(event) or event.kind in _ENDED:
             self.outcomes[event.kind] = self.outcomes.get(event.kind, 0) + 1
         if event.kind == REFUSED:
-            kind = str(event.detail.get("fault", UNKNOWN))
+            kind = str(facts.get("fault", UNKNOWN))
             self.refusals[kind] = self.refusals.get(kind, 0) + 1
 
     def _first_stuck(self, event: Event) -> bool:

@@ -381,7 +381,8 @@ def test_a_hook_that_writes_meanwhile(
     ledger: Ledger, clock: Clock, read: Callable[[], Archive], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Is no finding: events and records are read as of one moment."""
-    from slurm_mig.audit.chain import ChainCheck, Event
+    from slurm_mig.audit.chain import ChainCheck
+    from slurm_mig.state.event import Event
 
     live(ledger, clock, planned(7), 1000, 2000)
     record = ledger.add(planned(8), phases.PLANNED)

@@ -18,7 +18,7 @@ from slurm_mig.audit.copies import contradictions, youngest
 from slurm_mig.errors import LedgerFault
 from slurm_mig.mig import allocation as phases
 from slurm_mig.state.ledger import Ledger
-from tests.kit.ledgers import Clock, edit, ended, in_a_fork, live, planned
+from tests.kit.ledgers import Clock, broken_event, edit, ended, in_a_fork, live, planned
 from tests.kit.sqlite_disk import images, watched
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def test_life_goes_on(path: Path) -> None:
         assert ledger.add(planned(400), phases.PLANNED).number == newest + 1
         gone = ledger.move(stuck, phases.RELEASING)
         ledger.finish(gone, phases.RELEASED, "the job ended")
-        assert ledger.broken_event() is None
+        assert broken_event(ledger) is None
     whole(path)
     move(path, 3e9)
     whole(path)

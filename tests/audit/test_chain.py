@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 from slurm_mig.audit.chain import (
     NAMED,
     ChainCheck,
-    Event,
     Head,
     Heads,
     check_allocation,
     check_heads,
 )
 from slurm_mig.mig.allocation import ACTIVE, PLANNED, RELEASED, RELEASING
-from slurm_mig.state.event import digest
+from slurm_mig.state.event import Event, digest
 from tests.kit.audit_records import record
 
 if TYPE_CHECKING:

@@ -14,10 +14,14 @@ from slurm_mig.state.tally import BUCKETS, Histogram, Tally
 KINDS = ["planned", "active", "releasing", "released", "quarantined", "lost", "refused"]
 
 
+def event(seq: int, at: float, kind: str, number: int, facts: object = None) -> Event:
+    return Event(seq, at, kind, number, None, json.dumps(facts or {}), "")
+
+
 def tally(*events: tuple[str, float, int]) -> Tally:
     made = Tally()
     for seq, (kind, at, number) in enumerate(events, 1):
-        made.add(Event(seq, at, kind, number, {}))
+        made.add(event(seq, at, kind, number))
     return made
 
 
@@ -45,7 +49,7 @@ def test_a_stuck_slice_counts_once() -> None:
     assert made.outcomes == {"quarantined": 2}
     assert made.stuck == {"1": 61.0, "2": 62.0}
     for kind, number in (("released", 1), ("lost", 2)):
-        made.add(Event(made.last + 1, 70, kind, number, {}))
+        made.add(event(made.last + 1, 70, kind, number))
     assert made.outcomes == {"quarantined": 2, "released": 1, "lost": 1}
     assert made.stuck == {}
 
@@ -69,9 +73,9 @@ def test_a_roll_back_is_no_carve() -> None:
 def test_refusals_and_waits() -> None:
     """By the name of the fault; events of before that name are unknown."""
     made = Tally()
-    made.add(Event(1, 1, "refused", 1, {"fault": "NoRoom"}))
-    made.add(Event(2, 1, "refused", 2, {}))
-    made.add(Event(3, 1, "planned", 3, {"waited": 0.3}))
+    made.add(event(1, 1, "refused", 1, {"fault": "NoRoom"}))
+    made.add(event(2, 1, "refused", 2))
+    made.add(event(3, 1, "planned", 3, {"waited": 0.3}))
     assert made.refusals == {"NoRoom": 1, "unknown": 1}
     assert made.lock_wait.total == pytest.approx(0.3)
 
@@ -80,7 +84,7 @@ def test_refusals_and_waits() -> None:
 def test_read_in_parts_or_at_once(events: list[tuple[str, float, int]]) -> None:
     """What was kept in a file between two readings comes to the same; nothing counts twice."""
     whole, parts = Tally(), Tally()
-    rows = [Event(seq, at, kind, number, {}) for seq, (kind, at, number) in enumerate(events, 1)]
+    rows = [event(seq, at, kind, number) for seq, (kind, at, number) in enumerate(events, 1)]
     for row in rows:
         whole.add(row)
         parts.add(row)

@@ -50,6 +50,7 @@ from tests.cluster.soak_checks import (
 from tests.cluster.soak_plan import MISCHIEF, NODES, TROUBLE, Act, Submit, plan
 from tests.cluster.soak_trouble import LASTS, Trouble, without_jump
 from tests.kit.cluster import PREFIX, Site, enable_mig
+from tests.kit.ledgers import everything
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -614,7 +615,7 @@ class Soak:
     def records(self, node: str) -> list[Allocation]:
         found = self.cluster.node(node)
         try:
-            history = found.ledger.history()
+            history = everything(found.ledger)
         finally:
             found.close()
         return [

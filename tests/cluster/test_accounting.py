@@ -21,6 +21,7 @@ from slurm_mig.sandbox.daemons import stop
 from slurm_mig.slurm.commands import CommandClient
 from tests.cluster.accounted import MISSING, Accounted
 from tests.kit.cluster import NODES, PREFIX, Site, enable_mig
+from tests.kit.ledgers import everything
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -197,7 +198,7 @@ def test_the_ledger_against_the_accounting(accounted: Site, client: CommandClien
     assert "clock of n1" in done.stderr
 
     node = accounted.cluster.node("n1")
-    (held,) = [item for item in node.ledger.history() if item.owner.job_id == two]
+    (held,) = [item for item in everything(node.ledger) if item.owner.job_id == two]
     owner = replace(held.owner, job_id=999999)
     false = node.ledger.add(replace(held, owner=owner, phase=PLANNED, ended=None), "test")
     assert sorted(reconciled(accounted)) == [("double-use", 999999), ("unknown-job", 999999)]

@@ -21,6 +21,7 @@ from slurm_mig.hooks.log_line import SYSLOG_WAIT, Line
 from slurm_mig.mig import allocation as phases
 from slurm_mig.simulator.faults import Rule
 from tests.kit.gpus import H100
+from tests.kit.ledgers import everything
 from tests.kit.site import Site, job_environ
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def asked(site: Site) -> str:
 
 def phases_of(site: Site) -> list[str]:
     node = site.node()
-    found = [record.phase for record in node.ledger.history()]
+    found = [record.phase for record in everything(node.ledger)]
     node.close()
     return found
 

@@ -21,6 +21,7 @@ from slurm_mig.mig.geometry import Placement
 from slurm_mig.simulator.faults import Rule
 from tests.kit.gpus import A30, A100, H100
 from tests.kit.hooks import STAMP, records, slurm_commands, squeue, task
+from tests.kit.ledgers import broken_event
 from tests.kit.site import Site, job_environ
 from tests.kit.users import opened_by
 
@@ -108,7 +109,7 @@ def test_closed_descriptors(site: Site, closed: tuple[int, ...]) -> None:
     assert site.hook("prolog", job_environ(7, STAMP), closed=closed).returncode == 0
     assert [item.phase for item in records(site)] == [phases.ACTIVE]
     node = site.node()
-    assert node.ledger.broken_event() is None
+    assert broken_event(node.ledger) is None
     node.close()
 
 

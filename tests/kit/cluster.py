@@ -18,6 +18,7 @@ from slurm_mig.sandbox.cluster import USERS
 from slurm_mig.simulator import Machine
 from slurm_mig.transaction import by_hand
 from tests.kit.gpus import A30, H100, RTX
+from tests.kit.ledgers import everything
 
 if TYPE_CHECKING:
     import subprocess
@@ -114,7 +115,7 @@ class Site:
     def records(self, name: str = "n1") -> list[Allocation]:
         node = self.cluster.node(name)
         try:
-            return node.ledger.history()
+            return everything(node.ledger)
         finally:
             node.close()
 

@@ -53,6 +53,7 @@ from slurm_mig.slurm.protocol import JobFacts, NodeFacts
 from slurm_mig.state import leases
 from slurm_mig.transaction import carve, reconcile, release
 from tests.kit.gpus import A30, A100, H100, RTX, geometry_of
+from tests.kit.ledgers import broken_event
 from tests.kit.site import build_machine, job_environ, remove_tree
 
 if TYPE_CHECKING:
@@ -495,7 +496,7 @@ def check(place: Place, before: Before) -> None:
     """One truth: ledger, hardware, device nodes, files, locks, and the trail of it all."""
     with place.node() as node:
         open_ = node.ledger.all_open()
-        assert node.ledger.broken_event() is None
+        assert broken_event(node.ledger) is None
         for index in before.foreign:
             _check_gpu(place, before, index, open_)
         _check_nodes(place, open_, before.ended)

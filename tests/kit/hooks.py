@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 from typing import TYPE_CHECKING
 
+from tests.kit.ledgers import everything
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -20,7 +22,7 @@ HERE = f"case $* in 'show node'*) echo '{NODE}' ;; esac"
 
 def records(site: Site):  # type: ignore[no-untyped-def]
     node = site.node()
-    found = node.ledger.history()
+    found = everything(node.ledger)
     node.close()
     return found
 

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from slurm_mig.audit.chain import ChainCheck
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.allocation import Allocation, Instance, Owner
 from slurm_mig.state.event import digest
@@ -112,3 +113,17 @@ class Moments:
             os.write(self.there, b"x")
             os.read(self.resume, 1)
             self.there = -1
+
+
+def everything(ledger: Ledger) -> list[Allocation]:
+    """All allocations, oldest first."""
+    return ledger._select("1", ())
+
+
+def broken_event(ledger: Ledger) -> int | None:
+    """Number of the first event that does not follow from the one before; None when all do."""
+    query = "SELECT seq, digest FROM checkpoint ORDER BY seq DESC LIMIT 1"
+    check = ChainCheck(digest, *(ledger._db.execute(query).fetchone() or (0, "")))
+    for event in ledger.events_after(0):
+        check.look(event)
+    return next((item.event for item in check.findings()), None)

@@ -21,6 +21,7 @@ from slurm_mig.state.task_file import TaskSettings
 from slurm_mig.system.boot import boot_id
 from slurm_mig.transaction import carve, release
 from slurm_mig.transaction.workbench import Workbench
+from tests.kit.ledgers import everything
 from tests.kit.site import build_machine
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class World:
             )
 
     def phases(self) -> list[str]:
-        return [record.phase for record in self.ledger.history()]
+        return [record.phase for record in everything(self.ledger)]
 
     def killed(self, call: str, effect: str, work: str) -> None:
         """Run a piece of work in a process that is killed at an NVML call."""

@@ -18,7 +18,7 @@ from slurm_mig.errors import LedgerFault, LedgerTooNew
 from slurm_mig.mig import allocation as phases
 from slurm_mig.state.ledger import Ledger, Retired
 from slurm_mig.state.schema import BREAKING, CHECKPOINT, MIGRATIONS, SCHEMA
-from tests.kit.ledgers import Clock, planned
+from tests.kit.ledgers import Clock, broken_event, everything, planned
 from tests.kit.records import ALLOCATIONS
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def test_a_life(ledger: Ledger, clock: Clock) -> None:
     record = ledger.finish(record, phases.RELEASED, "the job ended")
     assert ledger.all_open() == []
     assert (ledger.find(1).ended, ledger.find(1).reason) == (2000.0, "the job ended")
-    assert ledger.broken_event() is None
+    assert broken_event(ledger) is None
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -78,31 +78,6 @@ def test_a_refusal_is_closed_at_once(ledger: Ledger) -> None:
     assert ledger.of_job(7)[0].reason == "no room"
 
 
-def test_history(ledger: Ledger, clock: Clock) -> None:
-    """Whoever held something at some time in the span, by any filter."""
-    first = ledger.add(planned(7), phases.PLANNED)
-    first = ledger.save(
-        first.with_instance(0, replace(first.instances[0], uuid="MIG-1")).moved(phases.ACTIVE), "a"
-    )
-    clock.now = 2000.0
-    ledger.finish(ledger.save(first.moved(phases.RELEASING), "r"), phases.RELEASED)
-    clock.now = 3000.0
-    second = ledger.add(planned(8, gpu="GPU-b", user="bob"), phases.PLANNED)
-
-    def numbers(**filters: object) -> list[int]:
-        return [item.number for item in ledger.history(**filters)]  # type: ignore[arg-type]
-
-    assert numbers() == [1, 2]
-    assert numbers(since=2000.0) == [1, 2]
-    assert numbers(since=2000.1) == [2]
-    assert numbers(until=2999.0) == [1]
-    assert numbers(since=2001.0, until=2999.0) == []
-    assert numbers(job_id=8) == numbers(user="bob") == numbers(gpu_uuid="GPU-b") == [2]
-    assert numbers(uuid="MIG-1") == [1]
-    assert numbers(uuid="MIG-1", user="bob") == []
-    assert second.number == 2
-
-
 def test_a_failed_write_leaves_nothing(ledger: Ledger) -> None:
     """Record, instances and event are one transaction."""
     record = ledger.add(planned(), phases.PLANNED)
@@ -113,7 +88,7 @@ def test_a_failed_write_leaves_nothing(ledger: Ledger) -> None:
         ledger.move(record, phases.ACTIVE)
     with pytest.raises(LedgerFault):
         ledger.add(planned(8), phases.PLANNED)
-    assert [item.phase for item in ledger.history()] == [phases.PLANNED]
+    assert [item.phase for item in everything(ledger)] == [phases.PLANNED]
 
 
 def test_events_cannot_be_changed_through_the_ledger(ledger: Ledger) -> None:
@@ -142,7 +117,7 @@ def test_tampering_shows(ledger: Ledger, tampering: str, broken: int) -> None:
     ledger._db.execute("DROP TRIGGER event_no_update")
     ledger._db.execute("DROP TRIGGER event_no_delete")
     ledger._db.execute(tampering)
-    assert ledger.broken_event() == broken
+    assert broken_event(ledger) == broken
 
 
 def test_the_head_of_the_chain(ledger: Ledger) -> None:
@@ -204,7 +179,7 @@ def test_a_retired_gpu(ledger: Ledger, clock: Clock) -> None:
     assert ledger.retired() == {}
     kinds = ledger._db.execute("SELECT kind FROM event ORDER BY seq").fetchall()
     assert [row["kind"] for row in kinds] == ["retired", "retired", "readmitted"]
-    assert ledger.broken_event() is None
+    assert broken_event(ledger) is None
 
 
 @pytest.mark.parametrize("content", [b"garbage" * 500, b"SQLite format 3\x00" + b"\xff" * 4096])
@@ -229,7 +204,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         for job in range(1000):
             ledger.add(planned(job), phases.PLANNED)
     assert ledger.find(1).owner.job_id == 7
-    assert ledger.broken_event() is None
+    assert broken_event(ledger) is None
     ledger.close()
 
 
@@ -269,7 +244,7 @@ def test_many_hooks_at_once(tmp_path: Path) -> None:
     assert [worker.exitcode for worker in workers] == [0] * 4
     ledger = Ledger(path)
     assert len(ledger.all_open()) == 60
-    assert ledger.broken_event() is None
+    assert broken_event(ledger) is None
     ledger.close()
 
 
@@ -319,11 +294,11 @@ def test_a_power_cut_at_any_write(tmp_path: Path, statement: int) -> None:
         os._exit(0)
     os.waitpid(pid, 0)
     ledger = Ledger(path)
-    (record,) = ledger.history()
+    (record,) = everything(ledger)
     events = ledger._db.execute("SELECT kind FROM event ORDER BY seq").fetchall()
     assert record.phase == events[-1]["kind"]
     assert len(record.instances) == 1
-    assert ledger.broken_event() is None
+    assert broken_event(ledger) is None
     ledger.close()
 
 

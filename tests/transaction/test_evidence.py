@@ -15,6 +15,7 @@ from slurm_mig.mig.geometry import Placement
 from slurm_mig.transaction.evidence import check
 from tests.kit.cli import parsed
 from tests.kit.hooks import STAMP, records, slurm_commands, squeue
+from tests.kit.ledgers import broken_event
 from tests.kit.users import opened_by
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def test_accepted_the_living_job_is_on_record_again(set_back: Site) -> None:
     assert set_back.epilog(2).returncode == 0
     assert made(set_back) == ["1g.10gb@3"]
     node = set_back.node()
-    assert node.ledger.broken_event() is None
+    assert broken_event(node.ledger) is None
     node.close()
     slurm_commands(set_back, squeue=squeue(3, live=[3]))
     assert accept(set_back) == []

@@ -27,6 +27,7 @@ from slurm_mig.mig import allocation as phases
 from slurm_mig.simulator.client import open_devices
 from tests.kit.gpus import H100
 from tests.kit.hooks import STAMP, records, serve, slurm_commands, squeue, task
+from tests.kit.ledgers import broken_event, everything
 from tests.kit.site import Site, build_site, job_environ, remove_tree
 from tests.kit.task_prolog import make_job
 from tests.kit.users import ALICE, BOB, as_user, opened_by
@@ -554,8 +555,8 @@ def test_words_of_all_those_jobs(crowded: Site) -> None:
     for words_ in (["verify"], ["reconcile", "--no-slurm"], ["audit", "--check"]):
         shown(crowded, *words_)
     opened = crowded.node()
-    assert opened.ledger.broken_event() is None
-    assert {item.phase for item in opened.ledger.history()} == {phases.RELEASED}
+    assert broken_event(opened.ledger) is None
+    assert {item.phase for item in everything(opened.ledger)} == {phases.RELEASED}
     opened.close()
 
 

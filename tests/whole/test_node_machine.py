@@ -45,6 +45,7 @@ from tests.kit.crash_points import (
     room,
 )
 from tests.kit.gpus import A30, A100, H100
+from tests.kit.ledgers import broken_event
 from tests.kit.site import build_machine, job_environ, remove_tree
 
 if TYPE_CHECKING:
@@ -371,7 +372,7 @@ class NodeMachine(RuleBasedStateMachine):
             assert set(strange) <= there
             assert {item[:2] for item in there - set(strange)} <= named
         with self._node() as node:
-            assert node.ledger.broken_event() is None
+            assert broken_event(node.ledger) is None
             settled = {record.phase for record in node.ledger.all_open()} <= {phases.ACTIVE}
         if not self.dirty and not self.busy:
             assert settled

@@ -23,7 +23,7 @@ from slurm_mig.mig import allocation as phases
 from slurm_mig.state import ledger as module
 from slurm_mig.state.ledger import Ledger
 from tests.kit.crash_points import room
-from tests.kit.ledgers import planned
+from tests.kit.ledgers import broken_event, planned
 from tests.kit.sqlite_disk import Change, Disk, Image, images, watched
 
 if TYPE_CHECKING:
@@ -85,11 +85,11 @@ def opened(image: Image, place: Path) -> Content:
         ledger = Ledger(place / "ledger.db")
         try:
             assert ledger._db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
-            assert ledger.broken_event() is None
+            assert broken_event(ledger) is None
             found = content(ledger)
             # And it goes on working.
             ledger.add(planned(99), phases.PLANNED)
-            assert ledger.broken_event() is None
+            assert broken_event(ledger) is None
         finally:
             ledger.close()
     finally:
