@@ -12,6 +12,7 @@ from slurm_mig.errors import ConfigFault, NodeFault
 from slurm_mig.settings import SETTINGS, Config, Setting
 from slurm_mig.system.causes import out_of_order
 from slurm_mig.system.trust import read_trusted
+from slurm_mig.text import unknown_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -98,11 +99,13 @@ def _read(data: dict[str, Any], path: Path) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for table, content in data.items():
         if not isinstance(content, dict):
-            raise _unknown(path, table, [f"[{item.table}]" for item in SETTINGS])
+            tables = sorted({f"[{item.table}]" for item in SETTINGS})
+            raise ConfigFault(f"config {path}: {unknown_key(table, tables)}")
         for key, value in content.items():
             setting = known.get((table, key))
             if setting is None:
-                raise _unknown(path, f"[{table}] {key}", [f"[{t}] {k}" for t, k in known])
+                keys = sorted(f"[{t}] {k}" for t, k in known)
+                raise ConfigFault(f"config {path}: {unknown_key(f'[{table}] {key}', keys)}")
             try:
                 values[setting.field] = setting.read(value)
             except ValueError:
@@ -110,15 +113,6 @@ def _read(data: dict[str, Any], path: Path) -> dict[str, Any]:
                     f"config {path}: [{table}] {key} = {value!r}: allowed is {setting.allowed}"
                 ) from None
     return values
-
-
-def _unknown(path: Path, name: str, allowed: list[str]) -> ConfigFault:
-    import difflib
-
-    options = sorted(set(allowed))
-    close = difflib.get_close_matches(name, options, 1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return ConfigFault(f"config {path}: unknown key {name}; {hint}allowed: {', '.join(options)}")
 
 
 def shown_default(setting: Setting) -> str:

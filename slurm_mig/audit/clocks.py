@@ -57,11 +57,6 @@ class Offset:
             return f"clock of {self.node}: {self.low:.0f} to {self.high:.0f} s ahead of Slurm's"
         return f"clock of {self.node}: at most {self.high:.0f} s ahead of Slurm's, not known behind"
 
-    @property
-    def certain(self) -> bool:
-        """Whether the clocks surely differ."""
-        return self.high < 0 or (self.low is not None and (self.low > 0 or self.low > self.high))
-
 
 def against_slurm(pairs: Iterable[Match]) -> list[Offset]:
     """How far each node's clock is from slurmctld's, by the runs that it served."""

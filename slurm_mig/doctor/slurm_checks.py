@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 AT_ALLOCATION: Final = ("Alloc", "Contain", "X11", "RunInJob", "NoHold")
 
 #: States in which a node is not used, as scontrol(1) shows them.
-OUT_OF_SERVICE: Final = frozenset({"DOWN", "DRAIN", "FAIL", "INVALID_REG", "INVAL"})
 
 #: Settings whose value in force is compared with the file's.
 COMPARED: Final = (
@@ -363,7 +362,7 @@ def out_of_service(facts: Facts) -> Iterator[Problem]:
     """It takes no jobs until somebody deals with the reason and resumes it."""
     for node in facts.managed:
         found = facts.registered.get(node.name)
-        bad = sorted(found.state & OUT_OF_SERVICE) if found else []
+        bad = sorted(found.out_of_service) if found else []
         if found and bad:
             yield Problem(
                 f"node {node.name}: {'+'.join(bad)}: {found.reason or 'no reason'}",

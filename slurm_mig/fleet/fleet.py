@@ -46,11 +46,6 @@ class GresName:
     base: str
     per: int = 1
 
-    @property
-    def shard(self) -> str:
-        """The gres that pays for it: typed where one type alone has it."""
-        return f"shard:{self.types[0]}" if len(self.types) == 1 else "shard"
-
 
 class Fleet:
     """All nodes that slurm-mig manages in one cluster."""

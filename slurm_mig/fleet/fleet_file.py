@@ -45,7 +45,6 @@ are), false, or a number.
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from dataclasses import dataclass, field
@@ -56,6 +55,7 @@ from slurm_mig.fleet.billing import SHARES
 from slurm_mig.fleet.bridge import BY, Bridge, Default
 from slurm_mig.fleet.naming import NOBODY
 from slurm_mig.mig.description import ENDINGS
+from slurm_mig.text import unknown_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -206,9 +206,7 @@ def _beside(home: Path, gpu: str) -> str:
 def _known(table: dict[str, Any], where: str, keys: Iterable[str]) -> None:
     for key in table:
         if key not in keys:
-            close = difflib.get_close_matches(key, keys, 1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise _Bad(f"unknown key {where}{key}; {hint}allowed: {', '.join(keys)}")
+            raise _Bad(unknown_key(key, keys, where))
 
 
 def _get(table: dict[str, Any], key: str, reader: Callable[[Any], Any], default: Any) -> Any:

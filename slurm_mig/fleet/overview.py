@@ -10,6 +10,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from slurm_mig.slurm.protocol import NO_JOBS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -46,7 +48,7 @@ class NodeView:
     @property
     def usable(self) -> bool:
         """Whether Slurm sends jobs there."""
-        return not self.state & {"DRAIN", "DOWN", "FAIL", "NOT_RESPONDING", "INVALID_REG"}
+        return not self.state & NO_JOBS
 
 
 def overview(

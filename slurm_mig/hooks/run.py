@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import HookDeadline, LockTimeout, NodeFault, NoSpace, SlurmMigError, about
 from slurm_mig.hooks.job import Job
-from slurm_mig.hooks.log_line import Line, clean, tell_slurmd
+from slurm_mig.hooks.log_line import Line, tell_slurmd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -119,9 +119,11 @@ def _fence(node: Node, line: Line) -> None:
 
 def _fail(node: Node, line: Line, text: str) -> None:
     """Drain with the fault: by itself Slurm would only say "Prolog error"."""
+    from slurm_mig.slurm.protocol import drain_reason
+
     line.say("ERR", text)
     try:
-        node.slurm.drain(node.name, clean(f"slurm-mig: {text}")[:250])
+        node.slurm.drain(node.name, drain_reason(text))
     except NodeFault as fault:
         # Slurm's silence, or a scontrol that root does not run: the exit code drains all the same.
         line.say("ERR", f"the drain reason could not be set: {fault.cause}")
@@ -178,11 +180,12 @@ def _given_up(node: Node, job: Job, line: Line, ended: Ended) -> HookDeadline:
 
 def _leave_at_once(node: Node, line: Line, fault: HookDeadline) -> None:
     """Say it first: Slurm kills this process next. The drain is left to one that it does not."""
+    from slurm_mig.slurm.protocol import drain_reason
     from slurm_mig.system.detach import detach
 
     line.say("ERR", str(fault))
     line.write()
-    detach(lambda: node.slurm.drain(node.name, clean(f"slurm-mig: {fault}")[:250]))
+    detach(lambda: node.slurm.drain(node.name, drain_reason(str(fault))))
 
 
 def _close(node: Node, line: Line) -> None:

@@ -199,13 +199,6 @@ def packaged() -> tuple[Product, ...]:
     return tuple(Product(row["key"], row) for row in json.loads(text)["products"])
 
 
-def model() -> dict[str, Any]:
-    """The catalogue's general part: how ids and defaults follow from placements."""
-    text = resources.files("slurm_mig").joinpath("data/mig-geometry.json").read_text("utf-8")
-    found: dict[str, Any] = json.loads(text)["model"]
-    return found
-
-
 def find(name: str) -> Product:
     """A board by NVML name or catalogue key, in any case, or by a file that describes it.
 

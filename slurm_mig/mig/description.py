@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.errors import BadRequest, UsageFault
 from slurm_mig.mig.profile import Profile
+from slurm_mig.text import unknown_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -254,7 +255,7 @@ def _maybe(
 
 def _known(table: Mapping[str, Any], where: str, keys: Iterable[str]) -> None:
     if unknown := [key for key in table if key not in keys]:
-        raise _Bad(f"unknown key {where}{unknown[0]}; allowed: {', '.join(keys)}")
+        raise _Bad(unknown_key(unknown[0], keys, where))
 
 
 def clash(names: Sequence[tuple[str, Path]]) -> None:

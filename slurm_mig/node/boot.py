@@ -20,7 +20,7 @@ from slurm_mig.errors import (
     InstanceBusy,
 )
 from slurm_mig.gpu import indexes
-from slurm_mig.text import ascii_line
+from slurm_mig.slurm.protocol import BOOT, drain_reason
 from slurm_mig.transaction import by_hand, reconcile
 
 if TYPE_CHECKING:
@@ -36,16 +36,6 @@ WAIT: Final = 60.0
 
 #: Seconds between two looks.
 LOOK_EVERY: Final = 1.0
-
-#: What a drain reason of ours starts with; one of another beginning is never cleared.
-REASON: Final = "slurm-mig: boot: "
-
-#: Longest drain reason, as hooks have it.
-REASON_LENGTH: Final = 250
-
-
-#: States in which a node is out of service, or going to be.
-OUT: Final = frozenset({"DRAIN", "DOWN", "FAIL", "ERROR"})
 
 #: Reasons that slurmctld itself gives a node that is or was switched off.
 BY_ITSELF: Final = ("", "Not responding", "Node unexpectedly rebooted", "Scheduled reboot")
@@ -245,15 +235,14 @@ def keep_out(node: Node, fault: SlurmMigError) -> None:
     """
     facts = node.slurm.node(node.name)
     node.not_elsewhere(facts)
-    if facts.state & OUT and not _may_replace(facts):
+    if facts.out_of_service and not _may_replace(facts):
         return
-    reason = ascii_line(f"{REASON}{fault}")[:REASON_LENGTH]
-    node.slurm.drain(node.name, reason, replace=True)
+    node.slurm.drain(node.name, drain_reason(str(fault), BOOT), replace=True)
 
 
 def _may_replace(facts: NodeFacts) -> bool:
     """Whether a node that is out of service is so for us, or for its boot alone."""
-    if facts.reason.startswith(REASON):
+    if facts.reason.startswith(BOOT):
         return True
     return "DRAIN" not in facts.state and facts.reason in BY_ITSELF
 
@@ -266,8 +255,7 @@ def let_in(node: Node) -> bool:
     state beside the drain only the drain goes.
     """
     facts = node.slurm.node(node.name)
-    # Since 24.11 Slurm keeps the reason of a drain that is over.
-    ours = facts.reason.startswith(REASON) and "DRAIN" in facts.state
+    ours = facts.drained_for(BOOT)
     if ours:
         node.not_elsewhere(facts)
         down = "DOWN" in facts.state and facts.state <= PLAINLY_DOWN

@@ -10,9 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.mig.allocation import QUARANTINED
-from slurm_mig.slurm.protocol import STUCK as REASON
+from slurm_mig.slurm.protocol import STUCK, drain_reason
 from slurm_mig.system.replace import replace_file
-from slurm_mig.text import ascii_line
 from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
@@ -25,14 +24,8 @@ if TYPE_CHECKING:
     from slurm_mig.state.locks import Locks
     from slurm_mig.system.elapsed import Moment
 
-#: States in which a node is out of service, or going to be, for somebody's reason.
-OUT: Final = frozenset({"DRAIN", "DOWN", "FAIL", "ERROR"})
-
 #: How the mark begins as long as the drain may not have been set.
 GOING: Final = "going to be "
-
-#: Longest reason that is set, in characters.
-LONGEST: Final = 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +125,7 @@ class Fence:
             text = self._mark.read_text("utf-8", "replace")
         except FileNotFoundError:
             return ""
-        return text if text.startswith(REASON) else ""
+        return text if text.startswith(STUCK) else ""
 
     def _past(self) -> list[SetAside]:
         """What is stuck for long enough, when that is enough to drain."""
@@ -144,20 +137,19 @@ class Fence:
     def _drain(self, past: Sequence[SetAside]) -> str:
         facts = self._slurm.node(self._node)
         state = "+".join(sorted(facts.state))
-        if facts.reason.startswith(REASON) and "DRAIN" in facts.state:
+        if facts.drained_for(STUCK):
             # A hook died between the drain and the mark.
             self._remember(facts.reason)
             return ""
-        # A reason alone may be of a drain that is over: since 24.11 Slurm keeps it.
-        if facts.state & OUT:
+        if facts.out_of_service:
             self._mark.unlink(missing_ok=True)
             return f"not drained for stuck slices: it is {state} already, {facts.reason!r}"
-        reason = drain_reason(past)
+        reason = drain_reason(stuck_words(past), STUCK)
         # First of all: a drain that nothing tells to be ours would never be taken back.
         self._remember(f"{GOING}{reason}")
         self._slurm.drain(self._node, reason)
         now = self._slurm.node(self._node)
-        if now.reason and not now.reason.startswith(REASON):
+        if now.reason and not now.reason.startswith(STUCK):
             # Somebody was there in between, and it is his drain.
             self._mark.unlink(missing_ok=True)
             return f"not drained for stuck slices: it was just drained for {now.reason!r}"
@@ -171,7 +163,7 @@ class Fence:
         done = f"no longer drained by slurm-mig, but by {facts.reason!r}"
         if "DRAIN" not in facts.state:
             done = ""
-        elif facts.reason == ours or (not ours and facts.reason.startswith(REASON)):
+        elif facts.reason == ours or (not ours and facts.reason.startswith(STUCK)):
             self._slurm.undrain(self._node)
             done = "resumed: its slices are no longer stuck"
         self._mark.unlink(missing_ok=True)
@@ -181,7 +173,6 @@ class Fence:
         replace_file(self._mark, reason, mode=0o600)
 
 
-def drain_reason(past: Sequence[SetAside]) -> str:
-    """One printable line; scontrol(1) takes quotation marks at the end for its own."""
-    told = "; ".join(f"GPU {item.record.gpu_minor} {item.record.reason}" for item in past)
-    return ascii_line(REASON + told).replace('"', "'")[:LONGEST].rstrip()
+def stuck_words(past: Sequence[SetAside]) -> str:
+    """What is stuck, and what the ledger says of each, in one line."""
+    return "; ".join(f"GPU {item.record.gpu_minor} {item.record.reason}" for item in past)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from slurm_mig.errors import NodeFault
 from slurm_mig.node.install_paths import PARTS, UNIT_PLACES, File, below, check_place, part_of
-from slurm_mig.node.install_texts import UNIT, Places, Runtime, unit_files
+from slurm_mig.node.install_texts import UNIT, Places
 from slurm_mig.system.replace import check_replaceable, replace_file
 from slurm_mig.system.trust import read_trusted, trusted
 
@@ -184,12 +184,3 @@ def remove(manifest: Path, root: Path, parts: Collection[str] = PARTS) -> Remova
     with suppress(OSError):
         manifest.parent.rmdir()
     return plan
-
-
-def install_unit(directory: Path, python: Path, config: Path, bounded: float) -> Path:
-    """Write the boot unit into `directory`; returns its path. NodeFault where it cannot stand."""
-    check_place(directory, [UNIT])
-    runtime = Runtime(python, config, Path("/run/slurm-mig"), bounded)
-    (unit,) = [item for item in unit_files(directory, runtime) if item.path.name == Path(UNIT).name]
-    replace_file(unit.path, unit.text, mode=unit.mode)
-    return unit.path

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 from slurm_mig.errors import BadRequest, Unresolved, UsageFault
 from slurm_mig.mig.layout import Built, Declared, Piece
 from slurm_mig.mig.profile import Profile
+from slurm_mig.text import unknown_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -166,7 +167,7 @@ def _spec(item: Mapping[str, Any], where: str) -> Entry:
 def _known(table: Mapping[str, Any], where: str, keys: Sequence[str]) -> None:
     for key in table:
         if key not in keys:
-            raise UsageFault(f"{where}: unknown key {key!r}; allowed: {', '.join(keys)}")
+            raise UsageFault(f"{where}: {unknown_key(str(key), keys)}")
 
 
 def _tables(value: Any, where: str) -> list[Mapping[str, Any]]:

@@ -25,7 +25,7 @@ from slurm_mig.slurm.answers import (
     node_facts,
     shares_of,
 )
-from slurm_mig.slurm.protocol import LIVE_STATES, STUCK, AccountingRow, JobFacts, NodeFacts, Share
+from slurm_mig.slurm.protocol import LIVE_STATES, AccountingRow, JobFacts, NodeFacts, Share
 from slurm_mig.system.causes import out_of_order
 from slurm_mig.system.held import ask_freely
 from slurm_mig.system.programs import SEARCH, find_program
@@ -305,9 +305,7 @@ class CommandClient:
         # Both together within the time of one: hooks have no more when they are given up.
         until = time.monotonic() + self._timeout
         facts = self.node(node)
-        # Under ours for stuck slices, which is taken back, a fault would be forgotten with it.
-        kept = facts.reason and not facts.reason.startswith(STUCK)
-        if "DRAIN" in facts.state and kept and not replace:
+        if facts.keeps_its_reason and not replace:
             return
         command = ("scontrol", "update", f"nodename={node}", "state=drain", f"reason={reason}")
         self._run(*command, until=until)

@@ -10,13 +10,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
+from slurm_mig.text import ascii_line
 from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: How the drain reason for stuck slices begins; no fault's text does.
+#: How drain reasons of ours begin: one of another beginning is never cleared. What is stuck
+#: may become free, and a boot may go well later; these are taken back, a fault's is not.
+OURS: Final = "slurm-mig: "
 STUCK: Final = "slurm-mig: stuck slices: "
+BOOT: Final = "slurm-mig: boot: "
+
+#: Longest drain reason that is set, in characters.
+LONGEST_REASON: Final = 250
+
+#: States in which a node is out of service, or going to be, for a reason that somebody has to
+#: deal with (sinfo(1), NODE STATE CODES).
+OUT_OF_SERVICE: Final = frozenset({"DRAIN", "DOWN", "FAIL", "ERROR", "INVAL", "INVALID_REG"})
+
+#: States beside these in which Slurm sends a node no job.
+NO_JOBS: Final = OUT_OF_SERVICE | {"NOT_RESPONDING", "UNKNOWN", "FUTURE"}
 
 
 #: States in which a job has, or may still have, processes or a hook on the node.
@@ -46,6 +60,12 @@ ENDED: Final = (
     "REVOKED",
     "TIMEOUT",
 )
+
+
+def drain_reason(text: str, beginning: str = OURS) -> str:
+    """One printable line; scontrol(1) takes quotation marks at the end for its own."""
+    line = ascii_line(beginning + text).replace('"', "'")
+    return line[:LONGEST_REASON].rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +104,23 @@ class NodeFacts:
     shards: tuple[tuple[int, int], ...] | None = None
     host: str = ""
     address: str = ""
+
+    @property
+    def out_of_service(self) -> frozenset[str]:
+        """Those of its states that take it out of service; empty while it is in service."""
+        return self.state & OUT_OF_SERVICE
+
+    def drained_for(self, beginning: str) -> bool:
+        """Whether it is drained now with such a reason: since 24.11 Slurm keeps those of old."""
+        return "DRAIN" in self.state and self.reason.startswith(beginning)
+
+    @property
+    def keeps_its_reason(self) -> bool:
+        """Whether another drain must leave the reason as it is.
+
+        Under ours for stuck slices, which is taken back, a fault would be forgotten with it.
+        """
+        return "DRAIN" in self.state and bool(self.reason) and not self.drained_for(STUCK)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,22 +13,22 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import DriverFault, InstanceBusy, NodeFault, SlurmMigError
-from slurm_mig.gpu.remedies import Stuck
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.allocation import Allocation, Owner
 from slurm_mig.mig.plan import Slot
-from slurm_mig.state.monitoring import Feeds
-from slurm_mig.state.task_file import TaskSettings
 from slurm_mig.values import replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from slurm_mig.gpu.capabilities import Capabilities
+    from slurm_mig.gpu.remedies import Stuck
     from slurm_mig.mig.driver import Driver, Gpu, GpuInstance
     from slurm_mig.state.ledger import Ledger
     from slurm_mig.state.locks import Locks
+    from slurm_mig.state.monitoring import Feeds
     from slurm_mig.state.run_files import RunFiles
+    from slurm_mig.state.task_file import TaskSettings
 
 
 #: Pause between two tries to destroy an instance that is in use, in seconds: doubled
@@ -62,12 +62,12 @@ class Workbench:
         locks: Locks,
         capabilities: Capabilities,
         files: RunFiles,
-        feeds: Feeds | None = None,
+        feeds: Feeds,
         node: str,
         boot_id: str,
         destroy_timeout: float,
-        tasks: TaskSettings | None = None,
-        stuck: Stuck | None = None,
+        tasks: TaskSettings,
+        stuck: Stuck,
         tell: Callable[[str], object] = str,
         sleep: Callable[[float], None] = time.sleep,
         monotonic: Callable[[], float] = time.monotonic,
@@ -78,12 +78,12 @@ class Workbench:
         self.locks = locks
         self.capabilities = capabilities
         self.files = files
-        self.feeds = feeds or Feeds()
+        self.feeds = feeds
         self.node = node
         self.boot_id = boot_id
         self.destroy_timeout = destroy_timeout
-        self.tasks = tasks or TaskSettings()
-        self.stuck = stuck or Stuck(driver, capabilities)
+        self.tasks = tasks
+        self.stuck = stuck
         self.tell = tell
         self.sleep = sleep
         self.monotonic = monotonic

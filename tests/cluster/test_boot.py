@@ -10,9 +10,9 @@ import pytest
 
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.allocation import Owner
-from slurm_mig.node.boot import REASON
 from slurm_mig.node.retire import Retirement, parse_layout
 from slurm_mig.sandbox.daemons import kill_all_in
+from slurm_mig.slurm.protocol import BOOT as REASON
 from slurm_mig.transaction import by_hand, release, whereabouts
 from tests.kit.cluster_jobs import kill_steps
 

@@ -15,7 +15,7 @@ from slurm_mig.fleet.naming import NOBODY, Word
 from slurm_mig.fleet.resolve import fleet_model
 from slurm_mig.mig import catalog
 from tests.kit import lua_host
-from tests.kit.fleets import group, model_of
+from tests.kit.fleets import group, model_of, shard_of
 from tests.kit.gpus import A30, A100, A100_40, H100, KNOWN, RTX
 
 
@@ -27,7 +27,7 @@ def test_one_model() -> None:
         "gpu:h100:2,shard:h100:62,mig:1g.10gb:14,mig:1g.10gb+me:2,mig:1g.20gb:8,"
         "mig:2g.20gb:6,mig:3g.40gb:4,mig:4g.40gb:2,mig:7g.80gb:2"
     )
-    assert fleet.names["3g.40gb"].shard == "shard:h100"
+    assert shard_of(fleet.names["3g.40gb"]) == "shard:h100"
 
 
 def test_parts_are_sold_where_the_site_says_so() -> None:
@@ -46,7 +46,7 @@ def test_parts_are_sold_where_the_site_says_so() -> None:
     assert fleet.names["1c.3g.40gb"].types == ("h100",)
     assert fleet.meaning("h100_1c.3g.40gb") == Word("1c.3g.40gb", ("h100",))
     assert fleet.meaning("a100_80gb_1c.3g.40gb") is None
-    assert Fleet(groups, compute_parts=("*",)).names["1c.3g.40gb"].shard == "shard"
+    assert shard_of(Fleet(groups, compute_parts=("*",)).names["1c.3g.40gb"]) == "shard"
     with pytest.raises(UsageFault, match="types: h100, a100_80gb, or"):
         Fleet(groups, compute_parts=("h10",))
 
@@ -55,8 +55,8 @@ def test_two_models_on_one_node() -> None:
     """Shards are typed: the slices of an A30 are never paid with shards of the other GPU."""
     fleet = Fleet((group("n1", RTX, A30),))
 
-    assert fleet.names["1g.6gb"].shard == "shard:a30"
-    assert fleet.names["1g.24gb-me"].shard == "shard:rtx_pro_6000"
+    assert shard_of(fleet.names["1g.6gb"]) == "shard:a30"
+    assert shard_of(fleet.names["1g.24gb-me"]) == "shard:rtx_pro_6000"
     assert "shard:rtx_pro_6000:4,shard:a30:4" in fleet.gres(fleet.groups[0])
 
 
@@ -64,7 +64,7 @@ def test_a_name_with_one_meaning_is_shared() -> None:
     """3g.40gb is the same on A100-80GB and H100 nodes: either may serve it."""
     fleet = Fleet((group("a", A100), group("h", H100)))
 
-    assert fleet.names["3g.40gb"].shard == "shard"
+    assert shard_of(fleet.names["3g.40gb"]) == "shard"
     assert fleet.counts(fleet.groups[0])["3g.40gb"] == 2
 
 
@@ -77,7 +77,7 @@ def test_a_name_with_two_meanings_stays_with_who_came_first() -> None:
     assert fleet.names["a100_40gb_1g.10gb"].weight == 7
     assert fleet.names["a100_40gb_1g.10gb"].profile == "1g.10gb"
     assert "1g.10gb" not in fleet.counts(fleet.groups[2])
-    assert fleet.names["3g.20gb"].shard == "shard:a100_40gb"
+    assert shard_of(fleet.names["3g.20gb"]) == "shard:a100_40gb"
     assert fleet.meaning("h100_1g.10gb") == Word("1g.10gb", ("h100",))
     assert fleet.meaning("a100_1g.10gb") == Word("1g.10gb", ("a100_80gb",))
     assert fleet.meaning("a100_3g.20gb") == Word("3g.20gb", ("a100_40gb",))
@@ -118,8 +118,8 @@ def test_a_shared_name_is_typed_on_a_node_that_mixes_models() -> None:
     groups = (group("h", H100), group("a", A100), group("m", A100, A30))
     fleet = Fleet(groups)
 
-    assert fleet.names["3g.40gb"].shard == "shard"
-    assert fleet.names["a100_80gb_3g.40gb"].shard == "shard:a100_80gb"
+    assert shard_of(fleet.names["3g.40gb"]) == "shard"
+    assert shard_of(fleet.names["a100_80gb_3g.40gb"]) == "shard:a100_80gb"
     assert "3g.40gb" not in fleet.counts(groups[2])
     # The word for the model means all its nodes.
     assert all(fleet.counts(one)["a100_80gb_3g.40gb"] == 2 for one in groups[1:])
@@ -129,8 +129,8 @@ def test_a_shared_name_is_typed_on_a_node_that_mixes_models() -> None:
 def test_a_mixed_node_that_came_first_keeps_its_names() -> None:
     """Its shards have a type; who comes later cannot share the name, nor take it."""
     fleet = Fleet((group("a", A100, A30), group("h", H100)))
-    assert fleet.names["3g.40gb"].shard == "shard:a100_80gb"
-    assert fleet.names["h100_3g.40gb"].shard == "shard:h100"
+    assert shard_of(fleet.names["3g.40gb"]) == "shard:a100_80gb"
+    assert shard_of(fleet.names["h100_3g.40gb"]) == "shard:h100"
 
 
 def meanings(fleet: Fleet) -> dict[str, tuple[str, str, int, int, int]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from slurm_mig.gpu.capabilities import Capabilities
 from slurm_mig.gpu.nvml import NvmlDriver
+from slurm_mig.gpu.remedies import Stuck
 from slurm_mig.mig.allocation import Owner
 from slurm_mig.mig.geometry import Placement
 from slurm_mig.mig.profile import Profile
@@ -16,6 +17,7 @@ from slurm_mig.simulator.faults import Rule
 from slurm_mig.simulator.library import Library
 from slurm_mig.state.ledger import Ledger
 from slurm_mig.state.locks import Locks
+from slurm_mig.state.monitoring import Feeds
 from slurm_mig.state.run_files import RunFiles
 from slurm_mig.state.task_file import TaskSettings
 from slurm_mig.system.boot import boot_id
@@ -56,12 +58,15 @@ class World:
         """What a hook does at its start."""
         self.driver = NvmlDriver(Library(self.machine.root))
         self.ledger = Ledger(self.root / "state/ledger.db")
+        capabilities = Capabilities(self.machine.tree.proc, self.machine.tree.dev)
         self.bench = Workbench(
             driver=self.driver,
             ledger=self.ledger,
             locks=Locks(self.root / "run/locks", 10),
-            capabilities=Capabilities(self.machine.tree.proc, self.machine.tree.dev),
+            capabilities=capabilities,
             files=RunFiles(self.root / "run"),
+            feeds=Feeds(),
+            stuck=Stuck(self.driver, capabilities),
             node="n1",
             boot_id=boot_id(self.machine.tree.boot_id_file),
             destroy_timeout=0.2,

@@ -61,9 +61,3 @@ def test_type_names_are_distinct_and_fit_slurm() -> None:
     names = [catalog.type_name(product) for product in catalog.products()]
     assert len(set(names)) == len(names)
     assert all(name.replace("_", "").isalnum() for name in names)
-
-
-def test_general_facts_are_there() -> None:
-    """The rule of ids by memory, which the simulator follows."""
-    ids = catalog.model()["gi_ids"]["variants_7g"]
-    assert set(ids) >= {"direct", "mirrored"}

@@ -122,7 +122,7 @@ def test_the_sites_own_wins_for_its_name(tmp_path: Path, write: Callable[[str], 
     found = catalog.find("nvidia gb200")
     fleet = Fleet((NodeGroup("n1", (fleet_model(found),)),))
     assert set(fleet.names) >= {"1g.24gb", "1g.24gb+me", "1g.47gb"}
-    assert fleet.names["1g.24gb"].shard == "shard:gb200"
+    assert fleet.names["1g.24gb"].types == ("gb200",)
     assert catalog.find("gb200-186gb").geometry() == old
     assert [item.key for item in catalog.products() if "NVIDIA GB200" in item.names] == ["gb200"]
 

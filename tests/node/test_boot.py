@@ -17,9 +17,11 @@ from slurm_mig.errors import HardwareMismatch, LedgerFault
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.allocation import WHOLE, WHOLE_MIG_OFF
 from slurm_mig.mig.geometry import Placement
-from slurm_mig.node import install_manifest, install_texts
-from slurm_mig.node.boot import LOOK_EVERY, REASON, Boot, keep_out, let_in
+from slurm_mig.node import install_texts
+from slurm_mig.node.boot import LOOK_EVERY, Boot, keep_out, let_in
+from slurm_mig.node.install_texts import UNIT, Runtime, unit_files
 from slurm_mig.simulator.faults import Rule
+from slurm_mig.slurm.protocol import BOOT as REASON
 from slurm_mig.state.locks import Locks
 from slurm_mig.transaction import whole_gpu
 from tests.kit.gpus import A30, A100, H100
@@ -396,7 +398,10 @@ def unit(path: Path) -> configparser.ConfigParser:
 
 
 def written(directory: Path, config: str = "/etc/c.toml", python: str = sys.executable) -> Path:
-    return install_manifest.install_unit(directory, Path(python), Path(config), 130.0)
+    runtime = Runtime(Path(python), Path(config), Path("/run/slurm-mig"), 130.0)
+    (unit,) = [item for item in unit_files(directory, runtime) if item.path.name == Path(UNIT).name]
+    unit.path.write_text(unit.text)
+    return unit.path
 
 
 def test_what_the_unit_says(tmp_path: Path) -> None:
@@ -457,7 +462,7 @@ def test_install_writes_the_unit(site: Site, tmp_path: Path) -> None:
 def test_the_units_command_runs(site: Site, tmp_path: Path) -> None:
     """The very words, in the environment that systemd gives."""
     slurm_commands(site, scontrol="echo 'NodeName=n1 State=IDLE Gres=x'")
-    path = install_manifest.install_unit(tmp_path, Path(sys.executable), site.config, 130)
+    path = written(tmp_path, str(site.config))
     command = unit(path)["Service"]["ExecStart"].split()
     done = subprocess.run(
         command, env={}, cwd="/", capture_output=True, text=True, check=False, timeout=60

@@ -11,9 +11,9 @@ import pytest
 from slurm_mig.errors import LockTimeout, SlurmFault
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.allocation import GONE, Allocation, Instance, Owner
-from slurm_mig.node.fence import LONGEST, Fence, drain_reason, numbers, set_aside
+from slurm_mig.node.fence import Fence, numbers, set_aside, stuck_words
+from slurm_mig.slurm.protocol import LONGEST_REASON, NodeFacts, drain_reason
 from slurm_mig.slurm.protocol import STUCK as REASON
-from slurm_mig.slurm.protocol import NodeFacts
 from slurm_mig.state.ledger import Ledger
 from slurm_mig.state.locks import Locks
 
@@ -421,7 +421,7 @@ def test_the_reason_is_one_line_that_slurm_keeps(ward: Ward) -> None:
     """Short enough, printable, and without quotation marks, which scontrol takes for its own."""
     ward.stick(5, text='x still there, used by pid 5 (a "b"\n\x1b[1m [root@2026-01-01] c"')
     found = set_aside(ward.ledger)
-    reason = drain_reason(found)
+    reason = drain_reason(stuck_words(found), REASON)
     assert reason.startswith("slurm-mig: stuck slices: GPU 0 x still there, used by pid 5 (a 'b'")
     assert all(" " <= char <= "~" and char != '"' for char in reason)
-    assert len(drain_reason(found * 50)) <= LONGEST
+    assert len(drain_reason(stuck_words(found * 50), REASON)) <= LONGEST_REASON
