@@ -247,6 +247,12 @@ class NamesChange(SlurmMigError):
     exit_code = 31
 
 
+class Unaccepted(SlurmMigError):
+    """An acceptance ran, and the GPU did otherwise than expected or was not tried to the end."""
+
+    exit_code = 32
+
+
 #: exit code, class, meaning; docs/exit-codes.md is checked against this table.
 EXIT_CODES: Final[tuple[tuple[int, type[SlurmMigError], str], ...]] = (
     (2, UsageFault, "command line not understood, or a named thing does not exist"),
@@ -282,4 +288,5 @@ EXIT_CODES: Final[tuple[tuple[int, type[SlurmMigError], str], ...]] = (
     (29, AuditFindings, "audit found what should not be (see the output)"),
     (30, DoctorFindings, "the doctor found errors, or warnings with --strict (see the output)"),
     (31, NamesChange, "names that jobs ask by would end or change (see the output)"),
+    (32, Unaccepted, "an acceptance found what should not be, or was ended (see the output)"),
 )

@@ -20,6 +20,7 @@ CLOSED_PIPE: Final = 141
 
 #: Verb -> module below slurm_mig.cli; the module's click command is named `command`.
 VERBS: Final[dict[str, str]] = {
+    "acceptance": "acceptance",
     "apply": "apply",
     "archive": "archive",
     "assert": "assert_",

@@ -1,0 +1,1 @@
+"""Tests of the one command that proves a GPU."""

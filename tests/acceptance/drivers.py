@@ -1,0 +1,166 @@
+"""Drivers that an acceptance has to see through: they differ, refuse, lie, hang, lose the GPU.
+
+`python -m tests.acceptance.drivers` tries every one on every simulated model and prints a table.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slurm_mig.acceptance import twin
+from slurm_mig.acceptance.place import Place
+from slurm_mig.acceptance.record import compare
+from slurm_mig.acceptance.script import Script
+from slurm_mig.errors import SlurmMigError
+from slurm_mig.mig import catalog
+from slurm_mig.sandbox.prerequisites import place as a_place
+from slurm_mig.simulator import Machine, create
+from slurm_mig.simulator.faults import Rule
+from slurm_mig.simulator.spec import gpu_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from slurm_mig.acceptance.record import Difference, Step
+
+MADE = "nvmlDeviceCreateGpuInstanceWithPlacement"
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A driver: what it does, by a rule of the simulator's or in its table; what must be told."""
+
+    name: str
+    told: str
+    rules: tuple[Rule, ...] = ()
+    facts: Callable[[dict[str, Any]], object] | None = None
+
+
+def _rule(call: str, effect: str, skip: int = 0, times: int = 0) -> tuple[Rule, ...]:
+    return (Rule(call, effect, skip, times),)
+
+
+def _last(facts: dict[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = facts["profiles"][0]
+    return row
+
+
+BAD = (
+    Bad("other memory", "memory_mib", facts=lambda f: _last(f).update(memory_mib=7)),
+    Bad("another name", "name", facts=lambda f: _last(f).update(name="1g.99gb")),
+    Bad("a place less", "placements", facts=lambda f: _last(f)["placements"].pop()),
+    Bad("a profile less", "profile id", facts=lambda f: f["profiles"].pop()),
+    Bad("another count", "count", facts=lambda f: _last(f).update(max_instances=1)),
+    Bad("refuses one", "DriverFault (999)", _rule(MADE, "error:UNKNOWN", 3, 1)),
+    Bad("has no room", "NoRoom (23)", _rule(MADE, "error:INSUFFICIENT_RESOURCES", 3, 1)),
+    Bad("no compute instance", "DriverFault (999)",
+        _rule("nvmlGpuInstanceCreateComputeInstance", "error:UNKNOWN", 2, 1)),
+    Bad("GI destroyed late", "InstanceBusy (19)",
+        _rule("nvmlGpuInstanceDestroy", "error:IN_USE", 1, 1)),
+    Bad("GI never destroyed", "cannot be removed", _rule("nvmlGpuInstanceDestroy", "error:IN_USE")),
+    Bad("lies on destroy", "cannot be removed", _rule("nvmlGpuInstanceDestroy", "lie")),
+    Bad("lies once on destroy", "gone", _rule("nvmlGpuInstanceDestroy", "lie", 1, 1)),
+    Bad("lies once on CI destroy", "InstanceBusy (19)",
+        _rule("nvmlComputeInstanceDestroy", "lie", 1, 1)),
+    Bad("lies on creation", "DriverFault", _rule(MADE, "lie", 2, 1)),
+    Bad("does not say what is free", "DriverFault (999)",
+        _rule("nvmlDeviceGetGpuInstanceRemainingCapacity", "error:UNKNOWN", 5, 1)),
+    Bad("loses the GPU", "GPU_IS_LOST", _rule(MADE, "lose:0", 4, 1)),
+)  # fmt: skip
+
+#: Of drivers where the mode can be switched.
+MODES = (
+    Bad("mode stays on", "at once", _rule("nvmlDeviceSetMigMode", "lie", 0, 1)),
+    Bad("mode is in use", "InstanceBusy", _rule("nvmlDeviceSetMigMode", "activation:IN_USE", 0, 1)),
+)
+
+
+def machine_of(root: Path, model: str, bad: Bad | None) -> Machine:
+    """A machine of one GPU of a model, in MIG mode, with that driver."""
+    product = catalog.find(model)
+    machine = create(root, [gpu_spec(product, product.title, 1)])
+    with machine.change(0) as board:
+        board.set_mode(True, busy=False)
+    if bad is not None and bad.facts is not None:
+        path = root / "machine.json"
+        data = json.loads(path.read_text())
+        bad.facts(data["gpus"][0])
+        path.write_text(json.dumps(data))
+    machine = Machine(root)
+    machine.faults.set(list(bad.rules) if bad else [])
+    return machine
+
+
+def tried(area: Path, machine: Machine, *, jobs: bool = False) -> tuple[list[Step], str]:
+    """The script's steps, and how it ended."""
+    facts = machine.gpus[0]
+    place = Place(
+        area, f"simulator:{machine.root}", (facts["uuid"], facts["minor"]), destroy_timeout=0.5
+    )
+    steps: list[Step] = []
+    ended = ""
+    try:
+        Script(place, steps.append, jobs=jobs, patience=0.3).run()
+    except SlurmMigError as fault:
+        ended = str(fault)
+    finally:
+        place.node.close()
+    return steps, ended
+
+
+def told(area: Path, model: str, bad: Bad | None) -> tuple[list[Difference], str]:
+    """Differences, and how it ended."""
+    area.mkdir(mode=0o755)
+    steps, ended = tried(area, machine_of(area / "sim", model, bad))
+    return compare(steps, expected(model)), ended
+
+
+@cache
+def expected(model: str) -> list[Step]:
+    """What the simulator answers for a model."""
+    product = catalog.find(model)
+    with tempfile.TemporaryDirectory(dir=a_place()) as scratch:
+        return twin.play(
+            Path(scratch) / "twin", product, product.title, driver="1.0", mig_mode=True,
+            other_order=False, jobs=False,
+        )  # fmt: skip
+
+
+def seen_through(bad: Bad, found: list[Difference], ended: str) -> bool:
+    """Whether the words that must be said are said."""
+    words = [f"{d.part} {d.step} {d.what} {d.gpu}" for d in found]
+    text = bad.told
+    if text == "GPU_IS_LOST":
+        return "GPU is lost" in ended
+    return any(text in word for word in [*words, ended])
+
+
+def main() -> None:
+    """Every driver on every model."""
+    counts: Counter[str] = Counter()
+    bad_ones = []
+    for model in (item.key for item in catalog.packaged() if item.known):
+        resetless = not catalog.find(model).needs_reset
+        for bad in (None, *BAD, *(MODES if resetless else ())):
+            with tempfile.TemporaryDirectory(dir=a_place()) as scratch:
+                Path(scratch).chmod(0o755)
+                found, ended = told(Path(scratch) / "a", model, bad)
+            good = (not found and not ended) if bad is None else seen_through(bad, found, ended)
+            counts[bad.name if bad else "(none)"] += good
+            if not good:
+                bad_ones.append(f"{model}: {bad}: {found[:3]} {ended}")
+    for name, count in counts.items():
+        print(f"{name:28} {count}")
+    print(*bad_ones, sep="\n")
+    sys.exit(bool(bad_ones))
+
+
+if __name__ == "__main__":
+    main()
