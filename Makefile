@@ -10,7 +10,7 @@ JOBS ?= 2000
 SEED ?= 1
 SCALE ?= 1
 
-.PHONY: forms manual screens demo test lint unit soak test-slurm test-slurm-versions test-pythons bench generated clean packages test-packages deb
+.PHONY: forms manual screens demo test lint unit soak test-slurm test-slurm-versions test-pythons acceptance bench generated clean packages test-packages deb
 
 demo: packages $(VENV)/.installed
 	@$(BIN)/slurm-mig demo
@@ -48,6 +48,10 @@ test-slurm-versions: $(VENV)/.developer
 forms: $(VENV)/.developer
 	@.ci/packages roots
 	@$(BIN)/python .ci/matrix/forms.py $(SUITES)
+
+# Every driver that does otherwise than it should, on every simulated model; a table.
+acceptance: $(VENV)/.developer
+	@$(BIN)/python -m tests.kit.acceptance_drivers
 
 # The tests without daemons on every Python found here, or in those roots.
 test-pythons: $(VENV)/.developer

@@ -116,6 +116,13 @@ def without_names(text: str, names: Sequence[str] = ()) -> str:
     return text
 
 
+def cleared(value: Any, names: Sequence[str], *, words: bool = False) -> Any:
+    """An answer whose words for people have none of the names; all else is as it was."""
+    if isinstance(value, dict):
+        return {key: cleared(item, names, words=key == WORDS) for key, item in value.items()}
+    return without_names(value, names) if words else value
+
+
 def compare(heard: Sequence[Step], expected: Sequence[Step]) -> list[Difference]:
     """Differences from the simulator and from what is promised, in the order of the steps.
 

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +25,7 @@ from slurm_mig.acceptance.place import Place, make_area, remove_area
 from slurm_mig.acceptance.record import (
     Difference,
     Step,
+    cleared,
     compare,
     from_json,
     times,
@@ -351,13 +352,17 @@ def _text(outcome: Outcome, facts: dict[str, Any], found: Found, names: Sequence
         "mig_mode": found.mig_mode,
         "mirrored": facts["mirrored"],
         "against": outcome.against,
-        "ended": outcome.ended,
+        "ended": without_names(outcome.ended, names),
         "restored": not outcome.left,
         "calls": outcome.calls,
-        "differences": [asdict(item) for item in outcome.differences],
+        "differences": [
+            asdict(replace(item, gpu=without_names(item.gpu, names)))
+            for item in outcome.differences
+        ],
         "description": facts["description"],
     }
-    return without_names(to_json(told, outcome.steps), names)
+    steps = [replace(step, answer=cleared(step.answer, names)) for step in outcome.steps]
+    return without_names(to_json(told, steps))
 
 
 def replay(text: str, name: str) -> tuple[dict[str, Any], list[Difference]]:

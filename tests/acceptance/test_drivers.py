@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurm_mig.mig import catalog
-
-from .drivers import BAD, MODES, Bad, seen_through, told
+from tests.kit.acceptance_drivers import BAD, MODES, Bad, seen_through, told
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +26,7 @@ def test_a_good_driver_differs_in_nothing(model: str, public_tmp: Path) -> None:
 
 @pytest.mark.parametrize("bad", BAD if ALL else BAD[::3], ids=lambda bad: bad.name)
 def test_a_bad_driver_is_seen_through(bad: Bad, public_tmp: Path) -> None:
-    """A third of them, and on the smallest model: `python -m tests.acceptance.drivers` does all."""
+    """A third of them on the smallest model; `make acceptance` tries all on all."""
     found, ended = told(public_tmp / "a", "a30-24gb", bad)
     assert seen_through(bad, found, ended), (found, ended)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from slurm_mig.acceptance.layouts import full_layouts
-from slurm_mig.acceptance.record import Step, compare, from_json, to_json, without_names
+from slurm_mig.acceptance.record import Step, cleared, compare, from_json, to_json, without_names
 from slurm_mig.errors import UsageFault
-
-from ..conftest import A30, H100, geometry_of
+from tests.kit.gpus import A30, H100, geometry_of
 
 UUID = "1234abcd-1234-5234-8234-1234567890ab"
 
@@ -18,6 +17,13 @@ def test_names_of_a_machine_do_not_leave_it() -> None:
     told = without_names(text, ["gpu07"])
     assert told == "GPU 0 (GPU-UUID) at BUS on NAME: MIG-UUID in PATH"
     assert without_names("/proc/driver/nvidia/params") == "/proc/driver/nvidia/params"
+
+
+def test_a_host_called_as_a_word_of_the_file_spoils_nothing() -> None:
+    answer = {"gpu": "gpu", "Prolog": {"exit": 1, "says": "on gpu: no"}}
+    assert cleared(answer, ["gpu"]) == {
+        "gpu": "gpu", "Prolog": {"exit": 1, "says": "on NAME: no"},
+    }  # fmt: skip
 
 
 def test_what_nobody_knows_is_no_difference() -> None:

@@ -37,6 +37,7 @@ PROGRAMS = re.compile(
 CODES = {
     ("audit.md", "slurm-mig audit --check"): [0, 29],
     ("admin.md", "slurm-mig status --watch"): [124],
+    ("acceptance.md", "slurm-mig acceptance"): [2],
 }
 
 #: Never end by themselves.

@@ -1,6 +1,6 @@
 """Drivers that an acceptance has to see through: they differ, refuse, lie, hang, lose the GPU.
 
-`python -m tests.acceptance.drivers` tries every one on every simulated model and prints a table.
+`python -m tests.kit.acceptance_drivers` (`make acceptance`) tries all on all models.
 """
 
 from __future__ import annotations
