@@ -218,7 +218,7 @@ class HookDeadline(NodeFault):
 
 
 class Exposed(SlurmMigError):
-    """An unprivileged user reaches what is not his."""
+    """An unprivileged user reaches what is not theirs."""
 
     exit_code = 27
 
@@ -283,7 +283,7 @@ EXIT_CODES: Final[tuple[tuple[int, type[SlurmMigError], str], ...]] = (
     (24, Unresolved, "done, but something is left over (see the output)"),
     (25, SandboxFault, "the private Slurm of the demo does not work"),
     (26, HookDeadline, "a hook passed its deadline, or Slurm ended it before"),
-    (27, Exposed, "an unprivileged user reaches what is not his (see the output)"),
+    (27, Exposed, "an unprivileged user reaches what is not theirs (see the output)"),
     (28, HardwareMismatch, "the GPUs are not what the configuration says (see the output)"),
     (29, AuditFindings, "audit found what should not be (see the output)"),
     (30, DoctorFindings, "the doctor found errors, or warnings with --strict (see the output)"),

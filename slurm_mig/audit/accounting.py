@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from slurm_mig.audit.findings import Finding
+from slurm_mig.audit.findings import AuditFinding
 from slurm_mig.errors import BadRequest, UsageFault
 from slurm_mig.mig.allocation import REFUSED
 from slurm_mig.mig.profile import Profile
@@ -146,7 +146,7 @@ def _shared(record: Allocation, run: Run, until: float) -> float:
 
 def compare(
     records: Sequence[Allocation], rows: Sequence[AccountingRow], question: Question
-) -> list[Finding]:
+) -> list[AuditFinding]:
     """Everything that ledgers and accounting do not agree on, in order of time.
 
     Both should reach a tolerance beyond the span, so that what crosses its ends is
@@ -174,19 +174,21 @@ def compare(
     return sorted(inside, key=lambda item: (item.since or 0, item.node, item.kind, item.text))
 
 
-def _touches(item: Finding, question: Question) -> bool:
+def _touches(item: AuditFinding, question: Question) -> bool:
     first, last = item.since or 0.0, item.until
     return first < question.until and (last is None or last >= question.since)
 
 
-def _without_job(record: Allocation, known: Collection[int], question: Question) -> Finding:
+def _without_job(record: Allocation, known: Collection[int], question: Question) -> AuditFinding:
     if record.owner.job_id not in known:
         return _of(record, "unknown-job", "Slurm's accounting has no such job", question)
     return _of(record, "slice-without-job", f"did not run on {record.node} then", question)
 
 
-def _of(record: Allocation, kind: str, what: str, question: Question, **span: float) -> Finding:
-    return Finding(
+def _of(
+    record: Allocation, kind: str, what: str, question: Question, **span: float
+) -> AuditFinding:
+    return AuditFinding(
         kind,
         f"{record.made} on GPU {record.gpu_minor}, {record.owner}: {what}",
         node=record.node,
@@ -198,7 +200,7 @@ def _of(record: Allocation, kind: str, what: str, question: Question, **span: fl
     )
 
 
-def _times(pair: Match, question: Question) -> Iterator[Finding]:
+def _times(pair: Match, question: Question) -> Iterator[AuditFinding]:
     """A slice may be made shortly after its job's start, and go shortly after its end."""
     record, run = pair.record, pair.run
     if (early := run.start - record.created) > question.tolerance:
@@ -215,16 +217,16 @@ def _times(pair: Match, question: Question) -> Iterator[Finding]:
         yield _of(record, "outside-job", text, question, since=run.end)
 
 
-def _user(pair: Match) -> Iterator[Finding]:
+def _user(pair: Match) -> Iterator[AuditFinding]:
     record, row = pair.record, pair.run.row
     if record.owner.user and row.user and record.owner.user != row.user:
         text = f"{record.owner}: the ledger says {record.owner.user}, Slurm says {row.user}"
         yield _finding("wrong-user", text, pair.run, (record.created, record.ended))
 
 
-def _finding(kind: str, text: str, run: Run, span: tuple[float, float | None]) -> Finding:
+def _finding(kind: str, text: str, run: Run, span: tuple[float, float | None]) -> AuditFinding:
     first, last = span
-    return Finding(
+    return AuditFinding(
         kind,
         text,
         node=run.node,
@@ -240,7 +242,7 @@ def _finding(kind: str, text: str, run: Run, span: tuple[float, float | None]) -
 
 def _charges(
     run: Run, records: Sequence[Allocation], refused: Iterable[Allocation], question: Question
-) -> Iterator[Finding]:
+) -> Iterator[AuditFinding]:
     """Compare a run's charge with what it held.
 
     Whole GPUs may be unmanaged, and then are in no record.
@@ -349,7 +351,7 @@ def _alike(gres: str, held: str) -> bool:
 # -- double use -------------------------------------------------------------------
 
 
-def double_use(records: Iterable[Allocation], until: float) -> list[Finding]:
+def double_use(records: Iterable[Allocation], until: float) -> list[AuditFinding]:
     """Pairs of records that had the same slots of a GPU at the same time."""
     by_gpu: dict[tuple[str, str], list[Allocation]] = defaultdict(list)
     for record in records:
@@ -358,7 +360,7 @@ def double_use(records: Iterable[Allocation], until: float) -> list[Finding]:
     return [finding for held in by_gpu.values() for finding in _clashes(held, until)]
 
 
-def _clashes(held: list[Allocation], until: float) -> Iterator[Finding]:
+def _clashes(held: list[Allocation], until: float) -> Iterator[AuditFinding]:
     held.sort(key=lambda record: (record.created, record.number))
     going: list[Allocation] = []
     for record in held:
@@ -382,8 +384,8 @@ def _mask(record: Allocation) -> int:
     return mask
 
 
-def _clash(first: Allocation, second: Allocation, until: float) -> Finding:
-    return Finding(
+def _clash(first: Allocation, second: Allocation, until: float) -> AuditFinding:
+    return AuditFinding(
         "double-use",
         f"GPU {second.gpu_minor}: {first.made} of {first.owner} (allocation {first.number}) and "
         f"{second.made} of {second.owner} (allocation {second.number}) at the same time",

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote
 
 from slurm_mig.audit.chain import ChainCheck, check_allocation
-from slurm_mig.audit.findings import Finding, first_of_each
+from slurm_mig.audit.findings import AuditFinding, first_of_each
 from slurm_mig.audit.rows import LATEST, is_text, is_time, is_whole, odd_record, short
 from slurm_mig.errors import LedgerFault, LedgerTooNew, NotPermitted, UsageFault
 from slurm_mig.mig.allocation import Allocation, Instance, Owner
@@ -154,7 +154,7 @@ class Archive:
 
     def _check_version(self) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        # Additions of a later version do no harm to who reads what he knows.
+        # Additions of a later version do no harm to a reader who takes only known columns.
         if version // BREAKING > SCHEMA // BREAKING:
             raise LedgerTooNew(
                 f"{self.path} has schema version {version}, this slurm-mig knows up to {SCHEMA} "
@@ -334,7 +334,7 @@ class Archive:
 
     def check(
         self, passed: Callable[[int], object] = lambda _: None
-    ) -> tuple[ChainCheck, list[Finding]]:
+    ) -> tuple[ChainCheck, list[AuditFinding]]:
         """The chain as it was looked at, and what was found in the file; of each kind the first.
 
         `passed` is told of every event twice, of many at once: each is looked at in its chain,
@@ -345,7 +345,7 @@ class Archive:
             (state,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
             for event in _told(self._events("seq"), passed):
                 chain.look(event)
-            found = [] if state == "ok" else [Finding("damaged", f"{self.path}: {state}")]
+            found = [] if state == "ok" else [AuditFinding("damaged", f"{self.path}: {state}")]
             found += chain.findings()
             named = {item.event for item in found if item.kind == "changed"} - {None}
             more = (
@@ -355,7 +355,7 @@ class Archive:
             )
             return chain, first_of_each(chain_of(found, more, self._check_guards()))
 
-    def _check_guards(self) -> Iterator[Finding]:
+    def _check_guards(self) -> Iterator[AuditFinding]:
         """Whether the triggers that let nobody change an event by mistake are as they were made."""
         there = _guards(self._db)
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -372,7 +372,7 @@ class Archive:
         if lost:
             names = ", ".join(sorted(lost))
             text = f"triggers {names} are gone, or others: events can be edited"
-            yield Finding("unguarded", text)
+            yield AuditFinding("unguarded", text)
 
     @contextmanager
     def _one_state(self) -> Iterator[None]:
@@ -386,7 +386,7 @@ class Archive:
         finally:
             self._db.execute("ROLLBACK")
 
-    def _check_allocations(self, passed: Callable[[int], object]) -> Iterator[Finding]:
+    def _check_allocations(self, passed: Callable[[int], object]) -> Iterator[AuditFinding]:
         """Merges both in the order of allocations: a million events do not fit in memory."""
         records = self._read("1", {})
         record = next(records, None)

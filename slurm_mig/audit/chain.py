@@ -13,7 +13,7 @@ from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from slurm_mig.audit.findings import NAMED_OF_A_KIND, Finding
+from slurm_mig.audit.findings import NAMED_OF_A_KIND, AuditFinding
 from slurm_mig.audit.rows import is_text, is_time, is_whole, odd_event, odd_record
 from slurm_mig.mig.allocation import OPEN
 
@@ -66,7 +66,7 @@ class ChainCheck:
         self._before = before
         self._first = self._expected = start + 1
         self._last_at = float("-inf")
-        self._gaps: list[Finding] = []
+        self._gaps: list[AuditFinding] = []
         self._more_gaps = 0
         self._broken: list[tuple[Event, str]] = []
         self._uncounted = 0
@@ -98,32 +98,34 @@ class ChainCheck:
             self._last_at = event.at
         self._before, self._expected = event.digest, event.seq + 1
 
-    def _miss(self, gap: Finding) -> None:
+    def _miss(self, gap: AuditFinding) -> None:
         if len(self._gaps) < NAMED_OF_A_KIND:
             self._gaps.append(gap)
         else:
             self._more_gaps += 1
 
-    def findings(self) -> list[Finding]:
+    def findings(self) -> list[AuditFinding]:
         """What is wrong, in the order of the events."""
         found = [*self._gaps, *(self._name(event) for event, _ in self._broken)]
         found.sort(key=lambda item: item.event or 0)
         if self._uncounted:
-            found.append(Finding("changed", f"{self._uncounted} events more do not follow"))
+            found.append(AuditFinding("changed", f"{self._uncounted} events more do not follow"))
         if self._more_gaps:
-            found.append(Finding("removed", f"at {self._more_gaps} places more events are gone"))
+            found.append(
+                AuditFinding("removed", f"at {self._more_gaps} places more events are gone")
+            )
         return found
 
-    def _name(self, event: Event) -> Finding:
+    def _name(self, event: Event) -> AuditFinding:
         written = self._place(event)
         if written is not None:
             text = f"event {event.seq} was written as event {written}"
-            return Finding("reordered", text, event=event.seq)
+            return AuditFinding("reordered", text, event=event.seq)
         if odd := odd_event(event):
-            return Finding("changed", f"event {event.seq} was changed: {odd}", event=event.seq)
+            return AuditFinding("changed", f"event {event.seq} was changed: {odd}", event=event.seq)
         before = f", or event {event.seq - 1} with its digest" if event.seq > 1 else ""
         text = f"event {event.seq} does not follow: it was changed{before}"
-        return Finding("changed", text, event=event.seq)
+        return AuditFinding("changed", text, event=event.seq)
 
     def _place(self, event: Event) -> int | None:
         """Where an event was written, if that is one of the places that are wrong now."""
@@ -136,12 +138,12 @@ class ChainCheck:
         return None
 
 
-def _gap(expected: int, found: int, first: int) -> Finding:
+def _gap(expected: int, found: int, first: int) -> AuditFinding:
     if found < expected:
-        return Finding("added", f"event {found}: the first is event {first}", event=found)
+        return AuditFinding("added", f"event {found}: the first is event {first}", event=found)
     last = found - 1
     which = f"event {expected} is" if last == expected else f"events {expected} to {last} are"
-    return Finding("removed", f"{which} gone", event=expected)
+    return AuditFinding("removed", f"{which} gone", event=expected)
 
 
 # -- heads ---------------------------------------------------------------------
@@ -177,7 +179,7 @@ def _message(line: str) -> tuple[str, bool]:
     """What our program wrote in a line, and whether that is certain; empty for what others wrote.
 
     Journald adds the names that begin with `_` itself (`journalctl -o json`); in plain text
-    anybody may call himself what he likes.
+    anybody may take any name.
     """
     if line.startswith("{"):
         entry = _facts(line) or {}
@@ -218,25 +220,25 @@ class HeadCheck:
         elif self._bad is None or (head.seq, head.digest) < (self._bad.seq, self._bad.digest):
             self._bad = head
 
-    def findings(self) -> list[Finding]:
+    def findings(self) -> list[AuditFinding]:
         """What the first head that does not agree says; none where all do."""
         head = self._bad
         if head is None:
             return []
         if head.seq > self._last:
             text = f"syslog has event {head.seq}, the ledger ends with event {self._last}"
-            return [Finding("removed", text, head.node, event=self._last + 1)]
+            return [AuditFinding("removed", text, head.node, event=self._last + 1)]
         good = max((seq for seq in self._good if seq < head.seq), default=self._first)
         text = f"event {good + 1} was changed since syslog had its head {head.digest}"
         if head.seq > good + 1:
             text = f"one of the events {good + 1} to {head.seq} was changed since syslog had "
             text += f"the head {head.seq}:{head.digest}"
-        return [Finding("rewritten", text, head.node, event=good + 1)]
+        return [AuditFinding("rewritten", text, head.node, event=good + 1)]
 
 
 def check_heads(
     seen: Iterable[Head], digest_of: Callable[[int], str | None], last: int
-) -> list[Finding]:
+) -> list[AuditFinding]:
     """Compare heads of one node with its table; `last` is the table's last event."""
     check = HeadCheck(digest_of, last)
     for head in seen:
@@ -249,7 +251,7 @@ def check_heads(
 
 def check_allocation(
     number: int, record: Allocation | None, events: Iterable[Event], *, leaves: bool = False
-) -> list[Finding]:
+) -> list[AuditFinding]:
     """Whether an allocation and its instances are what its events lead to.
 
     `leaves`: of an archive, where a record that was open after its last event need not be.
@@ -257,13 +259,18 @@ def check_allocation(
     first, last, told = _told(events)
     if first is None or last is None:
         text = f"allocation {number} is in no event: it was added, or its events were cut off"
-        return [Finding("added", text, allocation=number)]
-    if record is None and leaves and not isinstance(told, Finding) and told.get("phase") in OPEN:
+        return [AuditFinding("added", text, allocation=number)]
+    if (
+        record is None
+        and leaves
+        and not isinstance(told, AuditFinding)
+        and told.get("phase") in OPEN
+    ):
         return []
     if record is None:
         text = f"allocation {number} is gone; event {first.seq} made it"
-        return [Finding("removed", text, event=first.seq, allocation=number)]
-    if isinstance(told, Finding):
+        return [AuditFinding("removed", text, event=first.seq, allocation=number)]
+    if isinstance(told, AuditFinding):
         return [told]
     have = _plain(record)
     differ = [name for name in have if name in told and told[name] != have[name]]
@@ -272,10 +279,10 @@ def check_allocation(
         differ, told["ended"] = ["ended"], f"about {at:.0f}" if is_time(at) else "not known"
     if not differ and (odd := odd_record(record)):
         # What its events say, too, once somebody has hashed them anew.
-        return [Finding("changed", f"allocation {number}: {odd}", allocation=number)]
+        return [AuditFinding("changed", f"allocation {number}: {odd}", allocation=number)]
     owner = record.owner
     return [
-        Finding(
+        AuditFinding(
             "disagrees",
             f"allocation {number}: {name} is {_short(have[name])}, "
             f"by event {last.seq} it is {_short(told[name])}",
@@ -290,7 +297,7 @@ def check_allocation(
 
 def _told(
     events: Iterable[Event],
-) -> tuple[Event | None, Event | None, dict[str, Any] | Finding]:
+) -> tuple[Event | None, Event | None, dict[str, Any] | AuditFinding]:
     """The first and the last event, and what they all lead to.
 
     The first has everything, later ones what changed. Of an event that cannot be read there is
@@ -298,14 +305,14 @@ def _told(
     """
     told: dict[str, Any] = {}
     facts: dict[str, Any] = {}
-    odd: Finding | None = None
+    odd: AuditFinding | None = None
     first = last = None
     for event in events:
         first, last = first or event, event
         read = _facts(event.detail)
         if read is None or not isinstance(read.get("owner", {}), dict):
             text = f"event {event.seq} was changed: its detail is not what slurm-mig writes"
-            odd = odd or Finding("changed", text, event=event.seq)
+            odd = odd or AuditFinding("changed", text, event=event.seq)
         else:
             facts = read
             told.update(facts)

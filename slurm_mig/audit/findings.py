@@ -41,7 +41,7 @@ RECONCILED: Final[dict[str, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class AuditFinding:
     """What was found, where, about whom, and when.
 
     `kind` is one of `CHECKED` or `RECONCILED`; `event` and `allocation` are rows
@@ -59,16 +59,16 @@ class Finding:
     until: float | None = None
 
 
-def first_of_each(found: Iterable[Finding]) -> list[Finding]:
+def first_of_each(found: Iterable[AuditFinding]) -> list[AuditFinding]:
     """The first of each kind in their order, and for the others one that says how many."""
-    named: list[Finding] = []
+    named: list[AuditFinding] = []
     counts: Counter[str] = Counter()
     for item in found:
         counts[item.kind] += 1
         if counts[item.kind] <= NAMED_OF_A_KIND:
             named.append(item)
     return named + [
-        Finding(kind, f"{count - NAMED_OF_A_KIND} findings more of this kind")
+        AuditFinding(kind, f"{count - NAMED_OF_A_KIND} findings more of this kind")
         for kind, count in counts.items()
         if count > NAMED_OF_A_KIND
     ]

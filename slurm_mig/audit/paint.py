@@ -165,7 +165,7 @@ def _box(axes: Any, number: int, box: Box, colour: str, picture: Picture) -> Non
 
 
 def _colours(picture: Picture) -> dict[str, str]:
-    """By name, not by rank: a user keeps his colour from one week to the next where he can."""
+    """By name, not by rank: a user keeps their colour from week to week where that can be."""
     keys = sorted(key for key, _ in picture.legend if key != OTHERS)
     return dict(zip(keys, PALETTE, strict=False)) | {OTHERS: _OTHER}
 

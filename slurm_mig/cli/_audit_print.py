@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import ExitStack
 
-    from slurm_mig.audit.findings import Finding
+    from slurm_mig.audit.findings import AuditFinding
     from slurm_mig.audit.holdings import Holding
     from slurm_mig.audit.totals import Total
 
@@ -268,7 +268,7 @@ def _total_cells(row: dict[str, Any], by: str) -> list[object]:
 # -- findings ------------------------------------------------------------------
 
 
-def print_findings(found: Sequence[Finding], form: str, **more: object) -> None:
+def print_findings(found: Sequence[AuditFinding], form: str, **more: object) -> None:
     """What should not be; in JSON beside `more`."""
     rows = [asdict(item) for item in found]
     if form == "json":

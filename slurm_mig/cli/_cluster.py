@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from slurm_mig.fleet.overview import GpuView, NodeView
-    from slurm_mig.slurm.protocol import Share
+    from slurm_mig.slurm.protocol import JobOnNode
 
 #: Characters of the bar that shows a GPU's shards.
 BAR = 20
@@ -126,7 +126,7 @@ def _state(view: NodeView) -> str:
     return "+".join(sorted(view.state)).lower()
 
 
-def _jobs(view: NodeView) -> list[Share]:
+def _jobs(view: NodeView) -> list[JobOnNode]:
     return [*view.elsewhere, *(job for gpu in view.gpus for job in gpu.jobs)]
 
 
@@ -151,7 +151,7 @@ def _plain(view: NodeView) -> dict[str, Any]:
     }
 
 
-def _job(item: Share) -> dict[str, Any]:
+def _job(item: JobOnNode) -> dict[str, Any]:
     return {
         "job_id": item.job_id,
         "restart": item.restarts,
@@ -185,7 +185,7 @@ def _gpu(gpu: GpuView) -> str:
     return f"{head:<24} {used:>3}/{full:<3} shards  [{marks:.<{BAR}}]"
 
 
-def _holder(item: Share) -> str:
+def _holder(item: JobOnNode) -> str:
     what = ",".join(
         f"{name.removeprefix('mig:')}" + (f" x{count}" if count > 1 else "")
         for name, count in item.gres.items()

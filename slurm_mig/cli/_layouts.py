@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from slurm_mig.mig.driver import Gpu
-    from slurm_mig.mig.layout import Built, Declared
-    from slurm_mig.node.layout_file import Entry
+    from slurm_mig.mig.layout import Declared, PlacedInstance
+    from slurm_mig.node.layout_file import DeclaredGpu
     from slurm_mig.node.node import Node
 
 
@@ -26,7 +26,7 @@ def root_to_list() -> None:
         raise NotPermitted("root needed to list MIG instances")
 
 
-def read(path: Path, name: str | None) -> tuple[Entry, ...]:
+def read(path: Path, name: str | None) -> tuple[DeclaredGpu, ...]:
     """A layout file in either form, by its ending; UsageFault says what is wrong with it."""
     try:
         text = path.read_bytes().decode("utf-8")
@@ -58,7 +58,7 @@ def _yaml(path: Path, text: str) -> Any:
         raise UsageFault(f"layout {path} is not YAML: {problem}") from problem
 
 
-def meant(node: Node, entries: Sequence[Entry]) -> list[tuple[Gpu, Declared]]:
+def meant(node: Node, entries: Sequence[DeclaredGpu]) -> list[tuple[Gpu, Declared]]:
     """The GPUs of this node that a file is about; raises when one does not answer."""
     return layout_file.assigned(entries, node.driver.gpus(), pci_ids)
 
@@ -69,7 +69,7 @@ def pci_ids(gpu: Gpu) -> list[str]:
     return [word for item in found for word in item.row["pci_device_ids"]]
 
 
-def there(node: Node, gpu: Gpu) -> list[Built]:
+def there(node: Node, gpu: Gpu) -> list[PlacedInstance]:
     """What is on a GPU, by place."""
     geometry = node.driver.geometry(gpu)
     return [layout.built(item, geometry) for item in node.driver.instances(gpu)]

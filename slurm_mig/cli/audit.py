@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from slurm_mig.audit.chain import Heads
     from slurm_mig.audit.copies import Contradiction
-    from slurm_mig.audit.findings import Finding
+    from slurm_mig.audit.findings import AuditFinding
     from slurm_mig.audit.holdings import Holding
     from slurm_mig.mig.allocation import Allocation
     from slurm_mig.node.node import Node
@@ -393,10 +393,10 @@ def _heads(text: Iterable[str]) -> Heads:
 
 
 def _check(archives: Sequence[Archive], seen: Heads | None, form: str) -> None:
-    from slurm_mig.audit.findings import Finding, first_of_each
+    from slurm_mig.audit.findings import AuditFinding, first_of_each
     from slurm_mig.cli._beside import beside
 
-    found: list[Finding] = []
+    found: list[AuditFinding] = []
     counts, notes = [], []
     with views.progress(2 * sum(item.length() - item.first() for item in archives), form) as passed:
         for archive in archives:
@@ -421,7 +421,7 @@ def _check(archives: Sequence[Archive], seen: Heads | None, form: str) -> None:
         found += lost
         behind += told
     found += [
-        Finding("contradicts", _contradiction(item), _name(item.one), event=item.event)
+        AuditFinding("contradicts", _contradiction(item), _name(item.one), event=item.event)
         for item in contradictions(archives)
     ]
     found = first_of_each(found)
@@ -439,13 +439,13 @@ def _check(archives: Sequence[Archive], seen: Heads | None, form: str) -> None:
         click.echo("; ".join((said, *heads)))
 
 
-def _link(archives: Sequence[Archive], later: Archive) -> tuple[list[Finding], list[str]]:
+def _link(archives: Sequence[Archive], later: Archive) -> tuple[list[AuditFinding], list[str]]:
     """Whether what was moved out of a ledger leads to what is left there; a line if it is not here.
 
     Each file's chain is checked from its first event on. That the events before are those of an
     archive shows in the digest that both know.
     """
-    from slurm_mig.audit.findings import Finding
+    from slurm_mig.audit.findings import AuditFinding
 
     if _leads_to(archives, later):
         return [], []
@@ -455,17 +455,19 @@ def _link(archives: Sequence[Archive], later: Archive) -> tuple[list[Finding], l
         return [], [f"{which}, which is not here: what follows them was checked alone"]
     if known.length() < later.start:
         text = f"{known.path} ends with event {known.length()}, {later.path} goes on after event "
-        lost = Finding("removed", f"{text}{later.start}", _name(later), event=known.length() + 1)
+        lost = AuditFinding(
+            "removed", f"{text}{later.start}", _name(later), event=known.length() + 1
+        )
         return [lost], []
     text = f"event {later.start} of {known.path} is not the one that {later.path} goes on from"
-    return [Finding("rewritten", text, _name(later), event=later.start)], []
+    return [AuditFinding("rewritten", text, _name(later), event=later.start)], []
 
 
-def _check_heads(archives: Sequence[Archive], seen: Heads) -> tuple[list[Finding], str]:
+def _check_heads(archives: Sequence[Archive], seen: Heads) -> tuple[list[AuditFinding], str]:
     """What heads of syslog say of each ledger, and how many were compared."""
     from slurm_mig.audit.chain import HeadCheck
 
-    found: list[Finding] = []
+    found: list[AuditFinding] = []
     # What was moved away is compared through the ledger that goes on from it, if that is here.
     ends = [item for item in archives if not item.archived] or list(archives)
     checks = []
@@ -516,7 +518,9 @@ def _before(archives: Sequence[Archive], later: Archive) -> Archive | None:
     return None
 
 
-def _placed(found: Iterable[Finding], archive: Archive, *, several: bool) -> list[Finding]:
+def _placed(
+    found: Iterable[AuditFinding], archive: Archive, *, several: bool
+) -> list[AuditFinding]:
     from dataclasses import replace
 
     node = _name(archive)
@@ -524,7 +528,7 @@ def _placed(found: Iterable[Finding], archive: Archive, *, several: bool) -> lis
     return [replace(item, node=item.node or node, text=where + item.text) for item in found]
 
 
-def _summary(found: Sequence[Finding]) -> str:
+def _summary(found: Sequence[AuditFinding]) -> str:
     kinds = {kind: sum(item.kind == kind for item in found) for kind in {i.kind for i in found}}
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     first = "" if len(found) > 1 else f": {found[0].text}"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from slurm_mig.mig.driver import Gpu
     from slurm_mig.mig.request import Request
     from slurm_mig.node.node import Node
-    from slurm_mig.node.retire import Goal
+    from slurm_mig.node.retire import RetirePlan
 
 
 @click.command()
@@ -96,7 +96,7 @@ def _retire(
     return [_described(goal, mig_off=mig_off, dry_run=dry_run) for goal in goals]
 
 
-def _described(goal: Goal, *, mig_off: bool, dry_run: bool) -> dict[str, Any]:
+def _described(goal: RetirePlan, *, mig_off: bool, dry_run: bool) -> dict[str, Any]:
     gone = [record.made for record in goal.records] + [str(item.gi_id) for item in goal.strays]
     made = [str(slot) for slot in goal.missing]
     steps = [f"takes down {', '.join(gone)}"] * bool(gone)

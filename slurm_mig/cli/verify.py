@@ -18,7 +18,7 @@ from slurm_mig.node.node import require_root
 from slurm_mig.node.verify import ROOTS, Isolation
 
 if TYPE_CHECKING:
-    from slurm_mig.node.verify import Subject, Try
+    from slurm_mig.node.verify import AccessTry, Subject
 
 #: nobody, where no job holds a slice (Linux's overflow uid; proc(5), overflowuid).
 NOBODY = 65534
@@ -83,7 +83,7 @@ def _of_root(subjects: list[Subject]) -> list[str]:
     ]
 
 
-def _print(tried: list[Try], notes: list[str], *, everything: bool) -> None:
+def _print(tried: list[AccessTry], notes: list[str], *, everything: bool) -> None:
     """Failures first, each in full; what went well as a count for each who tried, or in full."""
     for item in sorted(tried, key=lambda item: item.verdict != "fail"):
         if everything or item.verdict == "fail":
@@ -103,7 +103,7 @@ def _print(tried: list[Try], notes: list[str], *, everything: bool) -> None:
         click.echo(folded(note, 0))
 
 
-def _lines(item: Try) -> list[str]:
+def _lines(item: AccessTry) -> list[str]:
     colour = {"fail": "bad", "pass": "good"}.get(item.verdict, "quiet")
     return [
         f"{paint(item.verdict, colour)}  {folded(f'{item.item}: {item.action}', 6)}",
@@ -113,7 +113,7 @@ def _lines(item: Try) -> list[str]:
     ]
 
 
-def _who(item: Try) -> str:
+def _who(item: AccessTry) -> str:
     if item.uid is None:
         return ROOTS
     return f"uid {item.uid}" if item.job_id is None else f"job {item.job_id} (uid {item.uid})"

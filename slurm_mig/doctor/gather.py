@@ -66,7 +66,7 @@ USUAL: Final = (
 )
 
 #: Bytes of a script that are read: more than any hook has.
-LONGEST: Final = 1 << 18
+LONGEST_FILE: Final = 1 << 18
 
 #: Directories of units, the first that has one wins; enabled are those linked below the first two.
 UNIT_DIRECTORIES: Final = (
@@ -683,7 +683,7 @@ def look(path: Path, *, content: bool = False) -> PathFacts:
     """A path as it is now, with its text if asked for."""
     try:
         status = path.stat()
-        text = _content(path)[:LONGEST] if content else ""
+        text = _content(path)[:LONGEST_FILE] if content else ""
     except OSError as problem:
         denied = isinstance(problem, PermissionError)
         return PathFacts(str(path), problem.strerror or str(problem), denied)

@@ -180,7 +180,7 @@ def stale(facts: Facts) -> Iterator[Problem]:
     page="slurm.conf(5): FILE AND DIRECTORY PERMISSIONS; docs/security.md",
 )
 def writable(facts: Facts) -> Iterator[Problem]:
-    """Who can write it gives himself slices, or runs code as SlurmUser."""
+    """Whoever can write it can take slices for nothing, or run code as SlurmUser."""
     for item in facts.job_submit.files:
         if not item.missing and item.mode & 0o022:
             yield Problem(f"{item.path}: mode {item.mode:04o}", f"chmod go-w {item.path}")

@@ -241,7 +241,7 @@ def capabilities(facts: Facts) -> Iterator[Problem]:
     page="NVIDIA MIG user guide: Device Nodes and Capabilities; docs/security.md",
 )
 def config_node(facts: Facts) -> Iterator[Problem]:
-    """Who can read mig/config's node can make and destroy everybody's instances."""
+    """Whoever can read mig/config's node can make and destroy everybody's instances."""
     node = facts.kernel.config_node if facts.kernel else None
     if node and not node.missing and (node.uid != 0 or node.mode & 0o077):
         yield Problem(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from slurm_mig.errors import UsageFault
 from slurm_mig.fleet import naming
 from slurm_mig.fleet.naming import NOBODY, Model, NodeGroup, Word
-from slurm_mig.mig.request import MAX_INSTANCES
+from slurm_mig.mig.request import MAX_PER_REQUEST
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -243,7 +243,7 @@ class Fleet:
         row, weights = offer.row, offer.model.weights
         weight = weights.of(offer.model.geometry, row)
         fit = weights.capacity // weight
-        most = min(fit, row.max_instances if row.name.attribute else fit, MAX_INSTANCES)
+        most = min(fit, row.max_instances if row.name.attribute else fit, MAX_PER_REQUEST)
         for slices, types in self._sizes(offers).items():
             profile = replace(row.name, compute_slices=slices or None)
             yield GresName(

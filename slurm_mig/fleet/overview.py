@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from slurm_mig.fleet.fleet import Model
-    from slurm_mig.slurm.protocol import NodeFacts, Share
+    from slurm_mig.slurm.protocol import JobOnNode, NodeFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class GpuView:
     index: int
     type_name: str
     shards: tuple[int, int] | None
-    jobs: tuple[Share, ...]
+    jobs: tuple[JobOnNode, ...]
 
     @property
     def whole(self) -> bool:
@@ -42,7 +42,7 @@ class NodeView:
     state: frozenset[str]
     reason: str
     gpus: tuple[GpuView, ...]
-    elsewhere: tuple[Share, ...]
+    elsewhere: tuple[JobOnNode, ...]
     room: Mapping[str, int | None]
 
     @property
@@ -52,7 +52,7 @@ class NodeView:
 
 
 def overview(
-    nodes: Sequence[NodeFacts], shares: Sequence[Share], models: Sequence[Model]
+    nodes: Sequence[NodeFacts], shares: Sequence[JobOnNode], models: Sequence[Model]
 ) -> list[NodeView]:
     """Every node that offers slices, in Slurm's order."""
     return [
@@ -72,7 +72,7 @@ def total_room(views: Sequence[NodeView]) -> dict[str, int | None]:
     return found
 
 
-def _view(node: NodeFacts, shares: Sequence[Share], models: Sequence[Model]) -> NodeView:
+def _view(node: NodeFacts, shares: Sequence[JobOnNode], models: Sequence[Model]) -> NodeView:
     if node.shards is None:
         node = replace(node, shards=_added_up(node, shares, models))
     gpus = tuple(
@@ -91,7 +91,7 @@ def _view(node: NodeFacts, shares: Sequence[Share], models: Sequence[Model]) -> 
 
 
 def _added_up(
-    node: NodeFacts, shares: Sequence[Share], models: Sequence[Model]
+    node: NodeFacts, shares: Sequence[JobOnNode], models: Sequence[Model]
 ) -> tuple[tuple[int, int], ...] | None:
     """(used, all) shards of each GPU by what the jobs have: 22.05 counts wrongly itself.
 
@@ -116,7 +116,7 @@ def _added_up(
     return tuple((used[place], full[name]) for place, name in enumerate(types))
 
 
-def _ours(share: Share) -> bool:
+def _ours(share: JobOnNode) -> bool:
     return any(name.partition(":")[0] in ("mig", "gpu") for name in share.gres)
 
 
@@ -127,7 +127,7 @@ def _types(node: NodeFacts) -> Iterator[str]:
 
 
 def _room(
-    node: NodeFacts, gpus: Sequence[GpuView], shares: Sequence[Share], models: Sequence[Model]
+    node: NodeFacts, gpus: Sequence[GpuView], shares: Sequence[JobOnNode], models: Sequence[Model]
 ) -> dict[str, int | None]:
     """Instances of each profile that still have room: by shards, and by Slurm's count of it."""
     offered = _offered(node)

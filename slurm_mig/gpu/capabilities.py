@@ -5,7 +5,7 @@ instance's node in /dev/nvidia-caps. The kernel makes no nodes; the setuid
 `nvidia-modprobe` makes them for whoever asks, open to all, as long as the
 access file says `DeviceFileModify: 1`. So: write 0 there first, then give the
 node to the job's user. The flag dies with the instance, and so must the node: it is
-taken from the user before his instance is destroyed, and removed afterwards
+taken from the user before their instance is destroyed, and removed afterwards
 (facts/mig.md#capabilities). That is how a booted machine looks; whoever needs a node again has
 nvidia-modprobe make it.
 """
@@ -120,7 +120,7 @@ class Capabilities:
         return self._nodes / f"nvidia-cap{minor}"
 
     def management(self) -> Path:
-        """Access file of mig/config: who may open its node can carve instances himself."""
+        """Access file of mig/config: whoever may open its node can carve instances."""
         return self._proc / "driver/nvidia/capabilities/mig/config"
 
     def access_files(self, gpu_minor: int, gi_id: int, ci_id: int) -> tuple[Path, Path]:

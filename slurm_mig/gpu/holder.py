@@ -28,7 +28,7 @@ SHOWN: Final = 80
 NAMED: Final = 5
 
 #: Slurm's cgroups of a job. v1: `/slurm/uid_U/job_N/...`, `/slurm_NODE/...` with several slurmd
-#: on a host; v2: `/system.slice/[NODE_]slurmstepd.scope/job_N/...`. Anchored: below his own
+#: on a host; v2: `/system.slice/[NODE_]slurmstepd.scope/job_N/...`. Anchored: below their own
 #: user@.service a user gives cgroups any name.
 _JOB_V1: Final = r"/slurm(?:_[^/]+)?/uid_(?P<uid>\d+)/job_(?P<job>\d+)(?:/|$)"
 _JOB_V2: Final = r"/system\.slice/(?:[^/]+_)?slurmstepd\.scope/job_(?P<job>\d+)(?:/|$)"

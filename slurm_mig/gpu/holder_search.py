@@ -209,7 +209,7 @@ class Processes:
     def _devices(self, pid: int, target: Target) -> set[int]:
         """Numbers of the devices like the target's that a process can really use.
 
-        Up to the first that is the target's own: a user opens a node as often as he likes.
+        Up to the first that is the target's own: a user can open a node any number of times.
         """
         majors = {os.major(device) for device in target.instance | target.gpu}
         enough = target.instance or target.gpu

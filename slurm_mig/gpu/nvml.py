@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 #: nvml.h: a GPU holds at most this many GPU instances, each at most this many CIs.
-MAX_INSTANCES: Final = 15
+MAX_LISTED: Final = 15
 
 #: Bound for enumerations that end with INVALID_ARGUMENT (18 profiles in nvml.h of API 13).
 LAST_ENUM: Final = 64
@@ -412,8 +412,8 @@ class NvmlDriver:
 
     def _handles(self, device: object, profile_id: int, gpu: Gpu) -> list[Any]:
         # Sized by the hardware's limit: A30 reports a wrong instanceCount (facts/mig.md#bugs).
-        array = (pynvml.c_nvmlGpuInstance_t * MAX_INSTANCES)()
-        count = c_uint(MAX_INSTANCES)
+        array = (pynvml.c_nvmlGpuInstance_t * MAX_LISTED)()
+        count = c_uint(MAX_LISTED)
         function = pynvml.nvmlDeviceGetGpuInstances
         self._call(
             "list instances", function, device, profile_id, array, byref(count), gpu=str(gpu)
@@ -441,8 +441,8 @@ class NvmlDriver:
     ) -> Iterator[ComputeInstance]:
         function = pynvml.nvmlGpuInstanceGetComputeInstances
         for profile in self._ci_profiles(handle, profile_id, gpu):
-            array = (pynvml.c_nvmlComputeInstance_t * MAX_INSTANCES)()
-            count = c_uint(MAX_INSTANCES)
+            array = (pynvml.c_nvmlComputeInstance_t * MAX_LISTED)()
+            count = c_uint(MAX_LISTED)
             self._call(
                 "list compute instances",
                 function,

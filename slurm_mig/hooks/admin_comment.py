@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from slurm_mig.hooks.job import Job
-    from slurm_mig.hooks.log_line import Line
+    from slurm_mig.hooks.log_line import LogLine
     from slurm_mig.node.node import Node
 
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ADMIN_COMMENT_TRIES: Final = 3
 
 
-def tell_accounting(node: Node, job: Job, uuids: Sequence[str], line: Line) -> None:
+def tell_accounting(node: Node, job: Job, uuids: Sequence[str], line: LogLine) -> None:
     """Add this node's MIG UUIDs to the job's AdminComment; no job is refused for that.
 
     Another node of the job may write at the same moment: so it is read again.

@@ -10,12 +10,12 @@ from slurm_mig.transaction import release
 
 if TYPE_CHECKING:
     from slurm_mig.hooks.job import Job
-    from slurm_mig.hooks.log_line import Line
+    from slurm_mig.hooks.log_line import LogLine
     from slurm_mig.mig.allocation import Allocation
     from slurm_mig.node.node import Node
 
 
-def epilog(node: Node, job: Job, line: Line) -> None:
+def epilog(node: Node, job: Job, line: LogLine) -> None:
     """Tear down what the ledger says this job has, whatever the environment says."""
     _believable(node, job, line)
     records = [item for item in node.ledger.open_of_job(job.job_id) if item.node == node.name]
@@ -40,7 +40,7 @@ def epilog(node: Node, job: Job, line: Line) -> None:
     line.say("WARNING" if odd else "INFO", "; ".join(odd) or calm)
 
 
-def _withdraw(node: Node, job: Job, line: Line) -> None:
+def _withdraw(node: Node, job: Job, line: LogLine) -> None:
     """Remove the job's files, and postpone it if it was refused; neither undoes the teardown."""
     try:
         retries = node.files.retries(job.job_id)
@@ -59,7 +59,7 @@ def _withdraw(node: Node, job: Job, line: Line) -> None:
             put_off(node, job.job_id, line, *words)
 
 
-def _call_who_waits(node: Node, line: Line) -> None:
+def _call_who_waits(node: Node, line: LogLine) -> None:
     """This made room: whoever was refused for want of it may go now."""
     if not node.waiting.any():
         return
@@ -71,7 +71,7 @@ def _call_who_waits(node: Node, line: Line) -> None:
         line.say("WARNING", f"nobody looks who may start now: {problem}")
 
 
-def _believable(node: Node, job: Job, line: Line) -> None:
+def _believable(node: Node, job: Job, line: LogLine) -> None:
     """The fault of a ledger that cannot be used: then the job's mark closes its nodes.
 
     Damaged, of a newer version, replaced or lost. What the job had stays until an

@@ -18,7 +18,7 @@ LEVELS: Final = ("INFO", "WARNING", "ERR")
 
 
 @dataclass(slots=True)
-class Line:
+class LogLine:
     """The one log line of a hook, filled in as it goes."""
 
     hook: str

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from slurm_mig.hooks.job import Job
-    from slurm_mig.hooks.log_line import Line
+    from slurm_mig.hooks.log_line import LogLine
     from slurm_mig.mig.allocation import Allocation
     from slurm_mig.mig.driver import Gpu
     from slurm_mig.mig.request import Request, Several
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from slurm_mig.transaction.workbench import Workbench
 
 
-def prolog(node: Node, job: Job, line: Line) -> None:
+def prolog(node: Node, job: Job, line: LogLine) -> None:
     """Carve what the job asks for, or refuse the job. NodeFault means drain."""
     gpus: Sequence[Gpu] = ()
     wanted = "whole GPU"
@@ -55,7 +55,7 @@ def _serve(
     gpus: Sequence[Gpu],
     request: Request | Several | None,
     bench: Workbench,
-    line: Line,
+    line: LogLine,
 ) -> None:
     if request is None:
         _whole_gpus(node, job, gpus, bench, line)
@@ -65,7 +65,7 @@ def _serve(
         _slices(node, job, gpus, request, bench, line)
 
 
-def _collected(node: Node, gpus: Sequence[Gpu], bench: Workbench, line: Line) -> bool:
+def _collected(node: Node, gpus: Sequence[Gpu], bench: Workbench, line: LogLine) -> bool:
     """Whether what stood in the way belonged to jobs that are gone, and is gone now.
 
     Slurm counts nothing for a job it has lost; so it sent this one. Only a job that
@@ -86,7 +86,7 @@ def _collected(node: Node, gpus: Sequence[Gpu], bench: Workbench, line: Line) ->
     return any(not record.open for record in done)
 
 
-def _request(node: Node, job: Job, gpus: Sequence[Gpu], line: Line) -> Request | Several | None:
+def _request(node: Node, job: Job, gpus: Sequence[Gpu], line: LogLine) -> Request | Several | None:
     """The stamp's request; without a stamp on a managed GPU, what slurmctld says."""
     request = job.stamped()
     if request is not None or not any(node.managed(gpu) for gpu in gpus):
@@ -125,7 +125,7 @@ def _no_answer(job: Job, what: str, fault: SlurmFault) -> Unknown:
     return Unknown(cause, remedy="submit it again", job=job.job_id)
 
 
-def _with_all_gpus(node: Node, job: Job, gpus: Sequence[Gpu], line: Line) -> Job:
+def _with_all_gpus(node: Node, job: Job, gpus: Sequence[Gpu], line: LogLine) -> Job:
     """The job with every GPU it has: since 24.11 Slurm's variables may name only some.
 
     Of a job with GPUs of several types they name those of the last type.
@@ -145,7 +145,7 @@ def _with_all_gpus(node: Node, job: Job, gpus: Sequence[Gpu], line: Line) -> Job
 
 
 def _slices(
-    node: Node, job: Job, gpus: Sequence[Gpu], request: Request, bench: Workbench, line: Line
+    node: Node, job: Job, gpus: Sequence[Gpu], request: Request, bench: Workbench, line: LogLine
 ) -> None:
     gpu = _only_gpu(node, job, gpus)
     if gpu.uuid in node.retired:
@@ -163,7 +163,7 @@ def _slices(
     line.say("INFO", "carved")
 
 
-def _tell_accounting(node: Node, job: Job, uuids: Sequence[str], line: Line) -> None:
+def _tell_accounting(node: Node, job: Job, uuids: Sequence[str], line: LogLine) -> None:
     if node.config.admin_comment and uuids:
         from slurm_mig.hooks.admin_comment import tell_accounting
 
@@ -171,7 +171,7 @@ def _tell_accounting(node: Node, job: Job, uuids: Sequence[str], line: Line) -> 
 
 
 def _several(
-    node: Node, job: Job, gpus: Sequence[Gpu], wanted: Several, bench: Workbench, line: Line
+    node: Node, job: Job, gpus: Sequence[Gpu], wanted: Several, bench: Workbench, line: LogLine
 ) -> None:
     from slurm_mig.transaction.several import carve_each
 
@@ -221,7 +221,7 @@ def _no_gpu(node: Node, job: Job) -> JobFault:
     )
 
 
-def _whole_gpus(node: Node, job: Job, gpus: Sequence[Gpu], bench: Workbench, line: Line) -> None:
+def _whole_gpus(node: Node, job: Job, gpus: Sequence[Gpu], bench: Workbench, line: LogLine) -> None:
     """All GPUs of the job, or none: what was given before a refusal is taken back."""
     from slurm_mig.transaction import handover, release, whole_gpu
 
@@ -250,7 +250,7 @@ def _whole_gpus(node: Node, job: Job, gpus: Sequence[Gpu], bench: Workbench, lin
     line.say("INFO", "; ".join(made))
 
 
-def _unmanaged(node: Node, job: Job, line: Line) -> None:
+def _unmanaged(node: Node, job: Job, line: LogLine) -> None:
     """Nothing to do, but where GPUs were managed once, TaskProlog still looks for a file."""
     if job.stamped() is not None:
         raise NodeFault(
@@ -268,7 +268,7 @@ def _unmanaged(node: Node, job: Job, line: Line) -> None:
 
 
 def _refuse(
-    node: Node, job: Job, gpus: Sequence[Gpu], wanted: str, fault: JobFault, line: Line
+    node: Node, job: Job, gpus: Sequence[Gpu], wanted: str, fault: JobFault, line: LogLine
 ) -> None:
     from slurm_mig.hooks.refusal import Refusal, earlier, put_off, refuse
     from slurm_mig.state import task_file
@@ -299,7 +299,7 @@ def _refuse(
     line.say("WARNING", f"refused: {fault}")
 
 
-def _wait_for_room(node: Node, job: Job, reference: str, line: Line) -> None:
+def _wait_for_room(node: Node, job: Job, reference: str, line: LogLine) -> None:
     """Let what makes room on this node bring the job forward; a job of several nodes has others."""
     import time
 

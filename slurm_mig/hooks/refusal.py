@@ -19,7 +19,7 @@ from slurm_mig.values import dataclass
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from slurm_mig.hooks.log_line import Line
+    from slurm_mig.hooks.log_line import LogLine
     from slurm_mig.mig.allocation import Allocation, Owner
     from slurm_mig.node.node import Node
     from slurm_mig.settings import Config
@@ -183,7 +183,7 @@ def postpone(
     return None
 
 
-def put_off(node: Node, job: int, line: Line, reference: str, refusals: str) -> None:
+def put_off(node: Node, job: int, line: LogLine, reference: str, refusals: str) -> None:
     """See to it that a refused job does not come back at once; the count is the Prolog's."""
     from slurm_mig.node.gate import look_instead
     from slurm_mig.system.detach import detach

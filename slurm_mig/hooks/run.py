@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import HookDeadline, LockTimeout, NodeFault, NoSpace, SlurmMigError, about
 from slurm_mig.hooks.job import Job
-from slurm_mig.hooks.log_line import Line, tell_slurmd
+from slurm_mig.hooks.log_line import LogLine, tell_slurmd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,7 +39,7 @@ def run(hook: str, environ: Mapping[str, str], *, watched: bool = False) -> int:
     from slurm_mig.node.node import Node
     from slurm_mig.settings import Config
 
-    line = Line(hook)
+    line = LogLine(hook)
     # Until the configuration is read, the defaults have to do for setting a drain reason.
     node = Node(Config(), environ)
     try:
@@ -52,7 +52,7 @@ def run(hook: str, environ: Mapping[str, str], *, watched: bool = False) -> int:
     return (_watched if watched else _work)(node, job, line)
 
 
-def _hook(name: str) -> Callable[[Node, Job, Line], None]:
+def _hook(name: str) -> Callable[[Node, Job, LogLine], None]:
     if name == "prolog":
         from slurm_mig.hooks.prolog import prolog
 
@@ -62,7 +62,7 @@ def _hook(name: str) -> Callable[[Node, Job, Line], None]:
     return epilog
 
 
-def _work(node: Node, job: Job, line: Line) -> int:
+def _work(node: Node, job: Job, line: LogLine) -> int:
     fault = None
     try:
         with about(job=job.job_id):
@@ -77,7 +77,7 @@ def _work(node: Node, job: Job, line: Line) -> int:
     return _finish(node, line, fault)
 
 
-def _finish(node: Node, line: Line, fault: Exception | None) -> int:
+def _finish(node: Node, line: LogLine, fault: Exception | None) -> int:
     code = 0
     if isinstance(fault, SlurmMigError):
         code = fault.exit_code
@@ -100,7 +100,7 @@ def _unnamed(problem: Exception) -> tuple[int, str]:
     return INTERNAL_ERROR, f"internal error: {type(problem).__name__}: {problem}"
 
 
-def _fence(node: Node, line: Line) -> None:
+def _fence(node: Node, line: LogLine) -> None:
     """Drain for stuck slices, or take that back. Slurm's silence is no fault of the node's."""
     config = node.config
     if not config.drain_slices and not config.drain_mark.exists():
@@ -117,7 +117,7 @@ def _fence(node: Node, line: Line) -> None:
         line.say("WARNING", done)
 
 
-def _fail(node: Node, line: Line, text: str) -> None:
+def _fail(node: Node, line: LogLine, text: str) -> None:
     """Drain with the fault: by itself Slurm would only say "Prolog error"."""
     from slurm_mig.slurm.protocol import drain_reason
 
@@ -129,7 +129,7 @@ def _fail(node: Node, line: Line, text: str) -> None:
         line.say("ERR", f"the drain reason could not be set: {fault.cause}")
 
 
-def _watched(node: Node, job: Job, line: Line) -> int:
+def _watched(node: Node, job: Job, line: LogLine) -> int:
     """The work in a child; what it wrote is written here, and its exit code is ours."""
     from slurm_mig.system import watchdog
 
@@ -160,7 +160,7 @@ def _watched(node: Node, job: Job, line: Line) -> int:
     return fault.exit_code
 
 
-def _given_up(node: Node, job: Job, line: Line, ended: Ended) -> HookDeadline:
+def _given_up(node: Node, job: Job, line: LogLine, ended: Ended) -> HookDeadline:
     import signal
 
     doing = ended.doing or "its start"
@@ -178,7 +178,7 @@ def _given_up(node: Node, job: Job, line: Line, ended: Ended) -> HookDeadline:
     return HookDeadline(f"{line.hook} {cause}", remedy=remedy, job=job.job_id)
 
 
-def _leave_at_once(node: Node, line: Line, fault: HookDeadline) -> None:
+def _leave_at_once(node: Node, line: LogLine, fault: HookDeadline) -> None:
     """Say it first: Slurm kills this process next. The drain is left to one that it does not."""
     from slurm_mig.slurm.protocol import drain_reason
     from slurm_mig.system.detach import detach
@@ -188,7 +188,7 @@ def _leave_at_once(node: Node, line: Line, fault: HookDeadline) -> None:
     detach(lambda: node.slurm.drain(node.name, drain_reason(str(fault))))
 
 
-def _close(node: Node, line: Line) -> None:
+def _close(node: Node, line: LogLine) -> None:
     # The work is done and on record: a driver that dislikes its shutdown changes nothing.
     try:
         if "ledger" in vars(node) and not node.ledger.loose:

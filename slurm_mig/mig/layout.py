@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
+class PlacedInstance:
     """A GPU instance that is there or is to be; `compute` has the slices of what is in it."""
 
     slot: Slot
@@ -58,7 +58,7 @@ class Built:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class DeclaredInstance:
     """An instance as a file declares it: `start` None leaves it open, `compute` None fills it."""
 
     profile: Profile
@@ -82,10 +82,10 @@ class Declared:
     """The layout of one GPU: with `mig` off there are no pieces."""
 
     mig: bool
-    pieces: tuple[Piece, ...] = ()
+    pieces: tuple[DeclaredInstance, ...] = ()
 
 
-def built(found: GpuInstance, geometry: Geometry) -> Built:
+def built(found: GpuInstance, geometry: Geometry) -> PlacedInstance:
     """An instance of the hardware; DriverFault for a compute profile that nobody knows."""
     row = geometry.by_id(found.profile_id)
     unknown = [item.profile_id for item in found.compute if item.profile_id not in COMPUTE_SLICES]
@@ -95,11 +95,11 @@ def built(found: GpuInstance, geometry: Geometry) -> Built:
             remedy="this driver has one that slurm-mig does not know",
         )
     slices = tuple(COMPUTE_SLICES[item.profile_id] for item in found.compute)
-    return Built(Slot(row, found.placement), slices)
+    return PlacedInstance(Slot(row, found.placement), slices)
 
 
 def differences(
-    gpu: Gpu, declared: Declared, there: Sequence[Built], geometry: Geometry
+    gpu: Gpu, declared: Declared, there: Sequence[PlacedInstance], geometry: Geometry
 ) -> list[str]:
     """What is not as declared, one line each; empty when all is.
 
@@ -119,7 +119,7 @@ def differences(
     counts: Counter[tuple[int, tuple[int, ...]]] = Counter()
     for piece in declared.pieces:
         row, compute = piece.resolved(geometry)
-        example = Built(Slot(row, row.placements[0]), compute)
+        example = PlacedInstance(Slot(row, row.placements[0]), compute)
         counts[example.kind] += 1
         names[example.kind] = f"{row.name}{example.inside}"
     found = Counter(item.kind for item in there)
@@ -136,7 +136,9 @@ def _mode(mode: bool | None) -> str:  # noqa: FBT001
     return "on" if mode else "off"
 
 
-def target(declared: Declared, geometry: Geometry, there: Sequence[Built]) -> list[Built]:
+def target(
+    declared: Declared, geometry: Geometry, there: Sequence[PlacedInstance]
+) -> list[PlacedInstance]:
     """Every instance of the layout with its place: as declared, or by the planner.
 
     Counts keep what is there already and fits. Raises ProfileNotOffered or NoRoom for a
@@ -145,7 +147,7 @@ def target(declared: Declared, geometry: Geometry, there: Sequence[Built]) -> li
     if any(piece.start is not None for piece in declared.pieces):
         return _placed_target(declared, geometry)
     wanted = [piece.resolved(geometry) for piece in declared.pieces]
-    kept: list[Built] = []
+    kept: list[PlacedInstance] = []
     left = list(there)
     missing = []
     for row, compute in wanted:
@@ -163,22 +165,22 @@ def target(declared: Declared, geometry: Geometry, there: Sequence[Built]) -> li
         return _planned(wanted, geometry, [])
 
 
-def _placed_target(declared: Declared, geometry: Geometry) -> list[Built]:
-    made: list[Built] = []
+def _placed_target(declared: Declared, geometry: Geometry) -> list[PlacedInstance]:
+    made: list[PlacedInstance] = []
     for piece in declared.pieces:
         row, compute = piece.resolved(geometry)
         request = Request((Item(row.name, 1, row.profile_id),))
         present = [item.slot for item in made]
         (slot,) = plan_at(request, piece.start or 0, geometry, present).slots
-        made.append(Built(slot, compute))
+        made.append(PlacedInstance(slot, compute))
     return made
 
 
 def _planned(
     wanted: Sequence[tuple[GpuProfile, tuple[int, ...]]],
     geometry: Geometry,
-    kept: Sequence[Built],
-) -> list[Built]:
+    kept: Sequence[PlacedInstance],
+) -> list[PlacedInstance]:
     if not wanted:
         return []
     counts = Counter(row.name for row, _ in wanted)
@@ -190,5 +192,5 @@ def _planned(
     for row, slot in zip(rows, slots, strict=True):
         match = next(item for item in insides if item[0] == row)
         insides.remove(match)
-        made.append(Built(slot, match[1]))
+        made.append(PlacedInstance(slot, match[1]))
     return made

@@ -34,7 +34,7 @@ STAMP_VERSION: Final = "1"
 SEVERAL_VERSION: Final = "2"
 
 #: NVML creates at most 8 GPU instances on a GPU (facts/mig.md#ids).
-MAX_INSTANCES: Final = 8
+MAX_PER_REQUEST: Final = 8
 
 # ASCII white space only, as in Lua's %s: a no-break space must not start a word here that
 # job_submit.lua did not see as one.
@@ -88,9 +88,9 @@ class Request:
         if not self.items:
             raise BadRequest("a request names at least one profile")
         total = sum(item.gpu_instances for item in self.items)
-        if any(item.count < 1 for item in self.items) or total > MAX_INSTANCES:
+        if any(item.count < 1 for item in self.items) or total > MAX_PER_REQUEST:
             raise BadRequest(
-                f"request {self}: {total} GPU instances; a GPU holds 1 to {MAX_INSTANCES} of them"
+                f"request {self}: {total} GPU instances; a GPU holds 1 to {MAX_PER_REQUEST} of them"
             )
         names = [item.profile for item in self.items]
         if len(set(names)) != len(names):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from slurm_mig.errors import Held, about
-from slurm_mig.mig.layout import Built, built, target
+from slurm_mig.mig.layout import PlacedInstance, built, target
 from slurm_mig.transaction import by_hand, recognise
 from slurm_mig.transaction.lay_out import lay_out
 from slurm_mig.transaction.sweep import settled
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
+class ApplyPlan:
     """What has to be done on one GPU; `mode` None leaves MIG mode as it is."""
 
     gpu: Gpu
-    layout: tuple[Built, ...]
-    going: tuple[tuple[GpuInstance, Built], ...]
+    layout: tuple[PlacedInstance, ...]
+    going: tuple[tuple[GpuInstance, PlacedInstance], ...]
     mode: bool | None
-    missing: tuple[Built, ...]
+    missing: tuple[PlacedInstance, ...]
 
     @property
     def lines(self) -> list[str]:
@@ -52,7 +52,7 @@ class Static:
         self._ledger = node.ledger
         self._bench = node.bench()
 
-    def look(self, gpu: Gpu, declared: Declared) -> Steps:
+    def look(self, gpu: Gpu, declared: Declared) -> ApplyPlan:
         """What `apply` would do; nothing is changed.
 
         Raises Held for a GPU that hooks carve or a job has, Unresolved where an instance that
@@ -61,7 +61,7 @@ class Static:
         with settled(self._bench, gpu, "look before applying", sweep=False):
             return self._steps(gpu, declared)
 
-    def apply(self, gpu: Gpu, declared: Declared) -> Steps:
+    def apply(self, gpu: Gpu, declared: Declared) -> ApplyPlan:
         """Do it; called again after a crash, it finishes. Returns what was to be done.
 
         Raises what `look` does, with nothing changed; afterwards Unresolved when something
@@ -84,7 +84,7 @@ class Static:
 
     # -- looking -------------------------------------------------------------
 
-    def _steps(self, gpu: Gpu, declared: Declared) -> Steps:
+    def _steps(self, gpu: Gpu, declared: Declared) -> ApplyPlan:
         gpu = self._driver.gpu(gpu.uuid)
         with about(gpu=str(gpu)):
             self._check_static(gpu)
@@ -96,7 +96,7 @@ class Static:
             for found, item in going:
                 self._node.stuck.check_unused(gpu, found, str(item), "apply")
             seen = {item.key for _, item in there}
-            return Steps(
+            return ApplyPlan(
                 gpu,
                 tuple(layout),
                 tuple(going),
@@ -126,7 +126,7 @@ class Static:
         record = recognise.owner(self._ledger.open_on(gpu.uuid), found)
         return record or by_hand.adopt_settled(self._bench, self._owner, gpu, found)
 
-    def _renew_mark(self, steps: Steps) -> None:
+    def _renew_mark(self, steps: ApplyPlan) -> None:
         """A later `retire` tells by its mark what is ours of a retired GPU."""
         mark = self._ledger.retired().get(steps.gpu.uuid)
         layout = ",".join(str(item.slot) for item in steps.layout)

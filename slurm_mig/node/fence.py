@@ -29,7 +29,7 @@ GOING: Final = "going to be "
 
 
 @dataclass(frozen=True, slots=True)
-class SetAside:
+class StuckRecord:
     """A quarantined record, and `since` when."""
 
     record: Allocation
@@ -41,16 +41,16 @@ class SetAside:
         return len({item.placement for item in self.record.present}) or 1
 
 
-def set_aside(ledger: Ledger) -> list[SetAside]:
+def set_aside(ledger: Ledger) -> list[StuckRecord]:
     """Everything that is quarantined on this node, oldest record first."""
     return [
-        SetAside(record, ledger.first(record, QUARANTINED))
+        StuckRecord(record, ledger.first(record, QUARANTINED))
         for record in ledger.all_open()
         if record.phase == QUARANTINED
     ]
 
 
-def numbers(found: Iterable[SetAside], now: Moment) -> list[dict[str, Any]]:
+def numbers(found: Iterable[StuckRecord], now: Moment) -> list[dict[str, Any]]:
     """Stuck slices of each GPU that has some: how many, and the oldest's age in seconds."""
     gpus: dict[str, dict[str, Any]] = {}
     for item in found:
@@ -109,7 +109,7 @@ class Fence:
                 if bool(self._past()) == bool(past):
                     return "; ".join(filter(None, done))
 
-    def _settled(self, past: Sequence[SetAside]) -> bool:
+    def _settled(self, past: Sequence[StuckRecord]) -> bool:
         if self.idle:
             return True
         return bool(self._ours) if past else not self._mark.exists()
@@ -127,14 +127,14 @@ class Fence:
             return ""
         return text if text.startswith(STUCK) else ""
 
-    def _past(self) -> list[SetAside]:
+    def _past(self) -> list[StuckRecord]:
         """What is stuck for long enough, when that is enough to drain."""
         now = self._ledger.now()
         found = [item for item in set_aside(self._ledger) if item.since.age(now) >= self._after]
         enough = 0 < self._slices <= sum(item.slices for item in found)
         return found if enough else []
 
-    def _drain(self, past: Sequence[SetAside]) -> str:
+    def _drain(self, past: Sequence[StuckRecord]) -> str:
         facts = self._slurm.node(self._node)
         state = "+".join(sorted(facts.state))
         if facts.drained_for(STUCK):
@@ -150,7 +150,7 @@ class Fence:
         self._slurm.drain(self._node, reason)
         now = self._slurm.node(self._node)
         if now.reason and not now.reason.startswith(STUCK):
-            # Somebody was there in between, and it is his drain.
+            # Somebody was there in between, and it is their drain.
             self._mark.unlink(missing_ok=True)
             return f"not drained for stuck slices: it was just drained for {now.reason!r}"
         # As Slurm has it: it may have changed the text.
@@ -173,6 +173,6 @@ class Fence:
         replace_file(self._mark, reason, mode=0o600)
 
 
-def stuck_words(past: Sequence[SetAside]) -> str:
+def stuck_words(past: Sequence[StuckRecord]) -> str:
     """What is stuck, and what the ledger says of each, in one line."""
     return "; ".join(f"GPU {item.record.gpu_minor} {item.record.reason}" for item in past)

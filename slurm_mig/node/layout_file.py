@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.errors import BadRequest, Unresolved, UsageFault
-from slurm_mig.mig.layout import Built, Declared, Piece
+from slurm_mig.mig.layout import Declared, DeclaredInstance, PlacedInstance
 from slurm_mig.mig.profile import Profile
 from slurm_mig.text import unknown_key
 
@@ -37,7 +37,7 @@ CURRENT: Final = "current"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class DeclaredGpu:
     """Which GPUs a declaration is for: by minor, by UUID, or (mig-parted) by NVML index."""
 
     declared: Declared
@@ -47,7 +47,7 @@ class Entry:
     filters: tuple[str, ...] | None = None
 
 
-def from_toml(data: Mapping[str, Any], where: str) -> tuple[Entry, ...]:
+def from_toml(data: Mapping[str, Any], where: str) -> tuple[DeclaredGpu, ...]:
     """Our own form, from what a TOML parser made of it; UsageFault names what is wrong."""
     _known(data, where, ("version", "gpus"))
     if data.get("version") != 1:
@@ -55,7 +55,7 @@ def from_toml(data: Mapping[str, Any], where: str) -> tuple[Entry, ...]:
     return tuple(_gpu(table, where) for table in _tables(data.get("gpus"), f"{where}: [[gpus]]"))
 
 
-def _gpu(table: Mapping[str, Any], where: str) -> Entry:
+def _gpu(table: Mapping[str, Any], where: str) -> DeclaredGpu:
     where = f"{where}: [[gpus]]"
     _known(table, where, ("minor", "uuid", "name", "mig", "instances", "counts"))
     minor, uuid = table.get("minor"), table.get("uuid")
@@ -68,16 +68,16 @@ def _gpu(table: Mapping[str, Any], where: str) -> Entry:
     if "instances" in table and "counts" in table:
         raise UsageFault(f"{where}: write either instances or counts")
     pieces = [*_placed(table.get("instances", []), where), *_counts(table.get("counts", {}), where)]
-    return Entry(_declared(pieces, where, mig=mig), minor=minor, uuid=uuid)
+    return DeclaredGpu(_declared(pieces, where, mig=mig), minor=minor, uuid=uuid)
 
 
-def _placed(value: Any, where: str) -> list[Piece]:
+def _placed(value: Any, where: str) -> list[DeclaredInstance]:
     if not isinstance(value, list):
         raise UsageFault(f"{where} instances: write a list of 'PROFILE@START'")
     return [_piece(item, where) for item in value]
 
 
-def _piece(item: Any, where: str) -> Piece:
+def _piece(item: Any, where: str) -> DeclaredInstance:
     compute: Any = None
     if isinstance(item, dict):
         _known(item, f"{where} instances", ("instance", "compute"))
@@ -92,10 +92,10 @@ def _piece(item: Any, where: str) -> Piece:
     profile = _profile(name, where)
     if profile.compute_slices is not None:
         raise UsageFault(f"{where} instances: {name}: write its GPU instance, and compute = [...]")
-    return Piece(profile, int(start), None if compute is None else tuple(compute))
+    return DeclaredInstance(profile, int(start), None if compute is None else tuple(compute))
 
 
-def _counts(value: Any, where: str) -> list[Piece]:
+def _counts(value: Any, where: str) -> list[DeclaredInstance]:
     """`{"1g.10gb": 7, "1c.3g.40gb": 3}`, as mig-parted's mig-devices, too."""
     if not isinstance(value, dict):
         raise UsageFault(f"{where}: write counts such as {{ '1g.10gb' = 7 }}, not {value!r}")
@@ -109,7 +109,7 @@ def _counts(value: Any, where: str) -> list[Piece]:
         for first in range(0, count, profile.per_gpu_instance):
             inside = min(count - first, profile.per_gpu_instance)
             compute = None if slices is None else (slices,) * inside
-            pieces.append(Piece(profile.gpu_instance, None, compute))
+            pieces.append(DeclaredInstance(profile.gpu_instance, None, compute))
     return pieces
 
 
@@ -120,14 +120,14 @@ def _profile(name: str, where: str) -> Profile:
         raise UsageFault(f"{where}: {fault}") from None
 
 
-def _declared(pieces: Iterable[Piece], where: str, *, mig: bool) -> Declared:
+def _declared(pieces: Iterable[DeclaredInstance], where: str, *, mig: bool) -> Declared:
     found = tuple(pieces)
     if found and not mig:
         raise UsageFault(f"{where}: instances need MIG mode, which is declared as off")
     return Declared(mig, found)
 
 
-def from_mig_parted(data: Any, name: str | None, where: str) -> tuple[Entry, ...]:
+def from_mig_parted(data: Any, name: str | None, where: str) -> tuple[DeclaredGpu, ...]:
     """One of the configurations of a file of mig-parted's; UsageFault names those there are."""
     if not isinstance(data, dict) or data.get("version") != "v1":
         raise UsageFault(f"{where} has no 'version: v1' of mig-parted's")
@@ -144,7 +144,7 @@ def from_mig_parted(data: Any, name: str | None, where: str) -> tuple[Entry, ...
     return tuple(_spec(item, f"{where}: {name}") for item in _tables(configs[name], where))
 
 
-def _spec(item: Mapping[str, Any], where: str) -> Entry:
+def _spec(item: Mapping[str, Any], where: str) -> DeclaredGpu:
     _known(item, where, ("device-filter", "devices", "mig-enabled", "mig-devices"))
     devices, mig, filters = item.get("devices"), item.get("mig-enabled"), item.get("device-filter")
     numbers = isinstance(devices, list) and all(type(word) is int for word in devices)
@@ -157,7 +157,7 @@ def _spec(item: Mapping[str, Any], where: str) -> Entry:
     if filters is not None and not isinstance(filters, list):
         raise UsageFault(f"{where}: device-filter: {filters!r}; allowed is a list of PCI ids")
     pieces = _counts(item.get("mig-devices") or {}, where)
-    return Entry(
+    return DeclaredGpu(
         _declared(pieces, where, mig=mig),
         indexes=None if devices == "all" else tuple(devices or ()),
         filters=None if filters is None else tuple(str(word).upper() for word in filters),
@@ -177,7 +177,7 @@ def _tables(value: Any, where: str) -> list[Mapping[str, Any]]:
 
 
 def assigned(
-    entries: Sequence[Entry], gpus: Sequence[Gpu], pci_ids: Callable[[Gpu], Sequence[str]]
+    entries: Sequence[DeclaredGpu], gpus: Sequence[Gpu], pci_ids: Callable[[Gpu], Sequence[str]]
 ) -> list[tuple[Gpu, Declared]]:
     """The GPUs of this node that the file is about, each once, with what it declares.
 
@@ -193,7 +193,9 @@ def assigned(
     return sorted(found.values(), key=lambda pair: pair[0].minor)
 
 
-def _meant(entry: Entry, gpus: Sequence[Gpu], pci_ids: Callable[[Gpu], Sequence[str]]) -> list[Gpu]:
+def _meant(
+    entry: DeclaredGpu, gpus: Sequence[Gpu], pci_ids: Callable[[Gpu], Sequence[str]]
+) -> list[Gpu]:
     here = ", ".join(f"{gpu.minor} ({gpu.uuid})" for gpu in gpus) or "none"
     if entry.minor is None and entry.uuid is None:
         wanted = _by_index(entry, gpus, here)
@@ -208,7 +210,7 @@ def _meant(entry: Entry, gpus: Sequence[Gpu], pci_ids: Callable[[Gpu], Sequence[
     return _with_mig(chosen)
 
 
-def _by_index(entry: Entry, gpus: Sequence[Gpu], here: str) -> list[Gpu]:
+def _by_index(entry: DeclaredGpu, gpus: Sequence[Gpu], here: str) -> list[Gpu]:
     if entry.indexes is None:
         return [gpu for gpu in gpus if gpu.mig_capable]
     by_index = {gpu.index: gpu for gpu in gpus}
@@ -235,7 +237,7 @@ def _passes(gpu: Gpu, filters: Sequence[str], pci_ids: Callable[[Gpu], Sequence[
     return not set(known).isdisjoint(filters)
 
 
-def to_toml(gpus: Sequence[tuple[Gpu, Sequence[Built]]]) -> str:
+def to_toml(gpus: Sequence[tuple[Gpu, Sequence[PlacedInstance]]]) -> str:
     """Our own form, exactly placed."""
     lines = ["# Written by `slurm-mig export`; for `slurm-mig assert` and `apply`.", "version = 1"]
     for gpu, there in gpus:
@@ -247,13 +249,13 @@ def to_toml(gpus: Sequence[tuple[Gpu, Sequence[Built]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _toml_item(item: Built) -> str:
+def _toml_item(item: PlacedInstance) -> str:
     if item.full:
         return json.dumps(str(item.slot))
     return f'{{ instance = "{item.slot}", compute = {list(item.compute)} }}'
 
 
-def to_mig_parted(gpus: Sequence[tuple[Gpu, Sequence[Built]]], name: str) -> str:
+def to_mig_parted(gpus: Sequence[tuple[Gpu, Sequence[PlacedInstance]]], name: str) -> str:
     """mig-parted's form; Unresolved for a layout that its counts cannot tell."""
     groups: dict[tuple[bool, tuple[tuple[str, int], ...]], list[int]] = {}
     for gpu, there in gpus:
@@ -270,7 +272,7 @@ def to_mig_parted(gpus: Sequence[tuple[Gpu, Sequence[Built]]], name: str) -> str
     return "\n".join(lines) + "\n"
 
 
-def _mig_devices(gpu: Gpu, there: Sequence[Built]) -> dict[str, int]:
+def _mig_devices(gpu: Gpu, there: Sequence[PlacedInstance]) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for item in there:
         for slices in item.compute:

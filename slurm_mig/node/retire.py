@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from slurm_mig.errors import BadRequest, Held, NoRoom, UsageFault
 from slurm_mig.mig import allocation as phases
-from slurm_mig.mig.layout import Built
+from slurm_mig.mig.layout import PlacedInstance
 from slurm_mig.mig.plan import Slot, plan, wanted_instances
 from slurm_mig.mig.profile import Profile
 from slurm_mig.mig.request import Item, Request
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Goal:
+class RetirePlan:
     """What retiring a GPU comes to: the layout placed, records and instances that go for it."""
 
     gpu: Gpu
@@ -47,9 +47,9 @@ class Goal:
         return ",".join(map(str, self.slots))
 
     @property
-    def layout_built(self) -> list[Built]:
+    def layout_built(self) -> list[PlacedInstance]:
         """The layout's instances, each filled by one compute instance."""
-        return [Built(slot, (slot.row.slices,)) for slot in self.slots]
+        return [PlacedInstance(slot, (slot.row.slices,)) for slot in self.slots]
 
     @property
     def missing(self) -> list[Slot]:
@@ -88,7 +88,7 @@ class Retirement:
 
     # -- looking -------------------------------------------------------------
 
-    def look(self, gpu: Gpu, layout: Request | None, *, sweep: bool) -> Goal:
+    def look(self, gpu: Gpu, layout: Request | None, *, sweep: bool) -> RetirePlan:
         """What retiring it would come to; with `sweep` what dead hooks left is finished first.
 
         Raises Held while a job has something there or strange instances are in it,
@@ -98,7 +98,7 @@ class Retirement:
         with settled(self._bench, gpu, "look before retiring", sweep=sweep):
             return self._goal(gpu, layout)
 
-    def _goal(self, gpu: Gpu, layout: Request | None) -> Goal:
+    def _goal(self, gpu: Gpu, layout: Request | None) -> RetirePlan:
         gpu = self._driver.gpu(gpu.uuid)
         records = self._ledger.open_on(gpu.uuid)
         self._check_jobs(records)
@@ -115,7 +115,7 @@ class Retirement:
             self._node.stuck.check_unused(gpu, item, name, "retire")
         complete = [slot_of(item, geometry) for item in strange if item.compute]
         present = tuple(slot for slot in slots if slot in complete)
-        return Goal(gpu, slots, present, tuple(records), tuple(strays))
+        return RetirePlan(gpu, slots, present, tuple(records), tuple(strays))
 
     @staticmethod
     def _slots(
@@ -169,7 +169,7 @@ class Retirement:
 
     # -- doing ---------------------------------------------------------------
 
-    def retire(self, gpu: Gpu, layout: Request | None, *, mig_off: bool) -> Goal:
+    def retire(self, gpu: Gpu, layout: Request | None, *, mig_off: bool) -> RetirePlan:
         """Retire it; called again after a crash, it finishes. Returns what was to be done.
 
         Raises what `look` does, with nothing changed; afterwards Unresolved when

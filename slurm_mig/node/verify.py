@@ -2,7 +2,7 @@
 
 For each job (or one named user) a child process takes on its user's ids and tries to
 open every neighbour's capability nodes, to read or change what root's hooks rely on,
-and to use what is his own. File modes are what is tried: the child sits in no job's
+and to use what is their own. File modes are what is tried: the child sits in no job's
 cgroup, so what ConstrainDevices denies besides does not show.
 
 A try changes nothing: nodes and files are opened and closed again, and a file that
@@ -48,7 +48,7 @@ OPEN, CLOSED, ABSENT = "open", "closed", "absent"
 READ, WRITE, MAKE, LIST = "read", "write", "make a file in", "list"
 
 #: Seconds for all tries as one user.
-LONGEST: Final = 30.0
+LONGEST_TRY: Final = 30.0
 
 #: What the hooks run beside this package, as root: modules, and programs of Slurm's.
 HOOK_IMPORTS: Final = ("pynvml", "filelock", "os")
@@ -71,12 +71,12 @@ class Subject:
 
     @property
     def job_id(self) -> int | None:
-        """His job, if he is tried as one's user."""
+        """Their job, if they are tried as one's user."""
         return self.record.owner.job_id if self.record else None
 
 
 @dataclass(frozen=True, slots=True)
-class Try:
+class AccessTry:
     """One way to one thing; `allowed` is what must be found, empty where either is fine.
 
     `record` is the allocation that makes it so: once that has ended, nothing follows.
@@ -121,7 +121,7 @@ class Isolation:
         self._hooks = hooks
 
     def subjects(self, job_id: int | None, uid: int | None) -> list[Subject]:
-        """Users of jobs that hold slices here, of one job, or a user by his number.
+        """Users of jobs that hold slices here, of one job, or a user by their number.
 
         UsageFault for a job that holds none.
         """
@@ -138,7 +138,7 @@ class Isolation:
             if job_id in (None, record.owner.job_id)
         ]
 
-    def by(self, subject: Subject) -> list[Try]:
+    def by(self, subject: Subject) -> list[AccessTry]:
         """Everything tried as one user, in the order of the table."""
         wanted = [
             *self._instances(subject),
@@ -153,7 +153,7 @@ class Isolation:
             for item in map(self._still_meant, found)
         ]
 
-    def by_root(self) -> list[Try]:
+    def by_root(self) -> list[AccessTry]:
         """What needs no user: the way to every file, and what nvidia-modprobe would do."""
         return [*self._helper(), *self._ways()]
 
@@ -165,12 +165,12 @@ class Isolation:
         here = self._node.boot_id
         return [item for item in self._node.ledger.all_open() if item.boot_id == here]
 
-    def _instances(self, subject: Subject) -> Iterator[Try]:
+    def _instances(self, subject: Subject) -> Iterator[AccessTry]:
         """Own nodes must open; a neighbour's, and those of a slice that is stuck, must not."""
         for record in self._records:
             for item, nodes in self._nodes_of(record):
                 for kind, path in nodes:
-                    yield Try(
+                    yield AccessTry(
                         f"{kind} of {record.owner}, {item} on GPU {record.gpu_minor}",
                         READ,
                         path,
@@ -188,7 +188,7 @@ class Isolation:
                 paths = map(self._node.capabilities.node, minors)
                 yield str(item), list(zip(("GI node", "CI node"), paths, strict=True))
 
-    def _foreign(self) -> Iterator[Try]:
+    def _foreign(self) -> Iterator[AccessTry]:
         """Instances in no record are the driver's to keep: told, not judged."""
         from slurm_mig.gpu.capabilities import capability_minors
 
@@ -198,16 +198,16 @@ class Isolation:
             for found in whereabouts.foreign_instances(bench, gpu):
                 minor = capability_minors(gpu.minor, found.gi_id, 0)[0]
                 name = f"GI node of GPU instance {found.gi_id} on GPU {gpu.minor}, in no record"
-                yield Try(name, READ, self._node.capabilities.node(minor), ())
+                yield AccessTry(name, READ, self._node.capabilities.node(minor), ())
 
-    def _management(self) -> Iterator[Try]:
+    def _management(self) -> Iterator[AccessTry]:
         """Who opens mig/config carves and destroys as root does (facts/mig.md#capabilities)."""
         path = self._node.capabilities.management()
         if path.exists():
             node = self._node.capabilities.node(read_access(path).minor)
-            yield Try("node of mig/config (GI and CI management)", READ, node)
+            yield AccessTry("node of mig/config (GI and CI management)", READ, node)
 
-    def _helper(self) -> Iterator[Try]:
+    def _helper(self) -> Iterator[AccessTry]:
         """Whether nvidia-modprobe, which anybody may call, would open the nodes again."""
         for record in self._records:
             if record.phase != phases.ACTIVE or not _is_a_jobs(record):
@@ -218,44 +218,44 @@ class Isolation:
                 ids = record.gpu_minor, item.gi_id, item.ci_id
                 for path in self._node.capabilities.access_files(*ids):
                     name = f"nodes of {record.owner}, {item} on GPU {record.gpu_minor}"
-                    made = Try(name, "reopen by nvidia-modprobe", path, record=record.number)
+                    made = AccessTry(name, "reopen by nvidia-modprobe", path, record=record.number)
                     yield self._still_meant(replace(made, found=_modifiable(path)))
         path = self._node.capabilities.management()
         if path.exists():
             closed = read_access(path).mode & 0o077 == 0
             name = "node of mig/config (GI and CI management)"
             found = CLOSED if closed else OPEN
-            yield Try(name, "make open by nvidia-modprobe", path, found=found)
+            yield AccessTry(name, "make open by nvidia-modprobe", path, found=found)
 
     # -- files ---------------------------------------------------------------
 
-    def _state(self) -> Iterator[Try]:
+    def _state(self) -> Iterator[AccessTry]:
         config = self._node.config
-        yield Try("state directory", LIST, config.state)
-        yield Try("state directory", MAKE, config.state)
+        yield AccessTry("state directory", LIST, config.state)
+        yield AccessTry("state directory", MAKE, config.state)
         for suffix in ("", "-wal", "-shm"):
             path = config.ledger.with_name(config.ledger.name + suffix)
-            yield Try(f"ledger{suffix}", READ, path)
-            yield Try(f"ledger{suffix}", WRITE, path)
+            yield AccessTry(f"ledger{suffix}", READ, path)
+            yield AccessTry(f"ledger{suffix}", WRITE, path)
         if config.source is not None:
-            yield Try("configuration", WRITE, config.source)
-            yield Try("directory of the configuration", MAKE, config.source.parent)
+            yield AccessTry("configuration", WRITE, config.source)
+            yield AccessTry("directory of the configuration", MAKE, config.source.parent)
 
-    def _run_files(self, subject: Subject) -> Iterator[Try]:
+    def _run_files(self, subject: Subject) -> Iterator[AccessTry]:
         run = self._node.config.run
         for name in (".", "env", "jobs", "leases", "locks"):
-            yield Try(f"run directory, {name}".removesuffix(", ."), MAKE, run / name)
-        yield Try("run directory, locks", LIST, run / "locks")
+            yield AccessTry(f"run directory, {name}".removesuffix(", ."), MAKE, run / name)
+        yield AccessTry("run directory, locks", LIST, run / "locks")
         for path in sorted((run / "locks").glob("*.lock")):
-            # Who can open a lock file for reading can hold its lock.
-            yield Try("lock", READ, path)
+            # Whoever can open a lock file for reading can hold its lock.
+            yield AccessTry("lock", READ, path)
         for path in sorted((run / "jobs").glob("*")):
-            yield Try(f"mark {path.name}", READ, path)
-            yield Try(f"mark {path.name}", WRITE, path)
+            yield AccessTry(f"mark {path.name}", READ, path)
+            yield AccessTry(f"mark {path.name}", WRITE, path)
         yield from self._environments(subject)
         yield from self._leases(subject)
 
-    def _environments(self, subject: Subject) -> Iterator[Try]:
+    def _environments(self, subject: Subject) -> Iterator[AccessTry]:
         for path in sorted((self._node.config.run / "env").glob("[0-9]*")):
             job = job_of(path)
             if job is None:
@@ -263,29 +263,29 @@ class Isolation:
             name = f"environment of job {job}"
             known = self._node.ledger.of_job(job)
             number = next((r.number for r in self._records if r.owner.job_id == job), None)
-            his = bool(known) and known[-1].owner.uid == subject.uid
+            own = bool(known) and known[-1].owner.uid == subject.uid
             if known:
                 # One of a job that has ended since may be gone.
                 mine = (OPEN,) if number else (OPEN, ABSENT)
-                yield Try(name, READ, path, mine if his else (CLOSED, ABSENT), number)
-            yield Try(name, WRITE, path, record=number)
+                yield AccessTry(name, READ, path, mine if own else (CLOSED, ABSENT), number)
+            yield AccessTry(name, WRITE, path, record=number)
 
-    def _leases(self, subject: Subject) -> Iterator[Try]:
+    def _leases(self, subject: Subject) -> Iterator[AccessTry]:
         """By what a job's steps share its slices: its user writes there, and nobody takes it away.
 
-        Where that is his own (run_files.py) what he may do to himself is not tried.
+        Where that is their own (run_files.py) what they may do to themselves is not tried.
         """
         for record in self._records:
             path = Path(self._lease_of(record)) if _is_a_jobs(record) else Path()
-            his, roots = record.owner.uid == subject.uid, path.parent == self._leases_of_root
-            if path == Path() or (his and not roots):
+            own, roots = record.owner.uid == subject.uid, path.parent == self._leases_of_root
+            if path == Path() or (own and not roots):
                 continue
             name, number = f"leases of {record.owner}", record.number
-            use = _promised(record, subject) if his else (CLOSED, ABSENT)
-            yield Try(name, LIST, path, use, number)
-            yield Try(name, MAKE, path, record=number)
+            use = _promised(record, subject) if own else (CLOSED, ABSENT)
+            yield AccessTry(name, LIST, path, use, number)
+            yield AccessTry(name, MAKE, path, record=number)
             if roots:
-                yield Try(f"lock of {name}", WRITE, path / "lock", use, number)
+                yield AccessTry(f"lock of {name}", WRITE, path / "lock", use, number)
 
     @property
     def _leases_of_root(self) -> Path:
@@ -298,11 +298,11 @@ class Isolation:
             # The run directory is not root's alone: its own tries and its way say so.
             return ""
 
-    def _programs(self) -> Iterator[Try]:
+    def _programs(self) -> Iterator[AccessTry]:
         """What runs as root: the hooks, their Python, this package, the driver's library."""
         for name, path in self._code().items():
             # It is run, so it is somewhere: where it is not found nothing has been tried.
-            yield Try(name, MAKE if path.is_dir() else WRITE, path, allowed=(CLOSED,))
+            yield AccessTry(name, MAKE if path.is_dir() else WRITE, path, allowed=(CLOSED,))
 
     def _code(self) -> dict[str, Path]:
         found = self._scripts()
@@ -336,7 +336,7 @@ class Isolation:
                     found["hook prolog" if path.name == PROLOG_NAME else "hook epilog"] = path
         return found
 
-    def _ways(self) -> Iterator[Try]:
+    def _ways(self) -> Iterator[AccessTry]:
         config = self._node.config
         places = {
             "state directory": config.state,
@@ -346,15 +346,15 @@ class Isolation:
         }
         for name, path in places.items():
             # Not all are there before the first job; hooks make them at the end of that way.
-            yield Try(
+            yield AccessTry(
                 f"way to {name}", "replace a part of", path, found=_way_as_far_as_it_goes(path)
             )
         code = self._code() | ({"configuration": config.source} if config.source else {})
         for name, path in code.items():
-            item = Try(f"way to {name}", "replace a part of", path, allowed=(CLOSED,))
+            item = AccessTry(f"way to {name}", "replace a part of", path, allowed=(CLOSED,))
             yield replace(item, found=_way(path))
 
-    def _still_meant(self, item: Try) -> Try:
+    def _still_meant(self, item: AccessTry) -> AccessTry:
         """A job that has ended since then promises nothing any more."""
         if item.verdict != "fail" or item.record is None:
             return item
@@ -437,7 +437,7 @@ def _primary_group(uid: int) -> int:
 # -- as another user ---------------------------------------------------------------
 
 
-def attempt(subject: Subject, wanted: Sequence[Try]) -> list[Try]:
+def attempt(subject: Subject, wanted: Sequence[AccessTry]) -> list[AccessTry]:
     """Try everything with a user's rights, in a process of its own.
 
     NodeFault when that process does not come to its end.
@@ -450,15 +450,15 @@ def attempt(subject: Subject, wanted: Sequence[Try]) -> list[Try]:
         _child(subject, groups, wanted, writing)
     os.close(writing)
     try:
-        told, ended = until_end(reading, time.monotonic() + LONGEST)
+        told, ended = until_end(reading, time.monotonic() + LONGEST_TRY)
     finally:
         os.close(reading)
     if not ended:
-        # The process is the user's: he can stop it, though not keep it from being killed.
+        # The process is the user's: they can stop it, though not keep it from being killed.
         os.kill(pid, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if status != 0:
-        how = f"ended with {status}" if ended else f"did not end within {LONGEST:g} s"
+        how = f"ended with {status}" if ended else f"did not end within {LONGEST_TRY:g} s"
         raise NodeFault(
             f"trying as uid {subject.uid} {how}",
             remedy="see what processes of that user do, and try again",
@@ -468,7 +468,7 @@ def attempt(subject: Subject, wanted: Sequence[Try]) -> list[Try]:
     ]
 
 
-def _child(subject: Subject, groups: list[int], wanted: Sequence[Try], writing: int) -> None:
+def _child(subject: Subject, groups: list[int], wanted: Sequence[AccessTry], writing: int) -> None:
     status = 1
     try:
         os.chdir("/")
@@ -485,7 +485,7 @@ def _child(subject: Subject, groups: list[int], wanted: Sequence[Try], writing: 
 
 
 def _groups(subject: Subject) -> list[int]:
-    """His supplementary groups; none of a user whom this node does not know."""
+    """Their supplementary groups; none of a user whom this node does not know."""
     import pwd
 
     try:

@@ -93,7 +93,7 @@ def reach(opened: int, mine: int, all_: int) -> str:
 
 
 @dataclass(slots=True)
-class Job:
+class DemoJob:
     """One submission: how it was asked, which jobs came of it, and what they should get."""
 
     key: str
@@ -125,7 +125,7 @@ class Demo:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        self.jobs: list[Job] = []
+        self.jobs: list[DemoJob] = []
         self.failed: list[str] = []
         self.started = time.monotonic()
         self._drawn = ""
@@ -220,7 +220,7 @@ class Demo:
         *options: str,
         user: str = "alice",
         tasks: int = 1,
-    ) -> Job:
+    ) -> DemoJob:
         """Submit a batch job for these slices."""
         job = self.add(key, title, node, slices)
         job.tasks = tasks
@@ -245,7 +245,7 @@ class Demo:
     def two_nodes(self) -> None:
         """One job on two nodes, each with slices of its own GPUs."""
         job = self.add("nodes", "two nodes, two models", "n1", ["1g.20gb"])
-        other = Job("nodes2", "... its other node", "n2", ("1g.24gb+gfx",))
+        other = DemoJob("nodes2", "... its other node", "n2", ("1g.24gb+gfx",))
         self.jobs.append(other)
         first, second = self.script("nodes", "n1"), self.script("nodes2", "n2")
         words = ["srun", "--job-name=nodes", "-w", "n1", *self.gres(["1g.20gb"]), str(first), ":"]
@@ -262,9 +262,9 @@ class Demo:
         self.say(f"  {answer[:150]} ...")
         self.check("nonsense is refused when it is submitted", "unknown MIG profile" in answer)
 
-    def add(self, key: str, title: str, node: str, slices: Sequence[str]) -> Job:
+    def add(self, key: str, title: str, node: str, slices: Sequence[str]) -> DemoJob:
         """Remember a submission."""
-        job = Job(key, title, node, tuple(slices))
+        job = DemoJob(key, title, node, tuple(slices))
         self.jobs.append(job)
         return job
 
@@ -312,7 +312,7 @@ class Demo:
         with closing(self.cluster.archive(node)) as archive:
             return list(archive.find())
 
-    def refusals(self, job: Job) -> list[Allocation]:
+    def refusals(self, job: DemoJob) -> list[Allocation]:
         """Refusals of a job."""
         return [
             record
@@ -320,7 +320,7 @@ class Demo:
             if record.phase == phases.REFUSED and record.owner.job_id == job.number
         ]
 
-    def comment(self, job: Job) -> str:
+    def comment(self, job: DemoJob) -> str:
         """A job's comment, once our reason is in it."""
         text = self.cluster.run("scontrol", "show", "job", str(job.number))
         found = re.search(r"\[slurm-mig: [^\]]*\]", text)
@@ -394,7 +394,7 @@ class Demo:
         for job in self.jobs:
             self._compare(job, [r for r in ledger if r.node == job.node and r.uuids])
 
-    def _compare(self, job: Job, ledger: list[Allocation]) -> None:
+    def _compare(self, job: DemoJob, ledger: list[Allocation]) -> None:
         said = [line for line in self.lines() if line[0] == job.key]
         click.echo(f"  {job.title} ({job.key}); Slurm counted {job.gres or 'no gres'}")
         for _, rank, devices, nodes in said:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.errors import SlurmFault
 from slurm_mig.slurm import hostlist
-from slurm_mig.slurm.protocol import LIVE_STATES, AccountingRow, NodeFacts, Share
+from slurm_mig.slurm.protocol import LIVE_STATES, AccountingRow, JobOnNode, NodeFacts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -103,7 +103,7 @@ def _by_gpu(
     return tuple(found)
 
 
-def shares_of(output: str) -> list[Share]:
+def shares_of(output: str) -> list[JobOnNode]:
     """What `squeue --json` says; SlurmFault, named after it, where it does not say enough."""
     import json
 
@@ -114,7 +114,7 @@ def shares_of(output: str) -> list[Share]:
         raise SlurmFault(f"squeue --json: {type(problem).__name__}: {problem}") from problem
 
 
-def _share(job: dict[str, Any]) -> Iterator[Share]:
+def _share(job: dict[str, Any]) -> Iterator[JobOnNode]:
     # 22.05 lists every job, whatever states were asked for.
     states = job["job_state"]
     words = [states] if isinstance(states, str) else states
@@ -124,7 +124,7 @@ def _share(job: dict[str, Any]) -> Iterator[Share]:
     # A job without gres has an empty list.
     for node, detail in zip(nodes, job["gres_detail"] or [""] * len(nodes), strict=True):
         gres, gpus = _held(detail)
-        yield Share(
+        yield JobOnNode(
             job["job_id"],
             job["restart_cnt"],
             # A login node may not know every user.
@@ -171,7 +171,7 @@ def _held(detail: str) -> tuple[dict[str, int], tuple[int, ...]]:
     return gres, tuple(sorted(gpus))
 
 
-def listed(cells: Sequence[str]) -> Iterator[Share]:
+def listed(cells: Sequence[str]) -> Iterator[JobOnNode]:
     """A line of squeue, which does not tell GPUs."""
     job, restarts, uid, user, start, nodes, tres = cells
     gres = {
@@ -183,7 +183,7 @@ def listed(cells: Sequence[str]) -> Iterator[Share]:
     for node in hostlist.expand(nodes) if nodes else ():
         since = float(start) if start.isdigit() else None
         name = uid if user == "nobody" else user
-        yield Share(int(job), int(restarts), name, node, since, gres, None)
+        yield JobOnNode(int(job), int(restarts), name, node, since, gres, None)
 
 
 def _configured(text: str) -> dict[str, int]:

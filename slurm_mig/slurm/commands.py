@@ -25,7 +25,7 @@ from slurm_mig.slurm.answers import (
     node_facts,
     shares_of,
 )
-from slurm_mig.slurm.protocol import LIVE_STATES, AccountingRow, JobFacts, NodeFacts, Share
+from slurm_mig.slurm.protocol import LIVE_STATES, AccountingRow, JobFacts, JobOnNode, NodeFacts
 from slurm_mig.system.causes import out_of_order
 from slurm_mig.system.held import ask_freely
 from slurm_mig.system.programs import SEARCH, find_program
@@ -153,7 +153,7 @@ class CommandClient:
         named = [(re.match(r"NodeName=(\S+)", line), line) for line in lines]
         return [node_facts(name[1], line) for name, line in named if name]
 
-    def shares(self) -> list[Share]:
+    def shares(self) -> list[JobOnNode]:
         """What every job that runs has, a row for each of its nodes."""
         states = ",".join(LIVE_STATES)
         try:

@@ -124,7 +124,7 @@ class NodeFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class JobOnNode:
     """What one job that runs has on one node.
 
     `since` in seconds since the epoch; `gpus` are Slurm's indexes, None where this Slurm
@@ -184,7 +184,7 @@ class Slurm(Protocol):
     def nodes(self) -> list[NodeFacts]:
         """Facts of every node."""
 
-    def shares(self) -> list[Share]:
+    def shares(self) -> list[JobOnNode]:
         """What every job that runs has, a row for each of its nodes."""
 
     def accounting(self, since: float, until: float) -> list[AccountingRow]:

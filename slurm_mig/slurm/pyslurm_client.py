@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.errors import SlurmFault
-from slurm_mig.slurm.protocol import ENDED, AccountingRow, JobFacts, NodeFacts, Share
+from slurm_mig.slurm.protocol import ENDED, AccountingRow, JobFacts, JobOnNode, NodeFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,7 +160,7 @@ class LibraryClient:
         """Facts of every node, by Slurm's commands: pyslurm has no shards by GPU."""
         return self._commands.nodes()
 
-    def shares(self) -> list[Share]:
+    def shares(self) -> list[JobOnNode]:
         """What every job that runs has, by Slurm's commands: pyslurm fails on counted gres."""
         return self._commands.shares()
 

@@ -51,7 +51,7 @@ def make(path: Path, uid: int, slices: int) -> bool:
             _call("mount", SOURCE.encode(), path, b"tmpfs", _MOUNT, b"size=%d,mode=0700" % room)
         for name in ("lock", *(f"step.{number}" for number in range(steps))):
             _file(path / name, uid)
-        # Last: he comes in when all is there.
+        # Last: the user comes in when all is there.
         grant(path, uid, 0o5)
     except OSError as problem:
         if not begun:

@@ -72,7 +72,7 @@ class Locks:
         if not self._make and not self._root.is_dir():
             yield
             return
-        # Who may write above could put a directory of his own in this one's place.
+        # A user who may write above could put another directory in this one's place.
         with waiting_for_room():
             private_directory(self._root.parent, 0o755)
             private_directory(self._root, 0o700)

@@ -15,8 +15,8 @@ def remove_as_owner(path: Path) -> None:
     """See to it that what a user made there goes; neither waits for it nor fails.
 
     The user can have made anything of it: a link, a million files, a tree deeper than
-    the stack. So rm(1) removes it, with no more rights than he has, in a process of
-    its own. What root owns is not his, and stays, but for an empty directory.
+    the stack. So rm(1) removes it, with no more rights than they have, in a process of
+    its own. What root owns is not theirs, and stays, but for an empty directory.
     """
     try:
         status = path.lstat()
@@ -42,7 +42,7 @@ def remove_as_owner(path: Path) -> None:
         if child == 0:
             as_owner()
         os.waitpid(child, 0)
-        # Where its parent is root's alone he can empty it, but not remove it.
+        # Where its parent is root's alone they can empty it, but not remove it.
         with suppress(OSError):
             path.rmdir()
 

@@ -26,7 +26,7 @@ def replace_file(
     """Write a file under its final name in one step, with its owner and mode.
 
     The name never shows a half-written file, and never one with the wrong owner.
-    `reader`: a user (uid, gid) who may read it, too; he does not become its owner.
+    `reader`: a user (uid, gid) who may read it, too; they do not become its owner.
     NodeFault where it cannot be written, or where something else than a regular file stands;
     nothing is left then, least of all on a full disk.
     """
@@ -97,8 +97,8 @@ def _kind(mode: int) -> str:
 def _let_read(descriptor: int, uid: int, gid: int) -> None:
     """Let a user read a file of root's.
 
-    As its owner he could also fill the file system with it, and so the node's hooks would
-    fail. Where there are no access lists he owns it all the same.
+    As its owner they could also fill the file system with it, and so the node's hooks would
+    fail. Where there are no access lists they own it all the same.
     """
     try:
         grant(descriptor, uid, 0o4)

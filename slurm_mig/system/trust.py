@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MAX_LINKS: Final = 40
 
 #: More than any file of ours has, in bytes: reading never fills the memory.
-LONGEST: Final = 1 << 20
+LONGEST_FILE: Final = 1 << 20
 _LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _UMASK: Final = threading.Lock()
@@ -112,7 +112,7 @@ def _untrusted(here: int, status: os.stat_result, path: Path, wanted: str) -> No
     on_the_way = "" if where == str(path) else f" on the way to {path}"
     return NodeFault(
         f"{where}{on_the_way} is owned by uid {status.st_uid} with mode {mode:04o}",
-        remedy=f"{wanted}: else a user could put something of his own in its place",
+        remedy=f"{wanted}: else a user could put something else in its place",
     )
 
 
@@ -207,13 +207,13 @@ def read_own(path: Path) -> str:
     try:
         check_own(descriptor, path)
         with open(descriptor, "rb", closefd=False) as file:  # not a name
-            return file.read(LONGEST).decode("utf-8", "replace")
+            return file.read(LONGEST_FILE).decode("utf-8", "replace")
     finally:
         os.close(descriptor)
 
 
 def check_own(descriptor: int, path: Path) -> None:
-    """NodeFault unless it is a regular file of the caller's that he alone can write."""
+    """NodeFault unless it is a regular file of the caller's that nobody else can write."""
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         raise NodeFault(f"{path} is not a regular file", remedy="remove what was put in its place")
     _check_owner(descriptor, path)
@@ -226,7 +226,7 @@ def _name_of(descriptor: int) -> str:
 def user_directory(path: Path, uid: int, gid: int, *names: str) -> None:
     """Make a directory of a user's own, 0700, with empty files of these names in it.
 
-    One that is his already is left, and one of another's: who uses it looks at that.
+    One that is the user's already is left, and one of another's: whoever uses it looks at that.
     NodeFault where it cannot be made.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -235,7 +235,7 @@ def user_directory(path: Path, uid: int, gid: int, *names: str) -> None:
             path.mkdir(mode=0o700)
         if path.lstat().st_uid != os.geteuid():
             return
-        # Root's own is one that a killed hook has begun. His before there is something in it:
+        # Root's own is one that a killed hook has begun. It is the user's before it has content:
         # an empty one of root's goes with `remove_as_owner`, too.
         os.chown(path, uid, gid, follow_symlinks=False)
         for name in names:

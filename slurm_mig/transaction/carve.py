@@ -298,7 +298,7 @@ def _elsewhere(
 def _make_compute(bench: Workbench, gpu: Gpu, gi_id: int, slices: int | None) -> ComputeInstance:
     """Make one compute instance in a GPU instance of ours.
 
-    Until its nodes are closed any user could have opened it: he is in the way, not the node.
+    Until its nodes are closed any user could have opened it: they are in the way, not the node.
     """
     made: list[ComputeInstance] = []
 
@@ -331,7 +331,7 @@ def _look_again(bench: Workbench, record: Allocation, gpu: Gpu) -> None:
 
 
 def stuck_words(stuck: Sequence[Slot]) -> str:
-    """For the user who is refused: whose the processes are is no business of his."""
+    """For the user who is refused: whose the processes are is no business of theirs."""
     names = ", ".join(map(str, stuck))
     return f"{names} of jobs that have ended cannot be taken down yet"
 

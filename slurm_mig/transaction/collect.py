@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from slurm_mig.errors import about
 from slurm_mig.mig import allocation as phases
 from slurm_mig.system.held import ask_freely
-from slurm_mig.transaction.insist import Time, insist_on
+from slurm_mig.transaction.insist import StuckBudget, insist_on
 from slurm_mig.transaction.sweep import settled
 from slurm_mig.transaction.teardown import try_tear_down
 from slurm_mig.values import dataclass
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class EndedJobs:
     """Numbers of records whose jobs are over for certain: Slurm was asked after they were there."""
 
     numbers: frozenset[int] = frozenset()
@@ -29,20 +29,20 @@ class Ended:
 
 def ended_among(
     records: Sequence[Allocation], live_jobs: Callable[[], frozenset[int]] | None
-) -> Ended:
+) -> EndedJobs:
     """Of these records, those whose jobs Slurm no longer has; asked after they were listed."""
     if live_jobs is None:
-        return Ended()
+        return EndedJobs()
     ask_freely("which jobs live")
     live = live_jobs()
     jobs = {record.number: record.owner.job_id for record in records}
     gone = (number for number, job in jobs.items() if job is not None and job not in live)
-    return Ended(frozenset(gone))
+    return EndedJobs(frozenset(gone))
 
 
-def relieve(bench: Workbench, gpu: Gpu, numbers: Iterable[int], ended: Ended) -> None:
+def relieve(bench: Workbench, gpu: Gpu, numbers: Iterable[int], ended: EndedJobs) -> None:
     """Use the remedies on what is quarantined; in jobs that live on nobody is killed."""
-    time_left = Time(0, bench.stuck.timeout)
+    time_left = StuckBudget(0, bench.stuck.timeout)
     for number in numbers:
         record = bench.ledger.find(number)
         if record.phase == phases.QUARANTINED:
@@ -66,7 +66,7 @@ def collect(
         return [bench.ledger.find(number) for number in gone]
 
 
-def collect_here(bench: Workbench, gpu: Gpu, ended: Ended) -> list[int]:
+def collect_here(bench: Workbench, gpu: Gpu, ended: EndedJobs) -> list[int]:
     """Under the lock: take down active records whose jobs are over; their numbers."""
     gone = [
         record

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Time:
+class StuckBudget:
     """What one hook has for slices that stay in use, however many they are; in seconds.
 
     `wait` for trying again, `fix` for remedies and for naming who holds them. Waiting for a
@@ -34,7 +34,13 @@ class Time:
 
 
 def insist_on(
-    bench: Workbench, record: Allocation, gpu: Gpu, reason: str, time_left: Time, *, over: bool
+    bench: Workbench,
+    record: Allocation,
+    gpu: Gpu,
+    reason: str,
+    time_left: StuckBudget,
+    *,
+    over: bool,
 ) -> Allocation:
     """Go on with what was set aside: wait, then use the remedies, then name who holds it.
 

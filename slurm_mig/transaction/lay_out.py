@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from slurm_mig.mig.allocation import Allocation
     from slurm_mig.mig.driver import Gpu
-    from slurm_mig.mig.layout import Built
+    from slurm_mig.mig.layout import PlacedInstance
     from slurm_mig.transaction.workbench import Workbench
 
 
@@ -25,7 +25,7 @@ def lay_out(
     bench: Workbench,
     gpu: Gpu,
     going: Sequence[Allocation],
-    layout: Sequence[Built],
+    layout: Sequence[PlacedInstance],
     *,
     mig: bool | None,
     reason: str,
@@ -69,7 +69,7 @@ def _have_mode(bench: Workbench, gpu: Gpu, mig: bool | None, again: str) -> Gpu:
     return gpu
 
 
-def _make_missing(bench: Workbench, gpu: Gpu, layout: Sequence[Built]) -> None:
+def _make_missing(bench: Workbench, gpu: Gpu, layout: Sequence[PlacedInstance]) -> None:
     geometry = bench.driver.geometry(gpu)
     there = {built(item, geometry).slot: item for item in bench.driver.instances(gpu)}
     for item in layout:
@@ -81,7 +81,7 @@ def _make_missing(bench: Workbench, gpu: Gpu, layout: Sequence[Built]) -> None:
             bench.driver.create_compute_instance(gpu, found.gi_id, None if item.full else slices)
 
 
-def _look_again(bench: Workbench, gpu: Gpu, layout: Sequence[Built], again: str) -> None:
+def _look_again(bench: Workbench, gpu: Gpu, layout: Sequence[PlacedInstance], again: str) -> None:
     """Believe what is seen, not what creation returned (go-nvml#146)."""
     geometry = bench.driver.geometry(gpu)
     seen = [built(item, geometry) for item in bench.driver.instances(gpu)]

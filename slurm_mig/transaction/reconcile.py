@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from slurm_mig.errors import Later, LedgerFault, NodeFault, SlurmFault, about
 from slurm_mig.mig import allocation as phases
 from slurm_mig.system.held import ask_freely
-from slurm_mig.transaction.collect import Ended, collect_here, ended_among, relieve
+from slurm_mig.transaction.collect import EndedJobs, collect_here, ended_among, relieve
 from slurm_mig.transaction.sweep import settled
 from slurm_mig.transaction.whereabouts import foreign_texts, missing_of, name_of
 from slurm_mig.values import dataclass, field
@@ -48,7 +48,7 @@ def reconcile(bench: Workbench, live_jobs: Callable[[], frozenset[int]] | None) 
     gpus = [gpu for gpu in gpus if gpu.mig_capable]
     report.left += _records_without_gpu(bench, {gpu.uuid for gpu in gpus})
     silence: SlurmFault | None = None
-    ended = Ended()
+    ended = EndedJobs()
     try:
         ended = ended_among(bench.ledger.all_open(), live_jobs)
     except SlurmFault as fault:
@@ -139,7 +139,7 @@ def _records_without_gpu(bench: Workbench, present: set[str]) -> list[str]:
     ]
 
 
-def _reconcile_gpu(bench: Workbench, gpu: Gpu, ended: Ended, report: Report) -> None:
+def _reconcile_gpu(bench: Workbench, gpu: Gpu, ended: EndedJobs, report: Report) -> None:
     before = [record.number for record in bench.ledger.open_on(gpu.uuid)]
     with settled(bench, gpu, "reconcile") as gpu:
         collect_here(bench, gpu, ended)

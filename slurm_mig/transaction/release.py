@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from slurm_mig.errors import Later, LedgerFault, LockTimeout, NodeFault, about
 from slurm_mig.mig import allocation as phases
 from slurm_mig.transaction.access import open_again, shut
-from slurm_mig.transaction.insist import Time, insist_on
+from slurm_mig.transaction.insist import StuckBudget, insist_on
 from slurm_mig.transaction.sweep import settled
 from slurm_mig.transaction.teardown import tear_down
 
@@ -42,7 +42,7 @@ def release_all(
     All are tried first, and what resists then shares the time. Raises the first NodeFault
     after the last record.
     """
-    left = Time(bench.destroy_timeout, bench.stuck.timeout)
+    left = StuckBudget(bench.destroy_timeout, bench.stuck.timeout)
     ended: dict[int, Allocation] = {}
     faults: list[NodeFault] = []
     if over:
@@ -79,7 +79,7 @@ def _noting(faults: list[NodeFault], *, job: int | None, gpu: str) -> Iterator[N
 
 
 def _begin(
-    bench: Workbench, record: Allocation, reason: str, left: Time, patience: float
+    bench: Workbench, record: Allocation, reason: str, left: StuckBudget, patience: float
 ) -> tuple[Allocation, Gpu | None]:
     """Tear a record down as far as it goes in a moment; its GPU, where more is to be done."""
     if record.boot_id != bench.boot_id and record.request != phases.WHOLE_MIG_OFF:

@@ -25,7 +25,7 @@ from tests.kit.audit_records import record
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from slurm_mig.audit.findings import Finding
+    from slurm_mig.audit.findings import AuditFinding
     from slurm_mig.mig.allocation import Allocation
 
 
@@ -39,14 +39,14 @@ def chain(count: int) -> list[Event]:
     return made
 
 
-def look(events: Sequence[Event]) -> list[Finding]:
+def look(events: Sequence[Event]) -> list[AuditFinding]:
     checker = ChainCheck(digest)
     for event in sorted(events, key=lambda event: event.seq):
         checker.look(event)
     return checker.findings()
 
 
-def kinds(found: Sequence[Finding]) -> list[tuple[str, int | None]]:
+def kinds(found: Sequence[AuditFinding]) -> list[tuple[str, int | None]]:
     return [(item.kind, item.event) for item in found]
 
 

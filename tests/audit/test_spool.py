@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from slurm_mig.audit import spool
 from slurm_mig.audit.archive import Archive
 from slurm_mig.audit.copies import youngest
-from slurm_mig.audit.findings import NAMED_OF_A_KIND, Finding, first_of_each
+from slurm_mig.audit.findings import NAMED_OF_A_KIND, AuditFinding, first_of_each
 from slurm_mig.audit.spool import DistinctNumbers, Rows
 from slurm_mig.cli import _audit_print as views
 from tests.kit.ledger_fixture import write
@@ -51,10 +51,10 @@ def test_rows_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_findings_without_end() -> None:
     """Each kind has its first ones, and the number of the others."""
-    many = (Finding("removed", "", event=n) for n in range(NAMED_OF_A_KIND + 7))
-    found = first_of_each([Finding("changed", "one"), *many])
+    many = (AuditFinding("removed", "", event=n) for n in range(NAMED_OF_A_KIND + 7))
+    found = first_of_each([AuditFinding("changed", "one"), *many])
     assert len(found) == NAMED_OF_A_KIND + 2
-    assert found[-1] == Finding("removed", "7 findings more of this kind")
+    assert found[-1] == AuditFinding("removed", "7 findings more of this kind")
 
 
 def grown(path: Path, records: int) -> Path:

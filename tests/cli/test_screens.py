@@ -16,7 +16,7 @@ import pytest
 from slurm_mig.cli import _cluster, _print
 from slurm_mig.errors import UsageFault
 from slurm_mig.fleet.overview import GpuView, NodeView
-from slurm_mig.slurm.protocol import Share
+from slurm_mig.slurm.protocol import JobOnNode
 from tests.kit.gpus import A30, H100
 from tests.kit.hooks import STAMP
 
@@ -99,14 +99,16 @@ def test_what_takes_long_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said[1:] == [b"\rasking Slurm: 1 s ", b"\r\x1b[K"]
 
 
-def node(name: str, *jobs: Share, state: str = "IDLE", used: int = 0) -> NodeView:
+def node(name: str, *jobs: JobOnNode, state: str = "IDLE", used: int = 0) -> NodeView:
     gpus = (GpuView(0, "h100", (used, 31), jobs), GpuView(1, "h100", (0, 31), ()))
     room = {"1g.10gb": 7 - used // 4, "7g.80gb": 1}
     return NodeView(name, frozenset({state}), "", gpus, (), room)
 
 
-def job(user: str, **gres: int) -> Share:
-    return Share(7, 1, user, "n1", None, {k.replace("__", ":"): v for k, v in gres.items()}, (0,))
+def job(user: str, **gres: int) -> JobOnNode:
+    return JobOnNode(
+        7, 1, user, "n1", None, {k.replace("__", ":"): v for k, v in gres.items()}, (0,)
+    )
 
 
 VIEWS = [

@@ -9,7 +9,7 @@ from slurm_mig.fleet.overview import NodeView, overview, total_room
 from slurm_mig.fleet.resolve import fleet_model
 from slurm_mig.mig import catalog
 from slurm_mig.slurm.answers import _configured
-from slurm_mig.slurm.protocol import NodeFacts, Share
+from slurm_mig.slurm.protocol import JobOnNode, NodeFacts
 from tests.kit.fleets import model_of
 from tests.kit.gpus import A30, A100, A100_40, H100, RTX
 
@@ -33,14 +33,14 @@ def node_of(
     return NodeFacts("n1", frozenset({state}), "", gres, shards)
 
 
-def one(node: NodeFacts, *shares: Share) -> NodeView:
+def one(node: NodeFacts, *shares: JobOnNode) -> NodeView:
     (view,) = overview([node], shares, MODELS)
     return view
 
 
-def share(gpus: tuple[int, ...] | None, **gres: int) -> Share:
+def share(gpus: tuple[int, ...] | None, **gres: int) -> JobOnNode:
     names = {name.replace("__", ":").replace("_", "."): count for name, count in gres.items()}
-    return Share(7, 0, "alice", "n1", 1000.0, names, gpus)
+    return JobOnNode(7, 0, "alice", "n1", 1000.0, names, gpus)
 
 
 def test_an_idle_node() -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig.hooks.log_line import SYSLOG_WAIT, Line
+from slurm_mig.hooks.log_line import SYSLOG_WAIT, LogLine
 from slurm_mig.mig import allocation as phases
 from slurm_mig.simulator.faults import Rule
 from tests.kit.gpus import H100
@@ -115,7 +115,7 @@ def test_a_syslog_that_reads_no_longer(
     """As with a journald that hangs: slurmd has the line, and the hook goes on."""
     blocked = threading.Event()
     monkeypatch.setattr(syslog, "syslog", lambda *_: blocked.wait(60))
-    line = Line("prolog")
+    line = LogLine("prolog")
     line.say("INFO", "carved")
     begun = time.monotonic()
     line.write()
@@ -132,7 +132,7 @@ def test_a_slurmd_that_reads_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(syslog, "syslog", lambda _, text: told.append(text))
     with open(writing, "w") as broken:  # noqa: PTH123  # a descriptor, not a name
         monkeypatch.setattr(sys, "stderr", broken)
-        line = Line("prolog")
+        line = LogLine("prolog")
         line.say("INFO", "carved")
         line.write()
         monkeypatch.undo()

@@ -15,7 +15,7 @@ import pytest
 
 from slurm_mig.errors import NodeFault
 from slurm_mig.hooks.job import Job
-from slurm_mig.hooks.log_line import Line
+from slurm_mig.hooks.log_line import LogLine
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.geometry import Placement
 from slurm_mig.simulator.faults import Rule
@@ -949,7 +949,7 @@ def test_the_line_goes_to_syslog_too(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[tuple[object, ...]] = []
     monkeypatch.setattr("syslog.openlog", lambda *words: sent.append(words))
     monkeypatch.setattr("syslog.syslog", lambda *words: sent.append(words))
-    line = Line("prolog")
+    line = LogLine("prolog")
     line.add(job=7)
     line.say("ERR", "broken\nthing")
     line.say("INFO", "and more")
@@ -961,6 +961,6 @@ def test_the_line_goes_to_syslog_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_log_words_are_bounded() -> None:
     """A kilobyte of comment does not fill syslog."""
-    line = Line("prolog")
+    line = LogLine("prolog")
     line.add(x="y" * 5000)
     assert len(line.words[0]) == 1002

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any, Final
 import slurm_mig.simulator
 from slurm_mig.hooks.epilog import epilog
 from slurm_mig.hooks.job import Job
-from slurm_mig.hooks.log_line import Line
+from slurm_mig.hooks.log_line import LogLine
 from slurm_mig.hooks.prolog import prolog
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.allocation import TRANSITIONS, Owner
@@ -156,11 +156,11 @@ class Place:
         `;` stands between what it has on several GPUs.
         """
         with self.node(*NEIGHBOURS, DEAD, NEXT) as node:
-            prolog(node, self._job(job, request, gpus, restart), Line("prolog"))
+            prolog(node, self._job(job, request, gpus, restart), LogLine("prolog"))
 
     def epilog(self, job: int) -> None:
         with self.node(*NEIGHBOURS) as node:
-            epilog(node, self._job(job, "", ""), Line("epilog"))
+            epilog(node, self._job(job, "", ""), LogLine("epilog"))
 
     def reconcile(self, *live: int) -> None:
         with self.node(*live) as node:

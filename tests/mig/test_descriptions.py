@@ -145,7 +145,7 @@ def test_two_files_of_one_gpu(tmp_path: Path, write: Callable[..., Path]) -> Non
         ('source = "assumed"', 'source = "me"', 'source = \'me\'; allowed: "driver", "assumed"'),
         ('source = "assumed"', 'source = "driver"', "driver is missing; allowed: the driver's ver"),
         ("memory_mib = 204800", "memory_mib = -1", "memory_mib = -1; allowed: a number, or no"),
-        ("memory_mib = 204800", "memory = 1", "unknown key memory; did you mean memory_mib? allowed: format, name, type"),
+        ("memory_mib = 204800", "memory = 1", "unknown key memory; did you mean memory_mib?"),
         ("memory_mib = 204800", 'type = "a b"', "type = 'a b'; allowed: letters, digits and _"),
         ("mode_needs_reset = false", "mode_needs_reset = 0", "mode_needs_reset = 0; allowed: true"),
         ("id = 41", "id = 40", "two profiles with id 40"),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from slurm_mig.errors import BadRequest, NoRoom, SlurmMigError, Unresolved, UsageFault
 from slurm_mig.mig import layout
 from slurm_mig.mig.driver import Gpu
-from slurm_mig.mig.layout import Built, Declared, Piece
+from slurm_mig.mig.layout import Declared, DeclaredInstance, PlacedInstance
 from slurm_mig.mig.plan import Slot
 from slurm_mig.mig.profile import Profile
 from slurm_mig.node import layout_file
@@ -37,7 +37,7 @@ def pci(gpu: Gpu) -> list[str]:
     return {H100: ["0x233010DE"]}.get(gpu.name, [])
 
 
-def made(*words: str) -> list[Built]:
+def made(*words: str) -> list[PlacedInstance]:
     """`3g.40gb@4`, or `3g.40gb@4/1+2` with the slices inside."""
     found = []
     for word in words:
@@ -46,7 +46,7 @@ def made(*words: str) -> list[Built]:
         row = GEOMETRY.by_name(Profile.parse(name))
         (place,) = [place for place in row.placements if place.start == int(start)]
         compute = tuple(map(int, inside.split("+"))) if inside else ()
-        found.append(Built(Slot(row, place), compute if slash else (row.slices,)))
+        found.append(PlacedInstance(Slot(row, place), compute if slash else (row.slices,)))
     return found
 
 
@@ -139,11 +139,11 @@ def test_every_layout_that_mig_parted_ships_is_read() -> None:
 # -- which GPU ------------------------------------------------------------------------
 
 
-def where(entries: Sequence[layout_file.Entry], *gpus: Gpu) -> list[int]:
+def where(entries: Sequence[layout_file.DeclaredGpu], *gpus: Gpu) -> list[int]:
     return [found.minor for found, _ in layout_file.assigned(entries, gpus, pci)]
 
 
-def spec(**more: Any) -> tuple[layout_file.Entry, ...]:
+def spec(**more: Any) -> tuple[layout_file.DeclaredGpu, ...]:
     item = GOOD | {key.replace("_", "-"): value for key, value in more.items()}
     return layout_file.from_mig_parted({"version": "v1", "mig-configs": {"a": [item]}}, None, "x")
 
@@ -237,9 +237,9 @@ def test_counts_keep_what_is_there() -> None:
 
 
 @st.composite
-def on_a_gpu(draw: st.DrawFn) -> list[Built]:
+def on_a_gpu(draw: st.DrawFn) -> list[PlacedInstance]:
     """Anything that fits, with one compute instance, several, or none inside."""
-    found: list[Built] = []
+    found: list[PlacedInstance] = []
     taken = 0
     for row in draw(st.permutations([row for row in GEOMETRY.profiles if not row.name.attribute])):
         for place in row.placements:
@@ -247,14 +247,14 @@ def on_a_gpu(draw: st.DrawFn) -> list[Built]:
                 full = draw(st.booleans())
                 parts = draw(st.lists(st.just(1), max_size=row.slices))
                 compute = (row.slices,) if full else tuple(parts)
-                found.append(Built(Slot(row, place), compute))
+                found.append(PlacedInstance(Slot(row, place), compute))
                 taken |= place.mask
     return found
 
 
 @settings(deadline=None, max_examples=60)
 @given(there=on_a_gpu())
-def test_toml_is_read_back_as_the_same(there: list[Built]) -> None:
+def test_toml_is_read_back_as_the_same(there: list[PlacedInstance]) -> None:
     """What `export` writes, `assert` finds to be so, and its places are the target."""
     text = layout_file.to_toml([(gpu(), there)])
     declared = toml(text)
@@ -265,7 +265,7 @@ def test_toml_is_read_back_as_the_same(there: list[Built]) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(there=on_a_gpu())
-def test_mig_parteds_form_is_read_back_or_refused(there: list[Built]) -> None:
+def test_mig_parteds_form_is_read_back_or_refused(there: list[PlacedInstance]) -> None:
     """Counts tell no mixture inside an instance: such a layout is refused, never bent."""
     try:
         text = layout_file.to_mig_parted([(gpu(), there)], "n")
@@ -316,5 +316,5 @@ def test_no_file_makes_it_fall_over(data: Any) -> None:
 
 def test_a_piece_without_its_compute_part() -> None:
     """None fills it: a profile's own slices."""
-    row, compute = Piece(Profile.parse("3g.40gb")).resolved(GEOMETRY)
+    row, compute = DeclaredInstance(Profile.parse("3g.40gb")).resolved(GEOMETRY)
     assert (str(row.name), compute) == ("3g.40gb", (3,))

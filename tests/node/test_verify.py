@@ -17,7 +17,7 @@ from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.allocation import Owner
 from slurm_mig.mig.geometry import Placement
 from slurm_mig.node import verify
-from slurm_mig.node.verify import Isolation, Subject, Try, attempt
+from slurm_mig.node.verify import AccessTry, Isolation, Subject, attempt
 from slurm_mig.transaction import carve, reconcile, release
 from tests.kit.gpus import H100
 from tests.kit.hooks import serve, slurm_commands, squeue
@@ -336,7 +336,7 @@ def test_a_job_that_ends_meanwhile(two: Site, monkeypatch: pytest.MonkeyPatch) -
     tries = Isolation(opened, two.root / "hooks")
     (subject,) = tries.subjects(7, None)
 
-    def late(subject: Subject, wanted: list[Try]) -> list[Try]:
+    def late(subject: Subject, wanted: list[AccessTry]) -> list[AccessTry]:
         two.epilog(7)
         return attempt(subject, wanted)
 
@@ -351,7 +351,7 @@ def test_a_job_that_ends_meanwhile(two: Site, monkeypatch: pytest.MonkeyPatch) -
 def test_a_child_that_dies_is_no_success(public_tmp: Path) -> None:
     """An action that does not exist, for one."""
     with pytest.raises(NodeFault, match="trying as uid 64001 ended with 1"):
-        attempt(Subject(ALICE, ALICE), [Try("x", "dance", public_tmp)])
+        attempt(Subject(ALICE, ALICE), [AccessTry("x", "dance", public_tmp)])
 
 
 @pytest.mark.timeout(20)
@@ -359,16 +359,16 @@ def test_tries_wait_for_nothing(public_tmp: Path) -> None:
     """A FIFO in a file's place; a file where a directory should be."""
     os.mkfifo(public_tmp / "fifo", 0o666)
     (public_tmp / "fifo").chmod(0o666)
-    tried = [Try("x", action, public_tmp / "fifo") for action in ("read", "write", "list")]
+    tried = [AccessTry("x", action, public_tmp / "fifo") for action in ("read", "write", "list")]
     found = attempt(Subject(ALICE, ALICE), tried)
     assert [item.found.partition(":")[0] for item in found] == ["open"] * 3
 
 
 def test_a_user_who_stops_the_child(public_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It runs as him, so he can: the command ends all the same, and not as a success."""
-    monkeypatch.setattr(verify, "LONGEST", 0.5)
+    monkeypatch.setattr(verify, "LONGEST_TRY", 0.5)
     monkeypatch.setitem(verify._TRIES, verify.READ, lambda _: os.kill(os.getpid(), signal.SIGSTOP))
-    wanted = [Try("x", verify.READ, public_tmp)]
+    wanted = [AccessTry("x", verify.READ, public_tmp)]
     with pytest.raises(NodeFault, match=r"uid 64777 did not end within 0\.5 s"):
         attempt(Subject(64777, 64777), wanted)
 
@@ -390,7 +390,7 @@ def test_groups_count(public_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None
     (public_tmp / "f").touch()
     os.chown(public_tmp / "f", 0, 64009)
     (public_tmp / "f").chmod(0o640)
-    wanted = [Try("f", "read", public_tmp / "f")]
+    wanted = [AccessTry("f", "read", public_tmp / "f")]
     assert attempt(Subject(ALICE, ALICE), wanted)[0].found == "closed"
     monkeypatch.setattr(verify, "_groups", lambda _: [64009])
     assert attempt(Subject(ALICE, ALICE), wanted)[0].found == "open"

@@ -11,7 +11,7 @@ import pytest
 
 from slurm_mig.errors import SlurmFault
 from slurm_mig.slurm.commands import CommandClient
-from slurm_mig.slurm.protocol import Share
+from slurm_mig.slurm.protocol import JobOnNode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,9 +140,9 @@ def test_the_json_of_22_05(client: Callable[..., CommandClient]) -> None:
     ]
     answers = client(squeue=f"cat <<'END'\n{json.dumps({'jobs': jobs})}\nEND").shares()
     assert answers == [
-        Share(1, 2, "alice", "n1", 1000.0, {"mig:3g.40gb": 1, "shard:h100": 14}, (1,)),
-        Share(1, 2, "alice", "n2", 1000.0, {"gpu:rtx": 1}, (0,)),
-        Share(2, 2, "alice", "n2", None, {}, ()),
+        JobOnNode(1, 2, "alice", "n1", 1000.0, {"mig:3g.40gb": 1, "shard:h100": 14}, (1,)),
+        JobOnNode(1, 2, "alice", "n2", 1000.0, {"gpu:rtx": 1}, (0,)),
+        JobOnNode(2, 2, "alice", "n2", None, {}, ()),
     ]
 
 

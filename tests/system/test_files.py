@@ -349,7 +349,7 @@ def test_only_a_file_of_ones_own_is_read(tmp_path: Path, kind: str) -> None:
         path.chmod(0o666)
     elif kind == "big":
         os.truncate(path, 1 << 40)
-        assert len(trust.read_own(path)) == trust.LONGEST
+        assert len(trust.read_own(path)) == trust.LONGEST_FILE
         return
     with pytest.raises(NodeFault, match=str(path)):
         trust.read_own(path)

@@ -254,7 +254,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Bench]]:
     monkeypatch.setitem(defaults, "sleep", clock.sleep)
     monkeypatch.setitem(defaults, "monotonic", clock)
     monkeypatch.setattr(Node, "_library", library)
-    monkeypatch.setattr(log_line.Line, "write", write)
+    monkeypatch.setattr(log_line.LogLine, "write", write)
 
     built: list[Bench] = []
 

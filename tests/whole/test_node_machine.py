@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 from slurm_mig.errors import DriverFault, Held
 from slurm_mig.hooks.epilog import epilog
 from slurm_mig.hooks.job import Job
-from slurm_mig.hooks.log_line import Line
+from slurm_mig.hooks.log_line import LogLine
 from slurm_mig.hooks.prolog import prolog
 from slurm_mig.mig import allocation as phases
 from slurm_mig.simulator.codes import Refused
@@ -164,7 +164,7 @@ class NodeMachine(RuleBasedStateMachine):
     def _prolog(self, job: Job) -> None:
         try:
             with self._node() as node:
-                prolog(node, job, Line("prolog"))
+                prolog(node, job, LogLine("prolog"))
         except DriverFault as fault:
             # On Ampere nobody but an administrator switches it on.
             assert "MIG mode is off" in str(fault)
@@ -176,7 +176,7 @@ class NodeMachine(RuleBasedStateMachine):
 
     def _epilog(self, job: Job) -> None:
         with self._node() as node:
-            epilog(node, job, Line("epilog"))
+            epilog(node, job, LogLine("epilog"))
 
     def _reconcile(self) -> None:
         with self._node() as node:
