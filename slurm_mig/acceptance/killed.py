@@ -10,7 +10,7 @@ import signal
 
 from slurm_mig.config import load
 from slurm_mig.hooks.job import Job
-from slurm_mig.hooks.log_line import Line
+from slurm_mig.hooks.log_line import LogLine
 from slurm_mig.hooks.prolog import prolog
 from slurm_mig.node.node import Node
 
@@ -26,7 +26,7 @@ def main() -> None:
     os.umask(0o022)
     node = Node(load(environ=os.environ), os.environ)
     node.tell = die_before_compute
-    prolog(node, Job.from_environ(os.environ), Line("prolog"))
+    prolog(node, Job.from_environ(os.environ), LogLine("prolog"))
 
 
 if __name__ == "__main__":

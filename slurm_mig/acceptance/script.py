@@ -20,7 +20,7 @@ from slurm_mig.acceptance.restore import clear
 from slurm_mig.errors import GpuLost, NodeFault, SlurmMigError
 from slurm_mig.gpu.capabilities import capability_minors, read_access
 from slurm_mig.mig.geometry import Placement
-from slurm_mig.node.verify import READ, Subject, Try, attempt
+from slurm_mig.node.verify import READ, AccessTry, Subject, attempt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -348,7 +348,7 @@ class Script:
         raise NodeFault(f"the Prolog made no slice: {record.phase} {record.reason}")
 
     def _opened(self, uid: int, paths: list[Path]) -> list[str]:
-        tries = attempt(Subject(uid, uid), [Try("node", READ, path) for path in paths])
+        tries = attempt(Subject(uid, uid), [AccessTry("node", READ, path) for path in paths])
         return [item.found for item in tries]
 
     def _hook(self, name: str, job: int, row: GpuProfile | None = None, uid: int = OWNER) -> Answer:

@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -57,7 +57,7 @@ def desk(node: Node) -> Desk:
     return found
 
 
-def refused(node: Node, job: int, stamp: str = LARGE, **more: float) -> None:
+def refused(node: Node, job: int, stamp: str = LARGE, **more: Any) -> None:
     node.waiting.put(
         replace(Waiting(job, str(job), stamp, NOW - 50 + job, NOW - 1, NOW + 100), **more)
     )
