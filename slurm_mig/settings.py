@@ -394,8 +394,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "kill-job: SIGKILL to processes of the job that has ended, and to no others. kill-user: "
         "SIGKILL to processes of its user that have this very slice open, whatever job they "
         "belong to, for the slice was that job's; nothing else of theirs is touched. restart: that "
-        "service is restarted if it holds the slice. What none of these frees is set aside, with "
-        "the names of who holds it.",
+        "service is restarted if it holds the slice. What none of these frees is stuck: it stays, "
+        "with the names of who holds it.",
     ),
     Setting(
         "stuck",

@@ -201,9 +201,7 @@ def _legend(figure: Any, picture: Picture, colours: dict[str, str]) -> None:
         for key, hours in picture.legend
     ]
     if any(box.quarantined for box in picture.boxes):
-        handles.append(
-            Patch(facecolor="white", edgecolor="#555555", hatch="////", label="in quarantine")
-        )
+        handles.append(Patch(facecolor="white", edgecolor="#555555", hatch="////", label="stuck"))
     if picture.marks:
         label = f"refused ({len(picture.marks)})"
         cross: dict[str, Any] = {"marker": "x", "markersize": 5, "color": _REFUSED, "linestyle": ""}

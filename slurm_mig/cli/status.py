@@ -29,7 +29,7 @@ from slurm_mig.cli._print import (
 )
 from slurm_mig.errors import SlurmFault, SlurmMigError, UsageFault
 from slurm_mig.mig.allocation import ACTIVE, QUARANTINED
-from slurm_mig.node.fence import numbers, set_aside
+from slurm_mig.node.fence import numbers, stuck_records
 from slurm_mig.state.ledger import Retired
 from slurm_mig.system.space import lacking
 
@@ -131,7 +131,7 @@ def _show(emit: Callable[[dict[str, Any]], None] | None, *, ask: bool, brief: bo
         data: dict[str, Any] = {
             "node": node.name,
             "gpus": seen,
-            "stuck": numbers(set_aside(node.ledger), node.ledger.now()),
+            "stuck": numbers(stuck_records(node.ledger), node.ledger.now()),
             "full": _full(node),
             "faults": [str(fault) for fault in faults],
         }

@@ -237,7 +237,7 @@ def _whole_gpus(node: Node, job: Job, gpus: Sequence[Gpu], bench: Workbench, lin
                 )
             given.append((index, gpu, record))
         told = [(index, gpu.uuid, record) for index, gpu, record in given]
-        handover.publish_whole(bench, job.owner, told)
+        handover.give_gpus(bench, job.owner, told)
     except JobFault:
         records = [record for _, _, record in given if record is not None]
         release.release_all(bench, records, "another GPU of the job was refused")

@@ -1,4 +1,4 @@
-"""What is set aside: listed, counted, and past a threshold the reason to drain the node.
+"""What is stuck: listed, counted, and past a threshold the reason to drain the node.
 
 The drain is our own, so that its reason names who holds the slices; and only what
 it set is cleared: the reason is kept word for word, and one that reads otherwise
@@ -30,7 +30,7 @@ GOING: Final = "going to be "
 
 @dataclass(frozen=True, slots=True)
 class StuckRecord:
-    """A quarantined record, and `since` when."""
+    """A stuck record, and `since` when."""
 
     record: Allocation
     since: Moment
@@ -41,8 +41,8 @@ class StuckRecord:
         return len({item.placement for item in self.record.present}) or 1
 
 
-def set_aside(ledger: Ledger) -> list[StuckRecord]:
-    """Everything that is quarantined on this node, oldest record first."""
+def stuck_records(ledger: Ledger) -> list[StuckRecord]:
+    """Everything that is stuck on this node, oldest record first."""
     return [
         StuckRecord(record, ledger.first(record, QUARANTINED))
         for record in ledger.all_open()
@@ -130,7 +130,7 @@ class Fence:
     def _past(self) -> list[StuckRecord]:
         """What is stuck for long enough, when that is enough to drain."""
         now = self._ledger.now()
-        found = [item for item in set_aside(self._ledger) if item.since.age(now) >= self._after]
+        found = [item for item in stuck_records(self._ledger) if item.since.age(now) >= self._after]
         enough = 0 < self._slices <= sum(item.slices for item in found)
         return found if enough else []
 

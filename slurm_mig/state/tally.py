@@ -90,7 +90,7 @@ class Tally:
             self.refusals[kind] = self.refusals.get(kind, 0) + 1
 
     def _first_stuck(self, event: Event) -> bool:
-        """Whether it is an allocation's first quarantine; its end lets the number be forgotten."""
+        """Whether an allocation is stuck for the first time; its end lets the number go."""
         number = str(event.allocation)
         if event.kind in _ENDED:
             self.stuck.pop(number, None)
@@ -130,7 +130,7 @@ class Tally:
                 if len(fields[name].counts) != len(BUCKETS) + 1:
                     raise ValueError(f"{name} has other buckets")
             if "stuck" not in fields:
-                raise ValueError("of a version that counted each retry of a quarantined slice")
+                raise ValueError("of a version that counted each retry of a stuck slice")
             return cls(**fields)
         except (TypeError, KeyError) as problem:
             raise ValueError(f"{type(problem).__name__}: {problem}") from problem

@@ -32,7 +32,7 @@ def may_set_mode(bench: Workbench, gpu: Gpu, *, on: bool) -> None:
 
 
 def _refuse_mode(bench: Workbench, gpu: Gpu, *, on: bool) -> None:
-    # One that is set aside waits for this very mode, and one of an earlier boot has no job.
+    # One that is stuck waits for this very mode, and one of an earlier boot has no job.
     whole = [
         item
         for item in bench.ledger.open_on(gpu.uuid)

@@ -12,7 +12,7 @@ from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.allocation import Allocation, Instance, Owner
 from slurm_mig.mig.plan import Slot, plan, plan_at
 from slurm_mig.transaction.access import close_nodes
-from slurm_mig.transaction.handover import publish
+from slurm_mig.transaction.handover import give, promise
 from slurm_mig.transaction.mig_mode import ensure_mig_mode, occupied
 from slurm_mig.transaction.recognise import find, own_compute
 from slurm_mig.transaction.sweep import settled
@@ -50,7 +50,7 @@ def allocate(
 
     The planner chooses the placement, unless an administrator names the
     `start` unit of a single instance. Of a `part` of what a job has its tasks are
-    told nothing yet (`publish_several`).
+    told nothing yet (`give_several`).
 
     Stages: settle, look, plan, intend, carve, close, activate, publish. Raises
     NoRoom or ProfileNotOffered (a job's fault) before anything is made, or a
@@ -74,7 +74,7 @@ def carve_here(
     held = held_already(bench, owner, gpu, str(request))
     if held is not None:
         close_nodes(bench, held)
-        publish(bench, held, request, gpu, part=part)
+        give(bench, held, request, gpu, part=part)
         return held
     refuse_whole(bench, gpu, owner)
     gpu = ensure_mig_mode(bench, gpu)
@@ -86,7 +86,7 @@ def carve_here(
         record = _make_all(bench, record, gpu, {item.gi_id for item in there})
         close_nodes(bench, record)
         record = bench.ledger.move(record, phases.ACTIVE)
-        publish(bench, record, request, gpu, part=part)
+        give(bench, record, request, gpu, part=part)
         undo.pop_all()
     return record
 
@@ -196,8 +196,7 @@ def _intend(
     bench: Workbench, owner: Owner, request: Request, gpu: Gpu, chosen: Plan, undo: ExitStack
 ) -> Allocation:
     """Write down what is going to be made, before the first NVML call that makes it."""
-    if owner.is_job:
-        bench.files.mark(owner)
+    promise(bench, owner)
     planned = replace(
         bench.new_record(owner, gpu, str(request)),
         instances=tuple(item for slot in chosen.slots for item in Instance.planned(slot)),

@@ -41,7 +41,7 @@ def ended_among(
 
 
 def relieve(bench: Workbench, gpu: Gpu, numbers: Iterable[int], ended: EndedJobs) -> None:
-    """Use the remedies on what is quarantined; in jobs that live on nobody is killed."""
+    """Use the remedies on what is stuck; in jobs that live on nobody is killed."""
     time_left = StuckBudget(0, bench.stuck.timeout)
     for number in numbers:
         record = bench.ledger.find(number)
@@ -56,7 +56,7 @@ def collect(
     """Take down on one GPU what belongs to jobs that Slurm no longer has here.
 
     After a lost controller state no Epilog comes for them (facts/slurm.md#failures).
-    Returns the records that were closed or set aside.
+    Returns the records that were closed, or are stuck.
     """
     with about(gpu=str(gpu)):
         ended = ended_among(bench.ledger.open_on(gpu.uuid), live_jobs)

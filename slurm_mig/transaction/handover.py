@@ -1,4 +1,8 @@
-"""What tasks and steps, the Epilog and monitoring are told of a slice, and its taking back."""
+"""What tasks and steps, the Epilog and monitoring are told of a slice, and its taking back.
+
+`promise` that there may be something, `give` it (`give_several`, `give_gpus`), `take_back`
+before it goes, `forget` what is left of it; `tell_lost` where it went by itself.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from slurm_mig.mig import allocation as phases
 from slurm_mig.state import task_file
+from slurm_mig.transaction.whereabouts import unclaimed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +22,13 @@ if TYPE_CHECKING:
     from slurm_mig.transaction.workbench import Workbench
 
 
-def publish(
+def promise(bench: Workbench, owner: Owner) -> None:
+    """Leave a mark, before anything is made, by which the Epilog knows that there may be."""
+    if owner.is_job:
+        bench.files.mark(owner)
+
+
+def give(
     bench: Workbench, record: Allocation, request: Request, gpu: Gpu, *, part: bool = False
 ) -> None:
     """Tell the tasks of a job what they have on one GPU; of a `part` only monitoring hears."""
@@ -48,16 +59,14 @@ def _mark_run(
     bench.files.mark(owner, leases=leases, head=bench.ledger.head(), records=records)
 
 
-def publish_several(
-    bench: Workbench, owner: Owner, given: Sequence[tuple[int, Allocation]]
-) -> None:
+def give_several(bench: Workbench, owner: Owner, given: Sequence[tuple[int, Allocation]]) -> None:
     """Tell the tasks of a job with slices on several GPUs: (Slurm's index, its part)."""
     leases = _make_leases(bench, owner, sum(len(record.instances) for _, record in given))
     _mark_run(bench, owner, [record for _, record in given], leases)
     bench.files.publish(owner, task_file.several_lines(given, bench.tasks, leases))
 
 
-def publish_whole(
+def give_gpus(
     bench: Workbench, owner: Owner, given: Sequence[tuple[int, str, Allocation | None]]
 ) -> None:
     """Tell the tasks of a job with whole GPUs what they are: (Slurm's index, UUID, record)."""
@@ -65,18 +74,17 @@ def publish_whole(
     bench.files.publish(owner, task_file.whole_lines(given, bench.tasks))
 
 
-def withdraw_environment(bench: Workbench, record: Allocation) -> None:
-    """Take a run's environment away before its slices go.
+def take_back(bench: Workbench, record: Allocation, gpu: Gpu) -> None:
+    """Take a run's environment away before its slices go, and hide them from monitoring.
 
     A hook that dies in between leaves a run that no task can start in, not one
     whose tasks are sent to a slice that is gone or is another's by now.
     """
     owner = record.owner
-    if not owner.is_job or record.phase != phases.ACTIVE:
-        return
-    if not _has_heir(bench, owner):
+    if owner.is_job and record.phase == phases.ACTIVE and not _has_heir(bench, owner):
         with bench.courtesy(f"environment of {owner}"):
             bench.files.withdraw_environment(owner)
+    bench.feeds.hide(unclaimed(bench, record), gpu.index)
 
 
 def _has_heir(bench: Workbench, owner: Owner) -> bool:
@@ -89,7 +97,7 @@ def _has_heir(bench: Workbench, owner: Owner) -> bool:
     )
 
 
-def withdraw_files(bench: Workbench, record: Allocation) -> None:
+def forget(bench: Workbench, record: Allocation) -> None:
     """Take away what an Epilog that was killed left: Slurm does not run it again."""
     owner = record.owner
     if owner.job_id is None:
@@ -100,7 +108,7 @@ def withdraw_files(bench: Workbench, record: Allocation) -> None:
             bench.files.withdraw_run(owner)
 
 
-def tell_tasks(bench: Workbench, record: Allocation, reason: str) -> None:
+def tell_lost(bench: Workbench, record: Allocation, reason: str) -> None:
     """Let the next step of a job that lost its slice say so: the place may be another's now.
 
     The next instance there has the same MIG UUID; so nothing may point to it any more.

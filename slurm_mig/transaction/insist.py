@@ -42,7 +42,7 @@ def insist_on(
     *,
     over: bool,
 ) -> Allocation:
-    """Go on with what was set aside: wait, then use the remedies, then name who holds it.
+    """Go on with what is stuck: wait, then use the remedies, then name who holds it.
 
     The lock is taken for each try alone. Several jobs of a user can be stuck on one
     GPU at once: whoever waits for their hooks must not run into its lock timeout, for
@@ -79,7 +79,7 @@ def _use_remedies(
     if record.phase != phases.QUARANTINED:
         return record
     users = users_of(bench, gpu, still_there(bench, record, gpu), end)
-    with bench.locked(gpu.uuid, f"set aside {record.owner}") as gpu:
+    with bench.locked(gpu.uuid, f"name what holds the slice of {record.owner}") as gpu:
         record = bench.ledger.find(record.number)
         now = bench.monotonic()
         return tear_down(bench, record, gpu, reason, now, done=done, users=users)
@@ -112,7 +112,7 @@ def _keep_trying(
     until: float,
     done: Sequence[str] = (),
 ) -> Allocation:
-    """Try a quarantined record again and again until it goes or the time has come."""
+    """Try a stuck record again and again until it goes or the time has come."""
     for _ in bench.tries(until):
         with bench.locked(gpu.uuid, f"release {record.owner}") as gpu:
             record = bench.ledger.find(record.number)

@@ -27,7 +27,7 @@ def release(bench: Workbench, record: Allocation, reason: str, *, over: bool = F
     processes may be killed if the site wants that.
 
     Returns the record as `released`, `lost`, or `quarantined` when something
-    of it is still in use after the deadline: the slice is set aside, not the
+    of it is still in use after the deadline: the slice is stuck, not the
     node. Raises NodeFault when the driver fails otherwise.
     """
     (ended,) = release_all(bench, [record], reason, over=over)
@@ -66,7 +66,7 @@ def release_all(
 def _noting(faults: list[NodeFault], *, job: int | None, gpu: str) -> Iterator[None]:
     """Go on with the next record after a fault, which is noted; not after the ledger's.
 
-    Later is none: what is set aside by then is tried again by every later hook there.
+    Later is none: what is stuck by then is tried again by every later hook there.
     """
     try:
         with about(job=job, gpu=gpu):

@@ -48,7 +48,7 @@ def carve_each(
     try:
         for part, (index, gpu) in zip(wanted.parts, ordered, strict=True):
             given.append((index, carve.allocate(bench, owner, part, gpu, part=True)))
-        handover.publish_several(bench, owner, given)
+        handover.give_several(bench, owner, given)
     except SlurmMigError:
         made = [record for _, record in given]
         release.release_all(bench, made, "another GPU of the job failed")

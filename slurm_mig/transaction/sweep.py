@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from slurm_mig.errors import DriverFault, GpuLost, about
 from slurm_mig.mig import allocation as phases
 from slurm_mig.transaction.access import remove_nodes
-from slurm_mig.transaction.handover import tell_tasks, withdraw_environment, withdraw_files
+from slurm_mig.transaction.handover import forget, take_back, tell_lost
 from slurm_mig.transaction.mig_mode import restore_mig_mode
 from slurm_mig.transaction.recognise import find
 from slurm_mig.transaction.teardown import free_places, try_tear_down
@@ -67,10 +67,10 @@ def _finish(
         _close_with_boot(bench, record, gpu)
     elif record.phase == phases.QUARANTINED:
         try_again(bench, record, gpu)
-        withdraw_files(bench, record)
+        forget(bench, record)
     elif record.phase != phases.ACTIVE:
         try_tear_down(bench, record, gpu, "finished for a hook that died", until)
-        withdraw_files(bench, record)
+        forget(bench, record)
     elif missing := missing_of(bench, record, gpu):
         _close_lost(bench, record, gpu, missing, until)
     elif owner and record.node == bench.node and _superseded(record.owner, owner):
@@ -87,12 +87,12 @@ def _close_with_boot(bench: Workbench, record: Allocation, gpu: Gpu) -> None:
         why = restore_mig_mode(bench, gpu, bench.monotonic())
         if why:
             # It stays due: else the next job's Prolog would find the mode off and no reason.
-            _set_mode_aside(bench, record, why)
+            _leave_mode_stuck(bench, record, why)
             return
     bench.ledger.finish(record, phases.LOST, "the node was rebooted")
 
 
-def _set_mode_aside(bench: Workbench, record: Allocation, why: str) -> None:
+def _leave_mode_stuck(bench: Workbench, record: Allocation, why: str) -> None:
     if record.phase == phases.QUARANTINED:
         return
     if record.phase != phases.RELEASING:
@@ -104,7 +104,7 @@ def _set_mode_aside(bench: Workbench, record: Allocation, why: str) -> None:
 def try_again(
     bench: Workbench, record: Allocation, gpu: Gpu, reason: str = "no longer in use"
 ) -> None:
-    """Retry at once what is set aside; on record only when something of it has gone.
+    """Retry at once what is stuck; on record only when something of it has gone.
 
     Every hook comes by here: with each of them on record the ledger would grow, and
     each would look for the holders again.
@@ -128,11 +128,10 @@ def _close_lost(
     reason = f"{names} taken away from outside, or the GPU was reset"
     seen = bench.driver.instances(gpu)
     bench.tell(f"{record.owner} lost its slice: {reason}")
-    tell_tasks(bench, record, reason)
+    tell_lost(bench, record, reason)
     # One that only lost its compute instance is still there: called lost, it would leak.
     if not any(find(item, seen) or known(bench, item, gpu) for item in record.instances):
-        withdraw_environment(bench, record)
-        bench.feeds.hide(record, gpu.index)
+        take_back(bench, record, gpu)
         # The next instance with these ids would be open to the user of the one that went.
         remove_nodes(bench, record, record.instances, gpu)
         bench.ledger.finish(record, phases.LOST, reason)

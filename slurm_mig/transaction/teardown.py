@@ -1,4 +1,4 @@
-"""Take down what a record names; what resists is set aside, with who holds it."""
+"""Take down what a record names; what resists is left as stuck, with who holds it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from slurm_mig.errors import DriverFault, GpuLost
 from slurm_mig.mig import allocation as phases
 from slurm_mig.transaction.access import remove_nodes, take_from_user
-from slurm_mig.transaction.handover import withdraw_environment
+from slurm_mig.transaction.handover import take_back
 from slurm_mig.transaction.mig_mode import restore_mig_mode
 from slurm_mig.transaction.recognise import find, is_own
 from slurm_mig.transaction.whereabouts import StillThere, gone_of, seen_after, unclaimed
@@ -41,14 +41,13 @@ def tear_down(
 
     `users` by GPU instance id where they are known already, or are not to be looked
     for now; `done` is what was done to get here. Raises DriverFault with the record
-    set aside, so that a later hook tries again.
+    stuck, so that a later hook tries again.
     """
     if not record.open:
         return record
     until = bench.monotonic() + bench.sweep_patience if until is None else until
-    withdraw_environment(bench, record)
+    take_back(bench, record, gpu)
     record = unclaimed(bench, record)
-    bench.feeds.hide(record, gpu.index)
     seen = bench.driver.instances(gpu)
     record = _with_ids(record, seen)
     if record.phase != phases.RELEASING:
@@ -58,7 +57,7 @@ def tear_down(
         held = free_places(bench, record, gpu, until)
         if held:
             looks = users_of(bench, gpu, held, until + bench.stuck.look) if users is None else users
-            return _set_aside(bench, record, gpu, held, looks, done)
+            return _leave_stuck(bench, record, gpu, held, looks, done)
         remove_nodes(bench, record, record.present, gpu)
     except GpuLost:
         raise
@@ -78,7 +77,7 @@ def _save_stuck(bench: Workbench, record: Allocation, gpu: Gpu, reason: str) -> 
 
 
 def note_gone(bench: Workbench, gpu: Gpu, seen: Sequence[GpuInstance]) -> None:
-    """Before a place is given away: what was set aside there and is gone has no claim to it."""
+    """Before a place is given away: what was stuck there and is gone has no claim to it."""
     for record in bench.ledger.open_on(gpu.uuid):
         gone = gone_of(bench, record, gpu, seen) if record.phase == phases.QUARANTINED else []
         if not gone:
@@ -109,7 +108,7 @@ def free_places(bench: Workbench, record: Allocation, gpu: Gpu, until: float) ->
     return held
 
 
-def _set_aside(
+def _leave_stuck(
     bench: Workbench,
     record: Allocation,
     gpu: Gpu,
@@ -117,7 +116,7 @@ def _set_aside(
     users: Mapping[int | None, str],
     done: Sequence[str],
 ) -> Allocation:
-    """Quarantine what stays: by itself, with what holds it."""
+    """Leave what stays as stuck: by itself, with what holds it."""
     seen = [item.found for item in held if item.found is not None]
     gone = [item for item in record.present if not find(item, seen)]
     remove_nodes(bench, record, gone, gpu)
@@ -162,7 +161,7 @@ def _destroy_one(bench: Workbench, item: Instance, gpu: Gpu, until: float) -> st
 def try_tear_down(
     bench: Workbench, record: Allocation, gpu: Gpu, reason: str, until: float
 ) -> None:
-    """Clear another's left-overs; what resists is set aside and does not stop this hook."""
+    """Clear another's left-overs; what resists is left as stuck and does not stop this hook."""
     try:
         tear_down(bench, record, gpu, reason, until)
     except GpuLost:

@@ -15,6 +15,7 @@ from slurm_mig.transaction.carve import (
     stuck_slots,
     stuck_words,
 )
+from slurm_mig.transaction.handover import promise
 from slurm_mig.transaction.mig_mode import leave_mig_mode
 from slurm_mig.transaction.sweep import settled
 from slurm_mig.transaction.teardown import tear_down
@@ -89,7 +90,7 @@ def _without_mig(
     bench: Workbench, owner: Owner, gpu: Gpu, request: str, due: Sequence[Allocation] = ()
 ) -> Allocation:
     """Record first, then switch: a hook that dies here leaves what the next one undoes."""
-    bench.files.mark(owner)
+    promise(bench, owner)
     record = bench.ledger.add(bench.new_record(owner, gpu, request), phases.PLANNED)
     for earlier in due:
         going = bench.ledger.move(earlier, phases.RELEASING)

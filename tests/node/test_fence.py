@@ -11,7 +11,7 @@ import pytest
 from slurm_mig.errors import LockTimeout, SlurmFault
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.allocation import GONE, Allocation, Instance, Owner
-from slurm_mig.node.fence import Fence, numbers, set_aside, stuck_words
+from slurm_mig.node.fence import Fence, numbers, stuck_records, stuck_words
 from slurm_mig.slurm.protocol import LONGEST_REASON, NodeFacts, drain_reason
 from slurm_mig.slurm.protocol import STUCK as REASON
 from slurm_mig.state.ledger import Ledger
@@ -112,18 +112,21 @@ def ward(tmp_path: Path) -> Iterator[Ward]:
 
 def test_counted_per_gpu_with_the_oldest_age(ward: Ward) -> None:
     """Slices, not records; since when they are stuck, not since when they were made."""
-    assert numbers(set_aside(ward.ledger), ward.ledger.now()) == []
+    assert numbers(stuck_records(ward.ledger), ward.ledger.now()) == []
     first = ward.stick(5, count=2)
     ward.now += 100
     ward.stick(6)
     ward.stick(7, gpu=1)
     ward.now += 10
-    assert numbers(set_aside(ward.ledger), ward.ledger.now()) == [
+    assert numbers(stuck_records(ward.ledger), ward.ledger.now()) == [
         {"gpu": 0, "uuid": "GPU-0", "slices": 3, "oldest": 110.0},
         {"gpu": 1, "uuid": "GPU-1", "slices": 1, "oldest": 10.0},
     ]
     ward.free(first)
-    assert [row["slices"] for row in numbers(set_aside(ward.ledger), ward.ledger.now())] == [1, 1]
+    assert [row["slices"] for row in numbers(stuck_records(ward.ledger), ward.ledger.now())] == [
+        1,
+        1,
+    ]
 
 
 def test_a_retry_does_not_make_it_younger(ward: Ward) -> None:
@@ -132,7 +135,7 @@ def test_a_retry_does_not_make_it_younger(ward: Ward) -> None:
     ward.now += 100
     again = ward.ledger.move(record, phases.RELEASING)
     ward.ledger.move(again, phases.QUARANTINED)
-    (found,) = set_aside(ward.ledger)
+    (found,) = stuck_records(ward.ledger)
     assert found.since.age(ward.ledger.now()) == 100
 
 
@@ -140,10 +143,11 @@ def test_what_is_gone_is_not_stuck(ward: Ward) -> None:
     """And a GPU whose MIG mode stays off counts as one."""
     record = ward.stick(5, count=2)
     assert (
-        replace(set_aside(ward.ledger)[0], record=record.without(record.instances[:1])).slices == 1
+        replace(stuck_records(ward.ledger)[0], record=record.without(record.instances[:1])).slices
+        == 1
     )
     assert record.without(record.instances[:1]).instances[0].gi_id == GONE
-    assert replace(set_aside(ward.ledger)[0], record=replace(record, instances=())).slices == 1
+    assert replace(stuck_records(ward.ledger)[0], record=replace(record, instances=())).slices == 1
 
 
 # -- drain --------------------------------------------------------------------------
@@ -175,7 +179,7 @@ def test_a_step_of_the_clock_drains_neither_early_nor_late(ward: Ward, step: flo
     ward.step += step
     ward.now += 59
     assert ward.settle(slices=1) == ""
-    assert [row["oldest"] for row in numbers(set_aside(ward.ledger), ward.ledger.now())] == [59]
+    assert [row["oldest"] for row in numbers(stuck_records(ward.ledger), ward.ledger.now())] == [59]
     ward.now += 1
     assert ward.settle(slices=1).startswith("drained")
 
@@ -200,7 +204,7 @@ def test_set_aside_by_an_earlier_release(ward: Ward) -> None:
             "UPDATE event SET detail = json_remove(detail, '$.boot', '$.uptime')"
         )
     ward.step -= 100
-    assert [row["oldest"] for row in numbers(set_aside(ward.ledger), ward.ledger.now())] == [0]
+    assert [row["oldest"] for row in numbers(stuck_records(ward.ledger), ward.ledger.now())] == [0]
     assert ward.settle(slices=1) == ""
     ward.step += 160
     assert ward.settle(slices=1).startswith("drained")
@@ -420,7 +424,7 @@ def test_one_at_a_time(ward: Ward) -> None:
 def test_the_reason_is_one_line_that_slurm_keeps(ward: Ward) -> None:
     """Short enough, printable, and without quotation marks, which scontrol takes for its own."""
     ward.stick(5, text='x still there, used by pid 5 (a "b"\n\x1b[1m [root@2026-01-01] c"')
-    found = set_aside(ward.ledger)
+    found = stuck_records(ward.ledger)
     reason = drain_reason(stuck_words(found), REASON)
     assert reason.startswith("slurm-mig: stuck slices: GPU 0 x still there, used by pid 5 (a 'b'")
     assert all(" " <= char <= "~" and char != '"' for char in reason)
