@@ -28,7 +28,14 @@ from slurm_mig.audit.rows import LATEST, is_text, is_time, is_whole, odd_record,
 from slurm_mig.errors import LedgerFault, LedgerTooNew, NotPermitted, UsageFault
 from slurm_mig.mig.allocation import Allocation, Instance, Owner
 from slurm_mig.state.event import Event, digest
-from slurm_mig.state.schema import BREAKING, MIGRATIONS, SCHEMA
+from slurm_mig.state.schema import (
+    BREAKING,
+    INSTANCE_COLUMNS,
+    MIGRATIONS,
+    OWNER_COLUMNS,
+    PLAIN_COLUMNS,
+    SCHEMA,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,11 +44,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_OWNER: Final = tuple(item.name for item in fields(Owner))
-_PLAIN: Final = tuple(
-    item.name for item in fields(Allocation) if item.name not in ("owner", "instances")
-)
-_INSTANCE: Final = tuple(item.name for item in fields(Instance))
+_PLAIN: Final = (*PLAIN_COLUMNS, "number")
 
 #: Columns that every version has: nothing stands for them where somebody took them away.
 _ALWAYS: Final = frozenset(
@@ -111,9 +114,9 @@ class Archive:
             #: Whether it has what was moved out of a ledger, not a node's present truth.
             self.archived = self._has_table("archived")
             # A column that came later is left to its default.
-            self._owner = self._there("allocation", _OWNER)
+            self._owner = self._there("allocation", OWNER_COLUMNS)
             self._plain = self._there("allocation", _PLAIN)
-            self._instance = self._there("instance", _INSTANCE)
+            self._instance = self._there("instance", INSTANCE_COLUMNS)
             self._undo = undo.pop_all()
 
     def _address(self, undo: ExitStack, *, live: bool) -> str:

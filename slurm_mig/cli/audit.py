@@ -44,7 +44,7 @@ class _Closed(Protocol):
 
 T = TypeVar("T", bound=_Closed)
 
-#: What `--reconcile` compares unless it is told: the last day, in seconds.
+#: What `--accounting` compares unless it is told: the last day, in seconds.
 LAST_DAY: Final = 86400.0
 
 #: Most slices and refusals in one picture: beyond it a page has no room for them, and drawing
@@ -52,7 +52,7 @@ LAST_DAY: Final = 86400.0
 MOST_DRAWN: Final = 20_000
 
 #: Options that mean something in one mode alone.
-BELONGS: Final = {"heads": "--check", "tolerance": "--reconcile", "colour_by": "--timeline"}
+BELONGS: Final = {"heads": "--check", "tolerance": "--accounting", "colour_by": "--timeline"}
 
 PICTURES: Final = (".png", ".svg", ".html")
 
@@ -95,13 +95,19 @@ def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
     type=click.File("r", encoding="utf-8", errors="replace"),
     help="With --check: compare with the heads in this text of syslog (- for stdin).",
 )
-@click.option("--reconcile", is_flag=True, help="Compare with sacct. Exit code 29 on findings.")
+@click.option(
+    "--accounting",
+    "--reconcile",
+    "reconcile",
+    is_flag=True,
+    help="Compare with sacct. Exit code 29 on findings.",
+)
 @click.option(
     "--tolerance",
     type=click.FloatRange(0, 86400),
     default=60.0,
     show_default=True,
-    help="With --reconcile: seconds by which times may differ.",
+    help="With --accounting: seconds by which times may differ.",
 )
 @click.option(
     "--timeline",
@@ -134,7 +140,7 @@ def command(
     """
     check, reconcile = flags.pop("check"), flags.pop("reconcile")
     form = _form(as_csv=flags.pop("as_csv"), as_json=flags.pop("as_json"))
-    modes = {"--totals": by, "--check": check, "--reconcile": reconcile, "--timeline": timeline}
+    modes = {"--totals": by, "--check": check, "--accounting": reconcile, "--timeline": timeline}
     mode = _one_of(modes)
     _check_mode(mode, form, asked.given(flags))
     if wide and (mode or form != "table"):
@@ -585,7 +591,9 @@ def _reconcile(
 def _only_times(wanted: dict[str, Any]) -> None:
     other = [name for name in asked.given(wanted) if name not in ("--since", "--until")]
     if other:
-        raise UsageFault(f"--reconcile compares everything in a span: leave {', '.join(other)} out")
+        raise UsageFault(
+            f"--accounting compares everything in a span: leave {', '.join(other)} out"
+        )
 
 
 def _tell_untracked(rows: Iterable[Any], records: Sequence[Allocation]) -> None:

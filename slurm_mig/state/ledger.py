@@ -43,7 +43,17 @@ from slurm_mig.mig.allocation import (
 )
 from slurm_mig.state import schema
 from slurm_mig.state.event import ARCHIVED, CARRIED, DIGESTED, NO_ALLOCATION, Event, digest
-from slurm_mig.state.schema import BREAKING, CHECKPOINT, MIGRATIONS, PASSING, statements
+from slurm_mig.state.schema import (
+    ALLOCATION_COLUMNS,
+    BREAKING,
+    CHECKPOINT,
+    INSTANCE_COLUMNS,
+    MIGRATIONS,
+    OWNER_COLUMNS,
+    PASSING,
+    PLAIN_COLUMNS,
+    statements,
+)
 from slurm_mig.system.causes import ledger_remedy
 from slurm_mig.system.elapsed import Moment, uptime
 from slurm_mig.system.trust import check_own, private_directory
@@ -58,25 +68,10 @@ HEAD_DIGITS: Final = 16
 
 #: Longest wait for another process's transaction, in seconds.
 BUSY_TIMEOUT: Final = 20.0
-_OWNER: Final = ("job_id", "restart", "sluid", "uid", "gid", "user", "account", "het_leader")
-_PLAIN: Final = (
-    "node",
-    "gpu_uuid",
-    "gpu_minor",
-    "gpu_name",
-    "boot_id",
-    "request",
-    "phase",
-    "reason",
-    "created",
-    "ended",
-)
 _IS_OPEN: Final = f"ended IS NULL AND phase IN ({', '.join(repr(phase) for phase in OPEN)})"
-_COLUMNS: Final = (*_OWNER, *_PLAIN)
 
 #: What later events of an allocation repeat; the first one has everything.
 _CHANGING: Final = ("phase", "reason", "instances", "ended")
-_INSTANCE: Final = ("profile", "profile_id", "start", "size", "gi_id", "ci_id", "uuid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,9 +181,9 @@ class Ledger:
         now = allocation.created or self._clock()
         added = replace(allocation, created=now, ended=None if allocation.open else now)
         with self._writing(force=_lasts(added, kind)):
-            marks = ", ".join("?" * len(_COLUMNS))
+            marks = ", ".join("?" * len(ALLOCATION_COLUMNS))
             cursor = self._db.execute(
-                f"INSERT INTO allocation ({', '.join(_COLUMNS)}) VALUES ({marks})",  # noqa: S608
+                f"INSERT INTO allocation ({', '.join(ALLOCATION_COLUMNS)}) VALUES ({marks})",  # noqa: S608
                 _values(added),
             )
             added = replace(added, number=cursor.lastrowid or 0)
@@ -223,7 +218,7 @@ class Ledger:
         return record
 
     def _change(self, allocation: Allocation, kind: str) -> None:
-        assignments = ", ".join(f"{name} = ?" for name in _COLUMNS)
+        assignments = ", ".join(f"{name} = ?" for name in ALLOCATION_COLUMNS)
         changed = self._db.execute(
             f"UPDATE allocation SET {assignments} WHERE number = ?",  # noqa: S608
             (*_values(allocation), allocation.number),
@@ -244,11 +239,12 @@ class Ledger:
 
     def _write_instances(self, allocation: Allocation) -> None:
         self._db.execute("DELETE FROM instance WHERE allocation = ?", (allocation.number,))
-        marks = ", ".join("?" * (2 + len(_INSTANCE)))
+        columns = ("allocation", "place", *INSTANCE_COLUMNS)
+        marks = ", ".join("?" * len(columns))
         self._db.executemany(
-            f"INSERT INTO instance (allocation, place, {', '.join(_INSTANCE)}) VALUES ({marks})",  # noqa: S608
+            f"INSERT INTO instance ({', '.join(columns)}) VALUES ({marks})",  # noqa: S608
             [
-                (allocation.number, place, *(getattr(item, name) for name in _INSTANCE))
+                (allocation.number, place, *(getattr(item, name) for name in INSTANCE_COLUMNS))
                 for place, item in enumerate(allocation.instances)
             ],
         )
@@ -420,10 +416,10 @@ class Ledger:
             "SELECT * FROM instance WHERE allocation = ? ORDER BY place", (row["number"],)
         )
         return Allocation(
-            owner=Owner(**{name: row[name] for name in _OWNER}),
-            **{name: row[name] for name in _PLAIN},
+            owner=Owner(**{name: row[name] for name in OWNER_COLUMNS}),
+            **{name: row[name] for name in PLAIN_COLUMNS},
             instances=tuple(
-                Instance(**{name: item[name] for name in _INSTANCE}) for item in instances
+                Instance(**{name: item[name] for name in INSTANCE_COLUMNS}) for item in instances
             ),
             number=row["number"],
         )
@@ -487,7 +483,7 @@ def recorded(path: Path) -> list[tuple[str, Instance]]:
     For who only looks: opening a `Ledger` makes or migrates it and narrows its directory.
     """
     query = (
-        f"SELECT gpu_uuid, {', '.join(_INSTANCE)} FROM instance "  # noqa: S608  # our own words
+        f"SELECT gpu_uuid, {', '.join(INSTANCE_COLUMNS)} FROM instance "  # noqa: S608  # our own words
         f"JOIN allocation ON allocation.number = instance.allocation WHERE {_IS_OPEN}"
     )
     found = ((row[0], Instance(*row[1:])) for row in _look(path, query))
@@ -587,6 +583,6 @@ def _check_private(path: Path) -> None:
 
 def _values(allocation: Allocation) -> tuple[Any, ...]:
     return (
-        *(getattr(allocation.owner, name) for name in _OWNER),
-        *(getattr(allocation, name) for name in _PLAIN),
+        *(getattr(allocation.owner, name) for name in OWNER_COLUMNS),
+        *(getattr(allocation, name) for name in PLAIN_COLUMNS),
     )

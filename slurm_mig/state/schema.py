@@ -13,6 +13,23 @@ if TYPE_CHECKING:
 
 SCHEMA: Final = 3
 
+#: Columns of an allocation: its owner's, and its own beside the number; and of an instance.
+OWNER_COLUMNS: Final = ("job_id", "restart", "sluid", "uid", "gid", "user", "account", "het_leader")
+PLAIN_COLUMNS: Final = (
+    "node",
+    "gpu_uuid",
+    "gpu_minor",
+    "gpu_name",
+    "boot_id",
+    "request",
+    "phase",
+    "reason",
+    "created",
+    "ended",
+)
+ALLOCATION_COLUMNS: Final = (*OWNER_COLUMNS, *PLAIN_COLUMNS)
+INSTANCE_COLUMNS: Final = ("profile", "profile_id", "start", "size", "gi_id", "ci_id", "uuid")
+
 #: One breaking change in `user_version`; what is below it counts additions.
 BREAKING: Final = 1000
 

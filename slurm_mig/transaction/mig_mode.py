@@ -21,18 +21,23 @@ def ensure_mig_mode(bench: Workbench, gpu: Gpu) -> Gpu:
             "MIG mode is off, and switching it on resets this GPU",
             remedy=f"run `slurm-mig enable --gpu {gpu.minor}` while it is idle",
         )
-    busy = bench.retry(
-        lambda: bench.driver.set_mig_mode(gpu, on=True), bench.monotonic() + bench.create_patience
-    )
+    gpu, busy = _switch(bench, gpu, bench.monotonic() + bench.create_patience, on=True)
     if busy is not None:
         raise occupied(bench, gpu, busy) from busy
-    gpu = bench.fresh(gpu.uuid)
     if not gpu.mig_mode:
         raise DriverFault(
             "MIG mode is off, and still is after the driver switched it on",
             remedy=f"run `slurm-mig enable --gpu {gpu.minor}`, or reset the GPU",
         )
     return gpu
+
+
+def _switch(
+    bench: Workbench, gpu: Gpu, until: float, *, on: bool
+) -> tuple[Gpu, InstanceBusy | None]:
+    """Try it until then; the GPU as it is afterwards, and what was in the way to the last."""
+    busy = bench.retry(lambda: bench.driver.set_mig_mode(gpu, on=on), until)
+    return bench.fresh(gpu.uuid), busy
 
 
 def occupied(bench: Workbench, gpu: Gpu, busy: InstanceBusy) -> NoRoom:
@@ -43,12 +48,11 @@ def occupied(bench: Workbench, gpu: Gpu, busy: InstanceBusy) -> NoRoom:
 
 def leave_mig_mode(bench: Workbench, gpu: Gpu) -> None:
     """Switch MIG mode off; NoRoom while something (a monitor, say) keeps the GPU open."""
-    until = bench.monotonic() + bench.destroy_timeout
-    busy = bench.retry(lambda: bench.driver.set_mig_mode(gpu, on=False), until)
+    now, busy = _switch(bench, gpu, bench.monotonic() + bench.destroy_timeout, on=False)
     if busy is not None:
         raise occupied(bench, gpu, busy) from busy
     # On Ampere the wish alone is success to NVML: without its reset the mode stays.
-    if bench.fresh(gpu.uuid).mig_mode:
+    if now.mig_mode:
         raise NoRoom("MIG mode stays on: something keeps the GPU from being reset")
 
 
@@ -59,8 +63,7 @@ def restore_mig_mode(bench: Workbench, gpu: Gpu, until: float) -> str:
     """
     now = bench.fresh(gpu.uuid)
     if not (now.mig_mode and now.mig_pending):
-        busy = bench.retry(lambda: bench.driver.set_mig_mode(gpu, on=True), until)
+        now, busy = _switch(bench, gpu, until, on=True)
         if busy is not None:
             return busy.cause
-        now = bench.fresh(gpu.uuid)
     return "" if now.mig_mode else "the GPU could not be reset"

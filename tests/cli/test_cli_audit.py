@@ -187,7 +187,7 @@ def test_a_user_is_no_formula(site: Site, name: str) -> None:
     ("words", "says"),
     [
         (["--csv", "--json"], "--csv and --json: choose one"),
-        (["--check", "--reconcile"], "--check and --reconcile: choose one"),
+        (["--check", "--reconcile"], "--check and --accounting: choose one"),
         (["--totals", "user", "--timeline", "x.svg"], "choose one"),
         (["--totals", "phase"], "'phase' is not one of 'user', 'account', 'profile', 'node'"),
         (["--outcome", "gone"], "'gone' is not one of 'planned', 'active'"),
@@ -202,7 +202,7 @@ def test_a_user_is_no_formula(site: Site, name: str) -> None:
         (["--reconcile", "--tolerance", "-1"], "is not in the range"),
         (["--reconcile", "--tolerance", "inf"], "is not in the range"),
         (["--reconcile", "--tolerance", "nan"], "--tolerance nan: write seconds from 0 to 86400"),
-        (["--tolerance", "60"], "--tolerance belongs to --reconcile"),
+        (["--tolerance", "60"], "--tolerance belongs to --accounting"),
         (["--totals", "user", "--colour-by", "user"], "--colour-by belongs to --timeline"),
         (["--timeline", "x.svg", "--csv"], "--timeline draws and prints no rows: leave --csv out"),
         (["--timeline", "x.svg", "--json"], "leave --json out"),

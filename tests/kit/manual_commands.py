@@ -24,7 +24,7 @@ EXCUSED = {
 
 #: What only a Slurm can answer.
 SLURM = re.compile(
-    r"(sbatch|srun|salloc|squeue|scontrol|scancel|sacctmgr|sacct|sinfo)\b|.*\s--(slurm|cluster|reconcile)\b"
+    r"(sbatch|srun|salloc|squeue|scontrol|scancel|sacctmgr|sacct|sinfo)\b|.*\s--(slurm|cluster|accounting)\b"
     r"|slurm-mig reconcile(?!.*--(no-slurm|boot))"
 )
 
