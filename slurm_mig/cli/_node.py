@@ -138,18 +138,15 @@ def check_models(config: Config) -> None:
 
 def check_minors(node: Node, gpus: Sequence[Gpu]) -> list[SlurmMigError]:
     """A fault for each list of the [gpus] table that names a GPU which is not there."""
-    here = {gpu.minor for gpu in gpus}
-    faults: list[SlurmMigError] = []
-    for key, minors in (("managed", node.config.managed), ("order", node.config.order)):
-        if missing := [str(minor) for minor in minors or () if minor not in here]:
-            faults.append(
-                ConfigFault(
-                    f"config {node.config.source}: [gpus] {key} names {', '.join(missing)}; "
-                    f"device minors here: {', '.join(map(str, sorted(here))) or 'none'}",
-                    remedy="correct it, or see dmesg if a GPU fell off the bus",
-                )
-            )
-    return faults
+    from slurm_mig.node.node import minors_not_there
+
+    return [
+        ConfigFault(
+            f"config {node.config.source}: {text}",
+            remedy="correct it, or see dmesg if a GPU fell off the bus",
+        )
+        for text in minors_not_there(node.config, {gpu.minor for gpu in gpus})
+    ]
 
 
 def survey(node: Node) -> tuple[Sequence[Gpu], list[SlurmMigError]]:

@@ -20,6 +20,7 @@ from slurm_mig.errors import (
     InstanceBusy,
 )
 from slurm_mig.gpu import indexes
+from slurm_mig.node.node import minors_not_there
 from slurm_mig.slurm.protocol import BOOT, drain_reason
 from slurm_mig.transaction import by_hand, reconcile
 
@@ -135,10 +136,7 @@ def differences(node: Node, gpus: Sequence[Gpu], faults: Sequence[SlurmMigError]
     if config.expected is not None:
         yield from _counted(config.expected, [gpu.name for gpu in gpus])
     here = {gpu.minor: gpu for gpu in gpus}
-    for key, minors in (("managed", config.managed), ("order", config.order)):
-        if missing := [str(minor) for minor in minors or () if minor not in here]:
-            there = ", ".join(map(str, sorted(here))) or "none"
-            yield f"[gpus] {key} names {', '.join(missing)}; device minors here: {there}"
+    yield from minors_not_there(config, here)
     yield from _gone(node, here, faults)
     for minor in config.managed or ():
         if minor in here and not here[minor].mig_capable:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from slurm_mig.errors import DriverMissing, GpuLost, NodeFault, NotPermitted, SlurmFault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from slurm_mig.errors import SlurmMigError
     from slurm_mig.gpu.capabilities import Capabilities
@@ -455,3 +455,11 @@ def require_root() -> None:
     """Refuse to change anything without root, before anything is touched."""
     if os.geteuid() != 0:
         raise NotPermitted("this command changes the node", remedy="run it as root")
+
+
+def minors_not_there(config: Config, here: Collection[int]) -> Iterator[str]:
+    """A sentence for each list of the [gpus] table that names device minors which are not there."""
+    for key, minors in (("managed", config.managed), ("order", config.order)):
+        if missing := [str(minor) for minor in minors or () if minor not in here]:
+            there = ", ".join(map(str, sorted(here))) or "none"
+            yield f"[gpus] {key} names {', '.join(missing)}; device minors here: {there}"
