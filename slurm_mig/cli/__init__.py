@@ -35,6 +35,7 @@ VERBS: Final[dict[str, str]] = {
     "generate": "generate",
     "gpus": "gpus",
     "install": "install",
+    "job": "job",
     "metrics": "metrics",
     "profiles": "profiles",
     "publish": "publish",
