@@ -1,10 +1,12 @@
 """Writes what the manual takes from the code: config keys, commands, man pages, exit codes.
 
-reference.py DIR    writes config.md, commands.md and man/*.1 below DIR (`make generated`: docs)
+reference.py DIR    writes config.md, commands.md, files.md and man/*.1 below DIR, for
+                    `make generated`: docs
 """
 
 from __future__ import annotations
 
+import ast
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,6 +22,9 @@ from slurm_mig.system.replace import write_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+#: The package, as this checkout has it.
+PACKAGE: Final = Path(__file__).parents[2] / "slurm_mig"
 
 #: Of the first line of every page. Not the day of the build: the same source gives the same file.
 HEAD: Final = f'"" "slurm-mig {__version__}" "slurm-mig"'
@@ -134,9 +139,28 @@ def _roff(text: str) -> str:
     return "\\&" + plain if plain.startswith((".", "'")) else plain
 
 
+def files_page() -> str:
+    """Every file of the package by its room, in the first sentence of its own."""
+    lines = [
+        "# Files",
+        "",
+        "Every file of `slurm_mig/`, in its own words; [development](development.md) has the rooms.",
+    ]
+    rooms = sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))
+    for room in (PACKAGE, *rooms):
+        name = "At the top" if room == PACKAGE else room.name
+        lines += ["", f"## {name}", "", "| file | what |", "|---|---|"]
+        for path in sorted(room.glob("*.py")):
+            words = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+            if path.name != "__init__.py":
+                first = words.partition("\n")[0].replace("|", "\\|")
+                lines.append(f"| `{path.stem}` | {first} |")
+    return "\n".join(lines) + "\n"
+
+
 def pages() -> dict[str, str]:
     """Everything by its path below the manual's directory."""
-    found = {"config.md": config_page(), "commands.md": commands_page()}
+    found = {"config.md": config_page(), "commands.md": commands_page(), "files.md": files_page()}
     found["man/slurm-mig.1"] = man_page("slurm-mig", cli)
     for name, command in commands():
         found[f"man/{name.replace(' ', '-')}.1"] = man_page(name, command)

@@ -31,6 +31,13 @@ def test_every_config_key_is_in_the_manual() -> None:
     assert (TOP / "docs/config.md").read_text() == reference().config_page()
 
 
+def test_every_file_is_listed() -> None:
+    """In its own first sentence, where people look for the place of a line."""
+    page = (TOP / "docs/files.md").read_text()
+    assert page == reference().files_page()
+    assert "| `carve` |" in page
+
+
 def test_every_command_has_its_pages() -> None:
     """A man page and a place in the reference, with every option; click may word them anew."""
     module = reference()
