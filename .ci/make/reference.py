@@ -144,7 +144,7 @@ def files_page() -> str:
     lines = [
         "# Files",
         "",
-        "Every file of `slurm_mig/`, in its own words; [development](development.md) has the rooms.",
+        "Every file of `slurm_mig/` in its own words; [development](development.md) has the rooms.",
     ]
     rooms = sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))
     for room in (PACKAGE, *rooms):
