@@ -10,7 +10,7 @@ JOBS ?= 2000
 SEED ?= 1
 SCALE ?= 1
 
-.PHONY: forms manual screens demo test lint unit soak test-slurm test-slurm-versions test-pythons acceptance bench generated clean packages test-packages deb
+.PHONY: forms manual pages screens demo test lint unit soak test-slurm test-slurm-versions test-pythons acceptance bench generated clean packages test-packages deb
 
 demo: packages $(VENV)/.installed
 	@$(BIN)/slurm-mig demo
@@ -60,6 +60,11 @@ test-pythons: $(VENV)/.developer
 # What the hooks cost, as ratios: one table, and bench.json; SCALE=0.25 for smaller runs of jobs.
 bench: packages $(VENV)/.developer
 	@$(BIN)/python bench/figures.py --scale $(SCALE)
+
+# Reports and the manual in a real browser, alerts by Prometheus' own checker.
+pages: test-packages $(VENV)/.developer
+	@.ci/packages pages
+	@$(BIN)/pytest -q tests/audit/test_page.py tests/whole/test_site.py
 
 # The manual as a site, in site/.
 manual: $(VENV)/.developer

@@ -3,6 +3,7 @@
 Only the clock is ours: the ledger is told a time that runs through a week in seconds.
 
     python bench/timeline_example.py docs/timeline.svg
+    python bench/timeline_example.py week.html report       the same week as `slurm-mig report`
 """
 
 from __future__ import annotations
@@ -98,7 +99,10 @@ def main() -> None:
         week(node, clock)
         command = [sys.executable, "-m", "slurm_mig", "--config", str(config), "audit"]
         span = ["--since", str(BEGIN), "--until", str(BEGIN + WEEK)]
-        subprocess.run([*command, *span, "--timeline", str(out), *sys.argv[2:]], check=True)
+        if sys.argv[2:] == ["report"]:
+            subprocess.run([*command[:-1], "report", str(out), *span], check=True)
+        else:
+            subprocess.run([*command, *span, "--timeline", str(out), *sys.argv[2:]], check=True)
         subprocess.run([*command, *span, "--totals", "user"], check=True)
         node.close()
 

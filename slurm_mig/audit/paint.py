@@ -14,7 +14,7 @@ import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from slurm_mig.audit.timeline import OTHERS
+from slurm_mig.audit.timeline import OTHERS, colours
 from slurm_mig.errors import UsageFault
 from slurm_mig.system.replace import write_output
 from slurm_mig.text import shown
@@ -30,7 +30,7 @@ PALETTE: Final = (
     "#55bb99",
 )
 _OTHER: Final = "#b5b5b5"
-_REFUSED: Final = "#cc1111"
+_REFUSED: Final = "#77797c"
 
 #: Heights, in units of one GPU's slots: the strip above them for refusals, and a gap.
 _STRIP: Final = 0.24
@@ -84,10 +84,10 @@ def paint(picture: Picture, out: Path) -> None:
 def _figure(picture: Picture) -> Any:
     from matplotlib.figure import Figure
 
-    tall = 0.58 * len(picture.bands)
+    tall = 0.8 * len(picture.bands)
     height = tall + 1.45
     figure = Figure(figsize=(13, height))
-    axes = figure.add_axes((0.08, 0.95 / height, 0.88, tall / height))
+    axes = figure.add_axes((0.09, 0.95 / height, 0.86, tall / height))
     axes.set_xlim(_day(picture.since), _day(picture.until))
     axes.set_ylim(len(picture.bands) * _PITCH - _GAP / 2, -_GAP / 2)
     for side in ("top", "right", "left"):
@@ -95,23 +95,23 @@ def _figure(picture: Picture) -> Any:
     axes.set_yticks([])
     for number, band in enumerate(picture.bands):
         _band(axes, number, band, picture)
-    colours = _colours(picture)
+    painted = _colours(picture)
     for number, box in enumerate(picture.boxes):
-        _box(axes, number, box, colours[box.key], picture)
+        _box(axes, number, box, painted[box.key], picture)
     for number, mark in enumerate(picture.marks):
         top = mark.band * _PITCH + _STRIP / 2
         axes.plot(
             [_day(mark.at)],
             [top],
-            marker="x",
-            markersize=4,
-            markeredgewidth=1.2,
+            marker="v",
+            markersize=3,
+            markeredgewidth=0,
             color=_REFUSED,
             gid=f"mark-{number}",
         )
     _time_axis(axes, picture)
     axes.set_title(_title(picture), loc="left", fontsize=11, pad=8)
-    _legend(figure, picture, colours)
+    _legend(figure, picture, painted)
     return figure
 
 
@@ -134,11 +134,20 @@ def _band(axes: Any, number: int, band: Band, picture: Picture) -> None:
         f"{where}GPU {band.minor}",
         (0, top + 0.5),
         xycoords=("axes fraction", "data"),
-        xytext=(-7, 0),
+        xytext=(-14, 0),
         textcoords="offset points",
         ha="right",
         va="center",
     )
+    beside: dict[str, Any] = {"textcoords": "offset points", "va": "center", "color": "#555555"}
+    place = ("axes fraction", "data")
+    for unit in range(band.units):
+        # As nvidia-smi counts them; as large as the slot is high.
+        height = (0, top + (unit + 0.5) / band.units)
+        size = min(5.0, 40.0 / band.units)
+        axes.annotate(str(unit), height, (-4, 0), place, ha="right", fontsize=size, **beside)
+    held = f"{100 * band.occupancy:.0f} %"
+    axes.annotate(held, (1, top + 0.5), (5, 0), place, ha="left", fontsize=8, **beside)
 
 
 def _box(axes: Any, number: int, box: Box, colour: str, picture: Picture) -> None:
@@ -165,9 +174,9 @@ def _box(axes: Any, number: int, box: Box, colour: str, picture: Picture) -> Non
 
 
 def _colours(picture: Picture) -> dict[str, str]:
-    """By name, not by rank: a user keeps their colour from week to week where that can be."""
-    keys = sorted(key for key, _ in picture.legend if key != OTHERS)
-    return dict(zip(keys, PALETTE, strict=False)) | {OTHERS: _OTHER}
+    """By name, not by rank: users keep their colour from one week to the next."""
+    places = colours(key for key, _ in picture.legend)
+    return {key: PALETTE[place] for key, place in places.items()} | {OTHERS: _OTHER}
 
 
 def _time_axis(axes: Any, picture: Picture) -> None:
@@ -192,27 +201,30 @@ def _time_axis(axes: Any, picture: Picture) -> None:
     axes.set_xlabel(f"local time ({', '.join(names)})", fontsize=8, loc="right")
 
 
-def _legend(figure: Any, picture: Picture, colours: dict[str, str]) -> None:
+def _legend(figure: Any, picture: Picture, painted: dict[str, str]) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     handles: list[Any] = [
-        Patch(facecolor=colours[key], label=f"{_plain(key)} ({hours:.1f} h)")
+        Patch(
+            facecolor=painted[key],
+            label=_plain(key) + ("" if hours is None else f" ({hours:.1f} GPU-h)"),
+        )
         for key, hours in picture.legend
     ]
     if any(box.quarantined for box in picture.boxes):
         handles.append(Patch(facecolor="white", edgecolor="#555555", hatch="////", label="stuck"))
     if picture.marks:
         label = f"refused ({len(picture.marks)})"
-        cross: dict[str, Any] = {"marker": "x", "markersize": 5, "color": _REFUSED, "linestyle": ""}
-        handles.append(Line2D([], [], label=label, **cross))
+        sign: dict[str, Any] = {"marker": "v", "markersize": 4, "color": _REFUSED, "linestyle": ""}
+        handles.append(Line2D([], [], label=label, **sign))
     columns = min(len(handles), _LEGEND_COLUMNS)
     if handles:
         figure.legend(
             # Matplotlib fills column by column; people read line by line.
             handles=[item for place in range(columns) for item in handles[place::columns]],
             loc="lower left",
-            bbox_to_anchor=(0.075, 0.0),
+            bbox_to_anchor=(0.085, 0.0),
             ncols=columns,
             frameon=False,
             fontsize=8,

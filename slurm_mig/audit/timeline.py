@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
+from zlib import crc32
 
 from slurm_mig.mig.allocation import QUARANTINED, REFUSED
 
@@ -32,12 +33,13 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """The row of one GPU: its slots, as many as it has units."""
+    """The row of one GPU: its slots, as many as it has units, and the share that was held."""
 
     node: str
     minor: int
     name: str
     units: int
+    occupancy: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,10 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """All of it; `legend` has each colour's key with its slice-hours, most first."""
+    """All of it; `legend` has each colour's key with its GPU-hours, most slice-hours first.
+
+    None stands for hours on GPUs whose size nobody published.
+    """
 
     since: float
     until: float
@@ -78,7 +83,7 @@ class Picture:
     bands: Sequence[Band]
     boxes: Sequence[Box]
     marks: Sequence[Mark]
-    legend: Sequence[tuple[str, float]]
+    legend: Sequence[tuple[str, float | None]]
 
 
 def picture(
@@ -100,7 +105,7 @@ def picture(
     first = min(first if since is None else since, last - 1)
     ordered = sorted(gpus, key=lambda gpu: (gpu.node, gpu.minor, gpu.uuid))
     place = {(gpu.node, gpu.uuid): number for number, gpu in enumerate(ordered)}
-    ends = _highest_slots(items)
+    ends = highest_slots(items)
     bands = [
         Band(gpu.node, gpu.minor, gpu.name, gpu.units or ends.get((gpu.node, gpu.uuid), 1))
         for gpu in ordered
@@ -114,6 +119,13 @@ def picture(
             marks.append(Mark(band, item.record.created, _lines(item)))
         elif item.seconds(first, last) > 0:
             boxes.append(_box(item, band, bands[band].units, keys, by, (first, last)))
+    held = [0.0] * len(bands)
+    for box in boxes:
+        held[box.band] += (box.high - box.low) * (box.until - box.since)
+    bands = [
+        replace(band, occupancy=area / band.units / (last - first))
+        for band, area in zip(bands, held, strict=True)
+    ]
     return Picture(first, last, by, bands, boxes, marks, legend)
 
 
@@ -121,7 +133,25 @@ def _key(item: Holding, by: str) -> str:
     return (item.record.owner.user if by == "user" else item.profile) or "-"
 
 
-def _highest_slots(items: Iterable[Holding]) -> dict[tuple[str, str], int]:
+def colours(keys: Iterable[str]) -> dict[str, int]:
+    """Each key's place among `COLOURED` colours: by its name, whoever else is there.
+
+    So a user has the same colour from week to week. Where two names fall on one place, the first
+    in the alphabet has it, and the other one of those that are nobody's.
+    """
+    names = sorted(set(keys) - {OTHERS})[:COLOURED]
+    own = {name: crc32(name.encode("utf-8", "replace")) % COLOURED for name in names}
+    found: dict[str, int] = {}
+    for name in names:
+        if own[name] not in found.values():
+            found[name] = own[name]
+    for name in names:
+        free = (place for place in range(COLOURED) if place not in found.values())
+        found.setdefault(name, next(free, own[name]))
+    return found
+
+
+def highest_slots(items: Iterable[Holding]) -> dict[tuple[str, str], int]:
     """The last slot in use, for GPUs of which nobody published how many there are."""
     ends: dict[tuple[str, str], int] = {}
     for item in items:
@@ -133,16 +163,27 @@ def _highest_slots(items: Iterable[Holding]) -> dict[tuple[str, str], int]:
 
 def _legend(
     items: Iterable[Holding], by: str, first: float, last: float
-) -> list[tuple[str, float]]:
+) -> list[tuple[str, float | None]]:
     hours: dict[str, float] = defaultdict(float)
+    weighed: dict[str, float | None] = {}
     for item in items:
         if item.record.phase != REFUSED and (held := item.seconds(first, last)) > 0:
-            hours[_key(item, by)] += held / 3600
-    ranked = sorted(hours.items(), key=lambda entry: (-entry[1], entry[0]))
-    if len(ranked) <= COLOURED:
-        return ranked
-    rest = sum(value for _, value in ranked[COLOURED:])
-    return [*ranked[:COLOURED], (OTHERS, rest)]
+            key = _key(item, by)
+            hours[key] += held / 3600
+            weighed[key] = _added(weighed.get(key, 0.0), item.compute, held / 3600)
+    ranked = sorted(hours, key=lambda key: (-hours[key], key))
+    known = [(key, weighed[key]) for key in ranked]
+    if len(known) <= COLOURED:
+        return known
+    rest: float | None = 0.0
+    for _, value in known[COLOURED:]:
+        rest = _added(rest, value, 1.0)
+    return [*known[:COLOURED], (OTHERS, rest)]
+
+
+def _added(total: float | None, share: float | None, hours: float) -> float | None:
+    """Unknown where either of them is."""
+    return None if total is None or share is None else total + share * hours
 
 
 def _box(
@@ -154,7 +195,7 @@ def _box(
     span: tuple[float, float],
 ) -> Box:
     record, key = item.record, _key(item, by)
-    low, high = _slots(item, units)
+    low, high = slots_of(item, units)
     return Box(
         band,
         low,
@@ -168,7 +209,8 @@ def _box(
     )
 
 
-def _slots(item: Holding, units: int) -> tuple[float, float]:
+def slots_of(item: Holding, units: int) -> tuple[float, float]:
+    """From which slot up to which one it has, of so many."""
     made = item.instance
     if made is None:
         return 0.0, float(units)

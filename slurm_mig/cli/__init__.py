@@ -40,6 +40,7 @@ VERBS: Final[dict[str, str]] = {
     "profiles": "profiles",
     "publish": "publish",
     "reconcile": "reconcile",
+    "report": "report",
     "reset": "reset",
     "retire": "retire",
     "simulator": "simulator",

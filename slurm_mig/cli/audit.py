@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from slurm_mig.audit.copies import Contradiction
     from slurm_mig.audit.findings import AuditFinding
     from slurm_mig.audit.holdings import Holding
+    from slurm_mig.audit.timeline import Gpu
     from slurm_mig.mig.allocation import Allocation
     from slurm_mig.node.node import Node
 
@@ -57,8 +58,8 @@ BELONGS: Final = {"heads": "--check", "tolerance": "--accounting", "colour_by": 
 PICTURES: Final = (".png", ".svg", ".html")
 
 
-def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say which records are meant."""
+def filters(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say which records are meant, of `audit` and of `report`."""
     for option in reversed(
         (
             click.option("--since", help="Only what existed after this time (2026-03-01T12:00)."),
@@ -81,7 +82,7 @@ def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command()
-@_filters
+@filters
 @click.option(
     "--ledger",
     "ledgers",
@@ -154,13 +155,13 @@ def command(
             return _reconcile(stack, ledgers, wanted, tolerance, form)
         seen = _heads(heads) if check and heads is not None else None
         with ExitStack() as reading:
-            archives = _open(reading, ledgers)
+            archives = archives_of(reading, ledgers)
             if check:
                 return _check(archives, seen, form)
-            span = _span_for_sums(wanted)
+            span = span_for_sums(wanted)
             notes = Notes(archives, span[1], wanted)
             with views.progress(sum(item.size() for item in archives), form) as passed:
-                found = notes.through(_found(archives, wanted, passed))
+                found = notes.through(holdings_in(archives, wanted, passed))
                 # All is read before anything is printed: a fault after half an answer would be
                 # overlooked, and whoever pages through it would hold the ledger.
                 if timeline is not None:
@@ -170,7 +171,7 @@ def command(
                 else:
                     jobs = _closing(stack, DistinctNumbers())
                     tell = partial(views.print_totals, totals(found, by, *span, jobs), by, form)
-            lines = _contradictions(archives) + _absent(archives, wanted) + notes.clocks()
+            lines = contradicted(archives) + absent(archives, wanted) + notes.clocks()
             lines += notes.again()
             if timeline is not None or by is not None:
                 lines = notes.cut_short("count until") + lines
@@ -216,7 +217,7 @@ def _check_mode(mode: str, form: str, filters: Sequence[str]) -> None:
         raise UsageFault(f"--check looks at every event: leave {', '.join(filters)} out")
 
 
-def _span_for_sums(wanted: dict[str, Any]) -> tuple[float, float]:
+def span_for_sums(wanted: dict[str, Any]) -> tuple[float, float]:
     """The span in which hours count: what is held now counts until now."""
     now = time.time()
     since, until = wanted["since"], wanted["until"]
@@ -226,7 +227,9 @@ def _span_for_sums(wanted: dict[str, Any]) -> tuple[float, float]:
 # -- reading ------------------------------------------------------------------------
 
 
-def _open(stack: ExitStack, ledgers: Sequence[str], node: Node | None = None) -> list[Archive]:
+def archives_of(
+    stack: ExitStack, ledgers: Sequence[str], node: Node | None = None
+) -> list[Archive]:
     """Collected ledgers, or this node's own, which is brought up to date if need be.
 
     Where there is none an empty answer would say that nobody ever held anything.
@@ -254,7 +257,7 @@ def _closing(stack: ExitStack, item: T) -> T:
     return item
 
 
-def _found(
+def holdings_in(
     archives: Sequence[Archive], wanted: dict[str, Any], passed: Callable[[int], object]
 ) -> Iterator[Holding]:
     """Holdings; of a record with several instances only those that are asked for."""
@@ -348,7 +351,7 @@ def size_of(gpu_name: str) -> Size:
     return Size()
 
 
-def _contradictions(archives: Sequence[Archive]) -> list[str]:
+def contradicted(archives: Sequence[Archive]) -> list[str]:
     """A line on what another copy denies, so that nobody takes it for certain."""
     found = contradictions(archives)
     if not found:
@@ -364,7 +367,7 @@ def _contradiction(found: Contradiction[Archive]) -> str:
     )
 
 
-def _absent(archives: Sequence[Archive], wanted: dict[str, Any]) -> list[str]:
+def absent(archives: Sequence[Archive], wanted: dict[str, Any]) -> list[str]:
     """Lines on archives that are not here, where they may have what is asked for."""
     since = wanted["since"]
     return [
@@ -555,7 +558,7 @@ def _reconcile(
         root_to_read(node)
     # Where no hook has ever run a job may have been charged all the same.
     recorded = bool(ledgers) or node.config.ledger.exists()
-    archives = _open(stack, ledgers, node) if recorded else []
+    archives = archives_of(stack, ledgers, node) if recorded else []
     now = time.time()
     until = now if wanted["until"] is None else min(wanted["until"], now)
     since = until - LAST_DAY if wanted["since"] is None else wanted["since"]
@@ -569,7 +572,7 @@ def _reconcile(
     for record, archive in youngest(archives, wanted | span_read):
         seen.look(record, known[id(archive)])
         records.append(record)
-    notes = _contradictions(archives) + _absent(archives, {"since": since})
+    notes = contradicted(archives) + absent(archives, {"since": since})
     notes += seen.cut_short("are compared beyond")
     rows = slurm_of(node).accounting(since - tolerance, until + tolerance)
     found = compare(records, rows, question)
@@ -615,17 +618,21 @@ def _draw(
     wanted: dict[str, Any],
     by: str,
 ) -> Callable[[], object]:
-    items = iter(items)
-    found = list(islice(items, MOST_DRAWN))
-    if more := sum(1 for _ in items):
-        raise UsageFault(
-            f"--timeline draws at most {MOST_DRAWN} slices and refusals, these are "
-            f"{MOST_DRAWN + more}: ask for less, by --since and --until, --node, --gpu or --user"
-        )
+    found = at_most(items, "--timeline")
     from slurm_mig.audit.paint import paint
-    from slurm_mig.audit.timeline import Gpu, picture
+    from slurm_mig.audit.timeline import picture
 
     now = time.time()
+    gpus = gpus_in(archives, wanted)
+    drawn = picture(found, gpus, by, since=wanted["since"], until=wanted["until"], now=now)
+    paint(drawn, out)
+    return partial(click.echo, f"{out}: {len(drawn.boxes)} slices, {len(drawn.marks)} refusals")
+
+
+def gpus_in(archives: Sequence[Archive], wanted: dict[str, Any]) -> set[Gpu]:
+    """The GPUs on record that are meant; UsageFault where there is none."""
+    from slurm_mig.audit.timeline import Gpu
+
     gpus = {
         Gpu(node, uuid, minor, name, size_of(name).units)
         for archive in archives
@@ -633,10 +640,20 @@ def _draw(
         if wanted["node"] in (None, node) and _is_gpu(wanted["gpu"], uuid, minor)
     }
     if not gpus:
-        raise UsageFault("--timeline: no GPU is on record here, so there is nothing to draw")
-    drawn = picture(found, gpus, by, since=wanted["since"], until=wanted["until"], now=now)
-    paint(drawn, out)
-    return partial(click.echo, f"{out}: {len(drawn.boxes)} slices, {len(drawn.marks)} refusals")
+        raise UsageFault("no GPU is on record here, so there is nothing to draw")
+    return gpus
+
+
+def at_most(items: Iterable[Holding], what: str) -> list[Holding]:
+    """All of them; UsageFault where a picture has no room for so many."""
+    items = iter(items)
+    found = list(islice(items, MOST_DRAWN))
+    if more := sum(1 for _ in items):
+        raise UsageFault(
+            f"{what} draws at most {MOST_DRAWN} slices and refusals, these are "
+            f"{MOST_DRAWN + more}: ask for less, by --since and --until, --node, --gpu or --user"
+        )
+    return found
 
 
 def _is_gpu(wanted: str | None, uuid: str, minor: int) -> bool:

@@ -133,6 +133,17 @@ def test_the_second_run_of_a_job(site: Site) -> None:
     assert (first[:9], second[:9]) == ("7        ", "7 run 2  ")
 
 
+def test_a_report(busy: Site, tmp_path: Path) -> None:
+    """A page of one file, by the options of `audit`; what cannot be drawn is refused."""
+    out = tmp_path / "week.html"
+    done = busy.cli("report", str(out))
+    assert (done.returncode, done.stdout) == (0, f"{out}: 2 slices, 1 refusals\n")
+    assert "no placement for 7g.80gb:1" in out.read_text("utf-8")
+    done = busy.cli("report", str(out), "--user", "bob")
+    assert done.stdout == f"{out}: 1 slices, 1 refusals\n"
+    refused(busy.cli("report", str(out), "--node", "n9"), 2, "no GPU is on record here")
+
+
 def test_a_uuid_comes_again(site: Site) -> None:
     """A driver may name the next slice in a place like the last: said, and a time asked for."""
     for job in (7, 8):
