@@ -105,7 +105,7 @@ class Script:
                 name = f"{row.name} (id {row.profile_id}) at {place}"
                 self._step("place", name, partial(self._at, row, place))
             self._limits(row)
-        for layout in full_layouts(self._geometry):
+        for layout in self._layouts():
             name = " ".join(f"{row.name}@{place.start}" for row, place in layout)
             self._step("layout", name, partial(self._fill, layout))
         if self._jobs:
@@ -302,6 +302,9 @@ class Script:
         return answer
 
     # -- full layouts ----------------------------------------------------------------
+
+    def _layouts(self) -> list[Layout]:
+        return full_layouts(self._geometry)
 
     def _fill(self, layout: Layout) -> Answer:
         made = [self._made(row, place) for row, place in layout]

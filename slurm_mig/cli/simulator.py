@@ -21,8 +21,9 @@ from slurm_mig.node.node import require_root
 from slurm_mig.simulator import Machine, create
 from slurm_mig.simulator.client import devices, open_devices
 from slurm_mig.simulator.faults import EFFECTS, Rule
-from slurm_mig.simulator.library import SIGNATURES
 from slurm_mig.simulator.machine import DEFAULT_DRIVER, OPERATIONS
+from slurm_mig.simulator.shared import build
+from slurm_mig.simulator.signatures import SIGNATURES
 from slurm_mig.simulator.spec import gpu_spec
 
 DIRECTORY = click.argument("directory", type=OnePath(path_type=Path, file_okay=False))
@@ -161,6 +162,26 @@ def run(directory: Path, program: tuple[str, ...]) -> None:
     for device in open_devices(machine, os.environ.get("CUDA_VISIBLE_DEVICES", "")):
         click.echo(f"CUDA device: {device.name} ({device.uuid})")
         machine.hold(os.getpid(), device.uuid)
+    _become(program)
+
+
+@command.command("shell")
+@DIRECTORY
+@click.argument("program", nargs=-1, type=click.UNPROCESSED)
+def shell(directory: Path, program: tuple[str, ...]) -> None:
+    """Run a shell, or a program, that finds the simulated library as libnvidia-ml.so.1.
+
+    Any program does: nvitop, gpustat, what is written in Go or C. The library is compiled by cc
+    when root first asks for it.
+    """
+    Machine(directory)
+    place = build(directory.absolute())
+    there = os.environ.get("LD_LIBRARY_PATH")
+    os.environ["LD_LIBRARY_PATH"] = f"{place}:{there}" if there else str(place)
+    _become(program or (os.environ.get("SHELL") or "/bin/sh",))
+
+
+def _become(program: tuple[str, ...]) -> None:
     sys.stdout.flush()
     try:
         os.execvp(program[0], program)  # noqa: S606  # the user's own program

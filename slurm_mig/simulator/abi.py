@@ -10,6 +10,9 @@ from typing import Final
 
 NAME_BUFFER: Final = 96
 
+#: An opaque handle.
+Pointer = c_void_p
+
 
 class Placement(Structure):
     """nvmlGpuInstancePlacement_t and nvmlComputeInstancePlacement_t, 8 bytes."""
@@ -127,6 +130,18 @@ class Memory(Structure):
     """nvmlMemory_t, 24 bytes."""
 
     _fields_ = (("total", c_ulonglong), ("free", c_ulonglong), ("used", c_ulonglong))
+
+
+class MemoryV2(Structure):
+    """nvmlMemory_v2_t, 40 bytes."""
+
+    _fields_ = (
+        ("version", c_uint),
+        ("total", c_ulonglong),
+        ("reserved", c_ulonglong),
+        ("free", c_ulonglong),
+        ("used", c_ulonglong),
+    )
 
 
 class PciInfo(Structure):

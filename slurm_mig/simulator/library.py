@@ -16,7 +16,6 @@ import traceback
 from ctypes import (
     CFUNCTYPE,
     POINTER,
-    c_char_p,
     c_int,
     c_uint,
     c_void_p,
@@ -32,6 +31,7 @@ from slurm_mig.simulator import abi, codes, faults
 from slurm_mig.simulator.board import sorted_devices
 from slurm_mig.simulator.codes import Refused
 from slurm_mig.simulator.machine import OPERATIONS, Machine
+from slurm_mig.simulator.signatures import UNTOLD, python_type, words_of
 from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
@@ -41,59 +41,6 @@ if TYPE_CHECKING:
     from slurm_mig.mig.geometry import GpuProfile
     from slurm_mig.simulator.board import Board, CiProfile, SimCompute, SimInstance
 
-#: Argument kinds of every function: p pointer or handle, u unsigned int, s C string.
-SIGNATURES: Final[dict[str, str]] = {
-    "nvmlInit_v2": "",
-    "nvmlInitWithFlags": "u",
-    "nvmlShutdown": "",
-    "nvmlErrorString": "u",
-    "nvmlSystemGetDriverVersion": "pu",
-    "nvmlSystemGetNVMLVersion": "pu",
-    "nvmlDeviceGetCount_v2": "p",
-    "nvmlDeviceGetHandleByIndex_v2": "up",
-    "nvmlDeviceGetHandleByUUID": "sp",
-    "nvmlDeviceGetHandleByPciBusId_v2": "sp",
-    "nvmlDeviceGetName": "ppu",
-    "nvmlDeviceGetUUID": "ppu",
-    "nvmlDeviceGetIndex": "pp",
-    "nvmlDeviceGetMinorNumber": "pp",
-    "nvmlDeviceGetArchitecture": "pp",
-    "nvmlDeviceGetCudaComputeCapability": "ppp",
-    "nvmlDeviceGetPciInfo_v3": "pp",
-    "nvmlDeviceGetMemoryInfo": "pp",
-    "nvmlDeviceGetAttributes_v2": "pp",
-    "nvmlDeviceGetComputeRunningProcesses_v3": "ppp",
-    "nvmlDeviceGetMigMode": "ppp",
-    "nvmlDeviceGetPersistenceMode": "pp",
-    "nvmlDeviceSetMigMode": "pup",
-    "nvmlDeviceGetMaxMigDeviceCount": "pp",
-    "nvmlDeviceGetMigDeviceHandleByIndex": "pup",
-    "nvmlDeviceGetDeviceHandleFromMigDeviceHandle": "pp",
-    "nvmlDeviceIsMigDeviceHandle": "pp",
-    "nvmlDeviceGetGpuInstanceId": "pp",
-    "nvmlDeviceGetComputeInstanceId": "pp",
-    "nvmlDeviceGetGpuInstanceProfileInfo": "pup",
-    "nvmlDeviceGetGpuInstanceProfileInfoV": "pup",
-    "nvmlDeviceGetGpuInstanceProfileInfoByIdV": "pup",
-    "nvmlDeviceGetGpuInstancePossiblePlacements_v2": "pupp",
-    "nvmlDeviceGetGpuInstanceRemainingCapacity": "pup",
-    "nvmlDeviceCreateGpuInstance": "pup",
-    "nvmlDeviceCreateGpuInstanceWithPlacement": "pupp",
-    "nvmlDeviceGetGpuInstances": "pupp",
-    "nvmlDeviceGetGpuInstanceById": "pup",
-    "nvmlGpuInstanceGetInfo": "pp",
-    "nvmlGpuInstanceDestroy": "p",
-    "nvmlGpuInstanceGetComputeInstanceProfileInfo": "puup",
-    "nvmlGpuInstanceGetComputeInstanceProfileInfoV": "puup",
-    "nvmlGpuInstanceGetComputeInstanceRemainingCapacity": "pup",
-    "nvmlGpuInstanceCreateComputeInstance": "pup",
-    "nvmlGpuInstanceGetComputeInstances": "pupp",
-    "nvmlGpuInstanceGetComputeInstanceById": "pup",
-    "nvmlComputeInstanceGetInfo_v2": "pp",
-    "nvmlComputeInstanceDestroy": "p",
-}
-
-_KINDS: Final = {"p": c_void_p, "u": c_uint, "s": c_char_p}
 _ARCHITECTURES: Final = {"Ampere": 7, "Hopper": 9, "Blackwell": 10}
 #: Profile enums and ids that driver 580.159.04 knows, read on an H100: past the last enum and
 #: for any other id it answers INVALID_ARGUMENT, and for an id of other GPUs NOT_FOUND.
@@ -104,7 +51,7 @@ _KNOWN_IDS: Final = frozenset(
 #: Ids of other GPUs from here on have no placement there; those below are refused.
 _VARIANT_IDS: Final = 32
 _CI_ENUM_COUNT: Final = 9
-_MESSAGES: Final = {
+MESSAGES: Final = {
     codes.SUCCESS: b"Success",
     codes.UNINITIALIZED: b"Uninitialized",
     codes.INVALID_ARGUMENT: b"Invalid Argument",
@@ -146,23 +93,21 @@ class Library:
         self._sessions = 0
         self._pointers: dict[str, Any] = {}
         # nvmlErrorString hands out addresses: the texts must stay where they are.
-        self._texts = {code: create_string_buffer(text) for code, text in _MESSAGES.items()}
+        self._texts = {code: create_string_buffer(text) for code, text in MESSAGES.items()}
 
     def __getattr__(self, name: str) -> Any:  # a C function pointer
         """The C function of that name; AttributeError for one this library lacks."""
-        if name not in SIGNATURES:
-            raise AttributeError(name)
         if name not in self._pointers:
-            kinds = [_KINDS[kind] for kind in SIGNATURES[name]]
+            kinds = [python_type(word) for word in words_of(name)]
             result = c_void_p if name == "nvmlErrorString" else c_int
             prototype = CFUNCTYPE(result, *kinds)
             self._pointers[name] = prototype(self._guarded(name))
         return self._pointers[name]
 
     def _guarded(self, name: str) -> Callable[..., int]:
-        function = getattr(self, "_" + name)
+        function = self._untold if name in UNTOLD else getattr(self, "_" + name)
         if name in ("nvmlErrorString", "nvmlShutdown"):
-            return function  # type: ignore[no-any-return]
+            return function
 
         def call(*arguments: Any) -> int:
             effects = self._machine.faults.effects(name)
@@ -226,6 +171,13 @@ class Library:
 
     def _nvmlSystemGetNVMLVersion(self, out: int, size: int) -> None:
         _write_text(out, size, f"13.{self._machine.driver}")
+
+    def _nvmlSystemGetCudaDriverVersion(self, _out: int) -> int:
+        return codes.NOT_SUPPORTED
+
+    def _untold(self, device: int, *_: Any) -> int:
+        self._live(self._handle(device).gpu)
+        return codes.NOT_SUPPORTED
 
     # -- devices -------------------------------------------------------------
 
@@ -296,6 +248,28 @@ class Library:
         _write_struct(out, info)
 
     def _nvmlDeviceGetMemoryInfo(self, device: int, out: int) -> None:
+        size = self._memory(device)
+        _write_struct(out, abi.Memory(size, size, 0))
+
+    def _nvmlDeviceGetMemoryInfo_v2(self, device: int, out: int) -> None:
+        _check_version(out, abi.MemoryV2)
+        size = self._memory(device)
+        _write_struct(out, abi.MemoryV2(_read_uint(out), size, 0, size, 0))
+
+    def _nvmlDeviceGetBAR1MemoryInfo(self, device: int, out: int) -> None:
+        """Assumed: a power of two that all memory fits into, of which a slice has its share.
+
+        nvitop stops at a MIG device without an answer.
+        """
+        handle = self._handle(device)
+        total = 1 << (self._memory(self._intern(Handle(handle.gpu))) - 1).bit_length()
+        if handle.gi_id is not None:
+            board, instance, _ = self._mig(device)
+            total = total * instance.size // board.geometry.units
+        _write_struct(out, abi.Memory(total, total, 0))
+
+    def _memory(self, device: int) -> int:
+        """Bytes of a GPU or MIG device; what its processes use of it is not simulated."""
         handle = self._handle(device)
         mib = self._machine.gpus[handle.gpu]["total_memory_mib"]
         if handle.gi_id is not None:
@@ -303,7 +277,7 @@ class Library:
             mib = board.row(instance.profile_id).memory_mib
         if mib is None:
             raise Refused(codes.NOT_SUPPORTED)
-        _write_struct(out, abi.Memory(mib << 20, mib << 20, 0))
+        return int(mib) << 20
 
     def _nvmlDeviceGetAttributes_v2(self, device: int, out: int) -> None:
         if self._handle(device).gi_id is None:
@@ -337,6 +311,14 @@ class Library:
             )
             _write_struct(out + place * sizeof(abi.ProcessInfo), info)
         return codes.SUCCESS
+
+    def _nvmlDeviceGetGraphicsRunningProcesses_v3(self, device: int, count: int, _: int) -> None:
+        self._handle(device)
+        _write_uint(count, 0)
+
+    def _nvmlDeviceGetMPSComputeRunningProcesses_v3(self, device: int, count: int, _: int) -> None:
+        # Simulated processes compute, without MPS.
+        self._nvmlDeviceGetGraphicsRunningProcesses_v3(device, count, _)
 
     # -- MIG mode and devices ------------------------------------------------
 

@@ -363,10 +363,10 @@ def test_drivers_before_the_v2_calls(
     carve: Callable[..., tuple[Machine, NvmlDriver, Gpu]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No name in the answer: it is derived from memory shares, and agrees with NVIDIA's."""
-    from slurm_mig.simulator import library
+    from slurm_mig.simulator.signatures import SIGNATURES
 
-    signatures = {k: v for k, v in library.SIGNATURES.items() if not k.endswith("ProfileInfoV")}
-    monkeypatch.setattr(library, "SIGNATURES", signatures)
+    for function in [name for name in SIGNATURES if name.endswith("ProfileInfoV")]:
+        monkeypatch.delitem(SIGNATURES, function)
     for name in (A100, H100, A30, RTX):
         _, driver, gpu = carve(name, on=False)
         told = [str(row.name) for row in driver.geometry(gpu).profiles]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -47,6 +48,32 @@ def test_slices(tmp_path: Path) -> None:
     assert not texts(tmp_path / "gpustat")
     assert not texts(tmp_path / "dcgm")
     assert feeds.problems == []
+
+
+def of_dcgm_exporter(directory: Path, gpu: str, gpu_instance: str = "") -> list[str]:
+    """Jobs that dcgm-exporter (4.x, transformation/hpc.go) puts on a metric: by its own rule.
+
+    Files, not directories, named by a GPU or a GPU and a GPU instance; each line is a job.
+    """
+    jobs = {
+        file.name: file.read_text().splitlines()
+        for file in directory.iterdir()
+        if re.fullmatch(r"\d+(\.\d+)?", file.name) and not file.is_dir()
+    }
+    return jobs.get(f"{gpu}.{gpu_instance}" if gpu_instance else gpu, [])
+
+
+def test_dcgm_exporter_finds_the_job_of_a_slice(tmp_path: Path) -> None:
+    """And of a whole GPU; not on the GPU that a slice is of, nor in what is half-written."""
+    feeds = Feeds(None, tmp_path)
+    feeds.show(TWO, 5)
+    (tmp_path / ".5.11.4711").write_text("8")
+    assert of_dcgm_exporter(tmp_path, "5", "3") == ["7"]
+    assert of_dcgm_exporter(tmp_path, "5", "11") == ["7"]
+    assert of_dcgm_exporter(tmp_path, "5", "12") == of_dcgm_exporter(tmp_path, "5") == []
+    feeds.hide(TWO, 5)
+    feeds.show(record(request=WHOLE), 5)
+    assert of_dcgm_exporter(tmp_path, "5") == ["7"]
 
 
 def test_a_whole_gpu(tmp_path: Path) -> None:
