@@ -109,6 +109,16 @@ def remove_area(area: Path) -> None:
         shutil.rmtree(area)
 
 
+@contextmanager
+def scratch_area() -> Iterator[Path]:
+    """Such a directory for so long."""
+    area = make_area()
+    try:
+        yield area
+    finally:
+        remove_area(area)
+
+
 class Place:
     """One GPU in its private node, below `area`."""
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig import __version__
 from slurm_mig.acceptance import twin
-from slurm_mig.acceptance.place import Place, make_area, remove_area
+from slurm_mig.acceptance.place import Place, make_area, scratch_area
 from slurm_mig.acceptance.record import (
     Difference,
     Step,
@@ -118,13 +118,23 @@ class Acceptance:
                 # The child opens a session of its own.
                 node.close()
             ended = watchdog.watched(partial(self._try, found, gpu), LONGEST)
-            area = Path(found.area)
-            steps, calls = _heard(area)
-            how = _how(ended, steps)
-            outcome = self._compared(gpu, facts, found, steps, how, area)
-            outcome.calls = times(calls)
-            outcome.signal = ended.by
-            outcome.left = self._restored(found, journal)
+            steps, calls = _heard(Path(found.area))
+            left = self._restored(found, journal)
+        _take_signals()
+        facts["mirrored"] = twin.mirrored(steps)
+        outcome = Outcome(
+            gpu=gpu.name,
+            driver=facts["driver"],
+            against="nothing",
+            ended=_how(ended, steps),
+            steps=steps,
+            differences=[],
+            calls=times(calls),
+            left=left,
+            signal=ended.by,
+        )
+        if ended.by is None:
+            self._compare(outcome, facts, found)
         names = [hosts.name(), os.uname().nodename, os.uname().nodename.partition(".")[0]]
         outcome.text = _text(outcome, facts, found, names)
         return outcome
@@ -154,6 +164,7 @@ class Acceptance:
         driver = node.driver
         gpu = driver.gpu(uuid)
         _check_mode(gpu)
+        _check_slurm(node)
         taken = [f"an instance at {item.placement}" for item in driver.instances(gpu)]
         taken += [f"process {pid}" for pid, _ in driver.processes(gpu)]
         if self._config.ledger.exists():
@@ -164,7 +175,6 @@ class Acceptance:
                 remedy="see `slurm-mig status`; nothing was touched",
                 gpu=str(gpu),
             )
-        _check_slurm(node)
         version = driver.driver_version()
         facts: dict[str, str | int | bool | None] = {
             "source": "driver",
@@ -229,34 +239,37 @@ class Acceptance:
         sys.stdout.write("".join(f"{line}\n" for line in left))
         return int(bool(left))
 
-    def _compared(
-        self,
-        gpu: Gpu,
-        facts: dict[str, Any],
-        found: Found,
-        steps: list[Step],
-        how: str,
-        area: Path,
-    ) -> Outcome:
+    def _compare(self, outcome: Outcome, facts: dict[str, Any], found: Found) -> None:
         self._say("comparing with the simulator")
-        described = area / "gpu.toml"
-        described.write_text(facts["description"], "utf-8")
-        product, against = twin.model_of(gpu.name, described)
-        facts["mirrored"] = twin.mirrored(steps)
-        expected = twin.play(
-            area / "twin",
-            product,
-            gpu.name,
-            driver=facts["driver"],
-            mig_mode=found.mig_mode,
-            other_order=facts["mirrored"],
-            jobs=self._jobs,
+        with scratch_area() as area:
+            described = area / "gpu.toml"
+            described.write_text(facts["description"], "utf-8")
+            product, outcome.against = twin.model_of(outcome.gpu, described)
+            expected = twin.play(
+                area / "twin",
+                product,
+                outcome.gpu,
+                driver=outcome.driver,
+                mig_mode=found.mig_mode,
+                other_order=facts["mirrored"],
+                jobs=self._jobs,
+            )
+        outcome.differences = compare(
+            outcome.steps, _come_to(outcome.steps, expected, outcome.ended)
         )
-        if how != DONE:
-            # What was not come to is no difference: how it ended says it.
-            tried = {step.key for step in steps}
-            expected = [step for step in expected if step.key in tried]
-        return Outcome(gpu.name, facts["driver"], against, how, steps, compare(steps, expected), {})
+
+
+def _come_to(steps: Sequence[Step], expected: Sequence[Step], ended: str) -> Sequence[Step]:
+    """What was not come to is no difference: how it ended says it."""
+    tried = {step.key for step in steps}
+    return expected if ended == DONE else [step for step in expected if step.key in tried]
+
+
+def _take_signals() -> None:
+    """As Python has them: the watchdog leaves them to the system, or held back."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, watchdog.ENDINGS)
 
 
 def _check_mode(gpu: Gpu) -> None:
@@ -368,21 +381,19 @@ def _text(outcome: Outcome, facts: dict[str, Any], found: Found, names: Sequence
 def replay(text: str, name: str) -> tuple[dict[str, Any], list[Difference]]:
     """A site's file again, on a simulated GPU made of the table in it: facts and differences."""
     facts, steps = from_json(text, name)
-    area = make_area()
     try:
-        described = area / "gpu.toml"
-        described.write_text(facts["description"], "utf-8")
-        expected = twin.play(
-            area / "twin",
-            catalog.from_file(described),
-            facts["gpu"],
-            driver=facts["driver"],
-            mig_mode=facts["mig_mode"],
-            other_order=facts["mirrored"],
-            jobs=any(step.part == "job" for step in steps),
-        )
+        with scratch_area() as area:
+            described = area / "gpu.toml"
+            described.write_text(facts["description"], "utf-8")
+            expected = twin.play(
+                area / "twin",
+                catalog.from_file(described),
+                facts["gpu"],
+                driver=facts["driver"],
+                mig_mode=facts["mig_mode"],
+                other_order=facts["mirrored"],
+                jobs=any(step.part == "job" for step in steps),
+            )
+        return facts, compare(steps, _come_to(steps, expected, facts["ended"]))
     except KeyError as problem:
         raise UsageFault(f"{name} lacks {problem}") from problem
-    finally:
-        remove_area(area)
-    return facts, compare(steps, expected)

@@ -67,6 +67,14 @@ MESSAGES: Final = {
     codes.ARGUMENT_VERSION_MISMATCH: b"Argument version mismatch",
     codes.UNKNOWN: b"Unknown Error",
 }
+#: What several functions share. Simulated processes compute, without MPS.
+_METHODS: Final = {
+    "nvmlInit_v2": "init",
+    "nvmlInitWithFlags": "init",
+    "nvmlDeviceGetGraphicsRunningProcesses_v3": "no_processes",
+    "nvmlDeviceGetMPSComputeRunningProcesses_v3": "no_processes",
+    **dict.fromkeys(UNTOLD, "untold"),
+}
 _LATENCY_OF: Final = {call: name for name, calls in OPERATIONS.items() for call in calls}
 
 
@@ -105,7 +113,7 @@ class Library:
         return self._pointers[name]
 
     def _guarded(self, name: str) -> Callable[..., int]:
-        function = self._untold if name in UNTOLD else getattr(self, "_" + name)
+        function: Callable[..., int] = getattr(self, f"_{_METHODS.get(name, name)}")
         if name in ("nvmlErrorString", "nvmlShutdown"):
             return function
 
@@ -150,10 +158,7 @@ class Library:
 
     # -- session -------------------------------------------------------------
 
-    def _nvmlInit_v2(self) -> None:
-        self._sessions += 1
-
-    def _nvmlInitWithFlags(self, _flags: int) -> None:
+    def _init(self, *_flags: int) -> None:
         self._sessions += 1
 
     def _nvmlShutdown(self) -> int:
@@ -172,11 +177,9 @@ class Library:
     def _nvmlSystemGetNVMLVersion(self, out: int, size: int) -> None:
         _write_text(out, size, f"13.{self._machine.driver}")
 
-    def _nvmlSystemGetCudaDriverVersion(self, _out: int) -> int:
-        return codes.NOT_SUPPORTED
-
-    def _untold(self, device: int, *_: Any) -> int:
-        self._live(self._handle(device).gpu)
+    def _untold(self, *arguments: Any) -> int:
+        if len(arguments) > 1:  # the first is a device
+            self._live(self._handle(arguments[0]).gpu)
         return codes.NOT_SUPPORTED
 
     # -- devices -------------------------------------------------------------
@@ -256,28 +259,21 @@ class Library:
         size = self._memory(device)
         _write_struct(out, abi.MemoryV2(_read_uint(out), size, 0, size, 0))
 
-    def _nvmlDeviceGetBAR1MemoryInfo(self, device: int, out: int) -> None:
-        """Assumed: a power of two that all memory fits into, of which a slice has its share.
-
-        nvitop stops at a MIG device without an answer.
-        """
-        handle = self._handle(device)
-        total = 1 << (self._memory(self._intern(Handle(handle.gpu))) - 1).bit_length()
-        if handle.gi_id is not None:
-            board, instance, _ = self._mig(device)
-            total = total * instance.size // board.geometry.units
-        _write_struct(out, abi.Memory(total, total, 0))
-
     def _memory(self, device: int) -> int:
         """Bytes of a GPU or MIG device; what its processes use of it is not simulated."""
         handle = self._handle(device)
-        mib = self._machine.gpus[handle.gpu]["total_memory_mib"]
+        if handle.gi_id is None:
+            return _bytes(self._machine.gpus[handle.gpu]["total_memory_mib"])
+        board, instance, _ = self._mig(device)
+        return _bytes(board.row(instance.profile_id).memory_mib)
+
+    def _nvmlDeviceGetBAR1MemoryInfo(self, device: int, out: int) -> None:
+        handle = self._handle(device)
+        size = _assumed_bar1(_bytes(self._machine.gpus[handle.gpu]["total_memory_mib"]))
         if handle.gi_id is not None:
             board, instance, _ = self._mig(device)
-            mib = board.row(instance.profile_id).memory_mib
-        if mib is None:
-            raise Refused(codes.NOT_SUPPORTED)
-        return int(mib) << 20
+            size = size * instance.size // board.geometry.units
+        _write_struct(out, abi.Memory(size, size, 0))
 
     def _nvmlDeviceGetAttributes_v2(self, device: int, out: int) -> None:
         if self._handle(device).gi_id is None:
@@ -312,13 +308,9 @@ class Library:
             _write_struct(out + place * sizeof(abi.ProcessInfo), info)
         return codes.SUCCESS
 
-    def _nvmlDeviceGetGraphicsRunningProcesses_v3(self, device: int, count: int, _: int) -> None:
+    def _no_processes(self, device: int, count: int, _out: int) -> None:
         self._handle(device)
         _write_uint(count, 0)
-
-    def _nvmlDeviceGetMPSComputeRunningProcesses_v3(self, device: int, count: int, _: int) -> None:
-        # Simulated processes compute, without MPS.
-        self._nvmlDeviceGetGraphicsRunningProcesses_v3(device, count, _)
 
     # -- MIG mode and devices ------------------------------------------------
 
@@ -662,6 +654,20 @@ def _mig_handle(gpu: int, instance: SimInstance, compute: SimCompute) -> Handle:
 
 def _bus_id(index: int) -> str:
     return f"00000000:{index + 1:02X}:00.0"
+
+
+def _bytes(mib: int | None) -> int:
+    if mib is None:
+        raise Refused(codes.NOT_SUPPORTED)
+    return mib << 20
+
+
+def _assumed_bar1(memory: int) -> int:
+    """Assumed: a power of two that all memory fits into, of which a slice has its share.
+
+    nvitop stops at a MIG device without an answer.
+    """
+    return 1 << (memory - 1).bit_length()
 
 
 def _or_na(value: int | None) -> int:

@@ -23,7 +23,6 @@ SIGNATURES: Final[dict[str, str]] = {
     "nvmlErrorString": "u",
     "nvmlSystemGetDriverVersion": "T u",
     "nvmlSystemGetNVMLVersion": "T u",
-    "nvmlSystemGetCudaDriverVersion": "U",
     "nvmlDeviceGetCount_v2": "U",
     "nvmlDeviceGetHandleByIndex_v2": "u H",
     "nvmlDeviceGetHandleByUUID": "s H",
@@ -99,6 +98,7 @@ UNTOLD: Final[dict[str, str]] = {
     "nvmlDeviceGetTotalEccErrors": "h u u h",
     "nvmlDeviceGetTotalEnergyConsumption": "h h",
     "nvmlDeviceGetUtilizationRates": "h h",
+    "nvmlSystemGetCudaDriverVersion": "U",
 }
 
 

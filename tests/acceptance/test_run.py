@@ -17,6 +17,7 @@ import pytest
 from slurm_mig.mig.geometry import Placement
 from slurm_mig.simulator.faults import Rule
 from tests.kit.gpus import A30, RTX
+from tests.kit.hooks import slurm_commands
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,6 +97,36 @@ def test_a_driver_that_hangs_is_given_up(make_site: Callable[..., Site], public_
     assert "given up: no answer within 0.4 s: GPU 0 (GPU-UUID): create instance" in done.stdout
     assert len(json.loads(out.read_text())["steps"]) > 9
     assert untouched(site, mig=False)
+
+
+def test_a_file_is_played_again(make_site: Callable[..., Site], public_tmp: Path) -> None:
+    """As a site sent it: the simulator answers the same, or it is told in what it does not."""
+    site, out = make_site(A30), public_tmp / "a"
+    assert site.cli(*words(site, "--driver-only", out=out)).returncode == 0
+    again = site.cli("acceptance", "--replay", str(out))
+    assert (again.returncode, "no difference" in again.stdout) == (0, True), again.stderr
+    out.write_text(out.read_text().replace('"gi_id": 3,', '"gi_id": 9,', 1))
+    other = site.cli("acceptance", "--replay", str(out))
+    assert (other.returncode, ", gi_id: 9 / 3" in other.stdout) == (32, True)
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "word"),
+    [("IDLE", 23, "Slurm may send jobs to"), ("IDLE+DRAIN", 23, "not idle")],
+)
+def test_slurm_must_not_send_jobs_meanwhile(
+    make_site: Callable[..., Site], public_tmp: Path, state: str, code: int, word: str
+) -> None:
+    site = make_site(A30)
+    slurm_commands(
+        site,
+        scontrol=f"echo 'NodeName=n1 State={state} NodeAddr=127.0.0.1 NodeHostName=localhost '",
+    )
+    if state != "IDLE":
+        # Far enough: it is refused by what comes after.
+        site.machine.hold(os.getpid(), uuid_of(site))
+    done = site.cli(*words(site, out=public_tmp / "a"), SLURMD_NODENAME="n1")
+    assert (done.returncode, word in done.stderr) == (code, True), done.stderr
 
 
 def started(site: Site, out: Path, *more: str) -> subprocess.Popen[str]:

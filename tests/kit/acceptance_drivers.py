@@ -54,7 +54,7 @@ def _last(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 BAD = (
-    Bad("other memory", "memory_mib", facts=lambda f: _last(f).update(memory_mib=7)),
+    Bad("another size", "slices", facts=lambda f: _last(f).update(slices=9)),
     Bad("another name", "name", facts=lambda f: _last(f).update(name="1g.99gb")),
     Bad("a place less", "placements", facts=lambda f: _last(f)["placements"].pop()),
     Bad("a profile less", "profile id", facts=lambda f: f["profiles"].pop()),

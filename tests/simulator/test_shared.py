@@ -41,7 +41,7 @@ TOP = Path(__file__).parents[2]
 #: What nvitop 1.7.2 and gpustat 1.1.1 ask for, by the names that pynvml 13.615 looks up.
 ASKED_BY_TOOLS = """
     nvmlInitWithFlags nvmlInit_v2 nvmlShutdown nvmlErrorString nvmlSystemGetDriverVersion
-    nvmlSystemGetCudaDriverVersion nvmlDeviceGetCount_v2 nvmlDeviceGetHandleByIndex_v2
+    nvmlDeviceGetCount_v2 nvmlDeviceGetHandleByIndex_v2
     nvmlDeviceGetHandleByUUID nvmlDeviceGetHandleByPciBusId_v2 nvmlDeviceGetIndex
     nvmlDeviceGetUUID nvmlDeviceGetName nvmlDeviceGetPciInfo_v3 nvmlDeviceGetMemoryInfo
     nvmlDeviceGetMemoryInfo_v2 nvmlDeviceGetBAR1MemoryInfo nvmlDeviceGetUtilizationRates
