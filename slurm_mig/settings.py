@@ -16,6 +16,9 @@ NO_REQUEUE_POLICIES: Final = ("requeue", "cancel")
 WHOLE_POLICIES: Final = ("auto", "mig-off", "full-profile", "reject")
 BINDINGS: Final = ("task", "none")
 SLURM_CLIENTS: Final = ("auto", "commands", "pyslurm")
+POLICIES: Final = ("fits", "first-fit", "last-fit", "best-fit", "driver", "mfi")
+#: What stands before the file of a learned table.
+LEARNED: Final = "optimal:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class Config:
     archive_directory: Path | None = None
     source: Path | None = None
     descriptions: Path = Path("/etc/slurm-mig/gpus.d")
+    policy: str = "fits"
 
     @property
     def ledger(self) -> Path:
@@ -173,6 +177,13 @@ def _one_of(*allowed: str) -> Callable[[Any], str]:
         return str(value)
 
     return read
+
+
+def _policy(value: Any) -> str:
+    text = _text(value)
+    if text not in POLICIES and not text.startswith(f"{LEARNED}/"):
+        raise ValueError
+    return text
 
 
 def _whole_models(value: Any) -> dict[str, str]:
@@ -355,6 +366,16 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         _seconds,
         _A_TIME,
         "Longest such wait.",
+    ),
+    Setting(
+        "packing",
+        "policy",
+        "policy",
+        _policy,
+        f"{_words(POLICIES)}, or optimal: and the absolute path of a table",
+        "Where on a GPU slices go: fits keeps most profiles startable; optimal:FILE takes what "
+        "`slurm-mig learn` found best for the jobs of this site, and is fits while that file "
+        "cannot be read. The others are there to be compared.",
     ),
     Setting(
         "whole_gpus",

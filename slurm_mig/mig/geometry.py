@@ -136,9 +136,24 @@ class Geometry:
     def _class_masks(self) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(place.mask for place in places) for places in self.classes)
 
+    @cached_property
+    def layout_bits(self) -> dict[tuple[int, Placement], int]:
+        """A bit for each (class, placement): a layout is their sum, 0 the empty GPU."""
+        pairs = [(n, place) for n, places in enumerate(self.classes) for place in places]
+        return {pair: 1 << bit for bit, pair in enumerate(pairs)}
+
+    @cached_property
+    def _class_numbers(self) -> dict[int, int]:
+        return {}
+
     def class_of(self, row: GpuProfile) -> int:
         """Index of the row's placement class in `classes`."""
-        return self.classes.index(tuple(sorted(row.placements)))
+        found = self._class_numbers.get(id(row))
+        if found is None:
+            found = self.classes.index(tuple(sorted(row.placements)))
+            if any(row is known for known in self.profiles):
+                self._class_numbers[id(row)] = found
+        return found
 
     def by_id(self, profile_id: int) -> GpuProfile:
         """The row with that driver id; ProfileNotOffered names the ids there are."""

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slurm_mig.errors import DriverMissing, GpuLost, NodeFault, NotPermitted, SlurmFault
+from slurm_mig.errors import DriverMissing, GpuLost, NodeFault, NotPermitted, SlurmFault, UsageFault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from slurm_mig.gpu.capabilities import Capabilities
     from slurm_mig.gpu.remedies import Stuck
     from slurm_mig.mig.driver import Driver, Gpu
+    from slurm_mig.mig.plan import Policy
     from slurm_mig.node.fence import Fence
     from slurm_mig.settings import Config
     from slurm_mig.slurm.protocol import NodeFacts, Slurm
@@ -214,7 +215,7 @@ class Node:
         from slurm_mig.transaction.workbench import Workbench
 
         self.check_ledger()
-        return Workbench(
+        bench = Workbench(
             driver=self.driver,
             ledger=self.ledger,
             locks=self.locks,
@@ -228,6 +229,23 @@ class Node:
             stuck=self.stuck,
             tell=self.notes.append,
         )
+        bench.policy = self.policy
+        return bench
+
+    @cached_property
+    def policy(self) -> Policy:
+        """Where on a GPU slices go. A table that cannot be read costs no job its start."""
+        from slurm_mig.mig.plan import fits
+
+        if self.config.policy == "fits":
+            return fits
+        from slurm_mig.packing import policies
+
+        try:
+            return policies.named(self.config.policy)
+        except UsageFault as fault:
+            self.notes.append(f"[packing] policy: {fault.cause}; slots are chosen by fits")
+            return fits
 
     @cached_property
     def stuck(self) -> Stuck:

@@ -90,7 +90,7 @@ class Outlook:
     def _space(self, gpu: driver.Gpu) -> tuple[Space, Weights]:
         if gpu.name not in self._spaces:
             geometry = self._node.driver.geometry(gpu)
-            self._spaces[gpu.name] = Space(geometry), derive(geometry)
+            self._spaces[gpu.name] = Space(geometry, self._node.policy), derive(geometry)
         return self._spaces[gpu.name]
 
     def _one(self, gpu: driver.Gpu) -> Gpu:

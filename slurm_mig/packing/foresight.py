@@ -14,7 +14,8 @@ are answers of `foresee`:
 lies there, slices of ended jobs included. A GPU that cannot be carved has the state CLOSED. A
 published total is what is in use of the kind plus `counts`; `fit:start` is the jobs
 there plus `starts`. A kind that is not `counted` gets no count, but may start between others, and
-`starts` allows for it.
+`starts` allows for it. Where the node chooses (`Rule.NODE`) every kind has to be counted: Slurm's
+shards say no more than that there may be room.
 
 Slurm's choice was measured on 24.11 and 26.05 (facts/slurm.md): the lowest index with room, or
 with LL_SHARED_GRES the one with fewest shards in use, of equals the lowest.
@@ -129,22 +130,28 @@ class Node:
         if index == NOWHERE:
             return Start(NOWHERE)
         if self.rule is Rule.NODE:
-            return Start(index, *self._own_choice(kind))
+            return Start(index, *self._own_choice(kind, index))
         need = self.needs(kind)[index]
         assert need is not None  # noqa: S101 - Slurm's pick has the profile
         return Start(index, index, self.gpus[index].space.after(self.states[index], need))
 
-    def _own_choice(self, kind: Kind) -> tuple[int, int]:
-        """The node's GPU: where least stops being possible; of equals the fullest, the lowest."""
+    def _own_choice(self, kind: Kind, index: int) -> tuple[int, int]:
+        """The node's GPU: Slurm's, if it has a slot; else where least stops being possible.
+
+        Slurm goes on counting by its own choice: each start elsewhere makes its counts less true.
+        """
         best: tuple[tuple[int, ...], int, int] | None = None
-        for place, need in enumerate(self.needs(kind)):
-            if need is None:
-                continue
-            space, state = self.gpus[place].space, self.states[place]
-            after = space.after(state, need)
+        needs = self.needs(kind)
+        for place in (index, *range(len(needs))):
+            need = needs[place]
+            after = REFUSED
+            if need is not None:
+                after = self.gpus[place].space.after(self.states[place], need)
             if after == REFUSED:
                 continue
-            cost = space.loss(state, after)
+            if place == index:
+                return place, after
+            cost = self.gpus[place].space.loss(self.states[place], after)
             if best is None or cost < best[0]:
                 best = (cost, place, after)
         return (NOWHERE, REFUSED) if best is None else best[1:]
@@ -185,10 +192,15 @@ def foresee(gpus: Iterable[Gpu], kinds: Sequence[Kind], rule: Rule, most: int = 
     ceiling = 8 * len(node.gpus)
     left = {kind.name: node.in_a_row(kind, ceiling) for kind in kinds}
     counts = {kind.name: left[kind.name] for kind in kinds if kind.counted}
+    return Foresight(counts, safe_starts(node, kinds, left, most))
+
+
+def safe_starts(node: Node, kinds: Sequence[Kind], left: dict[str, int], most: int) -> int:
+    """Starts in a row of any kinds, each as often as `left` says, that would all succeed."""
     starts = 1
     while starts < most and _all_succeed(node, kinds, left, starts + 1):
         starts += 1
-    return Foresight(counts, starts)
+    return starts
 
 
 def _all_succeed(node: Node, kinds: Sequence[Kind], left: dict[str, int], depth: int) -> bool:

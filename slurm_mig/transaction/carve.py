@@ -148,7 +148,7 @@ def _choose_place(
 
     def chosen(taken: Sequence[Slot]) -> Plan:
         if start is None:
-            return plan(request, geometry, taken)
+            return plan(request, geometry, taken, bench.policy)
         return plan_at(request, start, geometry, taken)
 
     try:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from slurm_mig.errors import DriverFault, InstanceBusy, NodeFault, SlurmMigError
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.allocation import Allocation, Owner
-from slurm_mig.mig.plan import Slot
+from slurm_mig.mig.plan import Slot, fits
 from slurm_mig.values import replace
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from slurm_mig.gpu.capabilities import Capabilities
     from slurm_mig.gpu.remedies import Stuck
     from slurm_mig.mig.driver import Driver, Gpu, GpuInstance
+    from slurm_mig.mig.plan import Policy
     from slurm_mig.state.ledger import Ledger
     from slurm_mig.state.locks import Locks
     from slurm_mig.state.monitoring import Feeds
@@ -87,6 +88,8 @@ class Workbench:
         self.tell = tell
         self.sleep = sleep
         self.monotonic = monotonic
+        #: Where on a GPU slices go, if the site chose that.
+        self.policy: Policy = fits
 
     @contextmanager
     def locked(self, uuid: str, action: str, within: float | None = None) -> Iterator[Gpu]:

@@ -96,7 +96,7 @@ class ByHand:
         if self.rule is Rule.LEAST_LOADED:
             room.sort(key=lambda index: self.used[index])
         at = range(len(self.there)) if self.rule is Rule.NODE else room[:1]
-        for place in sorted(at, key=lambda place: self._cost(kind, place)):
+        for place in sorted(at, key=lambda place: (place != room[0], self._cost(kind, place))):
             made = self._plan(kind, place)
             if made is not None:
                 self.there[place] = made
