@@ -64,7 +64,7 @@ bench: packages $(VENV)/.developer
 # Reports and the manual in a real browser, alerts by Prometheus' own checker.
 pages: test-packages $(VENV)/.developer
 	@.ci/packages pages
-	@$(BIN)/pytest -q tests/audit/test_page.py tests/whole/test_site.py
+	@$(BIN)/pytest -q tests/audit/test_page.py tests/whole/test_site.py tests/whole/test_monitoring.py
 
 # The manual as a site, in site/.
 manual: $(VENV)/.developer

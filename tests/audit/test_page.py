@@ -136,11 +136,10 @@ STEPS = """
 def test_in_a_browser(path: Path) -> None:
     """The timeline is drawn, filtered and zoomed; nothing sticks out, on a phone neither."""
     widths = (320, 390, 800, 1400)
-    asked = [(path, width) for width in widths]
     look = f"""{STEPS}{STICKING_OUT}
       const out = [...page.querySelectorAll("body *")].filter(lost).map((e) => e.tagName);
       return {{ first, filtered, zoomed, again, title, out, dark }};"""
-    for told in ask(asked, look):
+    for told in ask([path], widths, look).values():
         assert told["out"] == []
         assert told["first"] == [4, "4 of 4 slices", 4]
         assert told["filtered"] == [1, "1 of 4 slices", 1]

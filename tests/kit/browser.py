@@ -17,19 +17,25 @@ CHROMIUM: Final = shutil.which("chromium") or shutil.which("chromium-browser")
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (make pages)")
 
-#: Opens each page in a frame of each width, runs the steps in it, and writes what they return.
+#: Opens each page in a frame, at each width runs the steps in it, and writes what they return.
 _PAGE: Final = """<!doctype html><meta charset="utf-8"><body><script>
 const asked = {asked};
 const steps = async (frame, page) => {{ {steps} }};
 const told = [];
 (async () => {{
-  for (const [page, width] of asked) {{
+  for (const page of asked) {{
     const frame = document.createElement("iframe");
-    frame.style.width = width + "px";
     frame.style.height = "800px";
     frame.src = page;
+    if (!{scripts}) frame.sandbox = "allow-same-origin";
     await new Promise((done) => {{ frame.onload = done; document.body.append(frame); }});
-    told.push(await steps(frame.contentWindow, frame.contentDocument));
+    for (const width of {widths}) {{
+      frame.style.width = width + "px";
+      // A frame is laid out anew when it is looked at; its own listeners hear of it later.
+      frame.contentDocument.body.getBoundingClientRect();
+      frame.contentWindow.dispatchEvent(new Event("resize"));
+      told.push([page, width, await steps(frame.contentWindow, frame.contentDocument)]);
+    }}
     frame.remove();
   }}
   document.body.textContent = "TOLD" + JSON.stringify(told) + "TOLD";
@@ -37,13 +43,19 @@ const told = [];
 </script>"""
 
 
-def ask(asked: list[tuple[Path, int]], steps: str) -> list[Any]:
-    """What JavaScript's `steps` return for each page at each width; `window` and `page` are its."""
+def ask(
+    asked: list[Path], widths: tuple[int, ...], steps: str, *, scripts: bool = True
+) -> dict[tuple[str, int], Any]:
+    """What JavaScript's `steps` return for each page at each width; `frame` and `page` are its.
+
+    Without `scripts` the page runs none of its own.
+    """
     assert CHROMIUM
     with tempfile.TemporaryDirectory() as scratch:
         driver = Path(scratch, "driver.html")
-        pages = json.dumps([(path.absolute().as_uri(), width) for path, width in asked])
-        driver.write_text(_PAGE.format(asked=pages, steps=steps), "utf-8")
+        pages = json.dumps([path.absolute().as_uri() for path in asked])
+        words = {"widths": json.dumps(widths), "scripts": json.dumps(scripts)}
+        driver.write_text(_PAGE.format(asked=pages, steps=steps, **words), "utf-8")
         done = subprocess.run(
             [
                 *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
@@ -59,8 +71,8 @@ def ask(asked: list[tuple[Path, int]], steps: str) -> list[Any]:
         )
     match = re.search(r"TOLD(.*)TOLD</body>", done.stdout, re.DOTALL)
     assert match, done.stdout[-2000:] + done.stderr[-2000:]
-    found: list[Any] = json.loads(html.unescape(match[1]))
-    return found
+    told = json.loads(html.unescape(match[1]))
+    return {(page.rpartition("/")[2], width): found for page, width, found in told}
 
 
 #: Elements that stick out of the window, where nothing lets one scroll to them.

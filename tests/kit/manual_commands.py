@@ -25,7 +25,7 @@ EXCUSED = {
 #: What only a Slurm can answer.
 SLURM = re.compile(
     r"(sbatch|srun|salloc|squeue|scontrol|scancel|sacctmgr|sacct|sinfo)\b|.*\s--(slurm|cluster|accounting)\b"
-    r"|slurm-mig reconcile(?!.*--(no-slurm|boot))"
+    r"|slurm-mig reconcile(?!.*--(no-slurm|boot))|slurm-mig job\b"
 )
 
 #: What may be run: the rest needs a line above.
