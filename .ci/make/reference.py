@@ -7,6 +7,7 @@ reference.py DIR    writes config.md, commands.md, files.md and man/*.1 below DI
 from __future__ import annotations
 
 import ast
+import runpy
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 #: The package, as this checkout has it.
 PACKAGE: Final = Path(__file__).parents[2] / "slurm_mig"
+
+#: Command -> what is typed, and what for (examples.py).
+EXAMPLES: Final = runpy.run_path(str(Path(__file__).with_name("examples.py")))["EXAMPLES"]
 
 #: Of the first line of every page. Not the day of the build: the same source gives the same file.
 HEAD: Final = f'"" "slurm-mig {__version__}" "slurm-mig"'
@@ -83,7 +87,10 @@ def commands_page() -> str:
         context = click.Context(
             command, info_name=name, max_content_width=100, help_option_names=HELP
         )
-        lines += ["", f"## {name}", "", "```text", command.get_help(context).rstrip(), "```"]
+        lines += ["", f"## {name}", "", "```text", command.get_help(context).rstrip()]
+        lines += ["", "Examples:"] if name in EXAMPLES else []
+        lines += [f"  {typed}\n      {why}" for typed, why in EXAMPLES.get(name, ())]
+        lines.append("```")
     return "\n".join(lines) + "\n"
 
 
@@ -102,6 +109,7 @@ def man_page(name: str, command: click.Command) -> str:
         ".SH DESCRIPTION",
         *_paragraphs(text),
         *_options(command, context),
+        *_examples(name),
         ".SH EXIT STATUS",
         "0 when done; else the code of the fault:",
         *(line for code in EXIT_CODES for line in (".TP", str(code[0]), _roff(code[2]))),
@@ -123,6 +131,13 @@ def _options(command: click.Command, context: click.Context) -> list[str]:
     # An argument has a row of its own in some releases of click, and nothing to say in it.
     for names, text in (row for row in rows if row and row[1]):
         lines += [".TP", f"\\fB{_roff(names)}\\fR", _roff(" ".join(text.split()))]
+    return lines
+
+
+def _examples(name: str) -> list[str]:
+    lines = [".SH EXAMPLES"] if name in EXAMPLES else []
+    for typed, why in EXAMPLES.get(name, ()):
+        lines += [".TP", f"\\fB{_roff(typed)}\\fR", _roff(why)]
     return lines
 
 

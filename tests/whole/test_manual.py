@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+
+from slurm_mig import cli
 
 TOP = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not (TOP / ".ci/make/reference.py").exists(), reason="no .ci/ here")
@@ -52,6 +55,21 @@ def test_every_command_has_its_pages() -> None:
             assert option in section, (name, option)
             assert option.replace("-", "\\-") in page, (name, option)
     assert {path.name for path in (TOP / "docs/man").iterdir()} == names | {"slurm-mig.1"}
+
+
+def test_examples_can_be_typed() -> None:
+    """Every command has one, and each is of options and commands that there are."""
+    module = reference()
+    known = dict(module.commands()) | {"slurm-mig": cli.cli}
+    assert set(module.EXAMPLES) >= {name for name in known if name.count(" ") < 2}
+    for name, examples in module.EXAMPLES.items():
+        for typed, why in examples:
+            words = shlex.split(typed)
+            full = max((n for n in known if typed.startswith(f"{n} ")), key=len)
+            assert typed.startswith(name), typed
+            assert why.endswith((".", "?")), typed
+            options = {word for item in known[full].params for word in item.opts}
+            assert {word for word in words if word.startswith("-")} <= options, typed
 
 
 @pytest.mark.skipif(shutil.which("groff") is None, reason="no groff here")
