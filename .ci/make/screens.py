@@ -30,7 +30,6 @@ SCREENS = {
     "status.txt": "slurm-mig status",
     "status-brief.txt": "slurm-mig status --brief",
     "status-cluster.txt": "slurm-mig status --cluster",
-    "job.txt": "slurm-mig job 2",
     "doctor.txt": "slurm-mig doctor # again",
     "verify.txt": "slurm-mig verify --job 1",
     "audit.txt": "slurm-mig audit",
@@ -52,7 +51,7 @@ def steps() -> list[list[str]]:
         found.append([user, "printf '#!/bin/sh\\nsleep 3000\\n' >job.sh"])
     for user, command in JOBS:
         found.append([user, f"{command} && sleep 3"])
-    names = ("status.txt", "status-brief.txt", "status-cluster.txt", "job.txt", "verify.txt")
+    names = ("status.txt", "status-brief.txt", "status-cluster.txt", "verify.txt")
     while_running = [SCREENS[name] for name in names]
     found += [["root", command] for command in while_running]
     found.append(["root", f"scancel -u alice; scancel -u bob; timeout 20 sh -c '{NO_JOBS}'"])
@@ -88,14 +87,16 @@ def terminal(text: str) -> str:
     lines = ["$ " + text.partition("\n")[0].removeprefix("# "), *text.rstrip().split("\n")[1:]]
     rows = []
     for number, line in enumerate(lines):
-        words = re.sub(r"\bactive\b", '<tspan fill="#7ec87e">active</tspan>', escape(line))
+        # Blanks that are none would be folded into one.
+        plain = escape(line).replace(" ", "\u00a0")
+        words = re.sub(r"\bactive\b", '<tspan fill="#7ec87e">active</tspan>', plain)
         bold = ' font-weight="bold"' if line.startswith(("GPU ", "$ ")) else ""
         rows.append(f'<text x="16" y="{26 + 17 * number}"{bold}>{words}</text>')
     high = 17 * len(lines) + 30
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 690 {high}" width="690" '
         f'height="{high}" font-family="DejaVu Sans Mono, Menlo, Consolas, monospace" '
-        'font-size="13" fill="#d8dee4" xml:space="preserve">\n'
+        'font-size="13" fill="#d8dee4">\n'
         f'<rect width="690" height="{high}" rx="8" fill="#1d2127"/>\n'
         + "\n".join(rows)
         + "\n</svg>\n"
