@@ -60,6 +60,12 @@ EXAMPLES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
         ("slurm-mig install --root /srv/image", "Into an image, with the image's Python."),
     ),
     "slurm-mig job": (("slurm-mig job 4711", "Where, which slices, since when, what next."),),
+    "slurm-mig learn": (
+        (
+            "slurm-mig learn --sacct jobs.txt --gpu 'NVIDIA H100 80GB HBM3' -o table.json",
+            "A slot policy for this site's own mix.",
+        ),
+    ),
     "slurm-mig metrics": (("slurm-mig metrics", "What Prometheus reads, printed."),),
     "slurm-mig profiles": (
         ("slurm-mig profiles --gpu 0", "What one GPU offers, and how many are free."),
@@ -76,6 +82,12 @@ EXAMPLES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "slurm-mig reset": (("slurm-mig reset --gpu 0 --dry-run", "Say what would be taken down."),),
     "slurm-mig retire": (
         ("slurm-mig retire --layout 3g.40gb:2 --dry-run", "Back to static MIG: say what it takes."),
+    ),
+    "slurm-mig simulate": (
+        (
+            "slurm-mig simulate trace.json --gpu 'NVIDIA H100 80GB HBM3' --gpus-per-node 8",
+            "Replay a trace, without GPU and Slurm.",
+        ),
     ),
     "slurm-mig simulator": (
         ("slurm-mig simulator create /srv/mig --gpu 'NVIDIA A30:2'", "Two simulated GPUs."),

@@ -58,10 +58,10 @@ def test_every_command_has_its_pages() -> None:
 
 
 def test_examples_can_be_typed() -> None:
-    """Every command has one, and each is of options and commands that there are."""
+    """Each is of commands and options that there are, and says what it is for."""
     module = reference()
     known = dict(module.commands()) | {"slurm-mig": cli.cli}
-    assert set(module.EXAMPLES) >= {name for name in known if name.count(" ") < 2}
+    assert set(module.EXAMPLES) <= set(known)
     for name, examples in module.EXAMPLES.items():
         for typed, why in examples:
             words = shlex.split(typed)
