@@ -41,6 +41,8 @@ class Config:
     max_requeues: int = 20
     retry_delay: float = 120.0
     retry_delay_max: float = 1800.0
+    ahead: int = 8
+    hold_back: float | None = None
     whole_policy: str = "auto"
     whole_models: Mapping[str, str] = field(default_factory=dict)
     whole_reset: bool = False
@@ -140,6 +142,12 @@ def _seconds(value: Any) -> float:
 
 def _count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1000:
+        raise ValueError
+    return value
+
+
+def _few(value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= 16:
         raise ValueError
     return value
 
@@ -376,6 +384,27 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "Where on a GPU slices go: fits keeps most profiles startable; optimal:FILE takes what "
         "`slurm-mig learn` found best for the jobs of this site, and is fits while that file "
         "cannot be read. The others are there to be compared.",
+    ),
+    Setting(
+        "publish",
+        "ahead",
+        "ahead",
+        _few,
+        "a whole number from 1 to 16",
+        "Where the site publishes what fits (docs/publishing.md): jobs that Slurm may start here "
+        "before it hears of the node again, at most; it is fewer where not so many would succeed "
+        "in any order.",
+    ),
+    Setting(
+        "publish",
+        "hold_back",
+        "hold_back",
+        _seconds,
+        _A_TIME,
+        "Where the site publishes: once a job has waited so long for a slice that no GPU of this "
+        "node has free, smaller ones are kept off one GPU until it has started. Not done if not "
+        "set.",
+        "3600",
     ),
     Setting(
         "whole_gpus",

@@ -59,6 +59,9 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         timeout = 6
         drain_slices = 7
         drain_after = 8
+        [publish]
+        ahead = 16
+        hold_back = 60
         [tasks]
         bind = "none"
         containers = true
@@ -72,7 +75,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
     assert load(file, {}) == Config(
         "simulator:/sim", (0, 2), (2, 0), {"NVIDIA A30": 2}, Path("/s"),
         Path("/r"), 1.0, 2.5, 17.0, Path("/b"), 3.0,
-        "commands", "cancel", 0, 4.0, 5.0, "reject", {"NVIDIA A30": "full-profile"}, True,
+        "commands", "cancel", 0, 4.0, 5.0, 16, 60.0, "reject", {"NVIDIA A30": "full-profile"}, True,
         "none", True, Path("/l"), ("restart:nvidia-dcgm.service", "kill-job"), 6.0, 7, 8.0,
         Path("/g"), Path("/d"), True, Path("/a"), file, Path("/x"),
     )  # fmt: skip
@@ -91,6 +94,7 @@ def test_the_sample_is_the_shipped_one_and_means_the_defaults(tmp_path: Path) ->
     loaded = load(write(tmp_path, text), {})
     plain = Config(
         slurm_bin=Path("/usr/bin"),
+        hold_back=3600.0,
         expected={"NVIDIA H100 80GB HBM3": 8},
         gpustat=Path("/run/gpustat"),
         dcgm=Path("/run/dcgm-job-mapping"),

@@ -67,7 +67,8 @@ _SET: Final = f"""\
 set -e
 root=${{DPKG_ROOT:-}}
 slurm_mig() {{ "$root{HOME}/bin/python3" -I -m slurm_mig --config {CONFIG} "$@"; }}
-units="slurm-mig-boot.service slurm-mig-reconcile.timer slurm-mig-metrics.timer"
+units="slurm-mig-boot.service slurm-mig-reconcile.timer slurm-mig-publish.timer"
+units="$units slurm-mig-metrics.timer"
 """
 
 POSTINST: Final = f"""{_SET}

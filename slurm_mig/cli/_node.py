@@ -30,26 +30,31 @@ def open_node(*, look: bool = False) -> Iterator[Node]:
     node = Node(config, look=look)
     try:
         yield node
-        if not look:
-            call_who_waits(node)
+        if not look and os.geteuid() == 0:
+            tell_who_waits(node)
     finally:
         node.close()
 
 
-def call_who_waits(node: Node) -> None:
-    """Bring forward refused jobs for which there is room now: whatever was done may have made it.
+def tell_who_waits(node: Node) -> None:
+    """Tell Slurm what there is room for now: whatever was done may have made it, or taken it.
 
     A Slurm that does not answer changes nothing of what was done.
     """
-    if os.geteuid() != 0 or not node.waiting.any():
-        return
-    from slurm_mig.node.gate import look
-
+    lines = []
     try:
-        for line in look(node):
-            click.echo(f"slurm-mig: {line}", err=True)
+        if (node.config.run / "published").exists():
+            from slurm_mig.node.publish import Publisher
+
+            lines.append(Publisher(node).in_step())
+        if node.waiting.any():
+            from slurm_mig.node.gate import look
+
+            lines += look(node)
     except SlurmMigError as fault:
-        click.echo(f"slurm-mig: who waits for room goes on waiting: {fault}", err=True)
+        lines.append(f"who waits for room goes on waiting: {fault}")
+    for line in filter(None, lines):
+        click.echo(f"slurm-mig: {line}", err=True)
 
 
 def use_descriptions(config: Config | None = None) -> None:

@@ -14,6 +14,7 @@ from slurm_mig.doctor import (  # importing them fills the table
     lua_checks,
     node_checks,
     nvidia_checks,
+    publish_checks,
     slurm_checks,
 )
 from slurm_mig.doctor.check import CHECKS
@@ -26,6 +27,7 @@ MODULES = (
     limit_checks,
     gres_checks,
     lua_checks,
+    publish_checks,
     node_checks,
     cgroup_checks,
     nvidia_checks,

@@ -176,6 +176,7 @@ class LuaFile:
 class Facts:
     """Everything; what is None or empty for want of access is in `gaps` with the reason.
 
+    `published_age` are seconds since this node last looked at what it publishes, None for never.
     `uncounted` is this machine's name, where it has GPUs and slurm.conf counts no slices on it.
     """
 
@@ -212,6 +213,8 @@ class Facts:
     kernel: KernelFacts | None = None
     holders: tuple[Holder, ...] = ()
     units: tuple[Unit, ...] = ()
+    published_age: float | None = None
+    publish_off: bool = False
 
     @property
     def managed(self) -> list[NodeLine]:

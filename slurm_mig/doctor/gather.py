@@ -12,6 +12,7 @@ import re
 import shlex
 import socket
 import stat
+import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from glob import glob
@@ -41,6 +42,7 @@ from slurm_mig.errors import LedgerFault, NodeFault, SlurmFault, SlurmMigError, 
 from slurm_mig.fleet import slurm_files
 from slurm_mig.gpu import indexes
 from slurm_mig.node.install_texts import HOOKS, sources
+from slurm_mig.node.publish import Publisher
 from slurm_mig.slurm import conf
 from slurm_mig.slurm.commands import CommandClient
 from slurm_mig.state.ledger import check_usable, digest_in, newest, recorded, retired
@@ -463,6 +465,16 @@ class _Gatherer:
             "kernel": self._kernel(),
             "holders": tuple(self._holders()),
             "units": tuple(self._units()),
+            **self._published(),
+        }
+
+    def _published(self) -> dict[str, Any]:
+        """When this node last looked at what it publishes, and whether it is to."""
+        publisher = Publisher(self.node)
+        looked = publisher.last().looked
+        return {
+            "published_age": max(0.0, time.time() - looked) if looked else None,
+            "publish_off": publisher.off,
         }
 
     def _settings(self, name: str) -> Iterator[tuple[str, str]]:

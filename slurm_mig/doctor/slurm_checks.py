@@ -128,7 +128,9 @@ def serial(facts: Facts) -> Iterator[Problem]:
 def gres_types(facts: Facts) -> Iterator[Problem]:
     """Slurm does not know a gres that is not listed; slices cannot be asked for."""
     value, seen = facts.setting("GresTypes")
-    missing = [name for name in ("gpu", "shard", "mig") if not conf.has_word(value, name)]
+    fit = ["fit"] if any(node.count("fit") for node in facts.managed) else []
+    needed = ["gpu", "shard", "mig", *fit]
+    missing = [name for name in needed if not conf.has_word(value, name)]
     if missing:
         yield Problem(seen, f"GresTypes={','.join([*conf.words(value), *missing])}")
 

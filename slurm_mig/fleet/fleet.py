@@ -60,6 +60,7 @@ class Fleet:
         compute_parts: Collection[str] = (),
         keep: Collection[str] = (),
         several_gpus: int | None = None,
+        publish: bool = False,
     ) -> None:
         """Sort out who is called what.
 
@@ -67,7 +68,8 @@ class Fleet:
         never given whole, or `*`; `owners`: profile -> GPU type that keeps its plain name, or
         NOBODY; `compute_parts`: GPU types whose GPU instances are sold in parts, too, or `*`;
         `keep`: names of before that nodes go on counting, for jobs that wait with them;
-        `several_gpus`: GPUs of a node that a job may have slices of, None as many as there are.
+        `several_gpus`: GPUs of a node that a job may have slices of, None as many as there are;
+        `publish`: whether nodes also count what fits (packing.md#publishing).
 
         Raises UsageFault for a word that means nothing or could be read as something else,
         and for a GPU type that is not in the fleet.
@@ -78,6 +80,7 @@ class Fleet:
         self.aliases = dict(aliases or {})
         self.slices_only = tuple(slices_only)
         self.several_gpus = several_gpus
+        self.publish = publish
         self.compute_parts = tuple(compute_parts)
         self.owners = dict(owners or {})
         for name in (*self.slices_only, *self.compute_parts):
@@ -277,7 +280,33 @@ class Fleet:
         for name, number in types.items():
             words.append(f"shard:{name}:{number * self.models[name].weights.capacity}")
         words += [f"mig:{name}:{number}" for name, number in self.counts(group).items()]
+        words += [f"fit:{name}:{number}" for name, number in self.fits(group).items()]
         return ",".join(words)
+
+    def fits(self, group: NodeGroup) -> dict[str, int]:
+        """`fit` counts of a node whose slots nobody has looked at: they stop nothing.
+
+        One for each request of one profile that leaves room on its GPU, `3g.40gb`, `1g.10gbx2`;
+        `start` is counted by every such job. What takes all of a GPU has exact shards.
+        """
+        found: dict[str, int] = {}
+        if not self.publish:
+            return found
+        for name, number in self.counts(group).items():
+            item = self.names.get(name)
+            if item is None or item.name != item.base:
+                continue
+            for many in range(1, item.most + 1):
+                if many * item.weight < item.capacity:
+                    found[fit_type(name, many)] = number // many
+        if found:
+            found["start"] = sum(len(places) for places in group.types().values()) * MAX_PER_REQUEST
+        return found
+
+
+def fit_type(name: str, many: int) -> str:
+    """The type of `fit` for so many GPU instances of one profile on one GPU; Lua has the same."""
+    return name if many == 1 else f"{name}x{many}"
 
 
 def _compute_sizes(geometry: Geometry, row: GpuProfile) -> list[int]:

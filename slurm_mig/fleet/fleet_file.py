@@ -40,7 +40,7 @@ requests as for static MIG are read (bridge.py). `names` says who
 keeps a plain name that means two things, where it is not who comes first; false: nobody.
 `keep_names` are names of before, `compute_parts` the types whose slices are sold in parts.
 `several_gpus` is how many GPUs of a node a job may have slices of: true (as many as there
-are), false, or a number.
+are), false, or a number. `publish`: nodes tell Slurm what still fits (docs/publishing.md).
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ class FleetText:
     compute_parts: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     several_gpus: int | None = None
+    publish: bool = False
     hooks: str | None = None
     prices: Mapping[str, float] | float | None = None
     by: str = SHARES[0]
@@ -115,6 +116,7 @@ _KEYS: Final = (
     "compute_parts",
     "keep_names",
     "several_gpus",
+    "publish",
     "bridge",
     "static",
     "types",
@@ -144,6 +146,7 @@ def _fleet(data: dict[str, Any], home: Path) -> FleetText:
         compute_parts=_get(data, "compute_parts", _all_or_texts, ()),
         keep=_get(data, "keep_names", _texts, ()),
         several_gpus=_get(data, "several_gpus", _several, None),
+        publish=_get(data, "publish", _flag, False),  # noqa: FBT003  # as all defaults
         hooks=_get(data, "hooks", _text, None),
         prices=_get(billing, "gpu", _prices, None),
         by=_get(billing, "by", _share, SHARES[0]),
@@ -387,6 +390,9 @@ SAMPLE: Final = """\
 # Slices that one GPU does not hold come from whole GPUs of a node: of as many as they need
 # (true), of so many at most, or never (false).
 #several_gpus = true
+# Nodes tell Slurm what still fits, so that it starts what has a slot. Read docs/publishing.md
+# before you switch it on: it has parts in slurm.conf and on the nodes.
+#publish = false
 # GPU types whose slices are also sold in parts such as 1c.3g.40gb; true for all:
 #compute_parts = ["h100"]
 # Names of before that nodes go on counting while jobs wait with them:

@@ -43,6 +43,7 @@ def fleet_of(text: FleetText) -> Fleet:
         compute_parts=text.compute_parts,
         keep=text.keep,
         several_gpus=text.several_gpus,
+        publish=text.publish,
     )
 
 

@@ -31,6 +31,9 @@ FILES: Final = (
 #: What job_submit.lua and cli_filter.lua have in common, below data/lua, in their order.
 _COMMON: Final = ("common.lua", "several.lua", "bridge.lua")
 
+#: A node that is never up, by which releases before 23.11 let jobs wait (docs/publishing.md).
+ANCHOR: Final = "mig-anchor"
+
 #: Seconds for BatchStartTimeout: more than a hook takes before it is ended, with the defaults.
 BATCH_START: Final = 325
 
@@ -66,7 +69,7 @@ def slurm_conf(
     """Lines for slurm.conf. `Gres=` values are comments: they belong on the site's own lines."""
     lines = [
         "# Take these lines into slurm.conf, and each Gres= value onto that node's NodeName line.",
-        "GresTypes=gpu,shard,mig",
+        f"GresTypes=gpu,shard,mig{',fit' if fleet.publish else ''}",
         "JobSubmitPlugins=lua",
         "CliFilterPlugins=cli_filter/lua",
         "PrologFlags=Alloc,DeferBatch",
@@ -83,6 +86,7 @@ def slurm_conf(
         "# From Slurm 23.11 on (an older slurmctld does not start with it), added to the words of",
         "# your own line, this takes the emptiest GPU, not the first: fewer jobs are refused.",
         "#SelectTypeParameters=...,LL_SHARED_GRES",
+        *(_publish_lines(fleet) if fleet.publish else ()),
         *_billing_lines(billing or {}),
         "",
     ]
@@ -91,6 +95,24 @@ def slurm_conf(
         if group.whole:
             lines.append(f"#   there, in config.toml: [gpus] managed = {group.managed()}")
     return _head("#", "Fragment for slurm.conf") + "\n".join(lines) + "\n"
+
+
+def _publish_lines(fleet: Fleet) -> list[str]:
+    """What keeps jobs that wait for a `fit` count from being held: docs/publishing.md."""
+    most: dict[str, int] = {}
+    for group in fleet.groups:
+        for word in fleet.gres(group).split(","):
+            name, _, count = word.rpartition(":")
+            most[name] = max(most.get(name, 0), int(count))
+    gres = ",".join(f"{name}:{count}" for name, count in most.items())
+    return [
+        "# Jobs wait for what nodes publish as fitting (docs/publishing.md). From Slurm 23.11 on,",
+        "# added to the words of your own line, this keeps them from being held meanwhile:",
+        "#SchedulerParameters=...,extra_constraints",
+        "# Before 23.11 a node that is never up does it: in every partition with these nodes, with",
+        "# every feature, and with the CPUs and memory of the largest node:",
+        f"#NodeName={ANCHOR} NodeAddr=127.0.0.1 Port=1 State=DOWN Gres={gres}",
+    ]
 
 
 def _billing_lines(billing: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -176,6 +198,8 @@ def _lua_table(fleet: Fleet) -> str:
         f"local UNCLEAR = {{ {unclear} }}\n"
         f"local BY_MEMORY = {{ {memory} }}\n"
         f"local SLICES_ONLY = {{ {only} }}\n"
+        "-- Whether nodes publish what fits, and jobs wait for it.\n"
+        f"local PUBLISH = {'true' if fleet.publish else 'false'}\n"
         f'local KNOWN = "{known}{f"; parts of them such as {small}" if small else ""}"\n'
     )
 

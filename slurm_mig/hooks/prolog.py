@@ -35,6 +35,7 @@ def prolog(node: Node, job: Job, line: LogLine) -> None:
         request = _request(node, job, gpus, line)
         if request is not None:
             wanted = str(request)
+            node.files.fit = getattr(request, "counted", "")
             line.add(request=wanted)
         if request is None or (isinstance(request, requests.Several) and not request.fill(gpus)):
             job = _with_all_gpus(node, job, gpus, line)

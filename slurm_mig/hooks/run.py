@@ -68,6 +68,7 @@ def _work(node: Node, job: Job, line: LogLine) -> int:
         with about(job=job.job_id):
             _hook(line.hook)(node, job, line)
             _fence(node, line)
+            _publish(node, job, line)
         for text in node.notes:
             line.say("WARNING", text)
         if node.feeds.problems:
@@ -115,6 +116,23 @@ def _fence(node: Node, line: LogLine) -> None:
         done = f"stuck slices: {fault}"
     if done:
         line.say("WARNING", done)
+
+
+def _publish(node: Node, job: Job, line: LogLine) -> None:
+    """Tell Slurm what fits here now, where the site publishes it: before the Epilog's end."""
+    if not (node.config.run / "published").exists() and "fit/" not in job.comment:
+        return
+    from slurm_mig.node.publish import Publisher
+
+    try:
+        # A refusal says that Slurm has other counts than those that were written last.
+        refused = any(text.startswith("refused") for text in line.said)
+        told = Publisher(node).in_step(again=refused)
+    except (SlurmMigError, OSError) as fault:
+        # This job's work is done; a count that is old costs another one a refusal at most.
+        told = f"what fits was not published: {fault}"
+    if told:
+        line.say("WARNING", told)
 
 
 def _fail(node: Node, line: LogLine, text: str) -> None:

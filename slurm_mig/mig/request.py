@@ -6,9 +6,11 @@ Slurm hands to the Prolog (the first release wrote it into `extra` from Slurm 23
 on; so that one is read, too):
 
     slurm-mig=1,3g.40gb/9/14:1,1g.10gb/19/4:2
+    slurm-mig=1,3g.40gb/9/14:1,fit/3g.40gb
 
 version, then `<profile>/<driver profile id>/<shards>:<count>` items, `-` for an id that nobody
-has published: the node's driver knows the profile by its name. Version 2 is for slices
+has published: the node's driver knows the profile by its name. `fit/<type>` is how the job is
+counted where the site publishes what fits (facts/packing.md#publishing). Version 2 is for slices
 that one GPU does not hold: the items of each GPU, `;` between GPUs. Whoever reads only version
 1 refuses it, and one GPU's slices travel as version 1. job_submit.lua alone writes it and
 strips what users write, so it can be trusted. The other text is the TresPerNode of the job as
@@ -32,6 +34,9 @@ STAMP_PREFIX: Final = "slurm-mig="
 STAMP_VERSION: Final = "1"
 #: The version whose stamps have several GPUs' items.
 SEVERAL_VERSION: Final = "2"
+
+#: What the word of a stamp begins with that says which `fit` gres the job holds.
+COUNTED: Final = "fit/"
 
 #: NVML creates at most 8 GPU instances on a GPU (facts/mig.md#ids).
 MAX_PER_REQUEST: Final = 8
@@ -83,6 +88,8 @@ class Request:
     """All instances a job wants on one GPU of this node."""
 
     items: tuple[Item, ...]
+    #: The `fit` gres that the job holds beside it; empty where the site publishes none.
+    counted: str = ""
 
     def __post_init__(self) -> None:
         if not self.items:
@@ -101,7 +108,8 @@ class Request:
 
     def stamp(self) -> str:
         """The word that carries this request; every item needs its weight."""
-        return f"{STAMP_PREFIX}{STAMP_VERSION},{self.stamped_items()}"
+        counted = f",{COUNTED}{self.counted}" if self.counted else ""
+        return f"{STAMP_PREFIX}{STAMP_VERSION},{self.stamped_items()}{counted}"
 
     def stamped_items(self) -> str:
         """The items as they stand in a stamp."""
@@ -161,7 +169,10 @@ def from_stamp(text: str) -> Request | Several | None:
 
 
 def _one_gpu(words: str, stamp: str) -> Request:
-    return Request(tuple(_item(word, stamp) for word in words.split(",") if words))
+    told = [word for word in words.split(",") if word]
+    counted = [word.removeprefix(COUNTED) for word in told if word.startswith(COUNTED)]
+    items = tuple(_item(word, stamp) for word in told if not word.startswith(COUNTED))
+    return Request(items, counted[-1] if counted else "")
 
 
 def _item(word: str, stamp: str) -> Item:

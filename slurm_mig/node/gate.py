@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 #: Seconds in which a job that was brought forward has its place kept from other waiting ones.
 KEPT: Final = 10.0
 
-#: Seconds by which the begin time may differ from the one that we set.
-CLOSE: Final = 3.0
+#: Seconds by which the begin time may differ from the one that we set, on a busy machine.
+CLOSE: Final = 30.0
 
 #: Seconds after which a refused job whose Epilog never told of it is taken for postponed.
 FORGOTTEN: Final = 400.0

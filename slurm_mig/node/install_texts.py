@@ -31,6 +31,8 @@ UNITS: Final[dict[str, tuple[str, ...]]] = {
     UNIT: ("reconcile", "--boot"),
     "etc/systemd/slurm-mig-reconcile.service": ("reconcile",),
     "etc/systemd/slurm-mig-reconcile.timer": (),
+    "etc/systemd/slurm-mig-publish.service": ("publish",),
+    "etc/systemd/slurm-mig-publish.timer": (),
     "etc/systemd/slurm-mig-metrics.service": (
         "metrics",
         "--textfile",

@@ -7,13 +7,15 @@ that works at this moment has its record already, and looks again when it is don
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from slurm_mig.errors import SlurmMigError
 from slurm_mig.mig import allocation as phases
-from slurm_mig.mig.plan import Slot
+from slurm_mig.mig.plan import Slot, wanted_instances
+from slurm_mig.mig.request import Item, Request
 from slurm_mig.mig.weights import derive
-from slurm_mig.packing.foresight import Gpu, Rule
+from slurm_mig.packing.foresight import Gpu, Kind, Rule
 from slurm_mig.packing.states import CLOSED, Space
 from slurm_mig.transaction.whereabouts import foreign_instances
 
@@ -119,3 +121,33 @@ class Outlook:
             row = space.geometry.by_id(number)
             slots += [Slot(row, place) for place in row.placements if place.start == start]
         return space.state(slots)
+
+    def whole_kinds(self) -> list[Kind]:
+        """The whole of each model as one slice: exact by its shards, so nobody counts it."""
+        return [
+            Kind(
+                f"whole {name}",
+                Request((Item(space.geometry.whole.name, 1),)),
+                weights.capacity,
+                counted=False,
+            )
+            for name, (space, weights) in self._spaces.items()
+        ]
+
+    def shards(self, request: Request) -> int | None:
+        """What a request costs on the first model here that has it; None where none has."""
+        for space, weights in self._spaces.values():
+            with suppress(SlurmMigError):
+                rows = wanted_instances(request, space.geometry)
+                return sum(weights.of(space.geometry, row) for row, _ in rows)
+        return None
+
+    def types_of(self, word: str) -> tuple[str, ...]:
+        """GPUs that a type of `fit` is for: those of one model, where a model stands before it."""
+        kind = word.rpartition("_")[0]
+        names = (name for name in self._spaces if kind and kind in _plain(name))
+        return tuple(names)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace(" ", "_").replace("-", "_")

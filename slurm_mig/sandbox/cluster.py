@@ -19,9 +19,11 @@ from slurm_mig.fleet import slurm_files
 from slurm_mig.fleet.fleet import Fleet
 from slurm_mig.fleet.fleet_file import FleetText, NodeText
 from slurm_mig.fleet.resolve import node_groups
+from slurm_mig.fleet.slurm_files import ANCHOR
 from slurm_mig.mig import catalog
 from slurm_mig.node.install_texts import install_hooks
 from slurm_mig.node.node import Node
+from slurm_mig.node.publish import EXTRA_SINCE
 from slurm_mig.sandbox import prerequisites
 from slurm_mig.sandbox.daemons import free_ports, kill_all_in, start_daemon, stop
 from slurm_mig.simulator import create
@@ -73,17 +75,19 @@ class Cluster:
         aliases: Mapping[str, str] | None = None,
         compute_parts: Sequence[str] = (),
         bridge: Bridge | None = None,
+        publish: bool = False,
         prefix: Path | None = None,
     ) -> None:
         """Prepare; `hooks` are others than ours, `aliases` words for profiles.
 
         `compute_parts` are GPU types whose slices are sold in parts, too; `bridge` is what
-        users of static MIG type. The texts are
+        users of static MIG type; `publish`: nodes tell what fits. The texts are
         appended to the files of that name.
         """
         self._aliases = aliases
         self._compute_parts = compute_parts
         self._bridge = bridge
+        self._publish = publish
         self.root = root
         self.nodes = tuple(nodes)
         self.conf = root / "conf"
@@ -108,7 +112,9 @@ class Cluster:
         self.work.chmod(0o1777)
         self._write_users()
         groups = tuple(self._build_node(node) for node in self.nodes)
-        fleet = Fleet(groups, self._aliases, compute_parts=self._compute_parts)
+        fleet = Fleet(
+            groups, self._aliases, compute_parts=self._compute_parts, publish=self._publish
+        )
         (self.root / "munge/key").write_bytes(secrets.token_bytes(1024))
         (self.root / "munge/key").chmod(0o400)
         hooks = self._install_hooks()
@@ -166,6 +172,8 @@ class Cluster:
 
     def _slurm_conf(self, fleet: Fleet, hooks: Path) -> str:
         ctld, *ports = free_ports(1 + len(self.nodes))
+        constrained = self._publish and self._version() >= EXTRA_SINCE
+        expression = ",extra_constraints" if constrained else ""
         lines = [
             "ClusterName=sandbox",
             "SlurmctldHost=localhost(127.0.0.1)",
@@ -184,7 +192,7 @@ class Cluster:
             "TaskPlugin=task/none",
             "SelectType=select/cons_tres",
             "SelectTypeParameters=CR_CPU",
-            "SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1",
+            f"SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1{expression}",
             "JobAcctGatherType=jobacct_gather/none",
             "MpiDefault=none",
             "ReturnToService=2",
@@ -197,15 +205,27 @@ class Cluster:
                 f"NodeName={node.name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} "
                 f"CPUs=16 RealMemory=4096 Gres={fleet.gres(group)}"
             )
+        if self._publish and not constrained:
+            lines.append(self._anchor(fleet))
         return "\n".join(lines) + f"\n{self._texts[0]}\n"
+
+    @staticmethod
+    def _anchor(fleet: Fleet) -> str:
+        """The node that is never up, by which old releases let jobs wait, as `generate` has it."""
+        lines = slurm_files.slurm_conf(fleet, "/").splitlines()
+        (line,) = [line for line in lines if line.startswith(f"#NodeName={ANCHOR} ")]
+        return f"{line.removeprefix('#')} CPUs=16 RealMemory=4096"
+
+    def _version(self) -> tuple[int, ...]:
+        version = self.run("slurmctld", "-V").split()[1].split(".")
+        return tuple(map(int, version[:2]))
 
     def _no_cgroups(self) -> str:
         """Keep slurmd from setting up cgroups, which this machine may not have or not give.
 
         Since 23.11 there is a word for it; before, v1 does nothing unless told to.
         """
-        version = self.run("sinfo", "--version").split()[1].split(".")
-        plugin = "disabled" if tuple(map(int, version[:2])) >= (23, 11) else "cgroup/v1"
+        plugin = "disabled" if self._version() >= (23, 11) else "cgroup/v1"
         return f"CgroupPlugin={plugin}\n"
 
     @staticmethod
@@ -296,7 +316,8 @@ class Cluster:
         done = self.try_run("sinfo", "-h", "-N", "-o", "%N %T")
         # A node has a line for each of its partitions.
         idle = {f"{node.name} idle" for node in self.nodes}
-        return done.returncode == 0 and set(done.stdout.splitlines()) == idle
+        there = {line for line in done.stdout.splitlines() if not line.startswith(ANCHOR)}
+        return done.returncode == 0 and there == idle
 
     def _wait(self, ready: Callable[[], bool], what: str, seconds: float) -> None:
         until = time.monotonic() + seconds

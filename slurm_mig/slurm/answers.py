@@ -63,6 +63,8 @@ def node_facts(name: str, line: str) -> NodeFacts:
     this = line.startswith(f"NodeName={name} ")
     host = re.search(r" NodeHostName=(\S+)", line) if this else None
     address = re.search(r" NodeAddr=(\S+)", line) if this else None
+    partitions = re.search(r" Partitions=(\S+)", line) if this else None
+    extra = re.search(r" Extra=(.*?)(?= [A-Z][A-Za-z]*=|$)", line) if this else None
     counts = _configured(gres[1] if gres else "")
     return NodeFacts(
         name,
@@ -72,6 +74,10 @@ def node_facts(name: str, line: str) -> NodeFacts:
         _by_gpu(counts, _details(used[1] if used else "")),
         host[1] if host else "",
         address[1] if address else "",
+        # Which sockets a GPU belongs to is slurmd's to say, in an update it has no place.
+        re.sub(r"\([^)]*\)", "", gres[1]) if gres else "",
+        extra[1] if extra else "",
+        frozenset(partitions[1].split(",") if partitions else ()),
     )
 
 

@@ -25,7 +25,14 @@ from slurm_mig.slurm.answers import (
     node_facts,
     shares_of,
 )
-from slurm_mig.slurm.protocol import LIVE_STATES, AccountingRow, JobFacts, JobOnNode, NodeFacts
+from slurm_mig.slurm.protocol import (
+    LIVE_STATES,
+    AccountingRow,
+    JobFacts,
+    JobOnNode,
+    NodeFacts,
+    Pending,
+)
 from slurm_mig.system.causes import out_of_order
 from slurm_mig.system.held import ask_freely
 from slurm_mig.system.programs import SEARCH, find_program
@@ -138,6 +145,22 @@ class CommandClient:
             raise
         state, begin = cut(output.split("\n")[0], (20, 30))
         return state, float(begin) if begin.isdigit() else 0.0
+
+    def pending(self) -> list[Pending]:
+        """Jobs with slices that wait, of all users.
+
+        In columns of fixed widths, for the last one has a user's own words.
+        """
+        widths = (20, 60, 30, 200, 1000)
+        names = ("jobid", "reason", "eligibletime", "partition", "tres-per-node")
+        layout = ",".join(f"{name}:{width}" for name, width in zip(names, widths, strict=True))
+        output = self._run("squeue", "-h", "-a", "-t", "PENDING", "-O", layout)
+        rows = (cut(line, widths) for line in output.split("\n"))
+        return [
+            Pending(int(job), reason, float(since) if since.isdigit() else 0.0, partition, tres)
+            for job, reason, since, partition, tres in rows
+            if job.isdigit() and re.search(r"\bmig:", tres)
+        ]
 
     def selection(self) -> str:
         """SelectTypeParameters of slurmctld, such as `CR_CPU,LL_SHARED_GRES`."""
@@ -296,6 +319,18 @@ class CommandClient:
     def start_after(self, reference: str, seconds: int) -> None:
         """Let a pending job start no sooner than in `seconds`."""
         self._update(reference, f"starttime=now+{seconds}")
+
+    def release(self, job_id: int) -> None:
+        """Let a held job go."""
+        self._run("scontrol", "release", str(job_id))
+
+    def set_gres(self, node: str, text: str) -> None:
+        """Replace a node's Gres, all of it, until it registers again."""
+        self._run("scontrol", "update", f"nodename={node}", f"gres={text}")
+
+    def set_extra(self, node: str, text: str) -> None:
+        """Replace a node's Extra."""
+        self._run("scontrol", "update", f"nodename={node}", f"extra={text}")
 
     def drain(self, node: str, reason: str, *, replace: bool = False) -> None:
         """Drain a node; one that is drained already keeps its reason, unless told otherwise.

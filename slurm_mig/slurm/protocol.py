@@ -94,7 +94,8 @@ class NodeFacts:
 
     `shards` are (used, all) of each GPU by Slurm's index, None where this Slurm does not
     tell them by GPU (22.05, which also counts them wrongly: docs/slurm.md). `host` and
-    `address` are NodeHostName and NodeAddr, empty where they are not told.
+    `address` are NodeHostName and NodeAddr, empty where they are not told. `gres_text` is all of
+    Gres as an update has to say it, `extra` the node's Extra (23.02 and later).
     """
 
     name: str
@@ -104,6 +105,9 @@ class NodeFacts:
     shards: tuple[tuple[int, int], ...] | None = None
     host: str = ""
     address: str = ""
+    gres_text: str = ""
+    extra: str = ""
+    partitions: frozenset[str] = frozenset()
 
     @property
     def out_of_service(self) -> frozenset[str]:
@@ -141,6 +145,20 @@ class JobOnNode:
 
 
 @dataclass(frozen=True, slots=True)
+class Pending:
+    """A job with slices that waits: why (Slurm's word), since when it could start, what it wants.
+
+    `since` in seconds since the epoch, 0 where Slurm does not say.
+    """
+
+    job_id: int
+    reason: str
+    since: float
+    partition: str
+    tres_per_node: str
+
+
+@dataclass(frozen=True, slots=True)
 class AccountingRow:
     """One run of a job in Slurm's database; a requeued job has one for each.
 
@@ -174,6 +192,18 @@ class Slurm(Protocol):
 
     def begin(self, reference: str) -> tuple[str, float]:
         """State of a job, empty where there is none, and when it may start; 0 if it always may."""
+
+    def pending(self) -> list[Pending]:
+        """Jobs with slices that wait, of all users."""
+
+    def release(self, job_id: int) -> None:
+        """Let a held job go."""
+
+    def set_gres(self, node: str, text: str) -> None:
+        """Replace a node's Gres, all of it, until it registers again."""
+
+    def set_extra(self, node: str, text: str) -> None:
+        """Replace a node's Extra."""
 
     def selection(self) -> str:
         """SelectTypeParameters of slurmctld, such as `CR_CPU,LL_SHARED_GRES`."""

@@ -17,7 +17,14 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.errors import SlurmFault
-from slurm_mig.slurm.protocol import ENDED, AccountingRow, JobFacts, JobOnNode, NodeFacts
+from slurm_mig.slurm.protocol import (
+    ENDED,
+    AccountingRow,
+    JobFacts,
+    JobOnNode,
+    NodeFacts,
+    Pending,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,6 +150,22 @@ class LibraryClient:
     def begin(self, reference: str) -> tuple[str, float]:
         """State of a job and when it may start."""
         return self._commands.begin(reference)
+
+    def pending(self) -> list[Pending]:
+        """Jobs with slices that wait."""
+        return self._commands.pending()
+
+    def release(self, job_id: int) -> None:
+        """Let a held job go."""
+        self._commands.release(job_id)
+
+    def set_gres(self, node: str, text: str) -> None:
+        """Replace a node's Gres."""
+        self._commands.set_gres(node, text)
+
+    def set_extra(self, node: str, text: str) -> None:
+        """Replace a node's Extra."""
+        self._commands.set_extra(node, text)
 
     def selection(self) -> str:
         """SelectTypeParameters of slurmctld."""

@@ -48,7 +48,8 @@ class Mark:
     """What a run's mark says. Empty and None for what an earlier release did not write.
 
     `boot` is the boot it was written in, `head` the ledger's head (`<event>:<digits>`) with the
-    `records` of what the run has; `ended`: its Epilog came, and could not use the ledger.
+    `records` of what the run has; `ended`: its Epilog came, and could not use the ledger; `fit`:
+    what of `fit` the job holds.
     """
 
     path: Path
@@ -57,6 +58,7 @@ class Mark:
     head: str = ""
     records: tuple[Allocation, ...] = ()
     ended: bool = False
+    fit: str = ""
 
     @property
     def job(self) -> int:
@@ -66,7 +68,7 @@ class Mark:
     @classmethod
     def parse(cls, path: Path, text: str) -> Mark:
         """Lines that are not known, or not whole, are passed over."""
-        told = {"boot": "", "cluster": "", "head": ""}
+        told = {"boot": "", "cluster": "", "head": "", "fit": ""}
         records, ended = [], False
         for word, _, value in (line.partition(" ") for line in text.splitlines()):
             if word in told:
@@ -75,7 +77,8 @@ class Mark:
                 with suppress(ValueError, TypeError, LookupError):
                     records.append(Allocation.from_dict(json.loads(value)))
             ended = ended or word == "ended"
-        return cls(path, told["boot"], told["cluster"], told["head"], tuple(records), ended)
+        known = (told["boot"], told["cluster"], told["head"])
+        return cls(path, *known, tuple(records), ended, told["fit"])
 
 
 #: Names of files of jobs (see above), also while they are written: then a dot and a pid more.
@@ -118,6 +121,8 @@ class RunFiles:
         self._env = root / "env"
         self._jobs = root / "jobs"
         self._leases = root / "leases"
+        #: What of `fit` this hook's job holds, for its mark.
+        self.fit = ""
         #: What `marks` met that is no mark of ours, and why.
         self.odd: dict[Path, str] = {}
 
@@ -150,7 +155,7 @@ class RunFiles:
         self.prepare()
         # Those below the run directory are found by their name.
         elsewhere = "" if Path(leases).parent == self._leases else leases
-        told = {**self._facts, "retry": retry, "leases": elsewhere, "head": head}
+        told = {**self._facts, "retry": retry, "leases": elsewhere, "head": head, "fit": self.fit}
         lines = [f"{word} {value}\n" for word, value in told.items() if value]
         lines += [f"record {json.dumps(record.to_dict())}\n" for record in records]
         replace_file(self._jobs / _name(owner), "".join(lines), mode=0o600)

@@ -9,7 +9,7 @@ import pytest
 
 from slurm_mig.doctor import all_checks, gather
 from slurm_mig.doctor.nvidia_checks import stop_limit
-from tests.kit.broken import BROKEN, cpus_for_each_gpu, one_gpu_a_user
+from tests.kit.broken import BROKEN, cpus_for_each_gpu, one_gpu_a_user, publishing
 from tests.kit.gpus import A30, A100, H100
 
 if TYPE_CHECKING:
@@ -40,6 +40,22 @@ def test_nor_when_slurmctld_answers(clinic: Clinic) -> None:
     clinic.loaded(BatchStartTimeout="325 sec", PrologFlags="Alloc,DeferBatch")
     result = clinic.result()
     assert (result.findings, dict(result.skipped)) == ((), {})
+
+
+def test_nor_where_what_fits_is_published(clinic: Clinic) -> None:
+    """All of its parts; and each way in which a node can have stopped is told apart."""
+    publishing(clinic)
+    assert clinic.result().findings == ()
+    (clinic.root / "run/published").unlink()
+    assert "published never" in clinic.result().findings[0].evidence
+    wants = clinic.sim / "etc/systemd/system/multi-user.target.wants"
+    (wants / "slurm-mig-publish.timer").unlink()
+    assert "is in no target" in clinic.result().findings[0].evidence
+    (clinic.root / "state").mkdir(exist_ok=True)
+    (clinic.root / "state/publish-off").write_text("")
+    assert [(f.check.code, f.fix) for f in clinic.result().findings] == [
+        ("SM275", "slurm-mig publish --on")
+    ]
 
 
 def test_every_check_has_a_test_that_breaks_it() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 import sys
+import time
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 from slurm_mig.mig.geometry import Placement
 from slurm_mig.simulator.faults import Rule
+from tests.kit.clinic import UNITS
 from tests.kit.hooks import STAMP
 
 if TYPE_CHECKING:
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from tests.kit.clinic import Clinic
 
 HOOKS = "PrologFlags=Alloc,DeferBatch"
+EXPRESSION = "SchedulerParameters=extra_constraints"
+EXTRA = ' Extra={"mig":1}'
 
 
 def write(old: str, new: str, name: str = "slurm.conf") -> Callable[[Clinic], None]:
@@ -26,6 +31,47 @@ def write(old: str, new: str, name: str = "slurm.conf") -> Callable[[Clinic], No
 
 def without(start: str, name: str = "slurm.conf") -> Callable[[Clinic], None]:
     return lambda clinic: clinic.drop(name, start)
+
+
+def publishing(clinic: Clinic, extra: str = EXTRA, looked: float = 0.0) -> None:
+    """The same site, publishing what fits, with every part of it."""
+    clinic.edit(
+        "slurm.conf", "GresTypes=gpu,shard,mig", f"{EXPRESSION}\nGresTypes=gpu,shard,mig,fit"
+    )
+    clinic.edit("slurm.conf", "\nNodeName=login", ",fit:3g.40gb:4,fit:start:16\nNodeName=login")
+    for name in ("job_submit.lua", "cli_filter.lua"):
+        clinic.edit(name, "local PUBLISH = false", "local PUBLISH = true")
+    clinic.unit("slurm-mig-publish.timer", "[Timer]\nOnBootSec=1min\n")
+    service = UNITS["slurm-mig-reconcile.service"].replace(" reconcile", " publish")
+    clinic.unit("slurm-mig-publish.service", service, enable=False)
+    state = {"wrote": {"start": 2}, "looked": looked or time.time()}
+    (clinic.root / "run").mkdir(exist_ok=True)
+    (clinic.root / "run/published").write_text(json.dumps(state))
+    (clinic.root / "run/published").chmod(0o600)
+    clinic.loaded()
+    told = clinic.root / "bin/node"
+    told.write_text(told.read_text().rstrip("\n") + extra + "\n")
+
+
+def without_expression(clinic: Clinic) -> None:
+    publishing(clinic)
+    clinic.edit("slurm.conf", EXPRESSION, "SchedulerParameters=bf_continue")
+    clinic.loaded()
+    told = clinic.root / "bin/node"
+    told.write_text(told.read_text().rstrip("\n") + EXTRA + "\n")
+
+
+def without_anchor(clinic: Clinic) -> None:
+    publishing(clinic)
+    clinic.live = False
+    clinic.release("22.05.8")
+    clinic.edit("slurm.conf", ",LL_SHARED_GRES", "")
+
+
+def lua_without_fit(clinic: Clinic) -> None:
+    publishing(clinic)
+    for name in ("job_submit.lua", "cli_filter.lua"):
+        clinic.edit(name, "local PUBLISH = true", "local PUBLISH = false")
 
 
 def several_prologs(clinic: Clinic) -> None:
@@ -331,6 +377,11 @@ BROKEN: dict[str, Callable[[Clinic], None]] = {
     "SM262": lambda clinic: clinic.file("cli_filter.lua").unlink(),
     "SM263": write("generate` 0", "generate` 9", "cli_filter.lua"),
     "SM264": write("weight = 14", "weight = 13", "cli_filter.lua"),
+    "SM271": without_expression,
+    "SM272": without_anchor,
+    "SM273": lua_without_fit,
+    "SM274": lambda clinic: publishing(clinic, extra=""),
+    "SM275": lambda clinic: publishing(clinic, looked=time.time() - 400),
     "SM301": lambda clinic: (clinic.root / "hooks/prolog").unlink(),
     "SM302": stray_file,
     "SM303": other_hook,

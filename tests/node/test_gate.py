@@ -5,9 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -57,10 +56,10 @@ def desk(node: Node) -> Desk:
     return found
 
 
-def refused(node: Node, job: int, stamp: str = LARGE, **more: Any) -> None:
-    node.waiting.put(
-        replace(Waiting(job, str(job), stamp, NOW - 50 + job, NOW - 1, NOW + 100), **more)
-    )
+def refused(
+    node: Node, job: int, stamp: str = LARGE, earliest: float = NOW - 1, latest: float = NOW + 100
+) -> None:
+    node.waiting.put(Waiting(job, str(job), stamp, NOW - 50 + job, earliest, latest))
 
 
 def give(node: Node, job: int, stamp: str, gpu: int = 0) -> None:

@@ -391,6 +391,8 @@ local function read_gres(text, where)
       slice, problem = read_mig(body, rest, where)
     elseif name == "shard" then
       table.insert(read.shards, body)
+    elseif PUBLISH and name == "fit" then
+      problem = "what fits is counted by slurm-mig; leave '" .. string.sub(body, 1, 80) .. "' out"
     elseif name == "gpu" then
       slice, problem = read_gpu(body, rest, where)
       read.gpus = read.gpus or slice ~= false
