@@ -49,6 +49,8 @@ local WORDS = {
 local UNCLEAR = {  }
 local BY_MEMORY = { { gb = 6, name = "1g.6gb" }, { gb = 10, name = "1g.10gb" }, { gb = 12, name = "2g.12gb" }, { gb = 20, name = "1g.20gb" }, { gb = 20, name = "2g.20gb" }, { gb = 24, name = "4g.24gb" }, { gb = 40, name = "3g.40gb" }, { gb = 40, name = "4g.40gb" }, { gb = 80, name = "7g.80gb" } }
 local SLICES_ONLY = {  }
+-- Whether nodes publish what fits, and jobs wait for it.
+local PUBLISH = false
 local KNOWN = "1g.10gb, 1g.10gb+me, 1g.20gb, 2g.20gb, 3g.40gb, 4g.40gb, 7g.80gb, 1g.6gb, 1g.6gb+me, 2g.12gb, 2g.12gb+me, 4g.24gb"
 
 -- Reading gres texts -------------------------------------------------------
@@ -444,6 +446,8 @@ local function read_gres(text, where)
       slice, problem = read_mig(body, rest, where)
     elseif name == "shard" then
       table.insert(read.shards, body)
+    elseif PUBLISH and name == "fit" then
+      problem = "what fits is counted by slurm-mig; leave '" .. string.sub(body, 1, 80) .. "' out"
     elseif name == "gpu" then
       slice, problem = read_gpu(body, rest, where)
       read.gpus = read.gpus or slice ~= false

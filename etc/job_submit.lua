@@ -49,6 +49,8 @@ local WORDS = {
 local UNCLEAR = {  }
 local BY_MEMORY = { { gb = 6, name = "1g.6gb" }, { gb = 10, name = "1g.10gb" }, { gb = 12, name = "2g.12gb" }, { gb = 20, name = "1g.20gb" }, { gb = 20, name = "2g.20gb" }, { gb = 24, name = "4g.24gb" }, { gb = 40, name = "3g.40gb" }, { gb = 40, name = "4g.40gb" }, { gb = 80, name = "7g.80gb" } }
 local SLICES_ONLY = {  }
+-- Whether nodes publish what fits, and jobs wait for it.
+local PUBLISH = false
 local KNOWN = "1g.10gb, 1g.10gb+me, 1g.20gb, 2g.20gb, 3g.40gb, 4g.40gb, 7g.80gb, 1g.6gb, 1g.6gb+me, 2g.12gb, 2g.12gb+me, 4g.24gb"
 
 -- Reading gres texts -------------------------------------------------------
@@ -444,6 +446,8 @@ local function read_gres(text, where)
       slice, problem = read_mig(body, rest, where)
     elseif name == "shard" then
       table.insert(read.shards, body)
+    elseif PUBLISH and name == "fit" then
+      problem = "what fits is counted by slurm-mig; leave '" .. string.sub(body, 1, 80) .. "' out"
     elseif name == "gpu" then
       slice, problem = read_gpu(body, rest, where)
       read.gpus = read.gpus or slice ~= false
@@ -919,7 +923,8 @@ local function with_stamp(text, stamp)
   return own .. " " .. stamp
 end
 
-local function make_stamp(items)
+-- `fit`: the type of `fit` that the job holds, if any.
+local function make_stamp(items, fit)
   local words = { "slurm-mig=1" }
   for _, item in ipairs(items) do
     local gres = GRES[item.name]
@@ -927,6 +932,7 @@ local function make_stamp(items)
       words, string.format("%s/%s/%d:%d", gres.profile, gres.id, gres.weight, item.count)
     )
   end
+  if fit then table.insert(words, "fit/" .. fit) end
   return table.concat(words, ",")
 end
 
@@ -1130,12 +1136,54 @@ local function give_belongings(job, items, where, nodes)
   end
 end
 
--- The request, rewritten ---------------------------------------------------------------
-
 -- Where there is no word of the user's to copy it from: releases that write `gres/` know this flag.
 local function own_prefix()
   return slurm.GRES_ALLOW_TASK_SHARING and "gres/" or "gres:"
 end
+
+-- What fits ---------------------------------------------------------------------------
+
+-- True on every node, for each of them has `mig` in its Extra. To Slurm a job with any expression
+-- may run later, so it waits where it would be held or refused (docs/publishing.md).
+local ALWAYS = "mig=1"
+
+local function with_always(text)
+  if not text or text == "" or text == ALWAYS then return ALWAYS end
+  if string.find(text, "&" .. ALWAYS, 1, true) then return text end
+  return "(" .. text .. ")&" .. ALWAYS
+end
+
+-- The `fit` types that the items are counted by, the job's own one first. A request of several
+-- profiles has no count of its own; one that takes all of a GPU needs none: its shards are exact.
+local function fits_of(items, shards)
+  local first = items[1]
+  local gres = GRES[first.name]
+  if tonumber(string.match(shards, "%d+$")) >= gres.capacity then return {} end
+  if #items > 1 then return { "start" } end
+  local base = string.gsub(first.name, "%d+c%.", "")
+  local many = math.ceil(first.count / gres.per)
+  return { many == 1 and base or base .. "x" .. many, "start" }
+end
+
+-- Whether this release refuses or holds a job whose `fit` no node has now: before 23.11 one that
+-- is pinned to nodes, or wants several, which one anchor does not keep waiting.
+local function may_be_held(job)
+  local several = (given(job.min_nodes, NONE32) or 1) > 1
+  return own_prefix() == "gres:" and (several or (job.req_nodes or "") ~= "")
+end
+
+-- Count the job by what fits; returns how, for its stamp.
+local function count_fit(job, items, shards)
+  if not PUBLISH or may_be_held(job) then return nil end
+  local fits, prefix = fits_of(items, shards), string.match(job.tres_per_node, "^gres[:/]") or ""
+  for _, kind in ipairs(fits) do
+    job.tres_per_node = job.tres_per_node .. "," .. prefix .. "fit:" .. kind .. ":1"
+  end
+  if #fits > 0 and own_prefix() == "gres/" then job.extra = with_always(job.extra) end
+  return fits[1]
+end
+
+-- The request, rewritten ---------------------------------------------------------------
 
 -- Put what was asked for where Slurm counts it: on each node.
 local function rewrite(job, asked, items, shards, fix)
@@ -1198,7 +1246,8 @@ local function apply(job, partitions)
     or give_belongings(job, items, where, fix.nodes or shape.least or 1)
   if problem then return false, problem end
   rewrite(job, asked, items, shards, fix)
-  job.comment = with_stamp(job.comment, parts and stamp_of_several(parts) or make_stamp(items))
+  local fit = not parts and count_fit(job, items, shards) or nil
+  job.comment = with_stamp(job.comment, parts and stamp_of_several(parts) or make_stamp(items, fit))
   return true, shared
 end
 
@@ -1311,6 +1360,8 @@ local function modify(job, record, partitions)
       local stamp = string.match(record[field] or "", STAMP)
       if stamp and job[field] then job[field] = with_stamp(job[field], stamp) end
     end
+    local counted = string.find(record.tres_per_node or "", "[:/]fit:")
+    if counted and job.extra and own_prefix() == "gres/" then job.extra = with_always(job.extra) end
   end
   return slurm.SUCCESS
 end

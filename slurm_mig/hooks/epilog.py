@@ -61,7 +61,8 @@ def _withdraw(node: Node, job: Job, line: LogLine) -> None:
 
 def _call_who_waits(node: Node, line: LogLine) -> None:
     """This made room: whoever was refused for want of it may go now."""
-    if not node.waiting.any():
+    # Made by the first refusal: most nodes need not even load what reads it.
+    if not (node.config.state / "waiting").is_dir() or not node.waiting.any():
         return
     from slurm_mig.node.gate import look_later
 
