@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from slurm_mig.cli._node import choose_gpus, open_node
-from slurm_mig.cli._print import print_json
+from slurm_mig.cli._print import print_json, working
 from slurm_mig.errors import SlurmMigError
 from slurm_mig.node.node import require_root
 from slurm_mig.transaction import by_hand
@@ -23,7 +23,8 @@ def switch(chosen: str, *, on: bool, dry_run: bool, as_json: bool) -> None:
         gpus, lost = choose_gpus(node, chosen)
         for gpu in gpus:
             try:
-                now = by_hand.set_mode(node.bench(), gpu, on=on)
+                with working(f"GPU {gpu.minor}"):
+                    now = by_hand.set_mode(node.bench(), gpu, on=on)
             except SlurmMigError as problem:
                 faults.append(problem)
                 continue

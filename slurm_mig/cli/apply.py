@@ -9,7 +9,7 @@ import click
 from slurm_mig.cli._layouts import meant, read
 from slurm_mig.cli._node import administrator, open_node
 from slurm_mig.cli._options import json_option
-from slurm_mig.cli._print import print_json
+from slurm_mig.cli._print import print_json, working
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.node.apply import Static
 from slurm_mig.node.node import require_root
@@ -28,7 +28,7 @@ def command(file: Path, name: str | None, dry_run: bool, as_json: bool) -> None:
     """
     entries = read(file, name)
     require_root()
-    with open_node(look=dry_run) as node:
+    with open_node(look=dry_run) as node, working("going over the GPUs"):
         work = Static(node, administrator())
         pairs = meant(node, entries)
         # All are looked at before the first is changed.

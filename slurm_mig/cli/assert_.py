@@ -10,7 +10,7 @@ import click
 from slurm_mig.cli._layouts import meant, read, root_to_list, there
 from slurm_mig.cli._node import open_node
 from slurm_mig.cli._options import json_option
-from slurm_mig.cli._print import print_json
+from slurm_mig.cli._print import print_json, working
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.errors import Unresolved
 from slurm_mig.mig import layout
@@ -27,7 +27,7 @@ def command(file: Path, name: str | None, as_json: bool) -> None:
     """
     entries = read(file, name)
     root_to_list()
-    with open_node(look=True) as node:
+    with open_node(look=True) as node, working("looking"):
         rows: list[dict[str, Any]] = [
             {
                 "gpu": gpu.minor,

@@ -22,7 +22,7 @@ from slurm_mig.audit.totals import BY, totals
 from slurm_mig.cli import _audit_filters as asked
 from slurm_mig.cli import _audit_print as views
 from slurm_mig.cli._node import open_node, root_to_read, slurm_of
-from slurm_mig.cli._print import when
+from slurm_mig.cli._print import when, working
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.errors import AuditFindings, LedgerFault, UsageFault
 from slurm_mig.mig.allocation import TRANSITIONS
@@ -574,7 +574,8 @@ def _reconcile(
         records.append(record)
     notes = contradicted(archives) + absent(archives, {"since": since})
     notes += seen.cut_short("are compared beyond")
-    rows = slurm_of(node).accounting(since - tolerance, until + tolerance)
+    with working("asking sacct"):
+        rows = slurm_of(node).accounting(since - tolerance, until + tolerance)
     found = compare(records, rows, question)
     matched = runs(rows, question)
     pairs, _ = match(records, matched, question)

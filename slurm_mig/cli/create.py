@@ -9,7 +9,7 @@ import click
 
 from slurm_mig.cli._node import administrator, choose_gpus, open_node
 from slurm_mig.cli._options import dry_run_option, json_option
-from slurm_mig.cli._print import print_json
+from slurm_mig.cli._print import print_json, working
 from slurm_mig.errors import DriverFault, NoRoom, ProfileNotOffered
 from slurm_mig.mig.profile import Profile
 from slurm_mig.mig.request import Item, Request
@@ -54,7 +54,7 @@ def command(
     Slurm does not know of it: use it on GPUs that jobs cannot get, or drain first.
     """
     require_root()
-    with open_node(look=dry_run) as node:
+    with open_node(look=dry_run) as node, working("carving"):
         gpus, faults = choose_gpus(node, gpu)
         record = _create(node, gpus, profile, start, faults, dry_run=dry_run)
     if isinstance(record, Foreseen):

@@ -9,6 +9,7 @@ import click
 from slurm_mig.cli._instances import check_free, owner_of, report, show, would_destroy
 from slurm_mig.cli._node import administrator, could_be_lost, open_node
 from slurm_mig.cli._options import dry_run_option, json_option
+from slurm_mig.cli._print import working
 from slurm_mig.errors import Held, UsageFault
 from slurm_mig.node.node import require_root
 from slurm_mig.transaction import by_hand, release
@@ -33,7 +34,7 @@ def command(
 ) -> None:
     """Destroy one instance by its MIG UUID, or by GPU minor and GPU instance id (0:9)."""
     require_root()
-    with open_node(look=dry_run) as node:
+    with open_node(look=dry_run) as node, working("taking down"):
         gpu, found = _find(node, uuid)
         record = owner_of(node, gpu, found)
         if record is None:

@@ -11,7 +11,7 @@ import click
 
 from slurm_mig.cli._node import check_models, use_descriptions
 from slurm_mig.cli._options import json_option
-from slurm_mig.cli._print import print_json
+from slurm_mig.cli._print import print_json, working
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.cli.generate import pairs
 from slurm_mig.config import load, locate
@@ -108,7 +108,8 @@ def _check(sources: Sources, *, strict: bool, as_json: bool) -> None:
     use_descriptions(config)
     node = Node(config)
     try:
-        facts = gather(sources, node, fault)
+        with working("looking"):
+            facts = gather(sources, node, fault)
     finally:
         node.close()
     result, reasons = examine(facts, all_checks()), dict(facts.gaps)

@@ -7,6 +7,7 @@ import click
 from slurm_mig.cli._layouts import root_to_list, there
 from slurm_mig.cli._node import choose_gpus, open_node
 from slurm_mig.cli._options import gpu_option
+from slurm_mig.cli._print import working
 from slurm_mig.node import layout_file
 
 
@@ -26,7 +27,7 @@ from slurm_mig.node import layout_file
 def command(gpu: str, form: str, name: str) -> None:
     """Print the layout of GPUs, for `assert` and `apply`, or for mig-parted."""
     root_to_list()
-    with open_node(look=True) as node:
+    with open_node(look=True) as node, working("looking"):
         gpus, faults = choose_gpus(node, gpu)
         found = [(one, there(node, one)) for one in gpus]
     # A layout without the GPU that is lost would be taken for the whole.

@@ -11,7 +11,7 @@ import click
 from slurm_mig.cli._boot import boot
 from slurm_mig.cli._node import administrator, open_node, slurm_of
 from slurm_mig.cli._options import dry_run_option, json_option
-from slurm_mig.cli._print import print_json
+from slurm_mig.cli._print import print_json, working
 from slurm_mig.errors import LockTimeout, SlurmFault, Unresolved, UsageFault
 from slurm_mig.node.boot import WAIT
 from slurm_mig.node.node import require_root
@@ -81,7 +81,7 @@ def command(
 
 
 def _reconcile(*, no_slurm: bool, accept: bool, dry_run: bool, as_json: bool) -> None:
-    with open_node(look=dry_run) as node:
+    with open_node(look=dry_run) as node, working("comparing ledger, hardware and Slurm"):
         # Slurm is asked first: whose job lives decides what is put on record.
         slurm = None if no_slurm else slurm_of(node)
         rebuilt = node.accept_ledger(node.live_jobs(slurm), administrator().user) if accept else []

@@ -9,6 +9,7 @@ import click
 from slurm_mig.cli._instances import check_free, report, show, would_destroy
 from slurm_mig.cli._node import administrator, choose_gpus, open_node
 from slurm_mig.cli._options import dry_run_option, gpu_option, json_option
+from slurm_mig.cli._print import working
 from slurm_mig.errors import Held, SlurmFault
 from slurm_mig.mig.allocation import QUARANTINED
 from slurm_mig.node.node import require_root
@@ -57,7 +58,7 @@ def command(
 ) -> None:
     """Destroy every instance of GPUs; MIG mode stays. Nothing is touched if any is held."""
     require_root()
-    with open_node(look=dry_run) as node:
+    with open_node(look=dry_run) as node, working("taking down"):
         gpus, faults = choose_gpus(node, gpu)
         strange = [
             (one, item) for one in gpus for item in whereabouts.foreign_instances(node.bench(), one)

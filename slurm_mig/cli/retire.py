@@ -9,7 +9,7 @@ import click
 
 from slurm_mig.cli._node import administrator, choose_gpus, open_node
 from slurm_mig.cli._options import gpu_option, json_option
-from slurm_mig.cli._print import print_json
+from slurm_mig.cli._print import print_json, working
 from slurm_mig.errors import UsageFault
 from slurm_mig.node.node import require_root
 from slurm_mig.node.retire import Retirement, parse_layout
@@ -45,7 +45,7 @@ def command(
     """
     wanted = _understood(layout, mig_off=mig_off, undo=undo)
     require_root()
-    with open_node(look=dry_run) as node:
+    with open_node(look=dry_run) as node, working("going over the GPUs"):
         chosen, faults = choose_gpus(node, gpu)
         gpus = _ours(node, chosen, every=gpu == "all", undo=undo)
         work = Retirement(node, administrator())
