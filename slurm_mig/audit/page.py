@@ -52,7 +52,8 @@ def page(report: Report, sums: Mapping[str, Sequence[Total]], notes: Iterable[st
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{_text(title)}</title>\n<style>\n{style}</style></head>\n"
-        f'<body data-since="{report.since:.0f}" data-until="{report.until:.0f}">\n'
+        f'<body data-since="{report.since:.0f}" data-until="{report.until:.0f}" '
+        f'data-offset="{_offset(report.since):.0f}">\n'
         + "\n".join(parts)
         + f"\n<script>\n{script}</script>\n</body></html>\n"
     )
@@ -92,6 +93,12 @@ def _text(value: object) -> str:
 
 def _when(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def _offset(seconds: float) -> float:
+    """Seconds that this machine's clock is ahead of UTC."""
+    ahead = datetime.fromtimestamp(seconds).astimezone().utcoffset()
+    return ahead.total_seconds() if ahead else 0.0
 
 
 def _lasting(seconds: float | None) -> str:

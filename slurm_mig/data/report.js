@@ -5,6 +5,8 @@
   const table = document.getElementById("slices");
   if (!table) return;
   const full = { since: +document.body.dataset.since, until: +document.body.dataset.until };
+  // Times are those of the machine that wrote the page, as in its tables; not the reader's.
+  const offset = +document.body.dataset.offset;
   const view = { ...full };
   const slices = [...table.tBodies[0].rows].map((row) => ({
     row,
@@ -40,10 +42,12 @@
   };
   const x = (time) => ((time - view.since) / (view.until - view.since)) * wide;
   const clock = (seconds, step) => {
-    const at = new Date(seconds * 1000);
+    const at = new Date((seconds + offset) * 1000);
     const two = (number) => String(number).padStart(2, "0");
-    const day = `${two(at.getMonth() + 1)}-${two(at.getDate())}`;
-    return step >= 86400 ? day : `${day} ${two(at.getHours())}:${two(at.getMinutes())}` + (step < 60 ? `:${two(at.getSeconds())}` : "");
+    const day = `${two(at.getUTCMonth() + 1)}-${two(at.getUTCDate())}`;
+    if (step >= 86400) return day;
+    const clock = `${day} ${two(at.getUTCHours())}:${two(at.getUTCMinutes())}`;
+    return step < 60 ? `${clock}:${two(at.getUTCSeconds())}` : clock;
   };
   const STEPS = [1, 5, 15, 60, 300, 900, 3600, 10800, 21600, 43200, 86400, 172800, 604800, 2592000, 7776000];
 
@@ -54,9 +58,8 @@
     const svg = document.createElementNS(svgns, "svg");
     svg.setAttribute("viewBox", `0 0 ${wide} ${height}`);
     svg.setAttribute("height", height);
-    const zone = new Date(full.since * 1000).getTimezoneOffset() * 60;
     const step = STEPS.find((size) => (view.until - view.since) / size < wide / 110) || 31536000;
-    for (let at = Math.ceil((view.since - zone) / step) * step + zone; at < view.until; at += step) {
+    for (let at = Math.ceil((view.since + offset) / step) * step - offset; at < view.until; at += step) {
       make("line", { x1: x(at), x2: x(at), y1: 0, y2: height - AXIS, class: "tick" }, svg);
       // A label that would stick out at the right stands to the left of its line.
       const end = x(at) > wide - 90;

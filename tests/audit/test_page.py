@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -128,6 +129,8 @@ STEPS = """
   page.getElementById("all").click();
   const again = count();
   const title = page.querySelector("#drawn title").textContent;
+  const ticks = [...page.querySelectorAll("#drawn text")].map((one) => one.textContent)
+    .filter((text) => text.includes(":"));
   const dark = frame.matchMedia("(prefers-color-scheme: dark)").matches;
 """
 
@@ -138,10 +141,14 @@ def test_in_a_browser(path: Path) -> None:
     widths = (320, 390, 800, 1400)
     look = f"""{STEPS}{STICKING_OUT}
       const out = [...page.querySelectorAll("body *")].filter(lost).map((e) => e.tagName);
-      return {{ first, filtered, zoomed, again, title, out, dark }};"""
+      return {{ first, filtered, zoomed, again, title, out, ticks, dark }};"""
     for told in ask([path], widths, look).values():
         assert told["out"] == []
         assert told["first"] == [4, "4 of 4 slices", 4]
         assert told["filtered"] == [1, "1 of 4 slices", 1]
         assert told["zoomed"] < told["again"] == 4
+        # By the clock of who wrote the page, as in its tables.
+        steps = [time.localtime(BEGIN // 300 * 300 + 300 * step) for step in range(50)]
+        assert told["ticks"]
+        assert set(told["ticks"]) <= {time.strftime("%m-%d %H:%M", step) for step in steps}
         assert told["title"].startswith("job 7 of alice (physics)\n3g.40gb@4, released\n20")

@@ -63,7 +63,8 @@ def ask(
                 *("--disable-background-networking", "--proxy-server=127.0.0.1:1"),
                 *("--virtual-time-budget=60000", "--dump-dom", driver.as_uri()),
             ],
-            env={"HOME": scratch, "PATH": "/usr/bin:/bin"},
+            # Whoever reads a page may be elsewhere than who wrote it.
+            env={"HOME": scratch, "PATH": "/usr/bin:/bin", "TZ": "Asia/Kathmandu"},
             capture_output=True,
             text=True,
             timeout=120,
