@@ -9,8 +9,10 @@ WORKERS ?= 4
 JOBS ?= 2000
 SEED ?= 1
 SCALE ?= 1
+# EL 8 and 9 have it beside an older python3; python3 where that is 3.11 or later.
+RPM_PYTHON ?= python3.11
 
-.PHONY: forms manual pages screens demo test lint unit soak test-slurm test-slurm-versions test-pythons acceptance bench generated clean packages test-packages deb
+.PHONY: forms manual pages screens demo test lint unit soak test-slurm test-slurm-versions test-pythons acceptance bench generated clean packages test-packages deb rpm wheel test-vm
 
 demo: packages $(VENV)/.installed
 	@$(BIN)/slurm-mig demo
@@ -53,6 +55,12 @@ forms: $(VENV)/.developer
 acceptance: $(VENV)/.developer
 	@$(BIN)/python -m tests.kit.acceptance_drivers
 
+# A booted Debian 12 and 13 in an emulator, by docs/quickstart.md: systemd, cgroup v2, power cuts; half
+# an hour each. SUITES=trixie runs one, CHECKS="devices upgrade" some, BEFORE=REF is the version before.
+test-vm: $(VENV)/.developer
+	@.ci/packages vm
+	@PYTHONPATH=. BEFORE=$(BEFORE) CHECKS="$(CHECKS)" $(BIN)/python .ci/matrix/vm.py $(SUITES)
+
 # The tests without daemons on every Python found here, or in those roots.
 test-pythons: $(VENV)/.developer
 	@WORKERS=$(WORKERS) $(BIN)/python .ci/matrix/pythons.py
@@ -70,9 +78,18 @@ pages: test-packages $(VENV)/.developer
 manual: $(VENV)/.developer
 	@$(BIN)/mkdocs build --quiet --strict --config-file .ci/make/mkdocs.yml --site-dir ../../site
 
+# dist/*.whl: slurm-mig, and what it needs for nodes that have no network.
+wheel: $(VENV)/.developer
+	@$(BIN)/pip wheel --quiet --disable-pip-version-check --no-build-isolation --wheel-dir dist .
+
 # dist/slurm-mig_VERSION_all.deb; what it needs is taken from the environment, nothing is downloaded.
 deb: packages $(VENV)/.developer
 	@$(BIN)/python .ci/make/deb.py dist
+
+# dist/slurm-mig-VERSION-1.noarch.rpm, of the same files; RPM_PYTHON is the package with the nodes' python3.
+rpm: packages $(VENV)/.developer
+	@.ci/packages rpm
+	@$(BIN)/python .ci/make/rpm.py dist $(RPM_PYTHON)
 
 # The samples under etc/, the table of docs/doctor.md and the manual's reference come from the code; tests compare.
 generated: $(VENV)/.installed

@@ -8,7 +8,7 @@ layers that vanish with it, /tmp, /run and /dev are empty ones. SPEC is a JSON o
     host      the machine's name
     simulate  [NVML name, count]: simulated GPUs, with nodes in /dev; none if not given
     opt       whether /opt/slurm-mig has this slurm-mig
-    wheels    where pip looks, instead of the network
+    wheels    where pip looks, instead of the network; ours is in root's home, too
     keep      directories below /tmp that are seen in this world, too
     sessions  lists of [user, statement]: each list is one shell of root's
 
@@ -194,6 +194,8 @@ def main() -> None:
         hardware(*spec["simulate"])
     if spec.get("opt"):
         installed()
+    for wheel in Path(spec["wheels"]).glob("slurm_mig-*") if spec.get("wheels") else ():
+        shutil.copy(wheel, "/root")
     env = environ(place, spec.get("wheels"))
     json.dump([session(item, env) for item in spec["sessions"]], sys.stdout)
 

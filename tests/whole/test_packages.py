@@ -1,4 +1,4 @@
-"""Wheel, sdist and Debian package: complete, and working where nothing else of ours is."""
+"""Wheel, sdist, Debian package and RPM: complete, and working where nothing else of ours is."""
 
 from __future__ import annotations
 
@@ -89,6 +89,7 @@ def test_the_sdist_is_complete(sdist: Path) -> None:
         re.findall(r"(?<=\s)(?:\$\(BIN\)/python )?(\.ci/\S+)", (TOP / "Makefile").read_text())
     )
     assert {".ci/packages", ".ci/make/deb.py", ".ci/make/mkdocs.yml"} <= named <= names
+    assert {".ci/make/stage.py", ".ci/make/slurm-mig.spec"} <= names
     assert modes[".ci/packages"] & 0o111
     assert not [name for name in names if "__pycache__" in name]
 
@@ -134,12 +135,15 @@ needs_dpkg = pytest.mark.skipif(
 )
 
 
-def builder() -> Any:
-    spec = importlib.util.spec_from_file_location("deb", TOP / ".ci/make/deb.py")
+def builder(name: str = "deb") -> Any:
+    spec = importlib.util.spec_from_file_location(name, TOP / f".ci/make/{name}.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    # Both import what they share by its name alone, as they do when they are run.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(TOP / ".ci/make"))
+        spec.loader.exec_module(module)
     return module
 
 
@@ -314,6 +318,107 @@ def test_the_package_beside_an_environment_of_pips(deb: Path, image: Path) -> No
 @needs_dpkg
 @pytest.mark.skipif(shutil.which("lintian") is None, reason="no lintian here")
 def test_lintian_finds_no_error(deb: Path) -> None:
-    """Beside what is Debian's own way alone."""
-    tags = ["no-changelog", "copyright-without-copyright-notice"]
-    run("lintian", "--fail-on", "error", "--suppress-tags", ",".join(tags), deb)
+    """No tag is set aside for it."""
+    run("lintian", "--allow-root", "--fail-on", "error", deb)
+
+
+@needs_dpkg
+def test_licences_of_what_is_bundled(deb: Path) -> None:
+    """Who made each part and what may be done with it, also where a distribution has no file."""
+    told = run("sh", "-c", 'dpkg-deb --fsys-tarfile "$1" | tar -xO "$2"', "sh", deb, COPYRIGHT)
+    stanzas = dict.fromkeys(re.findall(r"^Comment: (\S+) ", told.stdout, re.MULTILINE))
+    assert set(stanzas) == {"nvidia-ml-py", "filelock", "click", "prometheus-client", "PyYAML"}
+    assert re.search(r"^Copyright: 2011-\d+, NVIDIA Corporation", told.stdout, re.MULTILINE)
+    assert "Redistributions in binary form must reproduce" in told.stdout
+    assert "the authors of" not in told.stdout
+
+
+COPYRIGHT = "./usr/share/doc/slurm-mig/copyright"
+
+# -- the RPM --------------------------------------------------------------------------------
+
+needs_rpm = pytest.mark.skipif(
+    not (TOP / ".ci/make/rpm.py").exists() or shutil.which("rpmbuild") is None,
+    reason="no rpmbuild or no .ci/ here",
+)
+
+
+@pytest.fixture(scope="module")
+def rpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built as `make rpm` does."""
+    found: Path = builder("rpm").build(tmp_path_factory.mktemp("rpm"))
+    return found
+
+
+def asked(rpm: Path, *options: str) -> str:
+    return run("rpm", "--query", "--package", *options, rpm).stdout
+
+
+@needs_rpm
+def test_what_is_in_the_rpm(rpm: Path) -> None:
+    """By rpm's own word: root's, nobody else's to write, configuration kept, licences told."""
+    head = asked(rpm, "--queryformat", "%{NAME} %{VERSION} %{ARCH}")
+    assert head == f"slurm-mig {__version__} noarch"
+    needed = {line for line in asked(rpm, "--requires").splitlines() if "rpmlib" not in line}
+    assert needed == {"/bin/sh", "python3.11"}
+    line = "[%{FILEMODES:perms} %{FILEUSERNAME}:%{FILEGROUPNAME} %{FILENAMES}\n]"
+    rows = [row.split(maxsplit=2) for row in asked(rpm, "--queryformat", line).splitlines()]
+    assert {owner for _, owner, _ in rows} == {"root:root"}
+    assert not [row for row in rows if row[0][0] != "l" and "w" in (row[0][5], row[0][8])]
+    names = {name for _, _, name in rows}
+    assert {
+        "/usr/bin/slurm-mig",
+        "/usr/lib/systemd/system/slurm-mig-boot.service",
+        "/usr/lib/systemd/system/slurmd.service.d/10-slurm-mig.conf",
+        "/usr/lib/tmpfiles.d/slurm-mig.conf",
+        "/usr/share/zsh/site-functions/_slurm-mig",
+        "/usr/share/man/man1/slurm-mig.1.gz",
+        "/usr/lib/slurm-mig/lib/python3/site-packages/pynvml.py",
+        "/usr/lib/slurm-mig/lib/python3/site-packages/slurm_mig/share/prolog/prolog",
+    } <= names
+    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+    assert asked(rpm, "--configfiles").split() == ["/etc/slurm-mig/config.toml"]
+    told = asked(rpm, "--licensefiles").split()
+    assert {Path(name).name for name in told} == {
+        "LICENSE",
+        *(f"LICENSE.{name}" for name in builder("stage").BUNDLED),
+    }
+
+
+@needs_rpm
+@pytest.mark.skipif(not Path("/usr/bin/python3").exists(), reason="no python3 of the system's")
+def test_a_life_of_the_rpm(rpm: Path, public_tmp: Path) -> None:
+    """Its files by rpm, its scripts as rpm runs them: hooks, a refusal, an upgrade, a removal."""
+    root = public_tmp / "image"
+    root.mkdir()
+    quiet = ("--root", root, "--noscripts", "--nodeps")
+    run("rpm", *quiet, "--install", rpm)
+    run("rpm", "--root", root, "--nodeps", "--noscripts", "--verify", "slurm-mig")
+    (root / "usr/bin/python3").touch()
+    # This machine's python3 in the image's place: the link there leads to the node's.
+    (root / "usr/lib/slurm-mig/bin/python3").unlink()
+    (root / "usr/lib/slurm-mig/bin/python3").symlink_to("/usr/bin/python3")
+    texts = re.split(r"^\w+ scriptlet .*:\n", asked(rpm, "--scripts"), flags=re.MULTILINE)
+    post, preun = (text.removeprefix("#!/bin/sh\n") for text in texts[1:])
+
+    def scriptlet(text: str, count: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        environ = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DPKG_ROOT": str(root)}
+        return run("sh", "-c", text, "sh", count, code=code, env=environ)
+
+    scriptlet(post, "1")
+    hook = root / "etc/slurm-mig/hooks/prolog"
+    assert "python='/usr/lib/slurm-mig/bin/python3'" in hook.read_text()
+    conf = root / "etc/slurm/slurm.conf"
+    conf.parent.mkdir()
+    conf.write_text("Prolog=/etc/slurm-mig/hooks/prolog\n")
+    assert "slurmd drains the node" in scriptlet(preun, "0", code=23).stderr
+    scriptlet(preun, "1")
+    assert hook.exists()
+    conf.write_text("")
+    scriptlet(preun, "0")
+    assert not hook.exists()
+    config = root / "etc/slurm-mig/config.toml"
+    config.write_text(config.read_text() + "# mine\n")
+    run("rpm", *quiet, "--erase", "slurm-mig")
+    assert not (root / "usr/lib/slurm-mig").exists()
+    assert config.with_name("config.toml.rpmsave").read_text().endswith("# mine\n")
