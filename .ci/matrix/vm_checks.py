@@ -608,6 +608,53 @@ def gpu_missing(trial: Trial) -> str:
     return reason[:90]
 
 
+def stateless(trial: Trial) -> str:
+    """A ledger on a tmpfs, as an image without a disk has it: each boot begins a new one."""
+    trial.run("echo 'tmpfs /var/lib/slurm-mig tmpfs mode=0700 0 0' >>/etc/fstab")
+    trial.machine.reboot()
+    trial.machine.until("systemctl is-active -q slurmd", timeout=SOON)
+    contains(trial.run("findmnt -n -o FSTYPE /var/lib/slurm-mig"), "tmpfs")
+    trial.cancel(trial.begun("--gres=mig:1g.10gb:1"))
+    trial.clean()
+    contains(trial.run("slurm-mig doctor"), "0 errors")
+    trial.run("sed -i '/slurm-mig/d' /etc/fstab; umount /var/lib/slurm-mig")
+    trial.run("systemctl restart slurm-mig-boot")
+    trial.machine.until("sinfo -h -o %T | grep -qx idle", timeout=SOON)
+    return "in service, doctor without errors"
+
+
+def configless(trial: Trial) -> str:
+    """Files by slurmctld alone: hooks are local, the rest comes with slurm.conf."""
+    trial.script(
+        """\
+        cp /etc/slurm/slurm.conf /root/slurm.conf.before
+        echo SlurmctldParameters=enable_configless >>/etc/slurm/slurm.conf
+        echo 'SLURMD_OPTIONS="--conf-server gpu01"' >>/etc/default/slurmd
+        systemctl restart slurmctld
+        systemctl restart slurmd
+        """
+    )
+    trial.machine.until("sinfo -h -o %T | grep -qx idle", timeout=SOON)
+    cached = trial.run("ls /var/lib/slurm/slurmd/conf-cache")
+    contains(cached, "slurm.conf", "gres.conf", "cgroup.conf")
+    job = trial.begun("--gres=mig:1g.10gb:1", script="./probe batch; srun ./probe step; sleep 600")
+    trial.machine.until(f"grep -q 'step gpu1' /home/alice/slurm-{job}.out", timeout=SOON)
+    seen = tried(trial.output(job))
+    if seen["batch"] != seen["step"] or len(seen["batch"]) != 1:
+        raise Failed(f"{seen}")
+    trial.cancel(job)
+    trial.clean()
+    trial.script(
+        """\
+        cp /root/slurm.conf.before /etc/slurm/slurm.conf
+        sed -i '/conf-server/d' /etc/default/slurmd
+        systemctl restart slurmctld slurmd
+        """
+    )
+    trial.machine.until("sinfo -h -o %T | grep -qx idle", timeout=SOON)
+    return "slurmd's files: " + " ".join(cached.split())
+
+
 # -- verify, doctor, package ----------------------------------------------------------------
 
 
@@ -705,5 +752,7 @@ CHECKS: Final[dict[str, Callable[[Trial], str]]] = {
     "power cut": power_cut,
     "reboot": reboot,
     "boot with a GPU missing": gpu_missing,
+    "state on a tmpfs": stateless,
+    "configless": configless,
     "Debian package": package,
 }
