@@ -17,7 +17,7 @@ from slurm_mig.text import shown
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from slurm_mig.audit.report import Report, Row
+    from slurm_mig.audit.report import Queued, Report, Row
     from slurm_mig.audit.totals import Total
 
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -27,8 +27,16 @@ _WIDE: Final = 600
 _HIGH: Final = 60
 
 
-def page(report: Report, sums: Mapping[str, Sequence[Total]], notes: Iterable[str]) -> str:
-    """The whole file; `sums` by user and by account, `notes` on what is not on record."""
+def page(
+    report: Report,
+    sums: Mapping[str, Sequence[Total]],
+    notes: Iterable[str],
+    queue: Sequence[Queued] = (),
+) -> str:
+    """The whole file; `sums` by user and by account, `notes` on what is not on record.
+
+    `queue` is what sacct knows of waits; nothing where nobody asked it.
+    """
     nodes = sorted({gpu.node for gpu in report.gpus})
     title = f"MIG slices on {nodes[0] if len(nodes) == 1 else f'{len(nodes)} nodes'}"
     span = f"{_when(report.since)} to {_when(report.until)}, local time"
@@ -42,7 +50,7 @@ def page(report: Report, sums: Mapping[str, Sequence[Total]], notes: Iterable[st
         f'<section id="timeline" hidden>{TOOLS}{_named(users)}<div id="drawn"></div></section>',
         _section("GPU-hours", _hours(sums), HOURS),
         _section("Refusals", _refusals(report), "By reason; what was taken just then is left out."),
-        _section("Waits", _waits(report), WAITS),
+        _section("Waits", _waits(report) + _queue(queue), WAITS),
         _section("Every slice", _slices(report, users), "Times are local. The newest come last."),
     ]
     style, script = _asset("report.css"), _asset("report.js")
@@ -69,7 +77,7 @@ HOURS: Final = (
 )
 WAITS: Final = (
     "Jobs that were refused for want of room and came back, from the first refusal to the slice. "
-    "What a job waits in Slurm's queue before that, only sacct knows."
+    "What jobs wait in Slurm's queue, only sacct knows (--sacct)."
 )
 
 
@@ -192,7 +200,7 @@ def _named(users: Mapping[str, int]) -> str:
     rest = [("others", COLOURED)] if len(users) == COLOURED else []
     names = "".join(
         f'<li><i class="c{place}"></i>{_text(name or "-")}</li>'
-        for name, place in [*users.items(), *rest]
+        for name, place in [*sorted(users.items()), *rest]
     )
     return f'<ul class="legend">{names}</ul>'
 
@@ -283,6 +291,17 @@ def _waits(report: Report) -> str:
             for wait in report.waits
         ],
     )
+
+
+def _queue(queue: Sequence[Queued]) -> str:
+    if not queue:
+        return ""
+    headers = ("In Slurm's queue", "#jobs", "#median", "#19 of 20 within", "#longest")
+    rows = [
+        (each.profile, each.jobs, *map(_lasting, (each.median, each.most, each.longest)))
+        for each in queue
+    ]
+    return f"<br>{_table(headers, rows)}"
 
 
 def _slices(report: Report, users: Mapping[str, int]) -> str:

@@ -49,6 +49,28 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
+class Queued:
+    """What jobs with one profile waited in Slurm's queue, in seconds."""
+
+    profile: str
+    jobs: int
+    median: float
+    most: float
+    longest: float
+
+
+def queued(waits: Iterable[tuple[str, float]]) -> list[Queued]:
+    """By profile, in the order of their names; `most` is what 19 of 20 waited at the longest."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for profile, seconds in waits:
+        found[profile].append(max(seconds, 0.0))
+    return [
+        Queued(profile, len(times), times[len(times) // 2], times[len(times) * 19 // 20], times[-1])
+        for profile, times in sorted((name, sorted(each)) for name, each in found.items())
+    ]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """All of it; shares of a GPU are of its memory, 0 to 1, a mean over each part of the span."""
 

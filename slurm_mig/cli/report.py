@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -14,6 +15,7 @@ from slurm_mig.audit.totals import totals
 from slurm_mig.cli import _audit_filters as asked
 from slurm_mig.cli import _audit_print as views
 from slurm_mig.cli._print import working
+from slurm_mig.cli._times import parse_time
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.cli.audit import (
     Notes,
@@ -25,6 +27,15 @@ from slurm_mig.cli.audit import (
     gpus_in,
     holdings_in,
 )
+from slurm_mig.errors import UsageFault
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+#: What must be in a text of sacct's.
+COLUMNS: Final = ("Eligible", "Start", "AllocTRES")
+
+_PROFILE: Final = re.compile(r"gres/mig:([^=,]+)=")
 
 #: What is shown unless it is told: the last week, in seconds.
 LAST_WEEK: Final = 7 * 86400.0
@@ -39,17 +50,24 @@ LAST_WEEK: Final = 7 * 86400.0
     multiple=True,
     help="Read these ledgers (a pattern, 'DIR/*.db') instead of this node's. Needs no root.",
 )
-def command(out: Path, ledgers: tuple[str, ...], **flags: Any) -> None:
+@click.option(
+    "--sacct",
+    type=click.File("r", encoding="utf-8", errors="replace"),
+    help="Waits in Slurm's queue from this text, as `sacct -a -X -P -o Eligible,Start,AllocTRES` "
+    "prints it (- for stdin).",
+)
+def command(out: Path, ledgers: tuple[str, ...], sacct: Iterable[str] | None, **flags: Any) -> None:
     """Write a page: occupancy over time, a timeline, GPU-hours, refusals, waits.
 
     Of the last seven days, or of --since and --until. The page is one file that asks no network;
     without JavaScript it is read as tables.
     """
     from slurm_mig.audit.page import page
-    from slurm_mig.audit.report import report
+    from slurm_mig.audit.report import queued, report
     from slurm_mig.system.replace import write_output
 
     wanted = asked.wanted(flags)
+    queue = [] if sacct is None else queued(_waits(sacct))
     now = time.time()
     until = now if wanted["until"] is None else min(wanted["until"], now)
     if wanted["since"] is None:
@@ -69,7 +87,28 @@ def command(out: Path, ledgers: tuple[str, ...], **flags: Any) -> None:
             jobs = DistinctNumbers()
             sums[by] = totals(found, by, shown.since, shown.until, jobs)
             jobs.close()
-        write_output(out, page(shown, sums, lines))
+        write_output(out, page(shown, sums, lines, queue))
     click.echo(f"{out}: {len(shown.rows)} slices, {len(shown.refusals)} refusals")
     for line in lines:
         views.note(line)
+
+
+def _waits(text: Iterable[str]) -> Iterator[tuple[str, float]]:
+    """(profile, seconds) of each job that has started; UsageFault for another text.
+
+    A job counts once, by the first of its profiles.
+    """
+    lines = iter(text)
+    names = next(lines, "").rstrip("\n").split("|")
+    missing = [name for name in COLUMNS if name not in names]
+    if missing:
+        raise UsageFault(
+            f"--sacct: no column {missing[0]} in its first line",
+            remedy=f"sacct -a -X -P -o {','.join(COLUMNS)} -S now-7days",
+        )
+    for line in lines:
+        row = dict(zip(names, line.rstrip("\n").split("|"), strict=False))
+        profile = _PROFILE.search(row.get("AllocTRES", ""))
+        # `Unknown` or `None`: it waits, or never started.
+        if profile and row["Start"][:1].isdigit() and row["Eligible"][:1].isdigit():
+            yield profile[1], parse_time(row["Start"]) - parse_time(row["Eligible"])

@@ -142,6 +142,18 @@ def test_a_report(busy: Site, tmp_path: Path) -> None:
     done = busy.cli("report", str(out), "--user", "bob")
     assert done.stdout == f"{out}: 1 slices, 1 refusals\n"
     refused(busy.cli("report", str(out), "--node", "n9"), 2, "no GPU is on record here")
+    text = tmp_path / "sacct.txt"
+    text.write_text(
+        "Eligible|Start|AllocTRES\n"
+        "2026-03-01T12:00:00|2026-03-01T12:10:00|billing=1,gres/mig:3g.40gb=1,gres/mig=1\n"
+        "2026-03-01T12:00:00|Unknown|gres/mig:3g.40gb=1\n"
+        "2026-03-01T12:00:00|2026-03-01T12:30:00|cpu=1\n"
+    )
+    assert busy.cli("report", str(out), "--sacct", str(text)).returncode == 0
+    row = '<td>3g.40gb</td><td class="number">1</td><td class="number">0:10:00</td>'
+    assert row in out.read_text("utf-8")
+    text.write_text("JobID|Start\n")
+    refused(busy.cli("report", str(out), "--sacct", str(text)), 2, "no column Eligible")
 
 
 def test_a_uuid_comes_again(site: Site) -> None:
