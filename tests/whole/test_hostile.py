@@ -550,7 +550,7 @@ def test_words_of_all_those_jobs(crowded: Site) -> None:
         crowded.prolog(100 + number, STAMP, SLURM_JOB_USER=word, SLURM_JOB_ACCOUNT=word)
         crowded.epilog(100 + number)
     held = len(records(crowded))
-    assert len(shown(crowded, "audit").splitlines()) == 1 + held
+    assert len(shown(crowded, "audit", "--wide").splitlines()) == 2 + held
     assert len(json.loads(crowded.cli("audit", "--json").stdout)) == held
     for words_ in (["verify"], ["reconcile", "--no-slurm"], ["audit", "--check"]):
         shown(crowded, *words_)
