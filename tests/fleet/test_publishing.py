@@ -128,8 +128,9 @@ def test_before_23_11(version: str) -> None:
     _, job, _ = lua.submit(tres_per_node="gres:mig:3g.40gb:1", req_nodes="n1")
     assert "fit" not in job["tres_per_node"]
     assert job["comment"] == "slurm-mig=1,3g.40gb/9/14:1"
-    _, job, _ = lua.submit(tres_per_node="gres:mig:3g.40gb:1", min_nodes=2)
-    assert "fit" not in job["tres_per_node"]
+    for more in ({"min_nodes": 2}, {"reservation": "r1"}):
+        _, job, _ = lua.submit(tres_per_node="gres:mig:3g.40gb:1", **more)
+        assert "fit" not in job["tres_per_node"]
     _, job, _ = host(version).submit(tres_per_node="gres/mig:3g.40gb:1", req_nodes="n1")
     assert "gres/fit:3g.40gb:1" in job["tres_per_node"]
 

@@ -255,10 +255,11 @@ local function fits_of(items, shards)
 end
 
 -- Whether this release refuses or holds a job whose `fit` no node has now: before 23.11 one that
--- is pinned to nodes, or wants several, which one anchor does not keep waiting.
+-- is pinned to nodes, reserved or not, or wants several: one anchor does not keep it waiting.
 local function may_be_held(job)
   local several = (given(job.min_nodes, NONE32) or 1) > 1
-  return own_prefix() == "gres:" and (several or (job.req_nodes or "") ~= "")
+  local pinned = (job.req_nodes or "") .. (job.reservation or "") ~= ""
+  return own_prefix() == "gres:" and (several or pinned)
 end
 
 -- Count the job by what fits; returns how, for its stamp.
