@@ -12,7 +12,7 @@ SCALE ?= 1
 # EL 8 and 9 have it beside an older python3; python3 where that is 3.11 or later.
 RPM_PYTHON ?= python3.11
 
-.PHONY: forms manual pages screens demo test lint unit soak test-slurm test-slurm-versions test-pythons acceptance bench generated clean packages test-packages deb rpm wheel test-vm
+.PHONY: forms manual pages screens demo test lint unit soak test-slurm test-slurm-versions test-publishing test-pythons acceptance bench generated clean packages test-packages deb rpm wheel test-vm
 
 demo: packages $(VENV)/.installed
 	@$(BIN)/slurm-mig demo
@@ -34,6 +34,10 @@ unit: test-packages $(VENV)/.developer
 # SLURM_PREFIX=DIR: the Slurm below that directory instead of this machine's.
 test-slurm: test-packages $(VENV)/.developer
 	@$(BIN)/pytest -q -n $(WORKERS) tests/cluster
+
+# What publishing does with jobs of every shape, restarts and preemption: two minutes.
+test-publishing: test-packages $(VENV)/.developer
+	@$(BIN)/pytest -q tests/cluster/publishing.py
 
 # Jobs of all shapes while everything is cancelled, killed and hung; half an hour for 2 000.
 # VARIANT=--trouble: while disks and slurmctld are slow, /run is full, and clocks jump.
