@@ -79,3 +79,29 @@ def test_a_directory_that_users_can_write_to(tmp_path: Path, bad: str) -> None:
     with pytest.raises(NodeFault, match=f"{tmp_path / bad}.* with mode 0777"):
         put(tmp_path / "a/hooks")
     assert list((tmp_path / "a/hooks").iterdir()) == []
+
+
+#: Each gives a unit mounts of its own: what it unmounts there, the node keeps (systemd.exec(5)).
+OWN_MOUNTS = (
+    "ProtectSystem", "ProtectHome", "PrivateTmp", "PrivateMounts", "ReadOnlyPaths", "ReadWritePaths",
+    "ProtectKernelTunables", "ProtectKernelModules", "ProtectKernelLogs", "ProtectControlGroups",
+    "ProtectProc", "ProcSubset", "PrivateDevices", "InaccessiblePaths", "TemporaryFileSystem",
+)  # fmt: skip
+#: Either lists the devices that a unit may open; NVIDIA's are none of them.
+OWN_DEVICES = ("DeviceAllow", "DevicePolicy", "PrivateDevices", "ProtectClock")
+
+
+@pytest.mark.parametrize(
+    "unit", [name for name in install_texts.UNITS if name.endswith(".service")]
+)
+def test_what_units_bear(unit: str) -> None:
+    """Their lines have our name, nothing is gained by exec, GPUs and the node's mounts are there."""
+    text = (install_texts.sources() / unit).read_text()
+    lines = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and line[0] != "#")
+    assert lines["SyslogIdentifier"] == "slurm-mig"
+    assert lines["NoNewPrivileges"] == "yes"
+    assert not lines.keys() & set(OWN_DEVICES)
+    # Metrics unmounts nothing; the others take down leases of ended jobs.
+    assert bool(lines.keys() & set(OWN_MOUNTS)) == ("metrics" in unit)
+    taken = lines["CapabilityBoundingSet"].removeprefix("~").split()
+    assert not {"CAP_SYS_ADMIN", "CAP_MKNOD", "CAP_KILL", "CAP_SYS_PTRACE"} & set(taken)
