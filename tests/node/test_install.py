@@ -83,7 +83,7 @@ def test_a_directory_that_users_can_write_to(tmp_path: Path, bad: str) -> None:
 
 #: Each gives a unit mounts of its own: what it unmounts there, the node keeps (systemd.exec(5)).
 OWN_MOUNTS = (
-    "ProtectSystem", "ProtectHome", "PrivateTmp", "PrivateMounts", "ReadOnlyPaths", "ReadWritePaths",
+    "ProtectSystem", "ProtectHome", "PrivateTmp", "PrivateMounts", "ReadOnlyPaths",
     "ProtectKernelTunables", "ProtectKernelModules", "ProtectKernelLogs", "ProtectControlGroups",
     "ProtectProc", "ProcSubset", "PrivateDevices", "InaccessiblePaths", "TemporaryFileSystem",
 )  # fmt: skip
@@ -95,7 +95,7 @@ OWN_DEVICES = ("DeviceAllow", "DevicePolicy", "PrivateDevices", "ProtectClock")
     "unit", [name for name in install_texts.UNITS if name.endswith(".service")]
 )
 def test_what_units_bear(unit: str) -> None:
-    """Their lines have our name, nothing is gained by exec, GPUs and the node's mounts are there."""
+    """Their lines have our name, exec gains nothing, GPUs and the node's mounts are there."""
     text = (install_texts.sources() / unit).read_text()
     lines = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and line[0] != "#")
     assert lines["SyslogIdentifier"] == "slurm-mig"
