@@ -117,6 +117,15 @@ def test_weights(site: Site, name: str) -> None:
     assert "31 shards" in site.cli("weights", "--gpu", name).stdout
 
 
+def test_a_name_that_begins_others(site: Site) -> None:
+    """Is taken for the GPU with exactly that name, and that is said."""
+    done = site.cli("weights", "--gpu", "NVIDIA H100")
+    assert done.stdout.startswith("NVIDIA H100: 31 shards")
+    assert "is taken for h100-64gb-sxm" in done.stderr
+    assert "NVIDIA H100 80GB HBM3" in done.stderr
+    assert site.cli("weights", "--gpu", H100).stderr == ""
+
+
 def test_weights_of_an_unknown_product(site: Site) -> None:
     """Which numbers are missing."""
     refused(site.cli("weights", "--gpu", "thor-igpu"), 2, "unknown the name NVML reports")

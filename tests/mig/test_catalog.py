@@ -61,3 +61,11 @@ def test_type_names_are_distinct_and_fit_slurm() -> None:
     names = [catalog.type_name(product) for product in catalog.products()]
     assert len(set(names)) == len(names)
     assert all(name.replace("_", "").isalnum() for name in names)
+
+
+def test_names_that_begin_others() -> None:
+    """`NVIDIA H100` is a GPU, and how the names of others begin."""
+    others = catalog.longer("nvidia h100")
+    assert "NVIDIA H100 80GB HBM3" in others
+    assert "NVIDIA H100" not in others
+    assert catalog.longer("NVIDIA H100 80GB HBM3") == catalog.longer("no such") == []
