@@ -80,7 +80,7 @@ def build(mode: str, nodes: int) -> Crowd:
     return cluster
 
 
-def look(cluster: Crowd, name: str) -> str:
+def look(cluster: Cluster, name: str) -> str:
     """What the timer runs on a node."""
     config = str(cluster.root / f"nodes/{name}/config.toml")
     done = subprocess.run(

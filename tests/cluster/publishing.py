@@ -22,10 +22,11 @@ from tests.kit.publishing import (
     look_everywhere,
     nobody_is_held,
     refusals,
+    take_over,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from slurm_mig.sandbox import Cluster
 
@@ -167,3 +168,31 @@ def test_a_stream_of_small_ones_starves_nobody(site: Site) -> None:
     ]
     site.wait(large, "COMPLETED", seconds=60)
     assert any(site.state(job) in {"PENDING", "RUNNING"} for job in later)
+
+
+def test_switched_on_while_jobs_wait(build: Callable[..., Site]) -> None:
+    """In the manual's order, with jobs running and waiting: none is held, refused or lost."""
+    site = build(*NODES, config="retry_delay = 600\n")
+    site.block(0, "n2")
+    running_one = site.sbatch("--gres=mig:7g.80gb:1", "-w", "n1", script="sleep 25")
+    blind = site.sbatch(THREE, "-w", "n2", script="sleep 1")
+    site.until(lambda: refusals(site) == 1, "a refusal, as before")
+    queued = [site.sbatch("--gres=mig:7g.80gb:2", "-w", "n1", script="sleep 1") for _ in "12"]
+    take_over(site, slurm_conf=True)
+    look_everywhere(site)
+    nobody_is_held(site)
+    take_over(site, slurm_conf=False)
+    # Slurm reads the file again when its time stamp is of a later second.
+    time.sleep(1.1)
+    counted = site.sbatch(THREE, "-x", "n1", script="sleep 1")
+    assert "fit:3g.40gb" in site.show(counted, "TresPerNode")
+    time.sleep(3)
+    nobody_is_held(site)
+    assert refusals(site) == 1
+    site.unblock("n2")
+    for _ in range(6):
+        look_everywhere(site)
+        time.sleep(1)
+    for job in (counted, blind, running_one, *queued):
+        site.wait(job, "COMPLETED", seconds=90)
+    assert refusals(site) == 1

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+from slurm_mig.fleet import slurm_files
+from slurm_mig.fleet.fleet import Fleet
+from slurm_mig.fleet.fleet_file import FleetText, NodeText
+from slurm_mig.fleet.resolve import node_groups
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.geometry import Placement
 from slurm_mig.sandbox import SandboxNode
@@ -85,3 +89,42 @@ def nobody_is_held(site: Site) -> None:
 
 def has_anchor(site: Site) -> bool:
     return "mig-anchor" in site.run("sinfo", "-h", "-N", "-o", "%N")
+
+
+def take_over(site: Site, *, slurm_conf: bool) -> None:
+    """What `generate` writes with `publish = true`, as docs/publishing.md says: in two steps."""
+    nodes = tuple(
+        NodeText(
+            item.name,
+            tuple(f"{name}:{count}" for name, count in item.gpus),
+            devices=str(site.machine(item.name).tree.dev),
+        )
+        for item in site.cluster.nodes
+    )
+    fleet = Fleet(tuple(node_groups(FleetText(nodes))), publish=True)
+    conf = site.cluster.conf
+    if not slurm_conf:
+        for name in ("job_submit.lua", "cli_filter.lua"):
+            (conf / name).write_text(slurm_files.lua(fleet, name))
+        return
+    text = (conf / "slurm.conf").read_text()
+    lines = slurm_files.slurm_conf(fleet, "/").splitlines()
+    text = text.replace("GresTypes=gpu,shard,mig", "GresTypes=gpu,shard,mig,fit")
+    for group in fleet.groups:
+        line = rf"(?m)^(NodeName={group.hosts} .*Gres=)\S+"
+        text = re.sub(line, rf"\1{fleet.gres(group)}", text)
+    if site.cluster.run("slurmctld", "-V").split()[1] >= "23.11":
+        text = text.replace("bf_interval=1", "bf_interval=1,extra_constraints", 1)
+    else:
+        anchor = next(line for line in lines if line.startswith("#NodeName=mig-anchor"))
+        text += f"{anchor[1:]} CPUs=16 RealMemory=4096\n"
+    (conf / "slurm.conf").write_text(text)
+    site.cluster.stop_daemon("slurmctld")
+    site.cluster.start_slurmctld()
+    for item in site.cluster.nodes:
+        site.cluster.stop_daemon(item.name)
+        site.cluster.start_slurmd(item.name)
+    names = [item.name for item in site.cluster.nodes]
+    site.until(
+        lambda: all(site.in_service(name) and fits(site, name) for name in names), "restarts"
+    )

@@ -1,0 +1,102 @@
+"""How long a large job waits behind a stream of small ones, on real Slurm that publishes.
+
+    python bench/hold_back.py [--hold-back 20]
+
+As root, on a machine with Slurm's daemons. Two simulated H100; a 1g.10gb of half a minute comes
+every 2.6 s, enough for twelve of fourteen places; after 40 s a 4g.40gb, then a 7g.80gb. With
+`--hold-back` the publisher keeps a GPU for who has waited so many seconds. One line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from publish import H100, look
+
+from slurm_mig.sandbox.cluster import USERS, Cluster, SandboxNode, scratch
+from slurm_mig.transaction import by_hand
+
+GAP, SECONDS, LARGE_AT, UNTIL = 2.6, 30, 40.0, 180.0
+LARGE = ("4g.40gb", "7g.80gb")
+#: Seconds between two looks: the minute of slurm-mig-publish.timer, compressed.
+LOOK = 5.0
+
+
+def submit(cluster: Cluster, name: str, seconds: int) -> int:
+    """A job of one slice that sleeps."""
+    done = cluster.run(
+        "sbatch", "--parsable", "-o", "/dev/null", "-t", "1", f"--gres=mig:{name}:1",
+        uid=USERS["alice"], stdin=f"#!/bin/sh\nsleep {seconds}\n",
+    )  # fmt: skip
+    return int(done)
+
+
+def waits(cluster: Cluster, given: dict[int, tuple[str, float]]) -> dict[str, list[float]]:
+    """Seconds each job waited for its slice, by profile; the run's end where it still waits."""
+    node = cluster.node("n1")
+    found: dict[str, list[float]] = {}
+    for job, (name, at) in given.items():
+        begun = [record.created for record in node.ledger.of_job(job) if record.instances]
+        found.setdefault(name, []).append((begun[0] if begun else time.time()) - at)
+    node.close()
+    return found
+
+
+def run(cluster: Cluster) -> dict[str, object]:
+    """The stream with the large ones in it."""
+    begun, given, large = time.time(), {}, list(LARGE)
+    while time.time() < begun + UNTIL:
+        given[submit(cluster, "1g.10gb", SECONDS)] = ("1g.10gb", time.time())
+        if large and time.time() > begun + LARGE_AT:
+            for name in large:
+                given[submit(cluster, name, 5)] = (name, time.time())
+            large = []
+        time.sleep(GAP)
+    found = waits(cluster, given)
+    return {
+        **{f"{name}_wait_s": round(found[name][0], 1) for name in LARGE},
+        "small": len(found["1g.10gb"]),
+        "small_mean_wait_s": round(sum(found["1g.10gb"]) / len(found["1g.10gb"]), 1),
+    }
+
+
+def main() -> None:
+    """One run."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--hold-back", type=float)
+    hold = parser.parse_args().hold_back
+    config = "" if hold is None else f"[publish]\nhold_back = {hold}\n"
+    cluster = Cluster(scratch(), [SandboxNode("n1", ((H100, 2),))], publish=True, config=config)
+    stop = threading.Event()
+
+    def look_on() -> None:
+        while not stop.wait(LOOK):
+            look(cluster, "n1")
+
+    looker = threading.Thread(target=look_on)
+    try:
+        cluster.build()
+        cluster.start()
+        node = cluster.node("n1")
+        for gpu in node.driver.gpus():
+            by_hand.set_mode(node.bench(), gpu, on=True)
+        node.close()
+        looker.start()
+        print(json.dumps({"hold_back": hold, **run(cluster)}), flush=True)
+    finally:
+        stop.set()
+        if looker.ident:
+            looker.join()
+        cluster.stop()
+        cluster.remove()
+
+
+if __name__ == "__main__":
+    main()
