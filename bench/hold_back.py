@@ -3,7 +3,7 @@
     python bench/hold_back.py [--hold-back 20]
 
 As root, on a machine with Slurm's daemons. Two simulated H100; a 1g.10gb of half a minute comes
-every 2.6 s, enough for twelve of fourteen places; after 40 s a 4g.40gb, then a 7g.80gb. With
+every 1.8 s, more than the fourteen places take; after 40 s a 4g.40gb, then a 7g.80gb. With
 `--hold-back` the publisher keeps a GPU for who has waited so many seconds. One line of JSON.
 """
 
@@ -23,7 +23,7 @@ from publish import H100, look
 from slurm_mig.sandbox.cluster import USERS, Cluster, SandboxNode, scratch
 from slurm_mig.transaction import by_hand
 
-GAP, SECONDS, LARGE_AT, UNTIL = 2.6, 30, 40.0, 180.0
+GAP, SECONDS, LARGE_AT, UNTIL = 1.8, 30, 40.0, 180.0
 LARGE = ("4g.40gb", "7g.80gb")
 #: Seconds between two looks: the minute of slurm-mig-publish.timer, compressed.
 LOOK = 5.0
