@@ -259,7 +259,7 @@ def _hours(sums: Mapping[str, Sequence[Total]]) -> str:
                 ],
             )
         )
-    return f'<div class="grid">{"".join(found)}</div>'
+    return f'<div class="grid tables">{"".join(found)}</div>'
 
 
 def _refusals(report: Report) -> str:

@@ -152,3 +152,14 @@ def test_in_a_browser(path: Path) -> None:
         assert told["ticks"]
         assert set(told["ticks"]) <= {time.strftime("%m-%d %H:%M", step) for step in steps}
         assert told["title"].startswith("job 7 of alice (physics)\n3g.40gb@4, released\n20")
+
+
+@needs_chromium
+def test_without_a_script(path: Path) -> None:
+    """Tables and charts are there, and no empty place for a timeline."""
+    look = f"""{STICKING_OUT}
+      const out = [...page.querySelectorAll("body *")].filter(lost).map((e) => e.tagName);
+      const height = page.getElementById("timeline").offsetHeight;
+      return {{ out, height, rows: page.querySelectorAll("#slices tbody tr").length }};"""
+    (told,) = ask([path], (390,), look, scripts=False).values()
+    assert told == {"out": [], "height": 0, "rows": 4}
