@@ -90,6 +90,11 @@ class Config:
         return self.archive_directory or self.state / "archive"
 
     @property
+    def warm(self) -> Path:
+        """Where a helper that has everything loaded is asked, if there is one."""
+        return self.run / "warm"
+
+    @property
     def drain_mark(self) -> Path:
         """The reason with which the node was drained for stuck slices; there while it is."""
         return self.state / "drained"

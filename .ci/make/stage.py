@@ -54,7 +54,7 @@ set -e
 root=${{DPKG_ROOT:-}}
 slurm_mig() {{ "$root{HOME}/bin/python3" -I -m slurm_mig --config {CONFIG} "$@"; }}
 units="slurm-mig-boot.service slurm-mig-reconcile.timer slurm-mig-publish.timer"
-units="$units slurm-mig-metrics.timer"
+units="$units slurm-mig-metrics.timer slurm-mig-warm.service"
 """
 
 #: When the files are there: bytecode, hooks, and a word about another installation.

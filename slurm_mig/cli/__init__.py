@@ -48,6 +48,7 @@ VERBS: Final[dict[str, str]] = {
     "simulator": "simulator",
     "status": "status",
     "verify": "verify",
+    "warm": "warm",
     "weights": "weights",
 }
 

@@ -158,7 +158,9 @@ def _runtime(root: Path) -> tuple[Config, Runtime]:
         config = load(there) if there.exists() else Config()
     bounded = WAIT + config.lock_timeout + 2 * config.slurm_timeout
     python = install_paths.without(root, Path(sys.executable))
-    return config, Runtime(python, path, config.run, bounded, config.longest_hook, sample())
+    package = install_paths.without(root, Path(slurm_mig.__file__).parent)
+    longest = config.longest_hook
+    return config, Runtime(python, path, config.run, bounded, longest, sample(), package)
 
 
 def _check_runtime(runtime: Runtime, root: Path, parts: Sequence[str]) -> None:
@@ -168,8 +170,7 @@ def _check_runtime(runtime: Runtime, root: Path, parts: Sequence[str]) -> None:
     """
     if root == Path("/") or not {"hooks", "units"} & {*parts}:
         return
-    package = install_paths.without(root, Path(slurm_mig.__file__).parent)
-    for what, path in (("Python", runtime.python), ("slurm-mig", package)):
+    for what, path in (("Python", runtime.python), ("slurm-mig", runtime.package)):
         if not install_paths.below(root, path, follow=True).exists():
             raise UsageFault(
                 f"--root {root}: hooks would name this {what}, {path}, "

@@ -13,10 +13,12 @@ from slurm_mig import __version__
 from slurm_mig.cli._gpu_view import describe
 from slurm_mig.cli._node import open_node, root_to_read, survey
 from slurm_mig.cli._usage import OnePath
+from slurm_mig.config import DEFAULT_PATH
 from slurm_mig.errors import NodeFault
 from slurm_mig.mig.allocation import QUARANTINED
 from slurm_mig.state.tally import Tally
 from slurm_mig.system.replace import replace_file
+from slurm_mig.system.warm_client import serves
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -98,6 +100,8 @@ def _families(
 ) -> Iterator[Any]:
     yield _gauge("info", "This installation.", {(("version", __version__),): 1})
     yield _gauge("gpus_lost", "GPUs that do not answer, and other faults.", {(): len(faults)})
+    helper = serves(str(node.config.warm), str(node.config.source or DEFAULT_PATH))
+    yield _gauge("helper_up", "Whether the hooks' helper takes hooks.", {(): int(helper)})
     yield from _slots(gpus)
     yield _gauge("ledger_bytes", "Size of the ledger's files.", {(): _bytes(node)})
     yield _counter("ledger_events", "Rows of the event table.", {(): tally.last})

@@ -202,6 +202,8 @@ class Facts:
     shipped: Mapping[str, str] = field(default_factory=dict)
     pythons: Mapping[str, PathFacts] = field(default_factory=dict)
     hook_configs: Mapping[str, str] = field(default_factory=dict)
+    #: Where the hooks' helper should listen, if it is there and takes none.
+    deaf_helper: str = ""
     config: ConfigFacts | None = None
     config_fault: str = ""
     paths: Mapping[str, PathFacts] = field(default_factory=dict)

@@ -192,6 +192,22 @@ def two_installations(facts: Facts) -> Iterator[Problem]:
         )
 
 
+@check(
+    "SM309",
+    WARNING,
+    "the hooks' helper takes no hooks",
+    needs=(*_NEEDS, "config"),
+    page="docs/admin.md: A helper",
+)
+def deaf_helper(facts: Facts) -> Iterator[Problem]:
+    """Each hook loads everything itself, as without it, after up to half a second of waiting."""
+    if facts.deaf_helper:
+        yield Problem(
+            f"{facts.deaf_helper}: nobody answers, or for another configuration or version",
+            "systemctl restart slurm-mig-warm, or remove the socket",
+        )
+
+
 def _unsafe(file: PathFacts) -> Iterator[Problem]:
     """Not root's, writable by others, or in a directory that is."""
     if file.missing:

@@ -7,6 +7,7 @@ placements (facts/mig.md#ids). Handles are fetched anew for each operation.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from ctypes import byref, c_uint
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,7 +28,7 @@ from slurm_mig.mig.geometry import Engines, Geometry, GpuProfile, Placement
 from slurm_mig.mig.profile import ATTRIBUTES, Profile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
 #: nvml.h: a GPU holds at most this many GPU instances, each at most this many CIs.
 MAX_LISTED: Final = 15
@@ -86,6 +87,18 @@ _DEAD: Final = (
 LOOKS: Final = 3
 
 
+class _Believed:
+    """What was read of a GPU whose lock is held: its handle, its instances."""
+
+    def __init__(self) -> None:
+        self.device: object | None = None
+        self.instances: list[GpuInstance] | None = None
+
+    def agrees(self, gi_id: int, found: GpuInstance | None) -> bool:
+        """Whether the list shows of that id what was found by it."""
+        return next((item for item in self.instances or () if item.gi_id == gi_id), None) == found
+
+
 class NvmlDriver:
     """One NVML session. `library` replaces what pynvml would load, when given.
 
@@ -103,6 +116,10 @@ class NvmlDriver:
         pynvml._nvmlGetFunctionPointer_cache.clear()  # noqa: SLF001
         self._tables: dict[str, Geometry] = {}
         self._ci_tables: dict[tuple[str, int], tuple[Any, ...]] = {}
+        #: What never changes in a session, by UUID: name, minor, index and the like.
+        self._facts: dict[str, dict[str, Any]] = {}
+        #: What is believed of GPUs whose lock is held (`believing`), by UUID.
+        self._believed: dict[str, _Believed] = {}
         self._tell = tell
         self._call("start NVML", pynvml.nvmlInit)
 
@@ -141,22 +158,50 @@ class NvmlDriver:
             raise faults[0]
         return found
 
-    def survey(self) -> tuple[list[Gpu], list[SlurmMigError]]:
-        """GPUs that answer, by device minor, and a fault for each that does not."""
+    def survey(
+        self, minors: Collection[int] | None = None
+    ) -> tuple[list[Gpu], list[SlurmMigError]]:
+        """GPUs that answer, by device minor, and a fault for each that does not.
+
+        With `minors` only those, and what was met on the way to them.
+        """
         found: list[Gpu] = []
         faults: list[SlurmMigError] = []
-        for index in range(self._call("count GPUs", pynvml.nvmlDeviceGetCount)):
+        count = self._call("count GPUs", pynvml.nvmlDeviceGetCount)
+        # Mostly NVML counts as the kernel does: then none is asked in vain.
+        for index in sorted(range(count), key=lambda index: index not in (minors or ())):
             where = f"GPU with NVML index {index}"
             try:
                 device = self._call("open GPU", pynvml.nvmlDeviceGetHandleByIndex, index, gpu=where)
-                found.append(self._describe(device, where))
+                minor = self._minor(device, where)
+                if minors is None or minor in minors:
+                    found.append(self._describe(device, where, minor=minor))
             except SlurmMigError as fault:
                 faults.append(fault)
+            if minors is not None and len(found) == len({*minors}):
+                break
         return sorted(found, key=lambda gpu: gpu.minor), faults
 
     def gpu(self, uuid: str) -> Gpu:
         """One GPU, whatever the others do; GpuLost when it is not there."""
-        return self._describe(self._by_uuid(uuid, uuid), uuid)
+        return self._describe(self._by_uuid(uuid, uuid), uuid, uuid)
+
+    @contextmanager
+    def believing(self, uuid: str) -> Iterator[None]:
+        """Ask once what instances a GPU has, and again after each change that is made from here.
+
+        For who holds its lock: no other hook changes anything there. A second opinion that
+        differs (`instance`) ends it, too.
+        """
+        self._believed[uuid] = _Believed()
+        try:
+            yield
+        finally:
+            self._believed.pop(uuid, None)
+
+    def _doubt(self, gpu: Gpu) -> None:
+        if gpu.uuid in self._believed:
+            self._believed[gpu.uuid] = _Believed()
 
     def _by_uuid(self, uuid: str, where: str) -> object:
         try:
@@ -173,21 +218,33 @@ class NvmlDriver:
             raise _fault(problem, "open GPU", where) from problem
         return device
 
-    def _describe(self, device: object, where: str) -> Gpu:
-        uuid = str(self._call("read UUID", pynvml.nvmlDeviceGetUUID, device, gpu=where))
-        architecture = self._call(
-            "read architecture", pynvml.nvmlDeviceGetArchitecture, device, gpu=uuid
-        )
+    def _describe(
+        self, device: object, where: str, uuid: str = "", minor: int | None = None
+    ) -> Gpu:
+        uuid = uuid or str(self._call("read UUID", pynvml.nvmlDeviceGetUUID, device, gpu=where))
         mode = self._mig_mode(device, uuid)
+        if uuid not in self._facts:
+            self._facts[uuid] = self._read_facts(device, uuid, minor)
         return Gpu(
             uuid=uuid,
-            index=self._call("read index", pynvml.nvmlDeviceGetIndex, device, gpu=uuid),
-            minor=self._call("read minor", pynvml.nvmlDeviceGetMinorNumber, device, gpu=uuid),
-            name=str(self._call("read name", pynvml.nvmlDeviceGetName, device, gpu=uuid)),
-            resetless=architecture >= pynvml.NVML_DEVICE_ARCH_HOPPER,
             mig_mode=None if mode is None else bool(mode[0]),
             mig_pending=None if mode is None else bool(mode[1]),
+            **self._facts[uuid],
         )
+
+    def _read_facts(self, device: object, uuid: str, minor: int | None) -> dict[str, Any]:
+        function = pynvml.nvmlDeviceGetArchitecture
+        architecture = self._call("read architecture", function, device, gpu=uuid)
+        return {
+            "index": self._call("read index", pynvml.nvmlDeviceGetIndex, device, gpu=uuid),
+            "minor": self._minor(device, uuid) if minor is None else minor,
+            "name": str(self._call("read name", pynvml.nvmlDeviceGetName, device, gpu=uuid)),
+            "resetless": architecture >= pynvml.NVML_DEVICE_ARCH_HOPPER,
+        }
+
+    def _minor(self, device: object, where: str) -> int:
+        function = pynvml.nvmlDeviceGetMinorNumber
+        return int(self._call("read minor", function, device, gpu=where))
 
     def _mig_mode(self, device: object, uuid: str) -> tuple[int, int] | None:
         # Asked again before it is believed: a GPU that seems to have no MIG is left alone, also
@@ -211,8 +268,9 @@ class NvmlDriver:
         """
         action = f"switch MIG mode {'on' if on else 'off'}"
         device = self._device(gpu)
+        self._doubt(gpu)
         status = self._call(action, pynvml.nvmlDeviceSetMigMode, device, int(on), gpu=str(gpu))
-        now = self._describe(device, str(gpu))
+        now = self._describe(device, str(gpu), gpu.uuid)
         if status != pynvml.NVML_SUCCESS and now.mig_mode != on:
             raise _fault(pynvml.NVMLError(status), action, str(gpu))
         return now
@@ -239,7 +297,12 @@ class NvmlDriver:
         ]
 
     def _device(self, gpu: Gpu) -> object:
-        return self._by_uuid(gpu.uuid, str(gpu))
+        believed = self._believed.get(gpu.uuid)
+        if believed is None:
+            return self._by_uuid(gpu.uuid, str(gpu))
+        if believed.device is None:
+            believed.device = self._by_uuid(gpu.uuid, str(gpu))
+        return believed.device
 
     # -- profile table -------------------------------------------------------
 
@@ -375,6 +438,14 @@ class NvmlDriver:
         """
         if not gpu.mig_mode:
             return []
+        believed = self._believed.get(gpu.uuid)
+        if believed is None:
+            return self._look(gpu)
+        if believed.instances is None:
+            believed.instances = self._look(gpu)
+        return list(believed.instances)
+
+    def _look(self, gpu: Gpu) -> list[GpuInstance]:
         for looks_left in reversed(range(LOOKS)):
             try:
                 return sorted(self._listed(gpu), key=lambda item: item.placement)
@@ -402,7 +473,11 @@ class NvmlDriver:
         The second opinion on what a list does not show.
         """
         handle = self._open(gpu, gi_id)
-        return None if handle is None else self._read_instance(handle, gpu)
+        found = None if handle is None else self._read_instance(handle, gpu)
+        believed = self._believed.get(gpu.uuid)
+        if believed and believed.instances is not None and not believed.agrees(gi_id, found):
+            self._doubt(gpu)
+        return found
 
     def compute_instance(self, gpu: Gpu, gi_id: int, ci_id: int) -> ComputeInstance | None:
         """A compute instance by its id, None when the driver knows none of that id."""
@@ -503,12 +578,12 @@ class NvmlDriver:
     def create_gpu_instance(self, gpu: Gpu, profile_id: int, placement: Placement) -> GpuInstance:
         """Make a GPU instance exactly there; NoRoom when the driver has none."""
         place = pynvml.c_nvmlGpuInstancePlacement_t(placement.start, placement.size)
+        device = self._device(gpu)
+        self._doubt(gpu)
         function = pynvml.nvmlDeviceCreateGpuInstanceWithPlacement
         action = f"create instance of profile id {profile_id} at {placement}"
         try:
-            handle = self._ask(
-                action, function, self._device(gpu), profile_id, byref(place), gpu=str(gpu)
-            )
+            handle = self._ask(action, function, device, profile_id, byref(place), gpu=str(gpu))
         except pynvml.NVMLError_InsufficientResources as problem:
             # Here alone it means what it says: the place is taken, or the engines are.
             raise NoRoom(
@@ -551,6 +626,7 @@ class NvmlDriver:
                 gpu=str(gpu),
             )
         chosen = max(fitting, key=_size)
+        self._doubt(gpu)
         handle = self._call(
             f"create compute instance in GPU instance {gi_id}",
             pynvml.nvmlGpuInstanceCreateComputeInstance,
@@ -579,6 +655,7 @@ class NvmlDriver:
         handle = find()
         if handle is None:
             return
+        self._doubt(gpu)
         try:
             self._ask(action, function, handle, gpu=str(gpu))
         except pynvml.NVMLError as problem:

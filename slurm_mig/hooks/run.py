@@ -29,9 +29,14 @@ if TYPE_CHECKING:
 #: Exit code of a hook that met something it has no name for.
 INTERNAL_ERROR: Final = 1
 
+#: Variable by which a fork of the helper says so in its line.
+HELPED: Final = "SLURM_MIG_HELPED"
+
 
 def run(hook: str, environ: Mapping[str, str], *, watched: bool = False) -> int:
     """Run a hook and return its exit code; every fault is logged, none escapes.
+
+    It is negative where a signal ended the work: the caller is to end by the same one.
 
     `watched`: its work is done by a child, for at most the configured deadline.
     """
@@ -47,6 +52,8 @@ def run(hook: str, environ: Mapping[str, str], *, watched: bool = False) -> int:
         job = Job.from_environ(environ)
         line.add(job=job.job_id, restart=job.owner.restart, user=job.owner.user or job.owner.uid)
         line.add(node=node.name)
+        if HELPED in environ:
+            line.add(way="helper")
     except Exception as problem:  # noqa: BLE001  # an unknown state must drain, with its cause
         return _finish(node, line, problem)
     return (_watched if watched else _work)(node, job, line)
@@ -174,7 +181,7 @@ def _watched(node: Node, job: Job, line: LogLine) -> int:
         line.write()
     if ended.killed is not None:
         # As if the hook had not been two processes: Slurm sees what ended it.
-        os.kill(os.getpid(), ended.killed)
+        return -ended.killed
     return fault.exit_code
 
 
@@ -225,5 +232,7 @@ def main() -> None:
     os.umask(0o022)
     code = run(sys.argv[1], os.environ, watched=True)
     sys.stdout.flush()
+    if code < 0:
+        os.kill(os.getpid(), -code)
     # Nor is it taken apart, module by module.
     os._exit(code)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
+    from contextlib import AbstractContextManager
 
     from slurm_mig.errors import SlurmMigError
     from slurm_mig.mig.geometry import Geometry, GpuProfile, Placement
@@ -81,8 +82,19 @@ class Driver(Protocol):
     def gpus(self) -> Sequence[Gpu]:
         """All GPUs, by device minor; raises when one of them does not answer."""
 
-    def survey(self) -> tuple[Sequence[Gpu], Sequence[SlurmMigError]]:
-        """GPUs that answer, by device minor, and a fault for each that does not."""
+    def survey(
+        self, minors: Collection[int] | None = None
+    ) -> tuple[Sequence[Gpu], Sequence[SlurmMigError]]:
+        """GPUs that answer, by device minor, and a fault for each that does not.
+
+        With `minors` only those, and what was met on the way to them.
+        """
+
+    def believing(self, uuid: str) -> AbstractContextManager[None]:
+        """Ask once what instances a GPU has, and again after each change made from here.
+
+        For who holds its lock.
+        """
 
     def gpu(self, uuid: str) -> Gpu:
         """One GPU, whatever the others do; GpuLost when it is not there."""

@@ -39,6 +39,7 @@ UNITS: Final[dict[str, tuple[str, ...]]] = {
         "/var/lib/prometheus/node-exporter/slurm-mig.prom",
     ),
     "etc/systemd/slurm-mig-metrics.timer": (),
+    "etc/systemd/slurm-mig-warm.service": ("warm",),
 }
 
 #: What is added to Slurm's own unit, and where it goes below the units.
@@ -99,7 +100,7 @@ class Runtime:
 
     `bounded` are the seconds that the configuration bounds in a unit: waiting for the
     hardware, for locks and for Slurm; `longest` those that a hook may take; `sample` is a
-    configuration to begin with.
+    configuration to begin with; `package` is this one.
     """
 
     python: Path
@@ -108,6 +109,7 @@ class Runtime:
     bounded: float = 0.0
     longest: float = 0.0
     sample: str = ""
+    package: Path = Path(__file__).parents[1]
 
 
 def sources() -> Path:
@@ -138,6 +140,7 @@ def _hooks(places: Places, runtime: Runtime) -> Iterator[File]:
         "python": str(runtime.python),
         "config": str(runtime.config),
         "run": str(runtime.run),
+        "package": str(runtime.package),
     }
     for key, path in places.hook_paths.items():
         text = (sources() / HOOKS[key]).read_text("utf-8")

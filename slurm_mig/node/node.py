@@ -422,7 +422,11 @@ class Node:
         """
         if not indexes:
             return []
-        there, faults = self.driver.survey()
+        minors = {self.order[index] for index in indexes if index < len(self.order)}
+        there, faults = self.driver.survey(minors)
+        if len(there) < len(minors) and not faults:
+            # What is there instead is said, too.
+            there, faults = self.driver.survey()
         gpus = {gpu.minor: gpu for gpu in there}
         return [self._gpu_at(index, gpus, faults) for index in indexes]
 

@@ -97,7 +97,7 @@ class Workbench:
 
         With an old MIG mode a job's slices would look gone, or a whole GPU like a broken one.
         """
-        with self.locks.hold([uuid], action, within):
+        with self.locks.hold([uuid], action, within), self.driver.believing(uuid):
             yield self.fresh(uuid)
 
     def fresh(self, uuid: str) -> Gpu:

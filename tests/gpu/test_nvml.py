@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -413,3 +414,56 @@ def test_without_root(public_tmp: Path) -> None:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert machine.board(0).instances == []
+
+
+def test_instances_are_listed_once_under_a_lock(
+    carve: Callable[..., tuple[Machine, NvmlDriver, Gpu]],
+) -> None:
+    """Until something is changed from here; outside the block each question is asked anew."""
+    machine, driver, gpu = carve(H100)
+    counted = Rule("nvmlDeviceGetGpuInstances", "hang:0", skip=1 << 20)
+    machine.faults.set([counted])
+
+    def lists() -> int:
+        before = machine.faults.rules()[0].seen
+        driver.instances(gpu)
+        return machine.faults.rules()[0].seen - before
+
+    whole = lists()
+    assert whole == lists() > 0
+    with driver.believing(gpu.uuid):
+        assert (lists(), lists()) == (whole, 0)
+        made = driver.create_gpu_instance(gpu, 19, Placement(0, 1))
+        assert (lists(), lists()) == (whole, 0)
+        driver.create_compute_instance(gpu, made.gi_id)
+        assert (lists(), lists()) == (whole, 0)
+        driver.destroy_compute_instance(gpu, made.gi_id, 0)
+        assert (lists(), lists()) == (whole, 0)
+        driver.destroy_gpu_instance(gpu, made.gi_id)
+        assert (lists(), lists()) == (whole, 0)
+    assert whole == lists()
+
+
+def test_a_second_opinion_that_differs_ends_the_belief(
+    carve: Callable[..., tuple[Machine, NvmlDriver, Gpu]],
+) -> None:
+    """A list that hid something for a moment is not believed any longer than that moment."""
+    machine, driver, gpu = carve(H100)
+    with driver.believing(gpu.uuid):
+        assert driver.instances(gpu) == []
+        with machine.change(0) as board:
+            made = board.create(19, Placement(0, 1), busy=False)
+        assert driver.instances(gpu) == []
+        found = driver.instance(gpu, made.gi_id)
+        assert driver.instances(gpu) == [found]
+
+
+def test_only_the_gpus_that_are_asked_for_are_described(tmp_path: Path) -> None:
+    machine = build_machine(tmp_path / "sim", *[H100] * 4)
+    with closing(NvmlDriver(Library(machine.root))) as driver:
+        machine.faults.set([Rule("nvmlDeviceGetMinorNumber", "hang:0", skip=1 << 20)])
+        found, faults = driver.survey({2})
+        assert ([gpu.minor for gpu in found], faults) == ([2], [])
+        assert machine.faults.rules()[0].seen == 1
+        machine.faults.set([])
+        assert [gpu.minor for gpu in driver.survey({1, 7})[0]] == [1]

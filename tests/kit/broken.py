@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import sqlite3
 import sys
 import time
@@ -299,6 +300,13 @@ def timer_disabled(clinic: Clinic) -> None:
     (clinic.sim / "etc/systemd/system/multi-user.target.wants/slurm-mig-reconcile.timer").unlink()
 
 
+def deaf_helper(clinic: Clinic) -> None:
+    """One that was killed, or was started for something else."""
+    clinic.site.run.mkdir(mode=0o755, exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(clinic.site.run / "warm"))
+
+
 def boot_unit_gone(clinic: Clinic) -> None:
     (clinic.sim / "etc/systemd/system/slurm-mig-boot.service").unlink()
 
@@ -389,6 +397,7 @@ BROKEN: dict[str, Callable[[Clinic], None]] = {
     "SM305": lambda clinic: (clinic.root / "hooks/prolog").chmod(0o777),
     "SM306": lost_python,
     "SM307": other_config,
+    "SM309": deaf_helper,
     "SM308": two_pythons,
     "SM401": write("ConstrainDevices=yes", "ConstrainDevices=no", "cgroup.conf"),
     "SM402": write("TaskPlugin=task/affinity,task/cgroup", "TaskPlugin=task/affinity"),

@@ -1,0 +1,242 @@
+"""The helper: everything that hooks load is loaded, and each hook is a fork of it.
+
+It keeps nothing between hooks: no driver session (which would be in the way of MIG mode and
+of resets), no ledger, no lock. It never works itself, so each fork is as a hook is that has
+just been started. What it does not serve, the hook's client (`system/warm_client.py`) does
+the long way.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import os
+import signal
+import socket
+import struct
+import sys
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from slurm_mig.hooks.run import HELPED, run
+from slurm_mig.system.trust import public_directory, without_umask
+from slurm_mig.system.warm_client import BEGIN, CODE, PATIENCE, PROTOCOL, TAKEN
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from slurm_mig.settings import Config
+
+    #: Files, and how each was when it was loaded.
+    Files = Sequence[tuple[Path, tuple[int, int] | None]]
+
+#: Hooks at once; those beyond go the long way.
+MOST: Final = 64
+
+#: Seconds between two looks whether the socket is still this helper's, and at what has ended.
+LOOK_EVERY: Final = 1.0
+
+#: Longest environment that is taken, in bytes; the kernel gives a process no more by default.
+LONGEST: Final = 8 << 20
+
+#: How a fork tells its parent that files on the disk are no longer those that it has loaded.
+OLD: Final = 75
+
+#: What a hook loads when it comes to it.
+LOADED: Final = (
+    *("hooks.epilog", "hooks.prolog", "hooks.refusal", "node.fence", "node.node"),
+    *("gpu.capabilities", "gpu.indexes", "gpu.nvml", "gpu.remedies", "mig.plan", "slurm.commands"),
+    *("state.ledger", "state.locks", "state.run_files", "state.task_file", "system.boot"),
+    *("system.detach", "system.hosts", "system.programs", "system.watchdog"),
+    *("transaction.carve", "transaction.collect", "transaction.evidence"),
+    *("transaction.several", "transaction.whole_gpu", "transaction.workbench"),
+)
+
+_F_SETSIG: Final = 10
+
+
+def serve(environ: Mapping[str, str]) -> None:
+    """Take hooks until another helper does, or the files that this one has loaded were replaced."""
+    from slurm_mig.config import load
+
+    config = load(environ=environ)
+    _load(config)
+    files = _files()
+    # What is here stays: forks share its memory, and need not look through it.
+    gc.collect()
+    gc.freeze()
+    listener = _listen(config.warm)
+    own = _seen(config.warm)
+    busy: set[int] = set()
+    while _seen(config.warm) == own:
+        if _reap(busy):
+            return
+        with suppress(TimeoutError):
+            link, _ = listener.accept()
+            with link:
+                _take(link, listener, files, busy)
+
+
+def _load(config: Config) -> None:
+    for name in LOADED:
+        import_module(f"slurm_mig.{name}")
+    for name in ("json", "syslog", "ctypes.util", "encodings.ascii", "tomllib"):
+        import_module(name)
+    if config.library.startswith("simulator:"):
+        import_module("slurm_mig.simulator.library")
+
+
+def _files() -> Files:
+    """The files of everything that is loaded, as they are now."""
+    names = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    # Of Python's own one stands for all: they are replaced together.
+    own = f"{Path(os.__file__).parent}/"
+    loaded = [name for name in names if name and (not name.startswith(own) or "-packages" in name)]
+    return [(path, _seen(path)) for path in map(Path, [os.__file__, *loaded])]
+
+
+def _seen(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _listen(path: Path) -> socket.socket:
+    """Listen at `path`, in place of whatever helper did; for root alone."""
+    public_directory(path.parent)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.settimeout(LOOK_EVERY)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    where = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    with without_umask():
+        os.umask(0o177)
+        # By its directory: a whole path may be longer than a socket's may be (unix(7)).
+        listener.bind(f"/proc/self/fd/{where}/{fresh.name}")
+    os.close(where)
+    listener.listen(2 * MOST)
+    fresh.rename(path)
+    return listener
+
+
+def _take(
+    link: socket.socket,
+    listener: socket.socket,
+    files: Files,
+    busy: set[int],
+) -> None:
+    """Fork for one hook; what is not taken is closed, and goes the long way."""
+    if len(busy) >= MOST or not _is_ours(link):
+        return
+    with suppress(OSError):
+        child = os.fork()
+        if child == 0:
+            listener.close()
+            _hook(link, files)
+        busy.add(child)
+
+
+def _reap(busy: set[int]) -> bool:
+    """Forget forks that have ended; whether one of them found this helper old."""
+    old = False
+    with suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            busy.discard(ended[0])
+            old = old or os.waitstatus_to_exitcode(ended[1]) == OLD
+    return old
+
+
+def _is_ours(link: socket.socket) -> bool:
+    """Root's, and where this process is: mounts and paths must mean the same to both."""
+    told = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    pid, uid, _ = struct.unpack("iII", told)
+    if uid != os.geteuid():
+        return False
+    with suppress(OSError):
+        return all(
+            Path(f"/proc/{pid}/{name}").samefile(f"/proc/self/{name}")
+            for name in ("ns/mnt", "ns/pid", "root")
+        )
+    return False
+
+
+def _hook(link: socket.socket, files: Files) -> NoReturn:
+    """One hook, in a fork: from what the client hands over to its exit code."""
+    end = 1
+    try:
+        with suppress(ValueError, OSError):
+            end = _run(link, files)
+    finally:
+        os._exit(end)
+
+
+def _run(link: socket.socket, files: Files) -> int:
+    link.settimeout(PATIENCE)
+    hook, environ = _receive(link)
+    if any(_seen(path) != seen for path, seen in files):
+        return OLD
+    link.sendall(TAKEN)
+    # A client that has waited too long is gone by now, and has begun without us.
+    begin, descriptors, _, _ = socket.recv_fds(link, 1, 3)
+    if begin != BEGIN or len(descriptors) != 3:
+        return 0
+    link.settimeout(None)
+    _become(link, environ, descriptors)
+    code = run(hook, {**os.environ, HELPED: "1"}, watched=True)
+    sys.stdout.flush()
+    link.sendall(code.to_bytes(CODE, "little", signed=True))
+    return 0
+
+
+def _receive(link: socket.socket) -> tuple[str, dict[bytes, bytes]]:
+    """A hook's name and its environment; ValueError for what is not to be served."""
+    size = int.from_bytes(_exactly(link, 4), "little")
+    if size > LONGEST:
+        raise ValueError
+    protocol, hook, *words = _exactly(link, size).split(b"\0")
+    if protocol != PROTOCOL:
+        raise ValueError
+    environ = dict(word.split(b"=", 1) for word in words)
+    if os.fsencode(os.environ.get("SLURM_MIG_CONFIG", "")) != environ.get(b"SLURM_MIG_CONFIG", b""):
+        # Another node's on this host.
+        raise ValueError
+    return hook.decode(), environ
+
+
+def _exactly(link: socket.socket, size: int) -> bytes:
+    text = b""
+    while len(text) < size:
+        part = link.recv(size - len(text))
+        if not part:
+            raise ValueError
+        text += part
+    return text
+
+
+def _become(link: socket.socket, environ: dict[bytes, bytes], descriptors: list[int]) -> None:
+    """Be the hook that was called: its environment, its output, and an end with its end."""
+    os.setsid()
+    os.umask(0o022)
+    os.environb.clear()
+    os.environb.update(environ)
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    # Nobody must go on carving for a hook that Slurm has given up: when the client dies, its
+    # end of the link closes, and the kernel says so by the signal that ends a hook.
+    fcntl.fcntl(link, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(link, _F_SETSIG, signal.SIGHUP)
+    fcntl.fcntl(link, fcntl.F_SETFL, fcntl.fcntl(link, fcntl.F_GETFL) | os.O_ASYNC)
+    # It may have died just before.
+    with suppress(BlockingIOError):
+        link.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        os._exit(1)
+
+
+def main() -> None:
+    """What `slurm-mig warm` runs."""
+    serve(os.environ)
