@@ -34,6 +34,7 @@ class Config:
     lock_timeout: float = 30.0
     destroy_timeout: float = 10.0
     deadline: float = 300.0
+    defer_teardown: bool = True
     slurm_bin: Path | None = None
     slurm_timeout: float = 20.0
     slurm_client: str = "auto"
@@ -318,6 +319,16 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "[slurm] timeout",
         "A hook that is not done by then, whatever it hangs in, is ended and drains the node. "
         "PrologEpilogTimeout has to be above this + [slurm] timeout + 2 s.",
+    ),
+    Setting(
+        "hooks",
+        "defer_teardown",
+        "defer_teardown",
+        _yes,
+        "true or false",
+        "Whether an Epilog closes what its job had and ends, while another process takes it down. "
+        "Slurm gives a node no job while an Epilog runs there; a job that comes to the place "
+        "before it is free waits for it in its Prolog.",
     ),
     Setting(
         "slurm",

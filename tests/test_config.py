@@ -41,6 +41,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         lock_timeout = 1
         destroy_timeout = 2.5
         deadline = 17
+        defer_teardown = false
         [slurm]
         bin = "/b"
         timeout = 3
@@ -74,7 +75,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
     )
     assert load(file, {}) == Config(
         "simulator:/sim", (0, 2), (2, 0), {"NVIDIA A30": 2}, Path("/s"),
-        Path("/r"), 1.0, 2.5, 17.0, Path("/b"), 3.0,
+        Path("/r"), 1.0, 2.5, 17.0, False, Path("/b"), 3.0,
         "commands", "cancel", 0, 4.0, 5.0, 16, 60.0, "reject", {"NVIDIA A30": "full-profile"}, True,
         "none", True, Path("/l"), ("restart:nvidia-dcgm.service", "kill-job"), 6.0, 7, 8.0,
         Path("/g"), Path("/d"), True, Path("/a"), file, Path("/x"),

@@ -43,7 +43,7 @@ _WRITTEN_BY: Final = re.compile(rf"(?:(?!: ).)*?(?<!\S){_PROGRAM}(?:(?:\[\d+\])?
 
 #: A hook's line with the chain's head.
 _HEAD: Final = re.compile(
-    r"(?:prolog|epilog) job=\d+ restart=\d+ user=.*? node=(\S+) (?:.*? )?ms=\d+ "
+    r"(?:prolog|epilog|teardown) job=\d+ restart=\d+ user=.*? node=(\S+) (?:.*? )?ms=\d+ "
     r"head=([1-9]\d{0,17}):([0-9a-f]{16})(?= |$)"
 )
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from slurm_mig.doctor.facts import Facts, HookFacts, PathFacts
 
 _NEEDS: Final = ("slurm.conf", "node")
-_SETTING: Final = re.compile(r"^(python|config|run)=.*$", re.MULTILINE)
+_SETTING: Final = re.compile(r"^(python|config|run|package)=.*$", re.MULTILINE)
 
 #: Modes that paths of ours must not exceed, by name in Facts.paths (trust.py, ledger.py, locks.py).
 MODES: Final = {

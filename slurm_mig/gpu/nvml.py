@@ -99,27 +99,15 @@ class _Believed:
         return next((item for item in self.instances or () if item.gi_id == gi_id), None) == found
 
 
-class NvmlDriver:
-    """One NVML session. `library` replaces what pynvml would load, when given.
+class _Session:
+    """One NVML session: what is asked there, and what its refusals mean."""
 
-    `tell` hears what is asked of the driver before it is asked, so that somebody else can
-    say what this process hangs in.
-    """
-
-    def __init__(
-        self, library: object | None = None, tell: Callable[[str], None] | None = None
-    ) -> None:
+    def __init__(self, library: object | None, tell: Callable[[str], None] | None) -> None:
         if pynvml._nvmlLib_refcount > 0:  # noqa: SLF001  # pynvml has no public question for it
             raise DriverFault("this process has an NVML session already; close it first")
         # pynvml keeps one library a process, and remembers function pointers of the last one.
         pynvml.nvmlLib = library
         pynvml._nvmlGetFunctionPointer_cache.clear()  # noqa: SLF001
-        self._tables: dict[str, Geometry] = {}
-        self._ci_tables: dict[tuple[str, int], tuple[Any, ...]] = {}
-        #: What never changes in a session, by UUID: name, minor, index and the like.
-        self._facts: dict[str, dict[str, Any]] = {}
-        #: What is believed of GPUs whose lock is held (`believing`), by UUID.
-        self._believed: dict[str, _Believed] = {}
         self._tell = tell
         self._call("start NVML", pynvml.nvmlInit)
 
@@ -148,6 +136,25 @@ class NvmlDriver:
             return function(*arguments)
         finally:
             self._tell(f"what follows {about}")
+
+
+class NvmlDriver(_Session):
+    """One NVML session. `library` replaces what pynvml would load, when given.
+
+    `tell` hears what is asked of the driver before it is asked, so that somebody else can
+    say what this process hangs in.
+    """
+
+    def __init__(
+        self, library: object | None = None, tell: Callable[[str], None] | None = None
+    ) -> None:
+        super().__init__(library, tell)
+        self._tables: dict[str, Geometry] = {}
+        self._ci_tables: dict[tuple[str, int], tuple[Any, ...]] = {}
+        #: What never changes in a session, by UUID: name, minor, index and the like.
+        self._facts: dict[str, dict[str, Any]] = {}
+        #: What is believed of GPUs whose lock is held (`believing`), by UUID.
+        self._believed: dict[str, _Believed] = {}
 
     # -- GPUs ----------------------------------------------------------------
 

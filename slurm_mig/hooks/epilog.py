@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from slurm_mig.errors import LedgerFault, NodeFault
-from slurm_mig.mig.allocation import LOST, QUARANTINED, RELEASING
+from slurm_mig.mig import allocation as phases
 from slurm_mig.transaction import release
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from slurm_mig.hooks.job import Job
     from slurm_mig.hooks.log_line import LogLine
     from slurm_mig.mig.allocation import Allocation
@@ -19,23 +21,50 @@ def epilog(node: Node, job: Job, line: LogLine) -> None:
     """Tear down what the ledger says this job has, whatever the environment says."""
     _believable(node, job, line)
     records = [item for item in node.ledger.open_of_job(job.job_id) if item.node == node.name]
-    reason = "the job ended"
-    released: list[Allocation] = []
+    if records and node.config.defer_teardown:
+        release.put_off(node.bench(), records)
+        _withdraw(node, job, line)
+        line.add(slices=_named(records))
+        line.say("INFO", "closed, to be taken down")
+        node.put_off = True
+        return
     try:
-        if records:
-            released = release.release_all(node.bench(), records, reason, over=True)
+        take_down(node, records, line)
     finally:
         # Also where a GPU is lost: nothing of an ended job's is to stay open to its user.
         _withdraw(node, job, line)
+
+
+def teardown(node: Node, job: Job, line: LogLine) -> None:
+    """What an Epilog has put off, in a process that nobody waits for."""
+    node.check_ledger()
+    # None of them where a Prolog was faster: it needed the place. Another run may have begun.
+    records = [
+        item
+        for item in node.ledger.open_of_job(job.job_id)
+        if item.node == node.name and item.put_off
+    ]
+    take_down(node, records, line)
+
+
+def _named(records: Sequence[Allocation]) -> str:
+    return ",".join(str(item) for record in records for item in record.instances) or "-"
+
+
+def take_down(node: Node, records: Sequence[Allocation], line: LogLine) -> None:
+    """End these records, and say what became of them."""
+    reason = phases.JOB_ENDED
+    released = release.release_all(node.bench(), records, reason, over=True) if records else []
     if released:
         _call_who_waits(node, line)
     odd = [
         f"{item.phase}: {item.reason}"
         for item in released
         # What was killed or restarted on the way is worth a line, too.
-        if item.phase in (QUARANTINED, LOST, RELEASING) or item.reason.startswith(f"{reason};")
+        if item.phase in (phases.QUARANTINED, phases.LOST, phases.RELEASING)
+        or item.reason.startswith(f"{reason};")
     ]
-    line.add(slices=",".join(str(item) for record in released for item in record.instances) or "-")
+    line.add(slices=_named(released))
     calm = "released" if released else "nothing to release"
     line.say("WARNING" if odd else "INFO", "; ".join(odd) or calm)
 

@@ -41,13 +41,37 @@ def prolog(node: Node, job: Job, line: LogLine) -> None:
             job = _with_all_gpus(node, job, gpus, line)
             gpus = node.gpus_at(job.gpus)
         try:
-            _serve(node, job, gpus, request, bench, line)
+            _serve_in_time(node, job, gpus, request, bench, line)
         except NoRoom:
             if not _collected(node, gpus, bench, line):
                 raise
             _serve(node, job, gpus, request, bench, line)
     except JobFault as fault:
         _refuse(node, job, gpus, wanted, fault, line)
+
+
+def _serve_in_time(
+    node: Node,
+    job: Job,
+    gpus: Sequence[Gpu],
+    request: Request | Several | None,
+    bench: Workbench,
+    line: LogLine,
+) -> None:
+    """Serve the job, once that has gone for which an Epilog would have kept the node."""
+    while True:
+        try:
+            return _serve(node, job, gpus, request, bench, line)
+        except NoRoom:
+            managed = [gpu for gpu in gpus if node.managed(gpu)]
+            if not any(_cleared(bench, gpu) for gpu in managed):
+                raise
+
+
+def _cleared(bench: Workbench, gpu: Gpu) -> bool:
+    from slurm_mig.transaction.insist import clear_young
+
+    return clear_young(bench, gpu)
 
 
 def _serve(

@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 #: Exit code of a hook that met something it has no name for.
 INTERNAL_ERROR: Final = 1
 
+#: What the work of an Epilog ends with when it has put its teardown off; nobody else sees it.
+PUT_OFF: Final = 200
+
+#: How often a teardown that failed after its Epilog tries to drain the node, and the seconds
+#: in between: a slurmctld that restarts is back by then.
+DRAIN_TRIES: Final = 6
+DRAIN_PAUSE: Final = 10.0
+
 #: Variable by which a fork of the helper says so in its line.
 HELPED: Final = "SLURM_MIG_HELPED"
 
@@ -64,9 +72,9 @@ def _hook(name: str) -> Callable[[Node, Job, LogLine], None]:
         from slurm_mig.hooks.prolog import prolog
 
         return prolog
-    from slurm_mig.hooks.epilog import epilog
+    from slurm_mig.hooks.epilog import epilog, teardown
 
-    return epilog
+    return {"epilog": epilog, "teardown": teardown}[name]
 
 
 def _work(node: Node, job: Job, line: LogLine) -> int:
@@ -82,7 +90,7 @@ def _work(node: Node, job: Job, line: LogLine) -> int:
             line.say("WARNING", "; ".join(node.feeds.problems))
     except Exception as problem:  # noqa: BLE001  # an unknown state must drain, with its cause
         fault = problem
-    return _finish(node, line, fault)
+    return _finish(node, line, fault) or (PUT_OFF if node.put_off else 0)
 
 
 def _finish(node: Node, line: LogLine, fault: Exception | None) -> int:
@@ -147,11 +155,17 @@ def _fail(node: Node, line: LogLine, text: str) -> None:
     from slurm_mig.slurm.protocol import drain_reason
 
     line.say("ERR", text)
-    try:
-        node.slurm.drain(node.name, drain_reason(text))
-    except NodeFault as fault:
-        # Slurm's silence, or a scontrol that root does not run: the exit code drains all the same.
-        line.say("ERR", f"the drain reason could not be set: {fault.cause}")
+    # Of a hook the exit code drains all the same; what was put off has only this.
+    tries = DRAIN_TRIES if line.hook == "teardown" else 1
+    while True:
+        tries -= 1
+        try:
+            return node.slurm.drain(node.name, drain_reason(text))
+        except NodeFault as fault:
+            # Slurm's silence, or a scontrol that root does not run.
+            if not tries:
+                return line.say("ERR", f"the drain reason could not be set: {fault.cause}")
+        time.sleep(DRAIN_PAUSE)
 
 
 def _watched(node: Node, job: Job, line: LogLine) -> int:
@@ -171,6 +185,8 @@ def _watched(node: Node, job: Job, line: LogLine) -> int:
         # Not even begun: no process or no memory is to be had.
         return _finish(node, line, problem)
     tell_slurmd(ended.output)
+    if ended.code == PUT_OFF:
+        return _go_on(node)
     if ended.code is not None:
         return ended.code
     fault = _given_up(node, job, line, ended)
@@ -183,6 +199,25 @@ def _watched(node: Node, job: Job, line: LogLine) -> int:
         # As if the hook had not been two processes: Slurm sees what ended it.
         return -ended.killed
     return fault.exit_code
+
+
+def _go_on(node: Node) -> int:
+    """Have what an Epilog has put off taken down by a process that nobody waits for.
+
+    By a fork of this process, which has never opened the ledger: SQLite does not live through
+    a fork (sqlite.org/howtocorrupt.html).
+    """
+    from slurm_mig.system.detach import detach
+
+    def teardown() -> int:
+        return run("teardown", node.environ, watched=True)
+
+    try:
+        detach(teardown)
+    except OSError:
+        # No process is to be had: here, then.
+        return teardown()
+    return 0
 
 
 def _given_up(node: Node, job: Job, line: LogLine, ended: Ended) -> HookDeadline:

@@ -51,6 +51,9 @@ TRANSITIONS: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
+#: Why what a job had is taken down after its Epilog, whoever does it.
+JOB_ENDED: Final = "the job ended"
+
 #: GPU instance id of one that is gone while others of its record are stuck. Its ids and UUID
 #: can be those of the next instance in its place: nothing must take that one for it.
 GONE: Final = -1
@@ -184,6 +187,11 @@ class Allocation:
     def made(self) -> str:
         """What was made for it, in words: `1g.10gb@6, 3g.40gb@0`, or the whole GPU."""
         return ", ".join(str(item) for item in self.instances) or self.request
+
+    @property
+    def put_off(self) -> bool:
+        """Whether its job's Epilog left it to be taken down by whoever comes next."""
+        return self.phase == RELEASING and self.reason.startswith(JOB_ENDED)
 
     def moved(self, phase: str, reason: str = "", ended: float | None = None) -> Allocation:
         """The same allocation in its next phase; LedgerFault for an illegal step."""

@@ -10,7 +10,7 @@ import os
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from slurm_mig.errors import DriverMissing, GpuLost, NodeFault, NotPermitted, SlurmFault, UsageFault
 
@@ -48,7 +48,7 @@ class Node:
         """`look`: nothing is made that is not there, neither a ledger nor a directory."""
         self.config = config
         self._look = look
-        self._environ = os.environ if environ is None else environ
+        self.environ = os.environ if environ is None else environ
         #: Where adapters say what they are about to do, for who finds this process hanging.
         self.tell: Callable[[str], None] | None = None
         #: When a hook has to have its locks (time.monotonic()), whoever else comes and goes.
@@ -56,6 +56,8 @@ class Node:
         #: Whether this process ends right after its work. Then the ledger is left open: closing
         #: it would force its WAL and the file to the disk for nothing but order.
         self.ends = False
+        #: Whether an Epilog has left its teardown to a process that nobody waits for.
+        self.put_off = False
         #: What the transaction met that an administrator should know of.
         self.notes: list[str] = []
         self._checked = False
@@ -69,7 +71,7 @@ class Node:
         """
         from slurm_mig.system.hosts import name
 
-        return self._environ.get("SLURMD_NODENAME") or self._recorded_name() or name()
+        return self.environ.get("SLURMD_NODENAME") or self._recorded_name() or name()
 
     def _recorded_name(self) -> str:
         """The one name that open records have; empty where there is none."""
@@ -164,7 +166,7 @@ class Node:
         """Environment files and markers."""
         from slurm_mig.state.run_files import RunFiles
 
-        cluster = self._environ.get("SLURM_CLUSTER_NAME", "")
+        cluster = self.environ.get("SLURM_CLUSTER_NAME", "")
         return RunFiles(self.config.run, {"boot": self._boot, "cluster": cluster})
 
     @cached_property
@@ -216,9 +218,10 @@ class Node:
 
         self.check_ledger()
         bench = Workbench(
-            driver=self.driver,
+            # An Epilog that puts its teardown off needs neither: they cost most of what it loads.
+            driver=cast("Driver", _Late(lambda: self.driver)),
             ledger=self.ledger,
-            locks=self.locks,
+            locks=cast("Locks", _Late(lambda: self.locks)),
             capabilities=self.capabilities,
             files=self.files,
             feeds=self.feeds,
@@ -253,7 +256,7 @@ class Node:
         from slurm_mig.gpu.remedies import Stuck
 
         return Stuck(
-            self.driver,
+            cast("Driver", _Late(lambda: self.driver)),
             self.capabilities,
             remedies=self.config.stuck_remedies,
             timeout=self.config.stuck_timeout,
@@ -458,6 +461,16 @@ class Node:
             adapter = self.__dict__.pop(name, None)
             if adapter is not None:
                 adapter.close()
+
+
+class _Late:
+    """Something that is opened when it is first asked for anything."""
+
+    def __init__(self, opened: Callable[[], object]) -> None:
+        self._opened = opened
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._opened(), name)
 
 
 def _check_library(path: Path) -> None:

@@ -61,6 +61,27 @@ def insist_on(
     return record
 
 
+def clear_young(bench: Workbench, gpu: Gpu) -> bool:
+    """Go on with what is being taken down on a GPU, as long as an Epilog would; whether it went.
+
+    Slurm has sent a job to a place whose teardown was put off: that one is not refused for it.
+    Nobody is killed here: the process that was left with it does that, if the site wants it.
+    """
+    now, limit = bench.ledger.now(), bench.destroy_timeout + bench.stuck.timeout
+    went = False
+    for record in bench.ledger.open_on(gpu.uuid):
+        left = limit - bench.ledger.first(record, phases.RELEASING).age(now)
+        if record.boot_id != bench.boot_id or left <= 0:
+            continue
+        if record.phase == phases.QUARANTINED:
+            until = bench.monotonic() + left
+            now_is = _keep_trying(bench, record, gpu, phases.JOB_ENDED, until)
+            went |= now_is.phase != phases.QUARANTINED
+        # Put off just now: the next look at the GPU finishes it.
+        went |= record.phase == phases.RELEASING
+    return went
+
+
 def _use_remedies(
     bench: Workbench, record: Allocation, gpu: Gpu, reason: str, end: float, *, over: bool
 ) -> Allocation:

@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from slurm_mig.transaction.workbench import Workbench
 
 
+def put_off(bench: Workbench, records: Sequence[Allocation]) -> list[Allocation]:
+    """Close to its user what an ended job has, and put down that it is to be taken down.
+
+    In a moment: neither the driver nor a lock is asked for. Whoever has the GPU next takes it
+    down first (`settled`); what its user has open by now is theirs until then.
+    """
+    shut(bench, records)
+    return [bench.ledger.leave(record.number, phases.JOB_ENDED) for record in records]
+
+
 def release(bench: Workbench, record: Allocation, reason: str, *, over: bool = False) -> Allocation:
     """Destroy exactly what a record names, then look, then close the record.
 

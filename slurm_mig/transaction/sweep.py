@@ -69,7 +69,7 @@ def _finish(
         try_again(bench, record, gpu)
         forget(bench, record)
     elif record.phase != phases.ACTIVE:
-        try_tear_down(bench, record, gpu, "finished for a hook that died", until)
+        try_tear_down(bench, record, gpu, _why(record), until)
         forget(bench, record)
     elif missing := missing_of(bench, record, gpu):
         _close_lost(bench, record, gpu, missing, until)
@@ -78,6 +78,11 @@ def _finish(
     else:
         return False
     return True
+
+
+def _why(record: Allocation) -> str:
+    """What ends a record that is half-way: its Epilog put it off, or its hook has died."""
+    return phases.JOB_ENDED if record.put_off else "finished for a hook that died"
 
 
 def _close_with_boot(bench: Workbench, record: Allocation, gpu: Gpu) -> None:

@@ -228,5 +228,5 @@ def test_any_environment_is_handed_over(site: Site) -> None:
         )
         assert b"way=helper" in done.stderr
     node = site.node()
-    assert [item.owner.account for item in node.ledger.history()] == ["\ufffd\ufffd"]
+    assert [item.owner.account for item in node.ledger.of_job(7)] == ["\ufffd\ufffd"]
     node.close()

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import slurm_mig.simulator
-from slurm_mig.hooks.epilog import epilog
+from slurm_mig.hooks.epilog import epilog, teardown
 from slurm_mig.hooks.job import Job
 from slurm_mig.hooks.log_line import LogLine
 from slurm_mig.hooks.prolog import prolog
@@ -139,6 +139,7 @@ class Place:
             run=self.root / "run",
             lock_timeout=5,
             destroy_timeout=0.1,
+            defer_teardown=False,
             leases=self.root / "leases",
             whole_policy=self.whole_policy,
             whole_reset=self.whole_reset,
@@ -161,6 +162,17 @@ class Place:
     def epilog(self, job: int) -> None:
         with self.node(*NEIGHBOURS) as node:
             epilog(node, self._job(job, "", ""), LogLine("epilog"))
+
+    def put_off(self, job: int) -> None:
+        """The Epilog that leaves the teardown to another process, which never comes."""
+        with self.node(*NEIGHBOURS) as node:
+            node.config = replace(node.config, defer_teardown=True)
+            epilog(node, self._job(job, "", ""), LogLine("epilog"))
+
+    def teardown(self, job: int) -> None:
+        """That process."""
+        with self.node(*NEIGHBOURS) as node:
+            teardown(node, self._job(job, "", ""), LogLine("teardown"))
 
     def reconcile(self, *live: int) -> None:
         with self.node(*live) as node:
@@ -750,6 +762,10 @@ def _epilog(place: Place) -> None:
     place.epilog(DEAD)
 
 
+def _put_off(place: Place) -> None:
+    place.put_off(DEAD)
+
+
 def _reconcile(place: Place) -> None:
     place.reconcile(*NEIGHBOURS)
 
@@ -911,6 +927,13 @@ SPOTS: Final = (
     ),
     Spot("epilog-shared-gpu-instance", (A30,), _epilog, _given("1c.2g.12gb:2")),
     Spot("epilog-whole", (H100, H100), _epilog, _given("", "0,1"), gpus=("0", "1")),
+    Spot("epilog-put-off", (H100,), _put_off, _given("1g.10gb:1,3g.40gb:1")),
+    Spot(
+        "epilog-put-off-teardown",
+        (H100,),
+        lambda place: place.teardown(DEAD),
+        _both(_neighbours("1g.10gb:1"), _given("1g.10gb:1,3g.40gb:1"), _put_off),
+    ),
     Spot(
         "epilog-several-gpus",
         (A100, H100),
