@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +21,26 @@ from slurm_mig.simulator.machine import Machine
 from slurm_mig.simulator.spec import gpu_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from _runs import Cost
 
 NAME = "NVIDIA H100 80GB HBM3"
 STAMP = "slurm-mig=1,1g.10gb/19/4:1"
+
+
+@contextmanager
+def helped(config: Path, where: Path, **environ: str) -> Iterator[int]:
+    """A helper for hooks of that configuration, once it listens at `where`; its pid."""
+    command = [sys.executable, "-m", "slurm_mig", "--config", str(config), "warm"]
+    process = subprocess.Popen(command, env={"PATH": os.defpath, **environ})
+    try:
+        while not where.exists():
+            time.sleep(0.01)
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait()
 
 
 class Site:
@@ -87,6 +103,12 @@ class Site:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+
+    @contextmanager
+    def helper(self) -> Iterator[int]:
+        """The helper at work, by its pid."""
+        with helped(self.config, self.root / "run/warm") as pid:
+            yield pid
 
     def settle(self) -> None:
         """Wait until nothing is half-way: what Epilogs have put off is done."""

@@ -7,9 +7,11 @@ each of two); each round is one array of jobs asking for mig:1g.10gb:1.
 from __future__ import annotations
 
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from statistics import median
 from typing import TYPE_CHECKING
+
+from _site import helped
 
 from slurm_mig.sandbox import Cluster, SandboxNode, scratch
 from slurm_mig.sandbox.cluster import USERS
@@ -22,7 +24,14 @@ NAME = "NVIDIA H100 80GB HBM3"
 
 
 def throughput(
-    jobs: int, sleep: float, create: float, destroy: float, rounds: int, nodes: int = 1
+    jobs: int,
+    sleep: float,
+    create: float,
+    destroy: float,
+    rounds: int,
+    nodes: int = 1,
+    *,
+    helper: bool = False,
 ) -> float:
     """Jobs per second with our hooks, against empty ones; median of the rounds.
 
@@ -43,7 +52,13 @@ def throughput(
     ours = Cluster(roots[0], shape)
     bare = Cluster(roots[1], shape, hooks=empty_hooks(roots[1] / "empty"))
     try:
-        with ours, bare:
+        with ours, bare, ExitStack() as helpers:
+            for node in ours.nodes if helper else ():
+                home = ours.root / "nodes" / node.name
+                (home / "run").mkdir(mode=0o755, exist_ok=True)
+                helpers.enter_context(
+                    helped(home / "config.toml", home / "run/warm", SLURMD_NODENAME=node.name)
+                )
             enable(ours)
             enable(bare)
             pairs = [

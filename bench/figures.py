@@ -21,7 +21,7 @@ import shutil
 import sys
 import tempfile
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -66,6 +66,7 @@ class Run:
     root: Path
     rounds: int
     scale: float
+    helper: bool
     fresh: Iterator[int]
 
     def site(self, *more: object, **options: object) -> Site:
@@ -123,6 +124,55 @@ def hooks(run: Run) -> Iterator[Figure]:
     peak = max(ratio(costs, name, "bare", lambda cost: cost.peak) for name in ("Prolog", "Epilog"))
     yield Figure("hooks: peak memory", BARE, peak, "1.15", "1.1")
     yield Figure(f"hooks: {BARE}", "", 1e3 * median(c.wall for c in costs["bare"]), "", "", "ms")
+
+
+def warm(run: Run) -> Iterator[Figure]:
+    """The same with the helper; and the memory of 50 of its hooks at once."""
+    site = run.site(latency={"create-gi": 3000.0})
+    quick = run.site()
+    with quick.helper():
+        costs = in_turn(
+            {
+                "bare": python("import pynvml, filelock"),
+                "Prolog": lambda n: quick.hook("prolog", 1000 + n),
+                "Epilog": lambda n: quick.hook("epilog", 1000 + n),
+            },
+            run.rounds,
+        )
+        check(quick, run.rounds + 1)
+    for name in ("Prolog", "Epilog"):
+        value = ratio(costs, name, "bare", lambda cost: cost.wall)
+        yield Figure(f"warm: {name}, wall", BARE, value, "0.5", "0.3")
+    with site.helper() as pid:
+        going = [site.start("prolog", 100 + n) for n in range(50)]
+        together = 0
+        while any(process.poll() is None for process in going[:7]):
+            together = max(together, shared(pid, [process.pid for process in going]))
+            time.sleep(0.05)
+        for process in going:
+            process.kill()
+            process.wait()
+    bare = 50 * 1024 * median(cost.peak for cost in costs["bare"])
+    yield Figure(
+        "warm: memory, helper and 50 hooks", f"50 x {BARE}", together / bare, "1.15", "1.1"
+    )
+
+
+def shared(helper: int, clients: Sequence[int]) -> int:
+    """KiB that the helper, what it has forked, and their clients have, shared pages once."""
+    below, pids = [helper], [helper, *clients]
+    while below:
+        with suppress(OSError):
+            pid = below.pop()
+            words = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            below += [int(word) for word in words]
+            pids += [int(word) for word in words]
+    found = 0
+    for pid in pids:
+        with suppress(OSError):
+            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            found += int(re.findall(r"^Pss: +(\d+)", text, re.MULTILINE)[0])
+    return found
 
 
 def ratio(
@@ -280,11 +330,12 @@ def slurm(run: Run) -> Iterator[Figure]:
     """Jobs through real Slurm, beside a cluster with empty hooks (static MIG)."""
     jobs, sleep = max(28, round(112 * run.scale)), max(1.0, 10 * run.scale)
     rounds = 1 if run.scale >= 1 else 2
+    helper = run.helper
     for create, destroy, reach, aim in (
         (150.0, 150.0, "0.93", "0.98"),
         (CREATE, SLOW_DESTROY, "0.90", "0.97"),
     ):
-        value = _slurm.throughput(jobs, sleep, create, destroy, rounds)
+        value = _slurm.throughput(jobs, sleep, create, destroy, rounds, helper=helper)
         name = f"slurm: {jobs} x {sleep:g} s, create {create:g}, destroy {destroy:g} ms"
         yield Figure(name, "empty hooks (static MIG)", value, reach, aim)
 
@@ -292,18 +343,18 @@ def slurm(run: Run) -> Iterator[Figure]:
 def rate(run: Run) -> Iterator[Figure]:
     """Jobs per second, `true`, no latency, two nodes on this machine's cores."""
     jobs = max(40, round(200 * run.scale))
-    value = _slurm.throughput(jobs, 0, 0, 0, 2, nodes=2)
+    value = _slurm.throughput(jobs, 0, 0, 0, 2, nodes=2, helper=run.helper)
     yield Figure(f"rate: {jobs} x true, 2 nodes, no latency", "empty hooks", value, "0.35", "0.6")
 
 
-GROUPS = (hooks, completing, calls, million, crowd, mixed, slurm, rate)
+GROUPS = (hooks, warm, completing, calls, million, crowd, mixed, slurm, rate)
 
 
 def main() -> None:
     """Measure, print, write."""
     given = options()
     root = Path(tempfile.mkdtemp(prefix="smig-bench-"))
-    run = Run(root, given.rounds, given.scale, iter(range(1 << 30)))
+    run = Run(root, given.rounds, given.scale, given.helper, iter(range(1 << 30)))
     found: list[Figure] = []
     head = f"{'figure':52} {'against':38} {'value':>9} {'reach':>6} {'aim':>6}"
     print(head)
@@ -337,6 +388,7 @@ def options() -> argparse.Namespace:
     words.add_argument("--only", nargs="+", choices=names, metavar="WORD", help=", ".join(names))
     words.add_argument("--rounds", type=int, default=20)
     words.add_argument("--scale", type=float, default=1.0)
+    words.add_argument("--helper", action="store_true", help="hooks of Slurm with the helper")
     words.add_argument("--json", type=Path, default=Path("bench.json"))
     return words.parse_args()
 

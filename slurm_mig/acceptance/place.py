@@ -54,6 +54,8 @@ order = [{minor}]
 state = {state}
 run = {run}
 [hooks]
+# What an Epilog leaves is looked at as soon as it ends.
+defer_teardown = false
 lock_timeout = 5
 destroy_timeout = {destroy}
 deadline = {deadline}

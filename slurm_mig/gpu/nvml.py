@@ -2,7 +2,8 @@
 
 Every NVMLError becomes a fault that says which GPU, which call, what NVML
 answered and what to do. Reading ids back is the rule: nothing is computed from
-placements (facts/mig.md#ids). Handles are fetched anew for each operation.
+placements (facts/mig.md#ids). Handles are fetched anew for each operation, but for those of a GPU
+whose lock is held (`believing`).
 """
 
 from __future__ import annotations

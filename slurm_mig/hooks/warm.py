@@ -20,6 +20,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from slurm_mig.config import load, locate
+from slurm_mig.errors import ConfigFault
 from slurm_mig.hooks.run import HELPED, run
 from slurm_mig.system.trust import public_directory, without_umask
 from slurm_mig.system.warm_client import BEGIN, CODE, PATIENCE, PROTOCOL, TAKEN
@@ -59,8 +61,6 @@ _F_SETSIG: Final = 10
 
 def serve(environ: Mapping[str, str]) -> None:
     """Take hooks until another helper does, or the files that this one has loaded were replaced."""
-    from slurm_mig.config import load
-
     config = load(environ=environ)
     _load(config)
     files = _files()
@@ -168,7 +168,7 @@ def _hook(link: socket.socket, files: Files) -> NoReturn:
     """One hook, in a fork: from what the client hands over to its exit code."""
     end = 1
     try:
-        with suppress(ValueError, OSError):
+        with suppress(ValueError, OSError, ConfigFault):
             end = _run(link, files)
     finally:
         os._exit(end)
@@ -201,7 +201,8 @@ def _receive(link: socket.socket) -> tuple[str, dict[bytes, bytes]]:
     if protocol != PROTOCOL:
         raise ValueError
     environ = dict(word.split(b"=", 1) for word in words)
-    if os.fsencode(os.environ.get("SLURM_MIG_CONFIG", "")) != environ.get(b"SLURM_MIG_CONFIG", b""):
+    told = {os.fsdecode(name): os.fsdecode(value) for name, value in environ.items()}
+    if locate(None, told) != locate(None, os.environ):
         # Another node's on this host.
         raise ValueError
     return hook.decode(), environ

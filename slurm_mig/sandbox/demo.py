@@ -420,6 +420,7 @@ class Demo:
             if job.process is not None:
                 self.check(f"{job.key}: the command ended well", job.process.wait(30) == 0)
         self.watch(lambda: not self.cluster.run("squeue", "-h").strip(), "an empty queue")
+        self.watch(self._taken_down, "the last slices to be taken down")
         for item in self.cluster.nodes:
             node = self.cluster.node(item.name)
             made = [i for gpu in node.driver.gpus() for i in node.driver.instances(gpu)]
@@ -432,6 +433,14 @@ class Demo:
             self.check(f"{item.name}: every event follows from the one before", not damage)
         states = set(self.cluster.run("sinfo", "-h", "-N", "-o", "%T").split())
         self.check("no node is drained", not any("drain" in state for state in states))
+
+    def _taken_down(self) -> bool:
+        """Whether nothing is left that an Epilog has put off."""
+        nodes = [self.cluster.node(item.name) for item in self.cluster.nodes]
+        left = [record for node in nodes for record in node.ledger.all_open() if record.put_off]
+        for node in nodes:
+            node.close()
+        return not left
 
     def check(self, claim: str, true: object) -> None:
         """Print a claim with its verdict; a false one fails the demonstration."""

@@ -13,6 +13,7 @@ import pytest
 
 from slurm_mig.sandbox import Cluster, SandboxNode, scratch
 from tests.kit.cluster import NODES, PREFIX, Site, enable_mig, find_daemon, running
+from tests.kit.site import with_hooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,6 +55,7 @@ def build() -> Iterator[Callable[..., Site]]:
     made: list[Cluster] = []
 
     def start(*nodes: SandboxNode, **options: str) -> Site:
+        options["config"] = with_hooks(options.get("config", ""))
         made.append(Cluster(scratch(), nodes or NODES[:1], prefix=PREFIX, **options))  # type: ignore[arg-type]
         made[-1].build()
         made[-1].start()

@@ -188,3 +188,18 @@ def test_accounting_counts_profiles(site: Site) -> None:
     held = re.search(r" GRES=(\S+)", site.run("scontrol", "show", "job", "-d", str(job)))
     assert held
     assert held[1].startswith("mig:3g.40gb(CNT:1),shard:h100:14(")
+
+
+def test_jobs_one_after_the_other_while_slices_are_taken_down(site: Site) -> None:
+    """Epilogs end before that, as they do unless a site says otherwise: nobody is refused."""
+    file = site.cluster.root / "nodes/n1/config.toml"
+    before = file.read_text()
+    file.write_text(before.replace("defer_teardown = false", "defer_teardown = true"))
+    try:
+        job = site.sbatch("--array=1-6", "--gres=mig:7g.80gb:1", script="true")
+        site.until(lambda: not site.run("squeue", "-h").strip(), "all jobs to be over")
+        site.until(lambda: not [item for item in site.records() if item.open], "all slices gone")
+    finally:
+        file.write_text(before)
+    mine = [item for item in site.records() if item.owner.job_id in range(job, job + 8)]
+    assert [(item.phase, item.reason) for item in mine] == [(phases.RELEASED, "the job ended")] * 6

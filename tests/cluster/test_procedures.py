@@ -13,6 +13,7 @@ import pytest
 
 from slurm_mig.sandbox import Cluster, scratch
 from tests.kit.cluster import NODES, PREFIX, Site, enable_mig
+from tests.kit.site import with_hooks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +30,7 @@ SAYS = 'echo "ran with <$CUDA_VISIBLE_DEVICES>"; sleep 300'
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
     """A cluster that each walk leaves as it was, and the last takes apart."""
-    made = Cluster(scratch(), NODES[:1], prefix=PREFIX)
+    made = Cluster(scratch(), NODES[:1], prefix=PREFIX, config=with_hooks(""))
     try:
         with made:
             enable_mig(made)

@@ -19,6 +19,7 @@ from slurm_mig.simulator import Machine
 from slurm_mig.transaction import by_hand
 from tests.kit.gpus import A30, H100, RTX
 from tests.kit.ledgers import everything
+from tests.kit.site import with_hooks
 
 if TYPE_CHECKING:
     import subprocess
@@ -172,6 +173,7 @@ class Site:
 @contextmanager
 def running(nodes: Sequence[SandboxNode], **options: Any) -> Iterator[Cluster]:
     """A cluster with MIG mode on; stopped and removed whatever happens."""
+    options["config"] = with_hooks(options.get("config", ""))
     made = Cluster(scratch(), nodes, prefix=PREFIX, **options)
     try:
         with made:

@@ -109,7 +109,7 @@ def remove_tree(root: Path) -> None:
     shutil.rmtree(root)
 
 
-def _with_hooks(config: str) -> str:
+def with_hooks(config: str) -> str:
     """Most tests look at what an Epilog left as soon as it ends: there it does it all itself."""
     if "defer_teardown" in config:
         return config
@@ -129,7 +129,7 @@ def build_site(
     file.write_text(
         f'[driver]\nlibrary = "simulator:{root}/sim"\n'
         f'[paths]\nstate = "{root}/state"\nrun = "{root}/run"\n'
-        f'[slurm]\nbin = "{root}/bin"\ntimeout = 5\n{_with_hooks(config)}'
+        f'[slurm]\nbin = "{root}/bin"\ntimeout = 5\n{with_hooks(config)}'
     )
     install_hooks(root / "hooks", Path(sys.executable), file, root / "run")
     if mig:

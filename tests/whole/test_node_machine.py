@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 
 from slurm_mig.errors import DriverFault, Held
-from slurm_mig.hooks.epilog import epilog
+from slurm_mig.hooks.epilog import epilog, teardown
 from slurm_mig.hooks.job import Job
 from slurm_mig.hooks.log_line import LogLine
 from slurm_mig.hooks.prolog import prolog
@@ -34,6 +34,7 @@ from slurm_mig.simulator.codes import Refused
 from slurm_mig.state.ledger import Ledger
 from slurm_mig.transaction import by_hand, reconcile
 from slurm_mig.transaction.workbench import Workbench
+from slurm_mig.values import replace
 from tests.kit.crash_points import (
     Before,
     Place,
@@ -80,6 +81,8 @@ class NodeMachine(RuleBasedStateMachine):
         self.live: dict[int, Job] = {}
         #: Runs that Slurm has lost, whose ids are used again.
         self.forgotten: list[int] = []
+        #: Runs whose Epilogs have left the teardown to another process.
+        self.put_off: list[Job] = []
         #: Instances made by hand, by their GPU.
         self.foreign: dict[int, list[tuple[object, ...]]] = {n: [] for n in range(len(gpus))}
         #: GPUs on which a hook died or somebody else was at work, since the last hook.
@@ -150,15 +153,15 @@ class NodeMachine(RuleBasedStateMachine):
 
     def _work(self, data: st.DataObject) -> Callable[[], None]:
         """Something that may die; what Slurm knows of it is noted before."""
-        kinds = ["prolog", "reconcile"] + ["epilog"] * bool(self.live)
+        kinds = ["prolog", "reconcile"] + ["epilog", "put off"] * bool(self.live)
         kind = data.draw(st.sampled_from(kinds), "work")
         if kind == "prolog":
             job = self._draw_job(data)
             self.live[job.job_id] = job
             return lambda: self._prolog(job)
-        if kind == "epilog":
+        if kind in ("epilog", "put off"):
             job = self.live[data.draw(st.sampled_from(sorted(self.live)), "job")]
-            return lambda: self._epilog(job)
+            return lambda: self._epilog(job, later=kind == "put off")
         return self._reconcile
 
     def _prolog(self, job: Job) -> None:
@@ -174,8 +177,9 @@ class NodeMachine(RuleBasedStateMachine):
         refused = self.place.root / f"run/env/{job.job_id}.{job.owner.restart}.refused"
         self.dirty -= set(job.gpus[:1] if refused.exists() else job.gpus)
 
-    def _epilog(self, job: Job) -> None:
+    def _epilog(self, job: Job, *, later: bool = False) -> None:
         with self._node() as node:
+            node.config = replace(node.config, defer_teardown=later)
             epilog(node, job, LogLine("epilog"))
 
     def _reconcile(self) -> None:
@@ -208,6 +212,26 @@ class NodeMachine(RuleBasedStateMachine):
         self._step("epilog")
         self._epilog(job)
         del self.live[job.job_id]
+        if not self.busy:
+            check_nothing_left_of(self.place, job.job_id)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def job_ends_before_its_slices(self, data: st.DataObject) -> None:
+        """Its Epilog leaves them to a process that comes later, or never."""
+        job = self.live.pop(data.draw(st.sampled_from(sorted(self.live))))
+        self._step("put off")
+        self._epilog(job, later=True)
+        self.put_off.append(job)
+        self.dirty |= set(self.foreign)
+
+    @precondition(lambda self: self.put_off)
+    @rule()
+    def what_was_put_off_is_taken_down(self) -> None:
+        self._step("teardown")
+        job = self.put_off.pop(0)
+        with self._node() as node:
+            teardown(node, job, LogLine("teardown"))
         if not self.busy:
             check_nothing_left_of(self.place, job.job_id)
 
