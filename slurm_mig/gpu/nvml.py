@@ -138,6 +138,39 @@ class _Session:
         finally:
             self._tell(f"what follows {about}")
 
+    def _by_uuid(self, uuid: str, where: str) -> object:
+        try:
+            device: object = self._ask(
+                "open GPU", pynvml.nvmlDeviceGetHandleByUUID, uuid, gpu=where
+            )
+        except (pynvml.NVMLError_NotFound, pynvml.NVMLError_InvalidArgument) as problem:
+            raise GpuLost(
+                f"open GPU: the driver knows no GPU of that UUID (NVML error {problem.value})",
+                remedy="it fell off the bus (see dmesg) or was replaced",
+                gpu=where,
+            ) from None
+        except pynvml.NVMLError as problem:
+            raise _fault(problem, "open GPU", where) from problem
+        return device
+
+    def _mig_mode(self, device: object, uuid: str) -> tuple[int, int] | None:
+        # Asked again before it is believed: a GPU that seems to have no MIG is left alone, also
+        # with instances on it.
+        for _ in range(2):
+            try:
+                function = pynvml.nvmlDeviceGetMigMode
+                current, pending = self._ask("read MIG mode", function, device, gpu=uuid)
+            except pynvml.NVMLError_NotSupported:
+                continue
+            except pynvml.NVMLError as problem:
+                raise _fault(problem, "read MIG mode", uuid) from problem
+            return current, pending
+        return None
+
+    def _minor(self, device: object, where: str) -> int:
+        function = pynvml.nvmlDeviceGetMinorNumber
+        return int(self._call("read minor", function, device, gpu=where))
+
 
 class NvmlDriver(_Session):
     """One NVML session. `library` replaces what pynvml would load, when given.
@@ -211,21 +244,6 @@ class NvmlDriver(_Session):
         if gpu.uuid in self._believed:
             self._believed[gpu.uuid] = _Believed()
 
-    def _by_uuid(self, uuid: str, where: str) -> object:
-        try:
-            device: object = self._ask(
-                "open GPU", pynvml.nvmlDeviceGetHandleByUUID, uuid, gpu=where
-            )
-        except (pynvml.NVMLError_NotFound, pynvml.NVMLError_InvalidArgument) as problem:
-            raise GpuLost(
-                f"open GPU: the driver knows no GPU of that UUID (NVML error {problem.value})",
-                remedy="it fell off the bus (see dmesg) or was replaced",
-                gpu=where,
-            ) from None
-        except pynvml.NVMLError as problem:
-            raise _fault(problem, "open GPU", where) from problem
-        return device
-
     def _describe(
         self, device: object, where: str, uuid: str = "", minor: int | None = None
     ) -> Gpu:
@@ -249,24 +267,6 @@ class NvmlDriver(_Session):
             "name": str(self._call("read name", pynvml.nvmlDeviceGetName, device, gpu=uuid)),
             "resetless": architecture >= pynvml.NVML_DEVICE_ARCH_HOPPER,
         }
-
-    def _minor(self, device: object, where: str) -> int:
-        function = pynvml.nvmlDeviceGetMinorNumber
-        return int(self._call("read minor", function, device, gpu=where))
-
-    def _mig_mode(self, device: object, uuid: str) -> tuple[int, int] | None:
-        # Asked again before it is believed: a GPU that seems to have no MIG is left alone, also
-        # with instances on it.
-        for _ in range(2):
-            try:
-                function = pynvml.nvmlDeviceGetMigMode
-                current, pending = self._ask("read MIG mode", function, device, gpu=uuid)
-            except pynvml.NVMLError_NotSupported:
-                continue
-            except pynvml.NVMLError as problem:
-                raise _fault(problem, "read MIG mode", uuid) from problem
-            return current, pending
-        return None
 
     def set_mig_mode(self, gpu: Gpu, *, on: bool) -> Gpu:
         """Ask for MIG mode and read it back; the call's own success proves nothing.

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from slurm_mig.errors import NodeFault
 from slurm_mig.system.replace import replace_file
 from slurm_mig.system.trust import private_directory, read_own
+from slurm_mig.values import asdict, dataclass, replace
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.kit.gpus import H100
 from tests.kit.site import Site, job_environ
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 pytestmark = pytest.mark.root
 
@@ -45,7 +46,7 @@ ROOMS = {
 }
 MORE = {
     "prolog": {"hooks.prolog", "transaction.carve"},
-    "epilog": {"hooks.epilog", "transaction.release", "transaction.insist"},
+    "epilog": {"hooks.epilog", "transaction.release", "transaction.insist", "state.waiting"},
 }
 
 SPY = """
@@ -53,8 +54,8 @@ import json, sys
 import pynvml, filelock
 bare = set(sys.modules)
 import os
-from slurm_mig.hooks.run import run
-assert run(sys.argv[1], os.environ) == 0
+from slurm_mig.hooks.run import PUT_OFF, run
+assert run(sys.argv[1], os.environ) in (0, PUT_OFF)
 compiled = [
     f"{name}.{item.__name__}"
     for name, module in sys.modules.items() if name.startswith("slurm_mig")
@@ -96,3 +97,12 @@ def test_a_hook_loads_what_it_needs(site: Site) -> None:
         assert modules - ours <= LIBRARY
         assert ours - simulator - rooms <= listed
         assert compiled == []
+
+
+def test_an_epilog_that_puts_its_teardown_off_loads_half(make_site: Callable[..., Site]) -> None:
+    """Neither the driver's binding nor the lock: they are most of what a hook loads."""
+    site = make_site(H100, config="[hooks]\ndefer_teardown = true\n")
+    environ = job_environ(7, "slurm-mig=1,1g.10gb/19/4:1")
+    loaded(site, "prolog", environ)
+    modules, _ = loaded(site, "epilog", environ)
+    assert not {"slurm_mig.gpu.nvml", "slurm_mig.state.locks"} & modules
