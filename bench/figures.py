@@ -18,6 +18,7 @@ import os
 import random
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -36,7 +37,6 @@ from slurm_mig.audit.archive import Archive
 from slurm_mig.simulator.faults import Rule
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from _runs import Cost
@@ -194,6 +194,10 @@ def step_of_two_slices(site: Site) -> Callable[[int], Cost]:
         f"shards 8\nshare 4 1g.10gb:1\nbind task\nleases {leases}\n"
     )
     environ = {"SLURM_JOB_ID": "7", "SLURM_SHARDS_ON_NODE": "4", "SLURM_STEP_TASKS_PER_NODE": "1"}
+    # A task that has ended: the next step may have its slice.
+    gone = subprocess.Popen(["/bin/true"])
+    gone.wait()
+    environ["SLURM_TASK_PID"] = str(gone.pid)
     hook = str(site.root / "hooks/task_prolog")
     return lambda number: once([hook], environ | {"SLURM_STEP_ID": str(number)})
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from slurm_mig.gpu.remedies import KILL_USER, Permit
 from slurm_mig.mig import allocation as phases
-from slurm_mig.transaction.sweep import try_again
+from slurm_mig.transaction.sweep import settled, try_again
 from slurm_mig.transaction.teardown import tear_down, users_of
 from slurm_mig.transaction.whereabouts import still_there
 from slurm_mig.values import dataclass
@@ -71,15 +71,19 @@ def clear_young(bench: Workbench, gpu: Gpu) -> bool:
     went = False
     for record in bench.ledger.open_on(gpu.uuid):
         left = limit - bench.ledger.first(record, phases.RELEASING).age(now)
-        if record.boot_id != bench.boot_id or left <= 0:
-            continue
-        if record.phase == phases.QUARANTINED:
-            until = bench.monotonic() + left
-            now_is = _keep_trying(bench, record, gpu, phases.JOB_ENDED, until)
-            went |= now_is.phase != phases.QUARANTINED
-        # Put off just now: the next look at the GPU finishes it.
-        went |= record.phase == phases.RELEASING
+        going = record.phase in (phases.RELEASING, phases.QUARANTINED)
+        if going and left > 0 and record.boot_id == bench.boot_id:
+            went |= _cleared(bench, record.number, gpu, bench.monotonic() + left)
     return went
+
+
+def _cleared(bench: Workbench, number: int, gpu: Gpu, until: float) -> bool:
+    # One that was put off just now is finished at the entrance.
+    with settled(bench, gpu, f"clear record {number}"):
+        record = bench.ledger.find(number)
+    if record.phase == phases.QUARANTINED:
+        record = _keep_trying(bench, record, gpu, phases.JOB_ENDED, until)
+    return not record.open
 
 
 def _use_remedies(
