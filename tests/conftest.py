@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from slurm_mig.sandbox.prerequisites import place
 from tests.kit.gpus import H100
+from tests.kit.helper import helper
 from tests.kit.site import Site, build_site, remove_tree
 
 if TYPE_CHECKING:
@@ -114,16 +116,24 @@ def public_tmp() -> Iterator[Path]:
 
 
 @pytest.fixture
-def make_site(public_tmp: Path) -> Callable[..., Site]:
-    """Build nodes: `make_site(H100, A30, config="...", latency_ms={...}, mig=True)`."""
+def make_site(public_tmp: Path) -> Iterator[Callable[..., Site]]:
+    """Build nodes: `make_site(H100, A30, config="...", latency_ms={...}, mig=True)`.
+
+    SLURM_MIG_WAY=helper: their hooks have a helper.
+    """
     made: list[Path] = []
+    helpers = ExitStack()
 
     def build(*gpus: str, config: str = "", mig: bool = True, **options: object) -> Site:
         root = public_tmp / f"node{len(made)}"
         made.append(root)
-        return build_site(root, *gpus, config=config, mig=mig, **options)
+        site = build_site(root, *gpus, config=config, mig=mig, **options)
+        if os.environ.get("SLURM_MIG_WAY") == "helper":
+            helpers.enter_context(helper(site))
+        return site
 
-    return build
+    with helpers:
+        yield build
 
 
 @pytest.fixture
