@@ -38,11 +38,12 @@ def epilog(node: Node, job: Job, line: LogLine) -> None:
 def teardown(node: Node, job: Job, line: LogLine) -> None:
     """What an Epilog has put off, in a process that nobody waits for."""
     node.check_ledger()
-    # None of them where a Prolog was faster: it needed the place. Another run may have begun.
+    # None of them where a Prolog was faster, for it needed the place: what that one could not
+    # take down is stuck, and told of here. Another run of the job may have begun.
     records = [
         item
         for item in node.ledger.open_of_job(job.job_id)
-        if item.node == node.name and item.put_off
+        if item.node == node.name and item.phase in (phases.RELEASING, phases.QUARANTINED)
     ]
     take_down(node, records, line)
 

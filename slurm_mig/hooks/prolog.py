@@ -29,9 +29,9 @@ def prolog(node: Node, job: Job, line: LogLine) -> None:
     try:
         if not node.manages():
             return _unmanaged(node, job, line)
-        bench = node.bench()
         # Read before anything can be refused: a refusal names the GPU, too.
         gpus = node.gpus_at(job.gpus)
+        bench = node.bench()
         request = _request(node, job, gpus, line)
         if request is not None:
             wanted = str(request)

@@ -64,7 +64,11 @@ def run(hook: str, environ: Mapping[str, str], *, watched: bool = False) -> int:
             line.add(way="helper")
     except Exception as problem:  # noqa: BLE001  # an unknown state must drain, with its cause
         return _finish(node, line, problem)
-    return (_watched if watched else _work)(node, job, line)
+    if watched:
+        return _watched(node, job, line)
+    code = _work(node, job, line)
+    # There is nobody to leave it to.
+    return run("teardown", environ) if code == PUT_OFF else code
 
 
 def _hook(name: str) -> Callable[[Node, Job, LogLine], None]:

@@ -9,7 +9,7 @@ from slurm_mig.errors import Later, LedgerFault, LockTimeout, NodeFault, about
 from slurm_mig.mig import allocation as phases
 from slurm_mig.transaction.access import open_again, shut
 from slurm_mig.transaction.insist import StuckBudget, insist_on
-from slurm_mig.transaction.sweep import settled
+from slurm_mig.transaction.sweep import close_if_lost, settled
 from slurm_mig.transaction.teardown import tear_down
 
 if TYPE_CHECKING:
@@ -96,12 +96,15 @@ def _begin(
         return bench.ledger.finish(record, phases.LOST, "the node was rebooted"), None
     try:
         action = f"release {record.owner}"
-        with settled(bench, record.gpu_uuid, action, within=left.lock) as gpu:
+        apart = record.number if record.put_off else 0
+        with settled(bench, record.gpu_uuid, action, within=left.lock, apart=apart) as gpu:
             # Another hook, or the sweep, may have finished it by now.
             record = bench.ledger.find(record.number)
             if not record.open:
                 open_again(bench, record)
             started = bench.monotonic()
+            if record.put_off and close_if_lost(bench, record, gpu, started + patience):
+                record = bench.ledger.find(record.number)
             record = tear_down(bench, record, gpu, reason, started + patience, users={})
             left.wait = max(0, left.wait - (bench.monotonic() - started))
     except LockTimeout:

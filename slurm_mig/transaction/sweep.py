@@ -31,22 +31,24 @@ def settled(
     *,
     within: float | None = None,
     sweep: bool = True,
+    apart: int = 0,
 ) -> Iterator[Gpu]:
     """The entrance of every operation: a GPU (or its UUID) under its lock, as it is then.
 
     What dead hooks left there is finished first, unless a caller that only reads leaves that
-    (`sweep`). `owner` is about to be served; the lock is waited for `within` seconds, by
-    default as long as the site says. Raises LockTimeout, Crowded, or a NodeFault of the driver's.
+    (`sweep`); one that is to end the record number `apart` does that itself. `owner` is about
+    to be served; the lock is waited for `within` seconds, by default as long as the site says.
+    Raises LockTimeout, Crowded, or a NodeFault of the driver's.
     """
     uuid = gpu if isinstance(gpu, str) else gpu.uuid
     job = None if owner is None else owner.job_id
     with about(job=job, gpu=str(gpu)), bench.locked(uuid, action, within) as now:
-        changed = sweep and sweep_gpu(bench, now, owner)
+        changed = sweep and sweep_gpu(bench, now, owner, apart)
         # To finish a record can bring MIG mode back.
         yield bench.fresh(uuid) if changed else now
 
 
-def sweep_gpu(bench: Workbench, gpu: Gpu, owner: Owner | None) -> bool:
+def sweep_gpu(bench: Workbench, gpu: Gpu, owner: Owner | None, apart: int = 0) -> bool:
     """Finish what dead hooks left on a GPU whose lock we hold; whether there was anything.
 
     `owner` is about to be served: another run of the same job cannot still be
@@ -55,7 +57,8 @@ def sweep_gpu(bench: Workbench, gpu: Gpu, owner: Owner | None) -> bool:
     until = bench.monotonic() + bench.sweep_patience
     changed = False
     for record in bench.ledger.open_on(gpu.uuid):
-        changed |= _finish(bench, record, gpu, owner, until)
+        if record.number != apart:
+            changed |= _finish(bench, record, gpu, owner, until)
     return changed
 
 
@@ -68,16 +71,30 @@ def _finish(
     elif record.phase == phases.QUARANTINED:
         try_again(bench, record, gpu)
         forget(bench, record)
+    elif close_if_lost(bench, record, gpu, until):
+        pass
     elif record.phase != phases.ACTIVE:
         try_tear_down(bench, record, gpu, _why(record), until)
         forget(bench, record)
-    elif missing := missing_of(bench, record, gpu):
-        _close_lost(bench, record, gpu, missing, until)
     elif owner and record.node == bench.node and _superseded(record.owner, owner):
         try_tear_down(bench, record, gpu, "left by an earlier run of the job", until)
     else:
         return False
     return True
+
+
+def close_if_lost(bench: Workbench, record: Allocation, gpu: Gpu, until: float) -> bool:
+    """Close a record whose job's slices somebody else has taken away; whether it was so.
+
+    Also where its Epilog had put it off: it is no teardown of ours then.
+    """
+    whole = record.phase == phases.ACTIVE or record.put_off
+    missing = missing_of(bench, record, gpu) if whole else []
+    if missing:
+        _close_lost(bench, record, gpu, missing, until)
+        if record.put_off:
+            forget(bench, record)
+    return bool(missing)
 
 
 def _why(record: Allocation) -> str:
@@ -133,7 +150,8 @@ def _close_lost(
     reason = f"{names} taken away from outside, or the GPU was reset"
     seen = bench.driver.instances(gpu)
     bench.tell(f"{record.owner} lost its slice: {reason}")
-    tell_lost(bench, record, reason)
+    if record.phase == phases.ACTIVE:
+        tell_lost(bench, record, reason)
     # One that only lost its compute instance is still there: called lost, it would leak.
     if not any(find(item, seen) or known(bench, item, gpu) for item in record.instances):
         take_back(bench, record, gpu)
