@@ -216,6 +216,7 @@ def calls(run: Run) -> Iterator[Figure]:
     site = run.site()
     for name in ("prolog", "epilog"):
         site.hook(name, 1)
+    site.settle()
     for name in ("prolog", "epilog"):
         never = Rule("*", "hang:0", skip=1 << 30)
         site.machine.faults.set([never])

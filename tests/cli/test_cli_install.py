@@ -496,7 +496,7 @@ def test_the_shipped_units_have_the_defaults(tmp_path: Path) -> None:
     )
     places = Places(tmp_path, units=Path("/etc/systemd/system"))
     made = install_texts.files(["units", "tmpfiles", "log"], places, runtime, Path("/"))
-    assert len(made) == 11
+    assert len(made) == 12
     for file in made:
         if file.path.parent.name == "slurmd.service.d":
             assert file.text == (install_texts.sources() / "etc/systemd/slurmd.conf").read_text()
