@@ -21,7 +21,7 @@ def epilog(node: Node, job: Job, line: LogLine) -> None:
     """Tear down what the ledger says this job has, whatever the environment says."""
     _believable(node, job, line)
     records = [item for item in node.ledger.open_of_job(job.job_id) if item.node == node.name]
-    if records and node.config.defer_teardown:
+    if node.config.defer_teardown and records and all(map(_in_order, records)):
         release.put_off(node.bench(), records)
         _withdraw(node, job, line)
         line.add(slices=_named(records))
@@ -33,6 +33,11 @@ def epilog(node: Node, job: Job, line: LogLine) -> None:
     finally:
         # Also where a GPU is lost: nothing of an ended job's is to stay open to its user.
         _withdraw(node, job, line)
+
+
+def _in_order(record: Allocation) -> bool:
+    """Only what a living job had is put off: what a dead hook left has waited long enough."""
+    return record.phase == phases.ACTIVE
 
 
 def teardown(node: Node, job: Job, line: LogLine) -> None:
