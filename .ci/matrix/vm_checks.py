@@ -190,7 +190,7 @@ def quick_start(trial: Trial) -> str:
 UNITS: Final = (
     "slurm-mig-boot.service", "slurm-mig-reconcile.service", "slurm-mig-reconcile.timer",
     "slurm-mig-publish.service", "slurm-mig-publish.timer",
-    "slurm-mig-metrics.service", "slurm-mig-metrics.timer",
+    "slurm-mig-metrics.service", "slurm-mig-metrics.timer", "slurm-mig-warm.service",
 )  # fmt: skip
 
 
