@@ -47,7 +47,7 @@ from slurm_mig.slurm import conf
 from slurm_mig.slurm.commands import CommandClient
 from slurm_mig.state.ledger import check_usable, digest_in, newest, recorded, retired
 from slurm_mig.system.space import lacking
-from slurm_mig.system.warm_client import serves
+from slurm_mig.system.warm_client import deaf
 from slurm_mig.transaction.evidence import missing
 from slurm_mig.transaction.recognise import strangers
 
@@ -465,7 +465,9 @@ class _Gatherer:
             "driver_version": self._driver_version,
             "kernel": self._kernel(),
             "holders": tuple(self._holders()),
-            "deaf_helper": self._deaf_helper(),
+            "deaf_helper": deaf(
+                str(self.config.warm), [word for _, word in self._settings("config")]
+            ),
             "units": tuple(self._units()),
             **self._published(),
         }
@@ -478,13 +480,6 @@ class _Gatherer:
             "published_age": max(0.0, time.time() - looked) if looked else None,
             "publish_off": publisher.off,
         }
-
-    def _deaf_helper(self) -> str:
-        path = self.config.warm
-        configs = [word for _, word in self._settings("config")]
-        if not path.is_socket() or not configs or serves(str(path), configs[0]):
-            return ""
-        return str(path)
 
     def _settings(self, name: str) -> Iterator[tuple[str, str]]:
         """A settings line (`python=`, `config=`) of each installed hook, unquoted."""

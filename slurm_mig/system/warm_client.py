@@ -60,6 +60,15 @@ def serves(path: str, config: str) -> bool:
     return link is not None
 
 
+def deaf(path: str, configs: list[str]) -> str:
+    """The path of a helper that is there, but takes no hook with the first of these; else empty."""
+    try:
+        there = posix.stat(path).st_mode & 0o170000 == 0o140000
+    except OSError:
+        return ""
+    return path if there and configs and not serves(path, configs[0]) else ""
+
+
 def ask(path: str, hook: str) -> int | None:
     """Have the helper run a hook; its exit code, None where the long way is left."""
     link = taken(path, hook, dict(posix.environ))
