@@ -250,6 +250,8 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Bench]]:
         lines.append(" ".join([*line.words, "; ".join(line.said)]))
 
     monkeypatch.setattr("slurm_mig.simulator.machine.Faults", lambda _path: injector)
+    # What was put off drains with patience; here nobody answers.
+    monkeypatch.setattr(run, "DRAIN_TRIES", 1)
     defaults: Any = Workbench.__init__.__kwdefaults__
     monkeypatch.setitem(defaults, "sleep", clock.sleep)
     monkeypatch.setitem(defaults, "monotonic", clock)
