@@ -31,6 +31,7 @@ VERBS: Final[dict[str, str]] = {
     "disable": "disable",
     "doctor": "doctor",
     "enable": "enable",
+    "explain": "explain",
     "export": "export",
     "generate": "generate",
     "gpus": "gpus",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MOST_LAYOUTS: Final = 20_000
 
 #: Where iteration ends: no value moves by more against the others (refusals per arrival).
-PRECISION: Final = 1e-9
+PRECISION: Final = 1e-8
 
 
 class Worth(NamedTuple):

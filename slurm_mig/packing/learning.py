@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from slurm_mig.packing.setups import Workload
 
 #: Steps in which a mix is moved away from the one that was learnt.
-STEPS: Final = 20
+STEPS: Final = 10
 
 
 class Drift(NamedTuple):
@@ -89,9 +89,9 @@ def learn(load: Workload, pressure: float, tell: Callable[[], object] = int) -> 
     """The best table for these jobs at a load on each GPU; `tell` is called now and then."""
     site = site_of(load)
     chain = Chain(load.geometry, site.kinds, site.runs)
-    values = dict(
-        zip(chain.layouts, chain.best(chain.rates(site.mix, pressure), tell), strict=True)
-    )
+    best = chain.best(chain.rates(site.mix, pressure), tell)
+    # As the file has them: what differs by less than iteration can tell is alike.
+    values = {layout: round(v, 7) for layout, v in zip(chain.layouts, best, strict=True)}
     table = chain.moves(Learned({load.geometry.classes: values}))
     plain = chain.moves(fits)
 

@@ -37,7 +37,7 @@ def text(geometry: Geometry, values: Mapping[int, float], about: Mapping[str, An
             "form": FORM,
             **about,
             "classes": [[[place.start, place.size] for place in places] for places in classes],
-            "values": {words(layout): round(value, 7) for layout, value in values.items()},
+            "values": {words(layout): value for layout, value in values.items()},
         },
         indent=1,
     )
