@@ -119,12 +119,11 @@ def _rule(node: Node, choice: str | None, gpus: list[Gpu]) -> Rule:
 def _job(node: Node, job_id: int) -> tuple[dict[str, Any], Request | None]:
     """What there is to say of a job, and what it asks for while it waits."""
     from slurm_mig.mig.allocation import ACTIVE, REFUSED
-    from slurm_mig.slurm.commands import CommandClient
 
-    slurm = CommandClient(node.config.slurm_bin, node.config.slurm_timeout)
     with working("asking Slurm"):
-        facts = slurm.job(job_id)
-        reason = slurm.reason(job_id) if facts and facts.state == "PENDING" else ""
+        facts = node.slurm.job(job_id)
+        waiting = node.slurm.pending() if facts and facts.state == "PENDING" else []
+    reason = next((item.reason for item in waiting if item.job_id == job_id), "")
     records = []
     if os.geteuid() == 0 and node.config.ledger.exists():
         records = sorted(node.ledger.of_job(job_id), key=lambda record: record.created)

@@ -134,17 +134,6 @@ class CommandClient:
                 return ""
             raise
 
-    def reason(self, job_id: int) -> str:
-        """Why Slurm says that a job waits (`Resources`, `Constraints`); empty where it does not."""
-        try:
-            output = self._run("squeue", "-h", "-a", "-j", str(job_id), "-O", "jobid:20,reason:60")
-        except SlurmFault as fault:
-            if "Invalid job id" in fault.cause:
-                return ""
-            raise
-        lines = (cut(line, (20, 60)) for line in output.split("\n"))
-        return next((reason for ident, reason in lines if ident == str(job_id)), "")
-
     def begin(self, reference: str) -> tuple[str, float]:
         """State of a job, empty where there is none, and when it may start; 0 if it always may."""
         layout = "state:20,eligibletime:30"
