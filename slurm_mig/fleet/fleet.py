@@ -69,7 +69,7 @@ class Fleet:
         NOBODY; `compute_parts`: GPU types whose GPU instances are sold in parts, too, or `*`;
         `keep`: names of before that nodes go on counting, for jobs that wait with them;
         `several_gpus`: GPUs of a node that a job may have slices of, None as many as there are;
-        `publish`: whether nodes also count what fits (packing.md#publishing).
+        `publish`: whether nodes also count what fits (facts/packing.md#publishing).
 
         Raises UsageFault for a word that means nothing or could be read as something else,
         and for a GPU type that is not in the fleet.

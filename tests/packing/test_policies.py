@@ -14,8 +14,7 @@ from slurm_mig.packing import tables
 from slurm_mig.packing.chain import Chain
 from slurm_mig.packing.learning import learn
 from slurm_mig.packing.policies import NAMED, Learned, named
-
-from ..kit.workloads import H100, MIXES, NAMES, by_chance
+from tests.kit.workloads import H100, MIXES, NAMES, by_chance
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -25,8 +25,7 @@ from slurm_mig.packing.setups import (
     run,
     workload,
 )
-
-from ..kit.workloads import H100, MIXES, by_chance
+from tests.kit.workloads import H100, MIXES, by_chance
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,14 +9,13 @@ from xml.etree import ElementTree
 import pytest
 
 from slurm_mig.cli.explain import words
-
-from ..kit.workloads import by_chance
+from tests.kit.workloads import by_chance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from ..kit.site import Site
+    from tests.kit.site import Site
 
 H100 = "h100-80gb-sxm"
 
