@@ -19,6 +19,7 @@ FOLLOWED = {"quickstart.md": "tests/cluster/test_quickstart.py"}
 EXCUSED = {
     r"make (demo|test)\b": "tests/cluster/test_demo.py and continuous integration run them",
     r"python3 -m venv \S+$": "tests/cluster/test_quickstart.py makes one",
+    r"sacct -a -X -P\b|slurm-mig (learn|simulate) --sacct\b": "a site's own jobs",
     r"(.*&& *)?\S*pip install\b": "needs the network; test_quickstart.py installs wheels",
 }
 
