@@ -53,12 +53,17 @@ LONGEST: Final = 1800.0
 PATIENCE: Final = 60.0
 RESTORING: Final = 120.0
 
+#: How often it is tried to put everything back, where the process that does it is killed.
+TRIES: Final = 2
+
 #: Longest time for an instance in use in a hook that is tried, in seconds.
 IN_HOOKS: Final = 5.0
 
 #: How often the child looks whether its own call hangs, in seconds.
 LOOK: Final = 0.05
 
+#: How the words of a child begin that ended itself over a call.
+HANGS: Final = "no answer"
 DONE: Final = "all steps tried"
 _OFF_DUTY: Final = frozenset({"DRAIN", "DRAINED", "DRAINING", "DOWN"})
 
@@ -225,11 +230,14 @@ class Acceptance:
 
     def _restored(self, found: Found, journal: Journal) -> list[str]:
         self._say("putting the GPU back as it was found")
-        ended = watchdog.watched(partial(self._restore, found), RESTORING)
-        if ended.code == 0:
-            journal.done()
-            return []
-        said = ended.output.strip().splitlines() or [f"the driver hangs in {ended.doing}"]
+        for _ in range(TRIES):
+            ended = watchdog.watched(partial(self._restore, found), RESTORING)
+            if ended.code == 0:
+                journal.done()
+                return []
+            if ended.killed is None:
+                break
+        said = ended.output.strip().splitlines() or [_unfinished(ended)]
         return [*said, "run the same command again to restore it"]
 
     def _restore(self, found: Found, tell: Callable[[str], None]) -> int:
@@ -306,7 +314,7 @@ def _watch(place: Place, patience: float, tell: Callable[[str], None]) -> None:
     """End this process when one of its calls hangs: it cannot be waited for, nor taken back."""
     while True:
         if hangs := place.watch.hangs(patience):
-            tell(f"no answer within {patience:g} s: {hangs}")
+            tell(f"{HANGS} within {patience:g} s: {hangs}")
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(LOOK)
 
@@ -347,12 +355,21 @@ def _how(ended: Ended, steps: Sequence[Step]) -> str:
         return DONE
     if ended.by is not None:
         return f"ended by {ended.by.name} after {last}"
-    if ended.stuck is not None:
-        return f"pid {ended.stuck} cannot be killed: {without_names(ended.doing)}"
-    if ended.killed is not None or ended.code is None:
-        return f"given up: {without_names(ended.doing)}"
+    if ended.code is None:
+        return without_names(_unfinished(ended))
     words = ended.output.strip().splitlines() or [f"exit code {ended.code}"]
     return without_names(f"ended at {last}: {words[-1]}")
+
+
+def _unfinished(ended: Ended) -> str:
+    """Why a child did not come to its end."""
+    if ended.stuck is not None:
+        return f"pid {ended.stuck} cannot be killed in {ended.doing}"
+    if ended.killed is None:
+        return f"ended in {ended.doing}"
+    if ended.doing.startswith(HANGS):
+        return f"given up: {ended.doing}"
+    return f"killed by {signal.Signals(ended.killed).name} in {ended.doing}"
 
 
 def _text(outcome: Outcome, facts: dict[str, Any], found: Found, names: Sequence[str]) -> str:

@@ -51,7 +51,7 @@ def untouched(site: Site, *, mig: bool = True) -> bool:
 def test_a_whole_run(make_site: Callable[..., Site], public_tmp: Path) -> None:
     """With hooks, users and a busy slice: no difference, nothing left, no names in its file."""
     site, out = make_site(A30), public_tmp / "a.json"
-    done = site.cli(*words(site, "--patience", "0.5", out=out))
+    done = site.cli(*words(site, "--patience", "2", out=out))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no difference\nall steps tried; restored\n" in done.stdout
     assert untouched(site)
@@ -92,9 +92,9 @@ def test_a_driver_that_hangs_is_given_up(make_site: Callable[..., Site], public_
     """What it did until then is kept, and the GPU is put back."""
     site, out = make_site(RTX, mig=False), public_tmp / "a"
     site.machine.faults.set([Rule(MADE, "hang:60", 9)])
-    done = site.cli(*words(site, "--driver-only", "--patience", "0.4", out=out))
+    done = site.cli(*words(site, "--driver-only", "--patience", "2", out=out))
     assert done.returncode == 32, done.stderr
-    assert "given up: no answer within 0.4 s: GPU 0 (GPU-UUID): create instance" in done.stdout
+    assert "given up: no answer within 2 s: GPU 0 (GPU-UUID): create instance" in done.stdout
     assert len(json.loads(out.read_text())["steps"]) > 9
     assert untouched(site, mig=False)
 
@@ -127,6 +127,20 @@ def test_slurm_must_not_send_jobs_meanwhile(
         site.machine.hold(os.getpid(), uuid_of(site))
     done = site.cli(*words(site, out=public_tmp / "a"), SLURMD_NODENAME="n1")
     assert (done.returncode, word in done.stderr) == (code, True), done.stderr
+
+
+@pytest.mark.parametrize("skip", [400, 1907])
+def test_a_child_that_is_killed(
+    make_site: Callable[..., Site], public_tmp: Path, skip: int
+) -> None:
+    """While it tries, or while it puts the GPU back: that is done again then."""
+    site = make_site(A30)
+    site.machine.faults.set([Rule("*", "kill-after", skip)])
+    done = site.cli(*words(site, "--driver-only", out=public_tmp / "a"))
+    assert (done.returncode, "killed by SIGKILL in GPU 0" in done.stdout) == (
+        (32, True) if skip == 400 else (0, False)
+    ), done.stdout
+    assert untouched(site)
 
 
 def started(site: Site, out: Path, *more: str) -> subprocess.Popen[str]:
