@@ -10,6 +10,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+class JobId(click.IntRange):
+    """A job's own number. `12_3` is an array's task: Python reads it as 123, another job."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 2**32 - 1)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:  # the base class's own answer
+        """Refuse what is not digits alone, then as click does."""
+        if "_" in str(value) or "+" in str(value):
+            self.fail(
+                f"{value!r} is an array's task or a component: name its own id, "
+                f"`squeue -h -j {value} -O JobID`.",
+                param,
+                ctx,
+            )
+        return super().convert(value, param, ctx)
+
+
 json_option: Callable[[Any], Any] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON instead of a table."
 )

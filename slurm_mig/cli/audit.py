@@ -22,6 +22,7 @@ from slurm_mig.audit.totals import BY, totals
 from slurm_mig.cli import _audit_filters as asked
 from slurm_mig.cli import _audit_print as views
 from slurm_mig.cli._node import open_node, root_to_read, slurm_of
+from slurm_mig.cli._options import JobId
 from slurm_mig.cli._print import when, working
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.errors import AuditFindings, LedgerFault, UsageFault
@@ -65,9 +66,7 @@ def filters(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--since", help="Only what existed after this time (2026-03-01T12:00)."),
             click.option("--until", help="Only what existed before this time."),
             click.option("--at", help="Only what existed at this time."),
-            click.option(
-                "--job", "job_id", type=click.IntRange(1, 2**32 - 1), help="Only this Slurm job id."
-            ),
+            click.option("--job", "job_id", type=JobId(), help="Only this Slurm job id."),
             click.option("--user", help="Only this user's."),
             click.option("--account", help="Only this account's."),
             click.option("--node", help="Only on this node."),

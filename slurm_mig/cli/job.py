@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from slurm_mig.cli._node import open_node, slurm_of
-from slurm_mig.cli._options import json_option
+from slurm_mig.cli._options import JobId, json_option
 from slurm_mig.cli._print import age, cell, folded, paint, print_json, when, working
 from slurm_mig.errors import SlurmFault, UsageFault
 from slurm_mig.mig.allocation import ACTIVE, LOST, PLANNED, QUARANTINED, REFUSED, RELEASING
@@ -27,7 +27,7 @@ _COLOURS: Final = {ACTIVE: "good", REFUSED: "warn", QUARANTINED: "bad", LOST: "b
 
 
 @click.command()
-@click.argument("job_id", metavar="JOBID", type=click.IntRange(1, 2**32 - 1))
+@click.argument("job_id", metavar="JOBID", type=JobId())
 @json_option
 def command(job_id: int, as_json: bool) -> None:
     """Show one job: where, which slices, since when, why it was refused, and what comes next.

@@ -47,13 +47,14 @@ def command(
     """Find the slots that refuse fewest of these jobs, what that gains, and how far it holds."""
     from slurm_mig.packing import tables
     from slurm_mig.packing.learning import learn
+    from slurm_mig.system.replace import write_output
 
     load, _ = read(trace, sacct, name)
     with working("learning"):
         lesson = learn(load, pressure)
     if output is not None:
         about = {"gpu": name, "jobs": len(load.jobs.submit), **lesson.about()}
-        output.write_text(tables.text(load.geometry, lesson.values, about), "utf-8")
+        write_output(output, tables.text(load.geometry, lesson.values, about))
     if as_json:
         print_json({**lesson.about(), "drift": {d.towards: d.from_share for d in lesson.drifts}})
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from contextlib import ExitStack
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -52,7 +53,7 @@ LAST_WEEK: Final = 7 * 86400.0
 )
 @click.option(
     "--sacct",
-    type=click.File("r", encoding="utf-8", errors="replace"),
+    type=click.File("r", encoding="utf-8-sig", errors="replace"),
     help="Waits in Slurm's queue from this text, as `sacct -a -X -P -o Eligible,Start,AllocTRES` "
     "prints it (- for stdin).",
 )
@@ -72,6 +73,8 @@ def command(out: Path, ledgers: tuple[str, ...], sacct: Iterable[str] | None, **
     until = now if wanted["until"] is None else min(wanted["until"], now)
     if wanted["since"] is None:
         wanted["since"] = until - LAST_WEEK
+    if wanted["since"] >= until:
+        raise UsageFault("--since is not before now and --until: the page would have no time in it")
     with ExitStack() as stack:
         archives = archives_of(stack, ledgers)
         notes = Notes(archives, until, wanted)
@@ -99,7 +102,7 @@ def _waits(text: Iterable[str]) -> Iterator[tuple[str, float]]:
     A job counts once, by the first of its profiles.
     """
     lines = iter(text)
-    names = next(lines, "").rstrip("\n").split("|")
+    names = next(lines, "").rstrip("\r\n").split("|")
     missing = [name for name in COLUMNS if name not in names]
     if missing:
         raise UsageFault(
@@ -107,8 +110,11 @@ def _waits(text: Iterable[str]) -> Iterator[tuple[str, float]]:
             remedy=f"sacct -a -X -P -o {','.join(COLUMNS)} -S now-7days",
         )
     for line in lines:
-        row = dict(zip(names, line.rstrip("\n").split("|"), strict=False))
-        profile = _PROFILE.search(row.get("AllocTRES", ""))
+        # A file that is cut off ends within a line: what is missing there is empty.
+        fields = chain(line.rstrip("\r\n").split("|"), repeat(""))
+        row = dict(zip(names, fields, strict=False))
+        profile = _PROFILE.search(row["AllocTRES"])
         # `Unknown` or `None`: it waits, or never started.
         if profile and row["Start"][:1].isdigit() and row["Eligible"][:1].isdigit():
-            yield profile[1], parse_time(row["Start"]) - parse_time(row["Eligible"])
+            # What was held after its start is eligible later: it did not wait less than nothing.
+            yield profile[1], max(0.0, parse_time(row["Start"]) - parse_time(row["Eligible"]))

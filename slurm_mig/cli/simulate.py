@@ -112,6 +112,8 @@ def command(
     from slurm_mig.packing.replay import Retry
     from slurm_mig.packing.setups import Setup, run
 
+    if picture is not None and picture.suffix.lower() != ".svg":
+        raise UsageFault(f"--picture {picture}: the picture is an SVG; name it so")
     load, found = read(trace, sacct, name)
     nodes = nodes or -(-(found.gpus or per_node) // per_node)
     given = Setup(
@@ -233,8 +235,7 @@ def _courses(ran: list[Ran]) -> None:
 
 def _draw(ran: list[Ran], path: Path) -> None:
     from slurm_mig.packing.picture import svg
+    from slurm_mig.system.replace import write_output
 
-    if path.suffix.lower() != ".svg":
-        raise UsageFault(f"--picture {path}: the picture is an SVG; name it so")
-    path.write_text(svg(ran), "utf-8")
+    write_output(path, svg(ran))
     click.echo(f"picture: {path}", err=True)

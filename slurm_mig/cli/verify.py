@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from slurm_mig.cli._node import open_node
-from slurm_mig.cli._options import json_option
+from slurm_mig.cli._options import JobId, json_option
 from slurm_mig.cli._print import folded, paint, print_json, table, working
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.errors import Exposed, UsageFault
@@ -32,7 +32,7 @@ NOTE = (
 
 
 @click.command()
-@click.option("--job", "job_id", type=click.IntRange(1, 2**32 - 1), help="Only as this job's user.")
+@click.option("--job", "job_id", type=JobId(), help="Only as this job's user.")
 @click.option(
     "--uid",
     type=click.IntRange(1, 2**32 - 2),

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
+#: No time or length of a job is longer, in seconds: some 3,000 years.
+LONGEST: Final = 1e11
+
+#: GPUs of all nodes, and slices of one job, at most.
+MOST: Final = 64_000
+
 #: What a job without a usable time limit is expected to run, in seconds.
 UNLIMITED: Final = 365 * 86400.0
 
@@ -30,10 +36,12 @@ WHOLE: Final = "gpu"
 
 _SLICE: Final = re.compile(r"(?:[0-9]+c\.)?[0-9]+g\.[0-9]+gb(?:[+-][a-z.]+)*", re.ASCII)
 #: `gres/mig:3g.40gb=1`, `gres/gpu:a100_1g.5gb=2`, `gres/gpu=1`; of old releases `gpu:a100:1`.
-_TRES: Final = re.compile(r"(?:gres/)?(gpu|mig)(?::([^=:,]+))?[=:]([0-9]+)", re.ASCII)
+_TRES: Final = re.compile(r"(?:gres/)?(gpu|mig)(?::([^=:,]+))?[=:]([0-9]{1,9})", re.ASCII)
 _ELAPSED: Final = re.compile(
-    r"(?:([0-9]+)-)?(?:([0-9]+):)?([0-9]+)(?::([0-9]+))?(?:\.[0-9]+)?", re.ASCII
+    r"(?:([0-9]{1,6})-)?(?:([0-9]{1,6}):)?([0-9]{1,6})(?::([0-9]{1,6}))?(?:\.[0-9]+)?", re.ASCII
 )
+#: Seconds or minutes; longer ones are no time, and some become `inf`, which no replay ends.
+_RAW: Final = re.compile(r"[0-9]{1,11}", re.ASCII)
 
 
 class Wanted(NamedTuple):
@@ -78,11 +86,13 @@ def read_trace(path: Path) -> Trace:
     """A trace in JSON; UsageFault names what is wrong with which job."""
     try:
         data = json.loads(path.read_text("utf-8"))
-        rows, gpus = data["jobs"], data.get("gpus")
+        rows, gpus = list(data["jobs"]), data.get("gpus")
     except OSError as problem:
         raise UsageFault(f"{path}: {problem.strerror}") from problem
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise UsageFault(f"{path} is no trace: {type(problem).__name__}: {problem}") from problem
+    if gpus is not None and not _whole(gpus):
+        raise UsageFault(f"{path}: gpus {_shown(gpus)}: a whole number from 1 to {MOST}")
     jobs = []
     for number, row in enumerate(rows):
         try:
@@ -95,9 +105,35 @@ def read_trace(path: Path) -> Trace:
 
 
 def _job(row: Mapping[str, Any]) -> Job:
-    run = float(row["duration"])
-    wanted = Wanted(((str(Profile.parse(row["profile"])), int(row.get("count", 1))),))
-    return Job(float(row["submit"]), wanted, run, max(run, float(row.get("limit", run))))
+    run, submit = _seconds(row, "duration"), _seconds(row, "submit")
+    count = row.get("count", 1)
+    if not _whole(count):
+        raise ValueError(f"count {_shown(count)}: a whole number from 1 to {MOST}")
+    if run == 0:
+        raise ValueError("duration 0: a job runs for more than 0 seconds")
+    wanted = Wanted(((str(Profile.parse(row["profile"])), count),))
+    return Job(submit, wanted, run, max(run, _seconds(row, "limit") if "limit" in row else run))
+
+
+def _seconds(row: Mapping[str, Any], name: str) -> float:
+    """A time of a trace: JSON's NaN and Infinity are none, a replay would never end."""
+    value = row[name]
+    if isinstance(value, int | float) and 0 <= value <= LONGEST:
+        return float(value)
+    raise ValueError(f"{name} {_shown(value)}: a number of seconds from 0 to {LONGEST:.0f}")
+
+
+def _whole(value: object) -> bool:
+    return type(value) is int and 1 <= value <= MOST
+
+
+def _shown(value: object) -> str:
+    """The value for a message; an integer of thousands of digits has no text."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "of too many digits"
+    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def read_sacct(path: Path, tell: Callable[[int], object] = int) -> Trace:
@@ -108,7 +144,7 @@ def read_sacct(path: Path, tell: Callable[[int], object] = int) -> Trace:
     left_out: Counter[str] = Counter()
     jobs = []
     try:
-        with path.open(encoding="utf-8", errors="replace") as lines:
+        with path.open(encoding="utf-8-sig", errors="replace") as lines:
             for row in _rows(path, lines, tell):
                 found = _of_row(row)
                 if isinstance(found, str):
@@ -196,7 +232,7 @@ def _wanted(row: Mapping[str, str]) -> Wanted | str:
 
 def _ran(row: Mapping[str, str]) -> float | None:
     raw = row.get("elapsedraw", "").strip()
-    if raw.isdigit():
+    if _RAW.fullmatch(raw):
         return float(raw)
     if row.get("elapsed", "").strip():
         return _elapsed(row["elapsed"])
@@ -206,7 +242,7 @@ def _ran(row: Mapping[str, str]) -> float | None:
 
 def _limit(row: Mapping[str, str]) -> float:
     raw = row.get("timelimitraw", "").strip()
-    if raw.isdigit():
+    if _RAW.fullmatch(raw):
         return 60.0 * int(raw)
     return _elapsed(row.get("timelimit", "")) or UNLIMITED
 
@@ -228,9 +264,9 @@ def _elapsed(text: str) -> float | None:
 
 def _time(text: str) -> float | None:
     text = text.strip()
-    if text.isdigit():
+    if _RAW.fullmatch(text):
         return float(text)
     try:
         return datetime.fromisoformat(text).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return None

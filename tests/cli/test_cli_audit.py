@@ -152,6 +152,15 @@ def test_a_report(busy: Site, tmp_path: Path) -> None:
     assert busy.cli("report", str(out), "--sacct", str(text)).returncode == 0
     row = '<td>3g.40gb</td><td class="number">1</td><td class="number">0:10:00</td>'
     assert row in out.read_text("utf-8")
+    text.write_text(
+        "\ufeffAllocTRES|Start|Eligible\r\n"
+        "gres/mig:3g.40gb=1|2026-03-01T12:00:00|2026-03-01T13:00:00\r\n"
+        "gres/mig:3g.40gb=1|2026-03"
+    )
+    assert busy.cli("report", str(out), "--sacct", str(text)).returncode == 0
+    assert row.replace("0:10:00", "0:00:00") in out.read_text("utf-8"), "less than nothing"
+    late = busy.cli("report", str(out), "--since", "tomorrow")
+    refused(late, 2, "--since is not before now")
     text.write_text("JobID|Start\n")
     refused(busy.cli("report", str(out), "--sacct", str(text)), 2, "no column Eligible")
 

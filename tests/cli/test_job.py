@@ -73,3 +73,10 @@ def test_for_everybody(site: Site) -> None:
     done = cli_as(64001, "job", "7", SLURM_MIG_CONFIG=str(site.config))
     assert done.stderr == ""
     assert done.stdout == "job 7: running\nnext: its slices end with the job\n"
+
+
+@pytest.mark.parametrize("asked", [("job",), ("audit", "--job"), ("verify", "--job")])
+def test_a_tasks_name_is_no_job_id(site: Site, asked: tuple[str, ...]) -> None:
+    """`12_3` was read as the number 123: another job's answer."""
+    for name in ("12_3", "12+1"):
+        refused(site.cli(*asked, name), 2, f"squeue -h -j {name} -O JobID")
