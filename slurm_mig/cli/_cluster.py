@@ -33,6 +33,13 @@ IN_FULL = 8
 SIGNS = "GPUs: . free, 1-9 tenths taken, X full, # taken whole, - not carved, ? unknown"
 
 
+#: States that Slurm has words for (22.05 to 26.05); a typing error would list no node at all.
+STATES: Final = (
+    "idle mixed allocated drain drained draining down fail maint reserved planned completing "
+    "not_responding power reboot invalid_reg future unknown error cloud blocked".split()
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Chosen:
     """Which nodes are meant; None for all."""
@@ -44,6 +51,9 @@ class Chosen:
 
     def among(self, views: Sequence[NodeView]) -> list[NodeView]:
         """Those that are; UsageFault for a node or profile that no node has."""
+        for name in ("state", "user"):
+            if getattr(self, name) == "":
+                raise UsageFault(f"--{name} is empty; name one, or leave it out for all")
         found = list(views)
         if self.nodes is not None:
             names = set(expand(self.nodes))
@@ -51,8 +61,14 @@ class Chosen:
                 raise UsageFault(f"--nodes {self.nodes}: {missing[0]} is no node with slices")
             found = [view for view in found if view.name in names]
         if self.state is not None:
-            word = self.state.upper()
-            found = [view for view in found if any(s.startswith(word) for s in view.state)]
+            found = _in_state(self.state, found)
+            words = {*STATES, *(word.lower() for view in views for word in view.state)}
+            if not found and not any(word.startswith(self.state.lower()) for word in words):
+                hint = meant(self.state.lower(), STATES)
+                raise UsageFault(
+                    f"--state {self.state}: Slurm has no such state{hint}; "
+                    f"write {', '.join(STATES)}, or how one begins"
+                )
         if self.user is not None:
             found = [view for view in found if self.user in {job.user for job in _jobs(view)}]
         if self.fits is not None:
@@ -64,6 +80,16 @@ class Chosen:
                 )
             found = [view for view in found if view.usable and view.room.get(self.fits)]
         return found
+
+
+def _in_state(text: str, views: Sequence[NodeView]) -> list[NodeView]:
+    """Nodes in a state, or one that begins so; sinfo's `drained` and `draining` are made of two."""
+    word = text.upper()
+    if word not in ("DRAINED", "DRAINING"):
+        return [view for view in views if any(state.startswith(word) for state in view.state)]
+    busy = {"ALLOCATED", "MIXED", "COMPLETING"}
+    drain = [view for view in views if "DRAIN" in view.state]
+    return [view for view in drain if bool(busy & set(view.state)) == (word == "DRAINING")]
 
 
 def show(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from slurm_mig.cli._node import use_descriptions
+from slurm_mig.cli._usage import OnePath
 from slurm_mig.errors import UsageFault
 from slurm_mig.mig import catalog
 
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
     from slurm_mig.packing.setups import Workload
 
 trace_argument: Callable[[Any], Any] = click.argument(
-    "trace", required=False, type=click.Path(path_type=Path, dir_okay=False)
+    "trace", required=False, type=OnePath(path_type=Path, dir_okay=False)
 )
 sacct_option: Callable[[Any], Any] = click.option(
     "--sacct",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OnePath(path_type=Path, dir_okay=False),
     help="Jobs as `sacct -a -X -P` wrote them, instead of a trace; needed are at least the "
     "columns Submit, Elapsed and AllocTRES.",
 )

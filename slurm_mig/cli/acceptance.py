@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from slurm_mig.cli._node import choose_gpus, open_node
+from slurm_mig.cli._options import Number
 from slurm_mig.cli._print import folded, table
 from slurm_mig.cli._usage import OnePath
 from slurm_mig.config import load
@@ -44,7 +45,7 @@ Drain the node, and then say which GPU you mean:
 )
 @click.option(
     "--patience",
-    type=click.FloatRange(0.1, 600),
+    type=Number(0.1, 600),
     default=60.0,
     show_default=True,
     help="Seconds for one call into the driver, at most that for an instance in use.",

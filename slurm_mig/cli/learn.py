@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from slurm_mig.cli._options import json_option
+from slurm_mig.cli._options import Number, json_option
 from slurm_mig.cli._print import print_json, table, working
+from slurm_mig.cli._usage import OnePath
 from slurm_mig.cli._workload import (
     model_option,
     read,
@@ -24,7 +25,7 @@ from slurm_mig.cli._workload import (
 @click.option(
     "--load",
     "pressure",
-    type=click.FloatRange(0.05, 5.0),
+    type=Number(0.05, 5.0),
     default=0.8,
     show_default=True,
     help="Load on each GPU for which the slots are chosen.",
@@ -32,7 +33,7 @@ from slurm_mig.cli._workload import (
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OnePath(path_type=Path, dir_okay=False),
     help='Write the table there, for `policy = "optimal:FILE"` and `simulate --policy`.',
 )
 @json_option

@@ -10,6 +10,7 @@ import click
 
 from slurm_mig.cli._options import json_option
 from slurm_mig.cli._print import age, print_json, table
+from slurm_mig.cli._usage import OnePath
 from slurm_mig.cli._workload import (
     bar,
     model_option,
@@ -87,7 +88,7 @@ RETRIES: Final = ("blind", "gate", "publish")
 )
 @click.option(
     "--picture",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OnePath(path_type=Path, dir_okay=False),
     metavar="FILE.svg",
     help="Write waits and utilisation over time as an SVG.",
 )

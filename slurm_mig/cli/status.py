@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import click
 
 from slurm_mig.cli._gpu_view import describe
 from slurm_mig.cli._node import open_node, root_to_read, slurm_of, survey
-from slurm_mig.cli._options import json_option
+from slurm_mig.cli._options import Number, json_option
 from slurm_mig.cli._print import (
     COLUMNS,
     Columns,
@@ -43,19 +42,6 @@ if TYPE_CHECKING:
 WIDTH = 72
 
 
-class _Seconds(click.FloatRange):
-    """Seconds within bounds; `nan` lies within any, and no clock waits for it."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Any:  # the base class's own answer
-        """Refuse what is no number, then as click does."""
-        seconds = super().convert(value, param, ctx)
-        if math.isnan(seconds):
-            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
-        return seconds
-
-
 @click.command()
 @click.option("--slurm", "ask", is_flag=True, help="Ask Slurm, too, for the node and the jobs.")
 @click.option(
@@ -68,7 +54,7 @@ class _Seconds(click.FloatRange):
 @click.option("--fits", metavar="PROFILE", help="With --cluster: only nodes with room for it.")
 @click.option(
     "--watch",
-    type=_Seconds(0.1, 86400),
+    type=Number(0.1, 86400),
     metavar="SECONDS",
     help="Show it again and again, until interrupted; with --json one line each time.",
 )

@@ -140,6 +140,12 @@ def test_filters() -> None:
 
     assert names(nodes="n[1-2]") == ["n1", "n2"]
     assert names(state="drain") == ["n3"]
+    assert names(state="drained") == ["n3"]
+    assert names(state="draining") == names(state="down") == []
+    with pytest.raises(UsageFault, match="--state drian: .*did you mean drain"):
+        names(state="drian")
+    with pytest.raises(UsageFault, match="--state is empty"):
+        names(state="")
     assert names(user="bob") == ["n2"]
     assert names(fits="7g.80gb") == ["n1", "n2"]
     with pytest.raises(UsageFault, match="did you mean 7g.80gb"):
