@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -33,10 +33,29 @@ IN_FULL = 8
 SIGNS = "GPUs: . free, 1-9 tenths taken, X full, # taken whole, - not carved, ? unknown"
 
 
-#: States that Slurm has words for (22.05 to 26.05); a typing error would list no node at all.
+#: Words of Slurm's for a node's state, or how they begin; a typing error would list no node.
 STATES: Final = (
-    "idle mixed allocated drain drained draining down fail maint reserved planned completing "
-    "not_responding power reboot invalid_reg future unknown error cloud blocked".split()
+    "idle",
+    "mixed",
+    "allocated",
+    "drain",
+    "drained",
+    "draining",
+    "down",
+    "fail",
+    "maint",
+    "reserved",
+    "planned",
+    "completing",
+    "not_responding",
+    "power",
+    "reboot",
+    "invalid_reg",
+    "future",
+    "unknown",
+    "error",
+    "cloud",
+    "blocked",
 )
 
 
