@@ -158,7 +158,7 @@ def static(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def show_queue(title: str, found: dict[str, dict[str, Any]], place: int | None) -> None:
     """One table; the study's figures where it has the set-up."""
     print(f"\n{title}\n{'':32}{'per 1000':>9}{'wait s':>8}{'x':>7}{'most':>6}   study: per 1000, x")
-    bound = found["Slurm sees slots"]["wait"]
+    bound = found["Slurm sees slots"]["wait"] or 1.0
     for label, row in found.items():
         known = STUDY_QUEUE.get(label)
         said = ""
