@@ -100,7 +100,7 @@ def learn(load: Workload, pressure: float, tell: Callable[[], object] = int) -> 
         return chain.worth(table, rates, tell), chain.worth(plain, rates, tell)
 
     here = worths(site.mix)
-    drifts = [Drift(name, _turns(site.mix, to, worths)) for name, to in _directions(site)]
+    drifts = [Drift(name, turns(site.mix, to, worths)) for name, to in _directions(site)]
     mix = dict(zip(site.names, site.mix, strict=True))
     return Lesson(values, mix, pressure, here[0], here[1], drifts)
 
@@ -112,7 +112,7 @@ def _directions(site: Site) -> list[tuple[str, list[float]]]:
     return [*zip(site.names, alone, strict=True), ("all kinds alike", [1 / count] * count)]
 
 
-def _turns(
+def turns(
     mix: Sequence[float],
     to: Sequence[float],
     worths: Callable[[Sequence[float]], tuple[Worth, Worth]],

@@ -11,12 +11,13 @@ from slurm_mig.mig import catalog
 from slurm_mig.mig.plan import Slot, plan
 from slurm_mig.mig.request import Item, Request
 from slurm_mig.packing import tables
-from slurm_mig.packing.chain import Chain
-from slurm_mig.packing.learning import learn
+from slurm_mig.packing.chain import Chain, Worth
+from slurm_mig.packing.learning import learn, turns
 from slurm_mig.packing.policies import NAMED, Learned, named
-from tests.kit.workloads import H100, MIXES, NAMES, by_chance
+from tests.kit.workloads import H100, MIXES, by_chance
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from slurm_mig.packing.learning import Lesson
@@ -55,7 +56,7 @@ def test_the_learned_table_is_the_best_there_is(mix: str, least: float) -> None:
 
 @pytest.fixture(scope="module")
 def lesson() -> Lesson:
-    return learn(by_chance("small-heavy", 0.8, 8, 400, 1), 0.8)
+    return learn(by_chance("bimodal", 0.8, 8, 400, 1), 0.8)
 
 
 def test_a_table_is_read_as_it_was_written(lesson: Lesson, tmp_path: Path) -> None:
@@ -72,10 +73,18 @@ def test_a_table_is_read_as_it_was_written(lesson: Lesson, tmp_path: Path) -> No
 
 
 def test_drift_is_told_in_every_direction(lesson: Lesson) -> None:
-    drifts = {drift.towards: drift.from_share for drift in lesson.drifts}
-    assert set(drifts) == {*NAMES, "all kinds alike"}
-    assert drifts["1g.10gb"] is None
-    assert 0 < (drifts["4g.40gb"] or 0) < 0.5
+    assert [drift.towards for drift in lesson.drifts] == [*lesson.mix, "all kinds alike"]
+    assert set(lesson.mix) == {"1g.10gb", "1g.20gb", "4g.40gb", "7g.80gb"}
+
+
+def test_drift_is_the_first_share_at_which_fits_is_better() -> None:
+    """A table that is good for the first kind and bad for the second: even at a half."""
+
+    def worths(mix: Sequence[float]) -> tuple[Worth, Worth]:
+        return Worth(100 * mix[1], 1.0), Worth(50.0, 1.0)
+
+    assert turns([1.0, 0.0], [0.0, 1.0], worths) == 0.6
+    assert turns([1.0, 0.0], [1.0, 0.0], worths) is None
 
 
 @pytest.mark.parametrize(
