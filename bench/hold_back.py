@@ -1,9 +1,9 @@
 """How long a large job waits behind a stream of small ones, on real Slurm that publishes.
 
-    python bench/hold_back.py [--hold-back 20]
+    python bench/hold_back.py 4g.40gb|7g.80gb [--hold-back 20]
 
 As root, on a machine with Slurm's daemons. Two simulated H100; a 1g.10gb of half a minute comes
-every 1.8 s, more than the fourteen places take; after 40 s a 4g.40gb, then a 7g.80gb. With
+every 1.8 s, more than the fourteen places take; after 40 s the large one. With
 `--hold-back` the publisher keeps a GPU for who has waited so many seconds. One line of JSON.
 """
 
@@ -24,7 +24,6 @@ from slurm_mig.sandbox.cluster import USERS, Cluster, SandboxNode, scratch
 from slurm_mig.transaction import by_hand
 
 GAP, SECONDS, LARGE_AT, UNTIL = 1.8, 30, 40.0, 180.0
-LARGE = ("4g.40gb", "7g.80gb")
 #: Seconds between two looks: the minute of slurm-mig-publish.timer, compressed.
 LOOK = 5.0
 
@@ -49,19 +48,19 @@ def waits(cluster: Cluster, given: dict[int, tuple[str, float]]) -> dict[str, li
     return found
 
 
-def run(cluster: Cluster) -> dict[str, object]:
-    """The stream with the large ones in it."""
-    begun, given, large = time.time(), {}, list(LARGE)
+def run(cluster: Cluster, large: str) -> dict[str, object]:
+    """The stream with the large one in it."""
+    begun, given, late = time.time(), {}, True
     while time.time() < begun + UNTIL:
         given[submit(cluster, "1g.10gb", SECONDS)] = ("1g.10gb", time.time())
-        if large and time.time() > begun + LARGE_AT:
-            for name in large:
-                given[submit(cluster, name, 5)] = (name, time.time())
-            large = []
+        if late and time.time() > begun + LARGE_AT:
+            given[submit(cluster, large, 5)] = (large, time.time())
+            late = False
         time.sleep(GAP)
     found = waits(cluster, given)
     return {
-        **{f"{name}_wait_s": round(found[name][0], 1) for name in LARGE},
+        "large": large,
+        "large_wait_s": round(found[large][0], 1),
         "small": len(found["1g.10gb"]),
         "small_mean_wait_s": round(sum(found["1g.10gb"]) / len(found["1g.10gb"]), 1),
     }
@@ -70,8 +69,10 @@ def run(cluster: Cluster) -> dict[str, object]:
 def main() -> None:
     """One run."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("large")
     parser.add_argument("--hold-back", type=float)
-    hold = parser.parse_args().hold_back
+    options = parser.parse_args()
+    hold = options.hold_back
     config = "" if hold is None else f"[publish]\nhold_back = {hold}\n"
     cluster = Cluster(scratch(), [SandboxNode("n1", ((H100, 2),))], publish=True, config=config)
     stop = threading.Event()
@@ -89,7 +90,7 @@ def main() -> None:
             by_hand.set_mode(node.bench(), gpu, on=True)
         node.close()
         looker.start()
-        print(json.dumps({"hold_back": hold, **run(cluster)}), flush=True)
+        print(json.dumps({"hold_back": hold, **run(cluster, options.large)}), flush=True)
     finally:
         stop.set()
         if looker.ident:
