@@ -57,7 +57,8 @@ class Outlook:
         self._foreign = foreign
         self._spaces: dict[str, tuple[Space, Weights]] = {}
         self._records: dict[str, list[Allocation]] = defaultdict(list)
-        for record in node.ledger.all_open():
+        # What an ended job's Epilog put off is taken down by whoever comes to its place.
+        for record in (item for item in node.ledger.all_open() if not item.put_off):
             self._records[record.gpu_uuid].append(record)
         owners = (item.owner.job_id for items in self._records.values() for item in items)
         self._several = {job for job, count in Counter(owners).items() if job and count > 1}

@@ -333,3 +333,14 @@ def test_which_gpu_is_kept() -> None:
     assert watch.gpu_to_keep(gpus, 0) == 0
     assert watch.gpu_to_keep(gpus, 3) == 2
     assert watch.gpu_to_keep([], -1) == -1
+
+
+def test_what_an_epilog_put_off_is_in_nobodys_way(node: Node, desk: Desk) -> None:
+    """The next Prolog takes it down at its entrance; Slurm counts nothing for it any more."""
+    mine = publisher(node, desk)
+    give(node, 1, LARGE, fit="3g.40gb")
+    mine.look(NOW)
+    assert desk.fits()["start"] == 1 + 2
+    release.put_off(node.bench(), node.ledger.open_of_job(1))
+    mine.look(NOW)
+    assert desk.fits() == {"1g.10gb": 14, "3g.40gb": 4, "4g.40gb": 2, "start": 2}
