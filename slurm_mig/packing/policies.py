@@ -13,7 +13,7 @@ from slurm_mig.mig.plan import fits
 from slurm_mig.settings import LEARNED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from slurm_mig.mig.geometry import Geometry, GpuProfile, Placement
     from slurm_mig.mig.plan import Policy, Rank, Slot
@@ -113,7 +113,7 @@ NAMED: Final[dict[str, Policy]] = {
 class Learned:
     """Tables of `slurm-mig learn`, by the places that a GPU's profiles have; `fits` elsewhere."""
 
-    def __init__(self, tables: dict[Any, dict[int, float]]) -> None:
+    def __init__(self, tables: Mapping[Any, dict[int, float]]) -> None:
         self._tables = tables
 
     def __call__(
@@ -143,7 +143,7 @@ def named(text: str) -> Policy:
 
         from slurm_mig.packing.tables import read
 
-        return read(Path(text.removeprefix(LEARNED)))
+        return Learned(read(Path(text.removeprefix(LEARNED))))
     if text not in NAMED:
         raise UsageFault(f"policy {text!r}: one of {', '.join(NAMED)} or {LEARNED}FILE")
     return NAMED[text]

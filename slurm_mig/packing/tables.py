@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.errors import UsageFault
 from slurm_mig.mig.geometry import Placement
-from slurm_mig.packing.policies import Learned
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from slurm_mig.mig.geometry import Geometry
+
+#: Where each profile of a GPU can start, and its size.
+Places = tuple[tuple[Placement, ...], ...]
 
 #: What the file says it is; a later form gets another number.
 FORM: Final = "slurm-mig slot table 1"
@@ -43,8 +45,8 @@ def text(geometry: Geometry, values: Mapping[int, float], about: Mapping[str, An
     )
 
 
-def read(path: Path) -> Learned:
-    """The policy of a file; UsageFault for one that cannot be read or used."""
+def read(path: Path) -> dict[Places, dict[int, float]]:
+    """The table of a file, by the places it is for; UsageFault for one that cannot be used."""
     try:
         data = json.loads(path.read_text("utf-8"))
         if data["form"] != FORM:
@@ -61,7 +63,7 @@ def read(path: Path) -> Learned:
             f"{path} is no table of slots: {type(problem).__name__}: {problem}",
             remedy="make one with `slurm-mig learn`",
         ) from problem
-    return Learned({classes: values})
+    return {classes: values}
 
 
 def _layout(words: str, classes: tuple[tuple[Placement, ...], ...]) -> int:
