@@ -127,7 +127,14 @@ def prices(word: str, geometry: Geometry) -> Prices:
         raise UsageFault(
             f"--weights {word}: {problem.strerror}; or exact, memory, compute"
         ) from problem
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+    except (
+        ArithmeticError,
+        AttributeError,
+        KeyError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as problem:
         raise UsageFault(f"--weights {word}: {type(problem).__name__}: {problem}") from problem
     lacking = [str(row.name) for row in rows if str(row.name) not in found.by_name]
     if lacking:

@@ -58,7 +58,14 @@ def read(path: Path) -> dict[Places, dict[int, float]]:
         values = {_layout(words, classes): float(value) for words, value in data["values"].items()}
     except OSError as problem:
         raise UsageFault(f"{path}: {problem.strerror}") from problem
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as problem:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as problem:
         raise UsageFault(
             f"{path} is no table of slots: {type(problem).__name__}: {problem}",
             remedy="make one with `slurm-mig learn`",

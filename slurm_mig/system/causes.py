@@ -66,7 +66,10 @@ _REMEDIES: Final[dict[int, str]] = {
 
 def remedy(number: int | None) -> str:
     """What to do about an errno; empty where nothing is known that helps."""
-    return _REMEDIES.get(number or 0, "")
+    found = _REMEDIES.get(number or 0, "")
+    if found is _KEPT_OUT and os.geteuid() != 0:
+        return "its owner or root decides who may: see `namei -l` for it"
+    return found
 
 
 def told(problem: OSError) -> str:

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from slurm_mig.errors import UsageFault
+from slurm_mig.mig import catalog
+from slurm_mig.packing import tables
 from slurm_mig.packing.jobs import read_sacct, read_trace
+from slurm_mig.packing.setups import prices
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,3 +77,20 @@ def test_a_line_of_sacct_without_sense(tmp_path: Path, row: str) -> None:
     found = read_sacct(path)
     assert len(found.jobs) == 1
     assert found.left_out.total() == 1
+
+
+def test_other_files_of_json(tmp_path: Path) -> None:
+    """What json takes and no number is: nesting, and 1e400, which it reads as infinity."""
+    path = tmp_path / "f"
+    geometry = catalog.find("h100-80gb-sxm").geometry()
+    for text in ("[" * 100_000, '{"capacity":1e400,"weights":{}}'):
+        path.write_text(text)
+        with pytest.raises(UsageFault, match="--weights"):
+            prices(str(path), geometry)
+    for text in (
+        "[" * 100_000,
+        f'{{"form":"{tables.FORM}","classes":[[[1e400,1]]],"values":{{}}}}',
+    ):
+        path.write_text(text)
+        with pytest.raises(UsageFault, match="no table of slots"):
+            tables.read(path)
