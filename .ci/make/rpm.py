@@ -13,10 +13,21 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from stage import SET_UP, SHELL, TAKE_DOWN, TOP, licences, put_together, source_date, write
+from stage import (
+    MAINTAINER,
+    SET_UP,
+    SHELL,
+    TAKE_DOWN,
+    TOP,
+    licences,
+    put_together,
+    source_date,
+    write,
+)
 
 from slurm_mig import __version__
 
@@ -43,7 +54,8 @@ def build(directory: Path, python: str = "python3.11") -> Path:
         write(work, "/scripts/preun", PREUN)
         defined = {
             "_topdir": work / "top", "stage": stage, "scripts": work / "scripts",
-            "version": __version__, "python": python,
+            "version": __version__, "python": python, "maintainer": MAINTAINER,
+            "when": datetime.fromtimestamp(source_date(), UTC).strftime("%a %b %d %Y"),
             # The same source gives the same package, but for what rpmbuild says of itself.
             "use_source_date_epoch_as_buildtime": 1, "clamp_mtime_to_source_date_epoch": 1,
             "_buildhost": "localhost", "_binary_payload": "w9.gzdio", "_build_id_links": "none",

@@ -155,6 +155,9 @@ def environment(stage: Path, ours: Path, python: str) -> None:
     packages.mkdir(parents=True)
     with zipfile.ZipFile(ours) as archive:
         archive.extractall(packages)
+    # A zip file's extraction forgets the modes of the scripts that `install` copies from.
+    for name in install_texts.HOOKS.values():
+        (packages / "slurm_mig/share" / name).chmod(0o755)
     for name in BUNDLED:
         copy_distribution(distribution(name), packages)
     for minor in PYTHONS:

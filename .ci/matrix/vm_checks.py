@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
@@ -136,7 +137,8 @@ class Trial:
             "slurm-mig reconcile",
             f"! {drained} || scontrol update nodename=gpu01 state=resume",
         ):
-            self.run(text, code=None)
+            with contextlib.suppress(Failed):
+                self.run(text, code=None)
 
 
 def expect(found: object, wanted: object, what: str) -> None:
@@ -435,12 +437,12 @@ def stop_during(trial: Trial, call: str, action: str) -> float:
     """Stop slurmd while a hook waits 8 s for the driver; seconds that the stop took."""
     trial.run(f"slurm-mig simulator fault {MIG} --call {call} --effect hang:8 --times 1")
     trial.run(action)
-    trial.machine.until("pgrep -f 'slurm_mig.hooks|hooks import main'", timeout=SOON)
+    trial.machine.until("pgrep -f '[h]ooks import main'", timeout=SOON)
     begin = time.monotonic()
     trial.run("systemctl stop slurmd", timeout=400)
     took = time.monotonic() - begin
     expect(trial.run("systemctl show -P Result slurmd"), "success", "slurmd's end")
-    expect(trial.run("pgrep -f 'hooks import main'", code=None), "", "hooks that outlived it")
+    expect(trial.run("pgrep -f '[h]ooks import main'", code=None), "", "hooks that outlived it")
     return took
 
 
@@ -619,8 +621,9 @@ def stateless(trial: Trial) -> str:
     trial.clean()
     contains(trial.run("slurm-mig doctor"), "0 errors")
     trial.run("sed -i '/slurm-mig/d' /etc/fstab; umount /var/lib/slurm-mig")
-    trial.run("systemctl restart slurm-mig-boot")
-    trial.machine.until("sinfo -h -o %T | grep -qx idle", timeout=SOON)
+    # Not without a boot: /run names the ledger that this one has seen, and another is refused.
+    trial.machine.reboot()
+    boot_was_good(trial)
     return "in service, doctor without errors"
 
 
@@ -687,8 +690,10 @@ def package(trial: Trial) -> str:
     # pip's goes, and its units with it.
     trial.script(
         """\
-        rm -r /opt/slurm-mig /usr/local/bin/slurm-mig /etc/systemd/system/slurm-mig-*
-        rm /etc/systemd/system/slurmd.service.d/10-slurm-mig.conf
+        systemctl disable slurm-mig-boot.service
+        systemctl disable --now slurm-mig-reconcile.timer
+        /opt/slurm-mig/bin/slurm-mig install --uninstall --only units
+        rm -r /opt/slurm-mig /usr/local/bin/slurm-mig
         systemctl daemon-reload
         systemctl enable slurm-mig-boot.service slurm-mig-reconcile.timer
         systemctl restart slurmd
