@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -46,6 +47,20 @@ class OnePath(click.Path):
         if not text or not text.isprintable():
             self.fail(f"{text!r} is no path; write one line of printable characters", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class NewFile(OnePath):
+    """A file to be written; refused at once where no directory is, not after the work."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, dir_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Refuse a name below what is no directory."""
+        path = Path(str(super().convert(value, param, ctx)))
+        if not path.parent.is_dir():
+            self.fail(f"{path}: there is no directory {path.parent}", param, ctx)
+        return path
 
 
 def one_line(problem: click.ClickException) -> str:

@@ -12,7 +12,7 @@ import click
 from slurm_mig.cli._node import choose_gpus, open_node
 from slurm_mig.cli._options import Number
 from slurm_mig.cli._print import folded, table
-from slurm_mig.cli._usage import OnePath
+from slurm_mig.cli._usage import NewFile, OnePath
 from slurm_mig.config import load
 from slurm_mig.errors import Unaccepted, UsageFault
 from slurm_mig.mig.description import slug
@@ -40,7 +40,7 @@ Drain the node, and then say which GPU you mean:
 @click.option("--confirm", metavar="UUID", help="The same GPU's UUID; without it nothing is done.")
 @click.option(
     "--out",
-    type=OnePath(path_type=Path, dir_okay=False),
+    type=NewFile(),
     help="The file to write; acceptance-MODEL.json here if not given.",
 )
 @click.option(

@@ -8,7 +8,6 @@ from collections import Counter
 from contextlib import ExitStack
 from functools import cache, partial
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import click
@@ -24,12 +23,13 @@ from slurm_mig.cli import _audit_print as views
 from slurm_mig.cli._node import open_node, root_to_read, slurm_of
 from slurm_mig.cli._options import JobId
 from slurm_mig.cli._print import when, working
-from slurm_mig.cli._usage import OnePath
+from slurm_mig.cli._usage import NewFile
 from slurm_mig.errors import AuditFindings, LedgerFault, UsageFault
 from slurm_mig.mig.allocation import TRANSITIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from slurm_mig.audit.chain import Heads
     from slurm_mig.audit.copies import Contradiction
@@ -111,7 +111,7 @@ def filters(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option(
     "--timeline",
-    type=OnePath(path_type=Path, dir_okay=False),
+    type=NewFile(),
     help="Draw the slots of each GPU over time: .png, .svg or .html.",
 )
 @click.option(

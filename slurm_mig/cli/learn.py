@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from slurm_mig.cli._options import Number, json_option
 from slurm_mig.cli._print import print_json, table, working
-from slurm_mig.cli._usage import OnePath
+from slurm_mig.cli._usage import NewFile
 from slurm_mig.cli._workload import (
     model_option,
     read,
@@ -16,6 +16,9 @@ from slurm_mig.cli._workload import (
     tell_left_out,
     trace_argument,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.command()
@@ -33,7 +36,7 @@ from slurm_mig.cli._workload import (
 @click.option(
     "-o",
     "--output",
-    type=OnePath(path_type=Path, dir_okay=False),
+    type=NewFile(),
     help='Write the table there, for `policy = "optimal:FILE"` and `simulate --policy`.',
 )
 @json_option

@@ -6,7 +6,6 @@ import re
 import time
 from contextlib import ExitStack
 from itertools import chain, repeat
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -17,7 +16,7 @@ from slurm_mig.cli import _audit_filters as asked
 from slurm_mig.cli import _audit_print as views
 from slurm_mig.cli._print import working
 from slurm_mig.cli._times import parse_time
-from slurm_mig.cli._usage import OnePath
+from slurm_mig.cli._usage import NewFile
 from slurm_mig.cli.audit import (
     Notes,
     absent,
@@ -32,6 +31,7 @@ from slurm_mig.errors import UsageFault
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
 #: What must be in a text of sacct's.
 COLUMNS: Final = ("Eligible", "Start", "AllocTRES")
@@ -43,7 +43,7 @@ LAST_WEEK: Final = 7 * 86400.0
 
 
 @click.command()
-@click.argument("out", metavar="FILE.html", type=OnePath(path_type=Path, dir_okay=False))
+@click.argument("out", metavar="FILE.html", type=NewFile())
 @filters
 @click.option(
     "--ledger",

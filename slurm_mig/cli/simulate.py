@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from slurm_mig.cli._options import json_option
 from slurm_mig.cli._print import age, print_json, table
-from slurm_mig.cli._usage import OnePath
+from slurm_mig.cli._usage import NewFile
 from slurm_mig.cli._workload import (
     bar,
     model_option,
@@ -23,6 +22,7 @@ from slurm_mig.errors import UsageFault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from slurm_mig.packing.setups import Ran, Setup, Workload
 
@@ -88,7 +88,7 @@ RETRIES: Final = ("blind", "gate", "publish")
 )
 @click.option(
     "--picture",
-    type=OnePath(path_type=Path, dir_okay=False),
+    type=NewFile(),
     metavar="FILE.svg",
     help="Write waits and utilisation over time as an SVG.",
 )
