@@ -882,9 +882,7 @@ def test_a_closed_pipe(site: Site) -> None:
     assert done.stdout.splitlines()[-1] == "141"
 
 
-@pytest.mark.parametrize(
-    "words", [("report",), ("learn", "-o"), ("simulate", "--picture"), ("audit", "--timeline")]
-)
+@pytest.mark.parametrize("words", ["report", "learn -o", "simulate --picture", "audit --timeline"])
 def test_a_file_to_write_where_no_directory_is(site: Site, words: str) -> None:
     """Refused at once: not after the work, and not as a fault of the node."""
     done = site.cli(*words.split(), "/nowhere/at/all/out.svg")
