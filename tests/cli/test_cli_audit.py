@@ -532,7 +532,7 @@ EDITED = ["event SET at = 'foo' WHERE seq = 7", "allocation SET user = x'ff' WHE
         ["--json"],
         ["--csv"],
         ["--totals", "user"],
-        ["--timeline", "/dev/null/x.svg"],
+        ["--timeline", "/never-written.svg"],
         ["--since", "2020-01-01"],
     ],
 )

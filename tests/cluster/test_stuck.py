@@ -18,6 +18,7 @@ from slurm_mig.mig import allocation as phases
 from slurm_mig.sandbox import SandboxNode
 from tests.kit.cluster import ALICE, BOB, Site, running
 from tests.kit.gpus import H100
+from tests.kit.site import with_hooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,7 +47,9 @@ def configure(site: Site) -> Iterator[Callable[[str], None]]:
     plain = path.read_text()
 
     def write(text: str) -> None:
-        path.write_text(plain + text)
+        own = with_hooks("")
+        assert plain.endswith(own)
+        path.write_text(plain.removesuffix(own) + with_hooks(text))
 
     yield write
     path.write_text(plain)

@@ -39,6 +39,8 @@ CODES = {
     ("audit.md", "slurm-mig audit --check"): [0, 29],
     ("admin.md", "slurm-mig status --watch"): [124],
     ("acceptance.md", "slurm-mig acceptance"): [2],
+    # There is no job of that number.
+    ("troubleshooting.md", "slurm-mig job 4711"): [2],
 }
 
 #: Never end by themselves.
