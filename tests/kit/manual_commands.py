@@ -40,6 +40,7 @@ CODES = {
     ("admin.md", "slurm-mig status --watch"): [124],
     ("acceptance.md", "slurm-mig acceptance"): [2],
     # There is no job of that number.
+    ("admin.md", "slurm-mig job 4711"): [2],
     ("troubleshooting.md", "slurm-mig job 4711"): [2],
 }
 

@@ -399,7 +399,7 @@ def positions(name: str, call: str, code: str, count: int) -> list[int]:
     Prolog and Epilog do, many times over.
     """
     every = list(range(1, count + 1))
-    most = 2 if code in ANY[1:] or name == "reconcile" else 4
+    most = 2 if code in ANY[1:] or name == "reconcile" else 3
     if count <= most or call in CHANGING or os.environ.get("SLURM_MIG_FAULTS") == "all":
         return every
     return sorted({1 + round(step * (count - 1) / (most - 1)) for step in range(most)})
