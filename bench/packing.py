@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from slurm_mig.packing.chain import Chain
-from slurm_mig.packing.foresight import Rule
+from slurm_mig.packing.foresight import ChoiceRule
 from slurm_mig.packing.learning import site_of
 from slurm_mig.packing.policies import NAMED, Learned
 from slurm_mig.packing.replay import Retry
@@ -52,15 +52,15 @@ SETUPS = [
     Setup("Slurm sees slots, first-fit", policy="first-fit", retry=Retry.AWARE),
     Setup("first-fit, pack, blind", policy="first-fit", retry=Retry.BLIND),
     Setup("fits, pack, gate", retry=Retry.GATE),
-    Setup("fits, least-loaded, gate", choice=Rule.LEAST_LOADED, retry=Retry.GATE),
+    Setup("fits, least-loaded, gate", choice=ChoiceRule.LEAST_LOADED, retry=Retry.GATE),
     Setup("fits, pack, publish"),
     Setup("fits, pack, publish, planned", planned=True),
-    Setup("fits, least-loaded, publish", choice=Rule.LEAST_LOADED),
-    Setup("fits, node, publish", choice=Rule.NODE),
+    Setup("fits, least-loaded, publish", choice=ChoiceRule.LEAST_LOADED),
+    Setup("fits, node, publish", choice=ChoiceRule.NODE),
     Setup("learned, pack, publish", policy="learned"),
-    Setup("learned, node, publish", policy="learned", choice=Rule.NODE),
-    Setup("fits, node, publish, loose", "loose", choice=Rule.NODE),
-    Setup("learned, node, publish, loose", "loose", "learned", choice=Rule.NODE),
+    Setup("learned, node, publish", policy="learned", choice=ChoiceRule.NODE),
+    Setup("fits, node, publish, loose", "loose", choice=ChoiceRule.NODE),
+    Setup("learned, node, publish, loose", "loose", "learned", choice=ChoiceRule.NODE),
 ]
 
 #: The first study's best static layouts of 8 GPUs, in the order of NAMES.
@@ -152,7 +152,7 @@ def static(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
                 Setup("static", static=layout),
                 Setup("study's static", static=known),
                 Setup("publish"),
-                Setup("node", choice=Rule.NODE),
+                Setup("node", choice=ChoiceRule.NODE),
             ):
                 wait = figures(run(setup, work, 1, 8))["mean_wait_s"]
                 span = figures(run(setup, burst, 1, 8))["makespan_h"]

@@ -17,7 +17,7 @@ from slurm_mig.mig.request import Item, Request, from_gres
 if TYPE_CHECKING:
     from slurm_mig.node.node import Node
     from slurm_mig.packing.explain import Answer
-    from slurm_mig.packing.foresight import Gpu, Rule
+    from slurm_mig.packing.foresight import ChoiceRule, GpuState
     from slurm_mig.slurm.protocol import JobFacts
 
 #: What Slurm's words for a waiting job mean here.
@@ -89,7 +89,7 @@ def _answer(node: Node, request: Request, choice: str | None) -> Answer:
     from slurm_mig.mig.weights import derive
     from slurm_mig.node.outlook import Outlook, strangers
     from slurm_mig.packing.explain import explain
-    from slurm_mig.packing.foresight import Kind
+    from slurm_mig.packing.foresight import RequestKind
 
     gpus = Outlook(node, strangers(node)).gpus()
     shards = 0
@@ -100,20 +100,20 @@ def _answer(node: Node, request: Request, choice: str | None) -> Answer:
             shards = sum(weights.of(space.geometry, row) for row in need.rows)
     if not shards:
         raise UsageFault(f"{request}: no GPU of node {node.name} that is carved has these profiles")
-    return explain(gpus, Kind(str(request), request, shards), _rule(node, choice, gpus))
+    return explain(gpus, RequestKind(str(request), request, shards), _rule(node, choice, gpus))
 
 
-def _rule(node: Node, choice: str | None, gpus: list[Gpu]) -> Rule:
+def _rule(node: Node, choice: str | None, gpus: list[GpuState]) -> ChoiceRule:
     from slurm_mig.node.outlook import rule_of
-    from slurm_mig.packing.foresight import Rule
+    from slurm_mig.packing.foresight import ChoiceRule
 
     if choice is not None or len(gpus) == 1:
-        return Rule(choice or "pack")
+        return ChoiceRule(choice or "pack")
     try:
         return rule_of(node.slurm.selection())
     except SlurmFault as fault:
         click.echo(f"{fault.cause}: Slurm's default choice of GPU is assumed", err=True)
-        return Rule.PACK
+        return ChoiceRule.PACK
 
 
 def _job(node: Node, job_id: int) -> tuple[dict[str, Any], Request | None]:

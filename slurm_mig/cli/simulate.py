@@ -109,7 +109,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Replay jobs through planner, Slurm's counting and a retry rule, without Slurm or a GPU."""
-    from slurm_mig.packing.foresight import Rule
+    from slurm_mig.packing.foresight import ChoiceRule
     from slurm_mig.packing.replay import Retry
     from slurm_mig.packing.setups import Setup, run
 
@@ -121,7 +121,7 @@ def command(
         f"{weights}, {policy}, {choice}, {retry}",
         weights,
         policy,
-        Rule(choice),
+        ChoiceRule(choice),
         Retry(retry),
     )
     if static is not None:
@@ -153,15 +153,15 @@ def _static(text: str, load: Workload, nodes: int, per_node: int) -> Setup:
 
 def _usual(given: Setup, load: Workload, nodes: int, per_node: int) -> list[Setup]:
     """From what is worst to what cannot be had; the given one among them once."""
-    from slurm_mig.packing.foresight import Rule
+    from slurm_mig.packing.foresight import ChoiceRule
     from slurm_mig.packing.replay import Retry
     from slurm_mig.packing.setups import Setup
 
     setups = [
         Setup("exact, first-fit, pack, blind", policy="first-fit", retry=Retry.BLIND),
-        Setup("exact, fits, least-loaded, gate", choice=Rule.LEAST_LOADED, retry=Retry.GATE),
+        Setup("exact, fits, least-loaded, gate", choice=ChoiceRule.LEAST_LOADED, retry=Retry.GATE),
         Setup("exact, fits, pack, publish"),
-        Setup("exact, fits, node, publish", choice=Rule.NODE),
+        Setup("exact, fits, node, publish", choice=ChoiceRule.NODE),
         Setup("Slurm that sees slots (bound)", retry=Retry.AWARE),
     ]
     if given.static is None:

@@ -89,9 +89,9 @@ def _withdraw(node: Node, job: Job, line: LogLine) -> None:
     for retry in retries:
         words = retry.split()
         if len(words) == 2 and words[1].isascii() and words[1].isdigit():
-            from slurm_mig.hooks.refusal import put_off
+            from slurm_mig.hooks.refusal import come_back_later
 
-            put_off(node, job.job_id, line, *words)
+            come_back_later(node, job.job_id, line, *words)
 
 
 def _call_who_waits(node: Node, line: LogLine) -> None:

@@ -295,7 +295,7 @@ def _unmanaged(node: Node, job: Job, line: LogLine) -> None:
 def _refuse(
     node: Node, job: Job, gpus: Sequence[Gpu], wanted: str, fault: JobFault, line: LogLine
 ) -> None:
-    from slurm_mig.hooks.refusal import Refusal, earlier, put_off, refuse
+    from slurm_mig.hooks.refusal import Refusal, come_back_later, earlier, refuse
     from slurm_mig.state import task_file
 
     records: list[Allocation] = []
@@ -319,7 +319,7 @@ def _refuse(
     except NoSpace:
         # The Epilog will not know: unless somebody else puts the job off, it comes back at once.
         if retry:
-            put_off(node, job.job_id, line, *retry.split())
+            come_back_later(node, job.job_id, line, *retry.split())
     line.add(outcome=outcome.text)
     line.say("WARNING", f"refused: {fault}")
 

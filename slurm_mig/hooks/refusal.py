@@ -183,7 +183,7 @@ def postpone(
     return None
 
 
-def put_off(node: Node, job: int, line: LogLine, reference: str, refusals: str) -> None:
+def come_back_later(node: Node, job: int, line: LogLine, reference: str, refusals: str) -> None:
     """See to it that a refused job does not come back at once; the count is the Prolog's."""
     from slurm_mig.node.gate import look_instead
     from slurm_mig.system.detach import detach

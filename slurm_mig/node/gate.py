@@ -21,7 +21,7 @@ from slurm_mig.errors import SlurmMigError
 from slurm_mig.mig.request import Request, from_stamp
 from slurm_mig.node.outlook import Outlook, rule_of, strangers
 from slurm_mig.packing import foresight
-from slurm_mig.packing.foresight import NOWHERE, Kind
+from slurm_mig.packing.foresight import NOWHERE, RequestKind
 from slurm_mig.packing.states import REFUSED
 from slurm_mig.system.detach import detach
 
@@ -81,7 +81,7 @@ def _call(node: Node, now: float) -> list[str]:
     if not entries:
         return []
     rule = rule_of(node.slurm.selection())
-    thought = foresight.Node(Outlook(node, strangers(node)).gpus(), rule)
+    thought = foresight.NodeState(Outlook(node, strangers(node)).gpus(), rule)
     called = []
     for item in sorted(entries, key=lambda item: not item.called):
         kind = _kind(item)
@@ -108,17 +108,17 @@ def _over(node: Node, item: Waiting, now: float) -> bool:
     return now < item.earliest
 
 
-def _kind_or_none(item: Waiting) -> Kind | None:
+def _kind_or_none(item: Waiting) -> RequestKind | None:
     with suppress(SlurmMigError):
         return _kind(item)
     return None
 
 
-def _kind(item: Waiting) -> Kind:
+def _kind(item: Waiting) -> RequestKind:
     request = from_stamp(item.stamp)
     if not isinstance(request, Request):
         raise SlurmMigError(f"stamp {item.stamp!r} is not of one GPU")
-    return Kind(str(request), request, sum(one.shards or 0 for one in request.items))
+    return RequestKind(str(request), request, sum(one.shards or 0 for one in request.items))
 
 
 def _bring_forward(node: Node, item: Waiting, now: float) -> bool:

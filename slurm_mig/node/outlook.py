@@ -15,7 +15,7 @@ from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.plan import Slot, wanted_instances
 from slurm_mig.mig.request import Item, Request
 from slurm_mig.mig.weights import derive
-from slurm_mig.packing.foresight import Gpu, Kind, Rule
+from slurm_mig.packing.foresight import ChoiceRule, GpuState, RequestKind
 from slurm_mig.packing.states import CLOSED, Space
 from slurm_mig.transaction.whereabouts import foreign_instances
 
@@ -31,9 +31,13 @@ if TYPE_CHECKING:
 Strangers = dict[str, list[tuple[int, int]]]
 
 
-def rule_of(select: str) -> Rule:
+def rule_of(select: str) -> ChoiceRule:
     """How Slurm chooses a GPU, by its SelectTypeParameters."""
-    return Rule.LEAST_LOADED if "LL_SHARED_GRES" in select.upper().split(",") else Rule.PACK
+    return (
+        ChoiceRule.LEAST_LOADED
+        if "LL_SHARED_GRES" in select.upper().split(",")
+        else ChoiceRule.PACK
+    )
 
 
 def strangers(node: Node) -> Strangers:
@@ -72,7 +76,7 @@ class Outlook:
             if record.owner.job_id is not None and record.phase in (phases.PLANNED, phases.ACTIVE)
         }
 
-    def gpus(self) -> list[Gpu]:
+    def gpus(self) -> list[GpuState]:
         """Each GPU; one that does not answer, or is out of management, takes no slice."""
         there: Mapping[int, driver.Gpu] = self._node.gpus_by_index()
         known = [self._space(gpu) for gpu in there.values() if self._node.configured(gpu)]
@@ -83,9 +87,9 @@ class Outlook:
             gpu = there.get(index)
             if gpu is None:
                 space, weights = known[0]
-                found.append(Gpu(space, CLOSED, 0, weights.capacity))
+                found.append(GpuState(space, CLOSED, 0, weights.capacity))
             elif not self._node.configured(gpu):
-                found.append(Gpu(known[0][0], CLOSED, 0, 0))
+                found.append(GpuState(known[0][0], CLOSED, 0, 0))
             else:
                 found.append(self._one(gpu))
         return found
@@ -96,13 +100,13 @@ class Outlook:
             self._spaces[gpu.name] = Space(geometry, self._node.policy), derive(geometry)
         return self._spaces[gpu.name]
 
-    def _one(self, gpu: driver.Gpu) -> Gpu:
+    def _one(self, gpu: driver.Gpu) -> GpuState:
         space, weights = self._space(gpu)
         records = self._records.get(gpu.uuid, [])
         used = min(weights.capacity, sum(self._used(item, space, weights) for item in records))
         closed = gpu.uuid in self._node.retired or any(item.whole for item in records)
         state = CLOSED if closed else self._state(gpu, space, records)
-        return Gpu(space, state, used, weights.capacity, gpu.name)
+        return GpuState(space, state, used, weights.capacity, gpu.name)
 
     def _used(self, record: Allocation, space: Space, weights: Weights) -> int:
         """Shards that Slurm counts for a record: none for an administrator's, or an ended job's."""
@@ -123,10 +127,10 @@ class Outlook:
             slots += [Slot(row, place) for place in row.placements if place.start == start]
         return space.state(slots)
 
-    def whole_kinds(self) -> list[Kind]:
+    def whole_kinds(self) -> list[RequestKind]:
         """The whole of each model as one slice: exact by its shards, so nobody counts it."""
         return [
-            Kind(
+            RequestKind(
                 f"whole {name}",
                 Request((Item(space.geometry.whole.name, 1),)),
                 weights.capacity,

@@ -24,7 +24,7 @@ from slurm_mig.mig.request import Item, Request
 from slurm_mig.node import watch
 from slurm_mig.node.gate import alone, look_later
 from slurm_mig.node.outlook import Outlook, Strangers, rule_of, strangers
-from slurm_mig.packing.foresight import Foresight, Gpu, Kind, Rule, foresee
+from slurm_mig.packing.foresight import ChoiceRule, Foresight, GpuState, RequestKind, foresee
 from slurm_mig.packing.states import CLOSED
 from slurm_mig.slurm.commands import CommandClient
 from slurm_mig.system.replace import replace_file
@@ -70,7 +70,7 @@ class Published:
     """
 
     wrote: dict[str, int] = field(default_factory=dict)
-    rule: str = Rule.PACK.value
+    rule: str = ChoiceRule.PACK.value
     foreign: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     looked: float = 0.0
     silent: float = 0.0
@@ -250,7 +250,7 @@ class Publisher:
         """Starts that would succeed, of each type; of others than `large` without the kept GPU."""
         gpus = outlook.gpus()
         kinds = self._kinds(outlook, words)
-        rule = Rule(state.rule)
+        rule = ChoiceRule(state.rule)
         every = [*kinds, *outlook.whole_kinds()]
         # In a row with what has not come for hours less would succeed, and all others wait for it.
         usual = [kind for kind in every if kind.name in state.seen or not kind.counted]
@@ -263,7 +263,7 @@ class Publisher:
         return seen
 
     def _held_back(
-        self, gpus: list[Gpu], kinds: list[Kind], state: Published, rule: Rule
+        self, gpus: list[GpuState], kinds: list[RequestKind], state: Published, rule: ChoiceRule
     ) -> dict[str, int]:
         """Counts of the others while a GPU is kept: Slurm's pick of it counts as a refusal."""
         kept = [
@@ -273,13 +273,13 @@ class Publisher:
         others = [kind for kind in kinds if kind.name != state.large]
         return foresee(kept, others, rule, 1).counts
 
-    def _kinds(self, outlook: Outlook, words: Mapping[str, int]) -> list[Kind]:
+    def _kinds(self, outlook: Outlook, words: Mapping[str, int]) -> list[RequestKind]:
         found = []
         for word in words:
             request = request_of(word)
             shards = outlook.shards(request) if request is not None else None
             if request is not None and shards is not None:
-                found.append(Kind(word, request, shards, outlook.types_of(word)))
+                found.append(RequestKind(word, request, shards, outlook.types_of(word)))
         return found
 
     # -- off and on ------------------------------------------------------------

@@ -16,7 +16,7 @@ from slurm_mig.packing.states import CLOSED
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from slurm_mig.packing.foresight import Gpu
+    from slurm_mig.packing.foresight import GpuState
     from slurm_mig.slurm.protocol import NodeFacts, Pending, Slurm
 
 #: Seconds of one node's turn.
@@ -99,7 +99,7 @@ def who_waits_long(
     )
 
 
-def gpu_to_keep(gpus: Sequence[Gpu], before: int) -> int:
+def gpu_to_keep(gpus: Sequence[GpuState], before: int) -> int:
     """The GPU that is soonest empty: the one kept already, else fewest shards, the last of equals.
 
     Slurm fills the first ones first. -1 where none can be carved.

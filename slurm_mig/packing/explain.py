@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from slurm_mig.mig.plan import Score, Slot, candidates, fitting, score_of
-from slurm_mig.packing.foresight import NOWHERE, Node, Rule
+from slurm_mig.packing.foresight import NOWHERE, ChoiceRule, NodeState
 from slurm_mig.packing.states import CLOSED, REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from slurm_mig.packing.foresight import Gpu, Kind, Start
+    from slurm_mig.packing.foresight import GpuState, RequestKind, Start
     from slurm_mig.packing.states import Need
 
 
@@ -46,15 +46,15 @@ class Answer(NamedTuple):
 
 #: How each rule chooses, in words.
 RULES: Final = {
-    Rule.PACK: "the lowest index with room",
-    Rule.LEAST_LOADED: "the one with fewest shards in use",
-    Rule.NODE: "the node's own choice",
+    ChoiceRule.PACK: "the lowest index with room",
+    ChoiceRule.LEAST_LOADED: "the one with fewest shards in use",
+    ChoiceRule.NODE: "the node's own choice",
 }
 
 
-def explain(gpus: Sequence[Gpu], kind: Kind, rule: Rule) -> Answer:
+def explain(gpus: Sequence[GpuState], kind: RequestKind, rule: ChoiceRule) -> Answer:
     """What a start of this kind would meet now."""
-    node = Node(gpus, rule)
+    node = NodeState(gpus, rule)
     start = node.try_start(kind)
     needs = node.needs(kind)
     places = [
@@ -67,7 +67,7 @@ def explain(gpus: Sequence[Gpu], kind: Kind, rule: Rule) -> Answer:
     return Answer(views, places, _verdict(node, kind, start, views), start.after != REFUSED)
 
 
-def _places(gpu: Gpu, index: int, need: Need, start: Start) -> Iterator[Place]:
+def _places(gpu: GpuState, index: int, need: Need, start: Start) -> Iterator[Place]:
     space, state = gpu.space, gpu.state
     after = space.after(state, need)
     if after == REFUSED:
@@ -85,7 +85,9 @@ def _places(gpu: Gpu, index: int, need: Need, start: Start) -> Iterator[Place]:
         )
 
 
-def _view(gpu: Gpu, index: int, kind: Kind, need: Need | None, places: Sequence[Place]) -> View:
+def _view(
+    gpu: GpuState, index: int, kind: RequestKind, need: Need | None, places: Sequence[Place]
+) -> View:
     slots = [] if gpu.state == CLOSED else gpu.space.slots(gpu.state)
     there = tuple(str(slot) for slot in sorted(slots, key=lambda slot: slot.placement))
     why_not = ""
@@ -100,7 +102,7 @@ def _view(gpu: Gpu, index: int, kind: Kind, need: Need | None, places: Sequence[
     return View(index, gpu.used, gpu.capacity, there, why_not)
 
 
-def _verdict(node: Node, kind: Kind, start: Start, views: Sequence[View]) -> str:
+def _verdict(node: NodeState, kind: RequestKind, start: Start, views: Sequence[View]) -> str:
     if start.picked == NOWHERE:
         return f"{kind.name}: no GPU has {kind.shards} shards free; Slurm does not start it"
     rule = RULES[node.rule]

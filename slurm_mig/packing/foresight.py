@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 NOWHERE: Final = -1
 
 
-class Rule(Enum):
+class ChoiceRule(Enum):
     """Who chooses the GPU of a start, and how."""
 
     PACK = "pack"
@@ -46,7 +46,7 @@ class Rule(Enum):
     NODE = "node"
 
 
-class Gpu(NamedTuple):
+class GpuState(NamedTuple):
     """One GPU of a node, in the order of Slurm's indexes; `used` and `capacity` in shards.
 
     `type` is Slurm's type name, for kinds whose shards are of a type.
@@ -59,7 +59,7 @@ class Gpu(NamedTuple):
     type: str = ""
 
 
-class Kind(NamedTuple):
+class RequestKind(NamedTuple):
     """Jobs with one request: how Slurm counts them, and what they pay in shards of one GPU.
 
     `types`: GPU types whose shards it asks for; empty for any. `counted`: whether the node
@@ -91,17 +91,17 @@ class Start(NamedTuple):
     after: int = REFUSED
 
 
-class Node:
+class NodeState:
     """The GPUs of a node in the middle of thought: starts can be tried, made and taken back."""
 
-    def __init__(self, gpus: Iterable[Gpu], rule: Rule) -> None:
+    def __init__(self, gpus: Iterable[GpuState], rule: ChoiceRule) -> None:
         self.gpus = list(gpus)
         self.rule = rule
         self.used = [gpu.used for gpu in self.gpus]
         self.states = [gpu.state for gpu in self.gpus]
         self._needs: dict[str, list[Need | None]] = {}
 
-    def needs(self, kind: Kind) -> list[Need | None]:
+    def needs(self, kind: RequestKind) -> list[Need | None]:
         """What the kind is on each GPU; None where Slurm does not put it."""
         found = self._needs.get(kind.name)
         if found is None:
@@ -111,31 +111,31 @@ class Node:
             ]
         return found
 
-    def pick(self, kind: Kind) -> int:
+    def pick(self, kind: RequestKind) -> int:
         """The GPU that Slurm would take, or NOWHERE."""
         best, least = NOWHERE, 0
         for index, need in enumerate(self.needs(kind)):
             used = self.used[index]
             if need is None or used + kind.shards > self.gpus[index].capacity:
                 continue
-            if self.rule is not Rule.LEAST_LOADED:
+            if self.rule is not ChoiceRule.LEAST_LOADED:
                 return index
             if best == NOWHERE or used < least:
                 best, least = index, used
         return best
 
-    def try_start(self, kind: Kind) -> Start:
+    def try_start(self, kind: RequestKind) -> Start:
         """What a start of this kind would do now."""
         index = self.pick(kind)
         if index == NOWHERE:
             return Start(NOWHERE)
-        if self.rule is Rule.NODE:
+        if self.rule is ChoiceRule.NODE:
             return Start(index, *self._own_choice(kind, index))
         need = self.needs(kind)[index]
         assert need is not None  # noqa: S101 - Slurm's pick has the profile
         return Start(index, index, self.gpus[index].space.after(self.states[index], need))
 
-    def _own_choice(self, kind: Kind, index: int) -> tuple[int, int]:
+    def _own_choice(self, kind: RequestKind, index: int) -> tuple[int, int]:
         """The node's GPU: Slurm's, if it has a slot; else where least stops being possible.
 
         Slurm goes on counting by its own choice: each start elsewhere makes its counts less true.
@@ -156,20 +156,20 @@ class Node:
                 best = (cost, place, after)
         return (NOWHERE, REFUSED) if best is None else best[1:]
 
-    def make(self, kind: Kind, start: Start) -> tuple[int, int, int]:
+    def make(self, kind: RequestKind, start: Start) -> tuple[int, int, int]:
         """Let a start happen; what `take_back` wants to undo it."""
         before = (start.picked, start.place, self.states[start.place])
         self.used[start.picked] += kind.shards
         self.states[start.place] = start.after
         return before
 
-    def take_back(self, kind: Kind, before: tuple[int, int, int]) -> None:
+    def take_back(self, kind: RequestKind, before: tuple[int, int, int]) -> None:
         """Undo the last start that was made."""
         index, place, state = before
         self.used[index] -= kind.shards
         self.states[place] = state
 
-    def in_a_row(self, kind: Kind, most: int) -> int:
+    def in_a_row(self, kind: RequestKind, most: int) -> int:
         """Starts of this kind alone that would succeed one after the other, up to `most`."""
         made: list[tuple[int, int, int]] = []
         while len(made) < most:
@@ -182,20 +182,24 @@ class Node:
         return len(made)
 
 
-def foresee(gpus: Iterable[Gpu], kinds: Sequence[Kind], rule: Rule, most: int = 2) -> Foresight:
+def foresee(
+    gpus: Iterable[GpuState], kinds: Sequence[RequestKind], rule: ChoiceRule, most: int = 2
+) -> Foresight:
     """What would succeed now, start after start, with Slurm's or the node's choice of GPU.
 
     Starts are made only of kinds whose count is above 0, none more often than its count says.
     `most` bounds `starts`, which is at least 1.
     """
-    node = Node(gpus, rule)
+    node = NodeState(gpus, rule)
     ceiling = 8 * len(node.gpus)
     left = {kind.name: node.in_a_row(kind, ceiling) for kind in kinds}
     counts = {kind.name: left[kind.name] for kind in kinds if kind.counted}
     return Foresight(counts, safe_starts(node, kinds, left, most))
 
 
-def safe_starts(node: Node, kinds: Sequence[Kind], left: dict[str, int], most: int) -> int:
+def safe_starts(
+    node: NodeState, kinds: Sequence[RequestKind], left: dict[str, int], most: int
+) -> int:
     """Starts in a row of any kinds, each as often as `left` says, that would all succeed."""
     starts = 1
     while starts < most and _all_succeed(node, kinds, left, starts + 1):
@@ -203,7 +207,9 @@ def safe_starts(node: Node, kinds: Sequence[Kind], left: dict[str, int], most: i
     return starts
 
 
-def _all_succeed(node: Node, kinds: Sequence[Kind], left: dict[str, int], depth: int) -> bool:
+def _all_succeed(
+    node: NodeState, kinds: Sequence[RequestKind], left: dict[str, int], depth: int
+) -> bool:
     """Whether no sequence of so many starts that Slurm would make ends in a refusal."""
     for kind in kinds:
         # What is not counted nobody holds back.
@@ -220,7 +226,11 @@ def _all_succeed(node: Node, kinds: Sequence[Kind], left: dict[str, int], depth:
 
 
 def _rest_succeeds(
-    node: Node, kinds: Sequence[Kind], left: dict[str, int], depth: int, first: tuple[Kind, Start]
+    node: NodeState,
+    kinds: Sequence[RequestKind],
+    left: dict[str, int],
+    depth: int,
+    first: tuple[RequestKind, Start],
 ) -> bool:
     kind, start = first
     before = node.make(kind, start)

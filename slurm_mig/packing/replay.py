@@ -14,13 +14,13 @@ from enum import Enum
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from slurm_mig.packing.foresight import NOWHERE, Node, Rule, Start, safe_starts
+from slurm_mig.packing.foresight import NOWHERE, ChoiceRule, NodeState, Start, safe_starts
 from slurm_mig.packing.states import REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from slurm_mig.packing.foresight import Gpu, Kind
+    from slurm_mig.packing.foresight import GpuState, RequestKind
 
 #: Jobs that a scheduling pass looks at.
 DEPTH: Final = 100
@@ -78,14 +78,14 @@ class _Reserved(NamedTuple):
 class Board:
     """A node in the replay: its GPUs, when Slurm expects room, and what it has published."""
 
-    def __init__(self, gpus: Sequence[Gpu], rule: Rule) -> None:
-        self.now = Node(gpus, rule)
+    def __init__(self, gpus: Sequence[GpuState], rule: ChoiceRule) -> None:
+        self.now = NodeState(gpus, rule)
         self.capacity = [gpu.capacity for gpu in gpus]
         # By Slurm's index: expected end, shards, bits of the state; earliest first.
         self.ends: list[list[tuple[float, int, int, int]]] = [[] for _ in gpus]
         self._kind_ends: dict[str, list[float]] = {}
         self._room: list[dict[int, tuple[float, int]]] = [{} for _ in gpus]
-        self._then = Node(gpus, rule)
+        self._then = NodeState(gpus, rule)
         self._left: dict[str, int] = {}
         self._taken: dict[str, int] = {}
         self._starts = 0
@@ -100,7 +100,7 @@ class Board:
         self._starts = 0
         self.pending = False
 
-    def lets(self, kind: Kind, kinds: Sequence[Kind], most: int) -> bool:
+    def lets(self, kind: RequestKind, kinds: Sequence[RequestKind], most: int) -> bool:
         """Whether Slurm's published counts allow one more start of this kind."""
         if kind.counted and self._count(kind) <= self._taken.get(kind.name, 0):
             return False
@@ -109,18 +109,18 @@ class Board:
         left = {item.name: self._count(item) for item in kinds}
         return self._starts < safe_starts(self._then, kinds, left, most)
 
-    def _count(self, kind: Kind) -> int:
+    def _count(self, kind: RequestKind) -> int:
         found = self._left.get(kind.name)
         if found is None:
             found = self._left[kind.name] = self._then.in_a_row(kind, 8 * len(self.capacity))
         return found
 
-    def took(self, kind: Kind) -> None:
+    def took(self, kind: RequestKind) -> None:
         """Slurm counts its own starts off what was published."""
         self._taken[kind.name] = self._taken.get(kind.name, 0) + 1
         self._starts += 1
 
-    def start(self, kind: Kind, start: Start, end: float, job: int) -> int:
+    def start(self, kind: RequestKind, start: Start, end: float, job: int) -> int:
         """Put a job there until `end`, as Slurm expects; the bits of its slices."""
         bits = start.after ^ self.now.states[start.place]
         self.now.make(kind, start)
@@ -129,7 +129,7 @@ class Board:
         insort(self._kind_ends.setdefault(kind.name, []), end)
         return bits
 
-    def end(self, kind: Kind, where: tuple[int, int, int], end: float, job: int) -> None:
+    def end(self, kind: RequestKind, where: tuple[int, int, int], end: float, job: int) -> None:
         """Take a job away: Slurm's index, the GPU it was on, its bits."""
         index, place, bits = where
         self.now.used[index] -= kind.shards
@@ -140,7 +140,7 @@ class Board:
         ends_of_kind = self._kind_ends[kind.name]
         del ends_of_kind[bisect_left(ends_of_kind, end)]
 
-    def counted_at(self, kind: Kind, now: float, *, planned: bool) -> float:
+    def counted_at(self, kind: RequestKind, now: float, *, planned: bool) -> float:
         """When Slurm expects a published count to be free: at the end of a job that has one.
 
         Never, where none is in use or none is published: such a job waits for `Constraints`.
@@ -150,7 +150,7 @@ class Board:
         ends = self._kind_ends.get(kind.name) if planned else None
         return ends[0] if ends else float("inf")
 
-    def room_at(self, index: int, kind: Kind, now: float) -> tuple[float, int]:
+    def room_at(self, index: int, kind: RequestKind, now: float) -> tuple[float, int]:
         """When Slurm expects room on a GPU, and the shards it has left then beside the job."""
         free = self.capacity[index] - self.now.used[index] - kind.shards
         if free >= 0:
@@ -166,7 +166,7 @@ class Board:
             self._room[index][kind.shards] = found
         return found
 
-    def slot_at(self, index: int, kind: Kind, now: float) -> tuple[float, int]:
+    def slot_at(self, index: int, kind: RequestKind, now: float) -> tuple[float, int]:
         """When a GPU has a slot, for a Slurm that sees slots."""
         need = self.now.needs(kind)[index]
         if need is None:
@@ -188,10 +188,10 @@ class Replay:
 
     def __init__(
         self,
-        nodes: Sequence[Sequence[Gpu]],
-        kinds: Sequence[Kind],
+        nodes: Sequence[Sequence[GpuState]],
+        kinds: Sequence[RequestKind],
         jobs: Jobs,
-        rule: Rule,
+        rule: ChoiceRule,
         retry: Retry,
         *,
         most: int = 2,
@@ -324,11 +324,11 @@ class Replay:
             self._reserved = self._reserve(kind)
         return False
 
-    def _would(self, board: Board, kind: Kind) -> Start:
+    def _would(self, board: Board, kind: RequestKind) -> Start:
         return self._slot(board, kind) if self.retry is Retry.AWARE else board.now.try_start(kind)
 
     @staticmethod
-    def _slot(board: Board, kind: Kind) -> Start:
+    def _slot(board: Board, kind: RequestKind) -> Start:
         """The first GPU with a slot, for a Slurm that sees slots."""
         node = board.now
         for index, need in enumerate(node.needs(kind)):
@@ -338,14 +338,14 @@ class Replay:
                     return Start(index, index, after)
         return Start(NOWHERE)
 
-    def _puts_off(self, node: int, index: int, kind: Kind, limit: float) -> bool:
+    def _puts_off(self, node: int, index: int, kind: RequestKind, limit: float) -> bool:
         """Whether a start there would put off the job that has a reservation."""
         held = self._reserved
         if held is None or held.node != node or held.gpu != index:
             return False
         return self.now + limit > held.time and kind.shards > held.spare
 
-    def _reserve(self, kind: Kind) -> _Reserved | None:
+    def _reserve(self, kind: RequestKind) -> _Reserved | None:
         best = _Reserved(0, 0, float("inf"), 0)
         aware = self.retry is Retry.AWARE
         for node, board in enumerate(self.boards):
@@ -359,7 +359,7 @@ class Replay:
                     best = _Reserved(node, index, max(time, counted), spare)
         return best if best.time < float("inf") else None
 
-    def _begin(self, job: int, kind: Kind, node: int, start: Start) -> None:
+    def _begin(self, job: int, kind: RequestKind, node: int, start: Start) -> None:
         board, now = self.boards[node], self.now
         bits = board.start(kind, start, now + self.jobs.limit[job], job)
         board.took(kind)
@@ -372,7 +372,7 @@ class Replay:
             board.pending = True
             heappush(self._events, (now + PUBLISHED_AFTER, PUBLISH, 0, node, where))
 
-    def _use_spare(self, index: int, kind: Kind, end: float) -> None:
+    def _use_spare(self, index: int, kind: RequestKind, end: float) -> None:
         held = self._reserved
         if held is not None and held.gpu == index and end > held.time:
             self._reserved = held._replace(spare=held.spare - kind.shards)

@@ -13,7 +13,7 @@ from slurm_mig.errors import BadRequest, UsageFault
 from slurm_mig.mig.profile import Profile
 from slurm_mig.mig.weights import derive
 from slurm_mig.packing import policies
-from slurm_mig.packing.foresight import Gpu, Kind, Rule
+from slurm_mig.packing.foresight import ChoiceRule, GpuState, RequestKind
 from slurm_mig.packing.replay import Jobs, Outcome, Replay, Retry
 from slurm_mig.packing.states import Need, Space
 
@@ -42,7 +42,7 @@ class Setup(NamedTuple):
     label: str
     weights: str = "exact"
     policy: str = "fits"
-    choice: Rule = Rule.PACK
+    choice: ChoiceRule = ChoiceRule.PACK
     retry: Retry = Retry.PUBLISH
     static: Mapping[str, int] | None = None
     most: int = 2
@@ -154,7 +154,7 @@ def run(
         [gpus] * nodes,
         kinds,
         load.jobs,
-        setup.choice if setup.static is None else Rule.PACK,
+        setup.choice if setup.static is None else ChoiceRule.PACK,
         setup.retry if setup.static is None else Retry.BLIND,
         most=setup.most,
         planned=setup.planned,
@@ -162,7 +162,9 @@ def run(
     return Ran(setup, load, replay.run(tell), nodes * per_node)
 
 
-def _carved(setup: Setup, load: Workload, per_node: int) -> tuple[list[Gpu], list[Kind]]:
+def _carved(
+    setup: Setup, load: Workload, per_node: int
+) -> tuple[list[GpuState], list[RequestKind]]:
     space = Space(load.geometry, policies.named(setup.policy))
     cost = prices(setup.weights, load.geometry)
     kinds = []
@@ -173,9 +175,9 @@ def _carved(setup: Setup, load: Workload, per_node: int) -> tuple[list[Gpu], lis
         # Slurm never starts what its own count cannot hold.
         if shards > cost.capacity:
             raise UsageFault(f"{wanted}: {shards} shards, a GPU has {cost.capacity}")
-        counted = setup.choice is Rule.NODE or load.geometry.whole not in rows
-        kinds.append(Kind(str(wanted), request, shards, counted=counted))
-    return [Gpu(space, 0, 0, cost.capacity)] * per_node, kinds
+        counted = setup.choice is ChoiceRule.NODE or load.geometry.whole not in rows
+        kinds.append(RequestKind(str(wanted), request, shards, counted=counted))
+    return [GpuState(space, 0, 0, cost.capacity)] * per_node, kinds
 
 
 class _Servers(Space):
@@ -202,19 +204,19 @@ class _Servers(Space):
 
 def _static(
     layout: Mapping[str, int], load: Workload, per_node: int
-) -> tuple[list[Gpu], list[Kind]]:
+) -> tuple[list[GpuState], list[RequestKind]]:
     geometry = load.geometry
     rows = sorted((geometry.find(name) for name in layout), key=lambda row: (row.size, row.slices))
     if not holds(layout, geometry, per_node):
         words = ", ".join(f"{name}:{count}" for name, count in layout.items())
         raise UsageFault(f"--static {words}: {per_node} GPUs do not hold that")
-    servers = [Gpu(_Servers(geometry, row), 0, 0, layout[str(row.name)]) for row in rows]
+    servers = [GpuState(_Servers(geometry, row), 0, 0, layout[str(row.name)]) for row in rows]
     kinds = []
     for wanted, request in zip(load.wanted, load.requests, strict=True):
         count = sum(item.gpu_instances for item in request.items)
         if not any(gpu.space.need(request) and gpu.capacity >= count for gpu in servers):
             raise UsageFault(f"--static: no job with {wanted} could ever start in that layout")
-        kinds.append(Kind(str(wanted), request, count))
+        kinds.append(RequestKind(str(wanted), request, count))
     return servers, kinds
 
 

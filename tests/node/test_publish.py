@@ -13,7 +13,7 @@ from slurm_mig.mig.geometry import Placement
 from slurm_mig.mig.request import Request, from_stamp
 from slurm_mig.node import publish, watch
 from slurm_mig.node.publish import Publisher, with_fits
-from slurm_mig.packing.foresight import Gpu
+from slurm_mig.packing.foresight import GpuState
 from slurm_mig.packing.states import CLOSED
 from slurm_mig.slurm.protocol import NodeFacts, Pending
 from slurm_mig.transaction import carve, release
@@ -327,8 +327,8 @@ def test_a_gpu_is_kept_for_who_waits_long(make_site: Callable[..., Site]) -> Non
 
 def test_which_gpu_is_kept() -> None:
     """The emptiest that can be carved, of equals the last; one that is kept already stays."""
-    gpus = [Gpu(None, 0, used, 31) for used in (20, 8, 8)]  # type: ignore[arg-type]
-    gpus.append(Gpu(None, CLOSED, 0, 31))  # type: ignore[arg-type]
+    gpus = [GpuState(None, 0, used, 31) for used in (20, 8, 8)]  # type: ignore[arg-type]
+    gpus.append(GpuState(None, CLOSED, 0, 31))  # type: ignore[arg-type]
     assert watch.gpu_to_keep(gpus, -1) == 2
     assert watch.gpu_to_keep(gpus, 0) == 0
     assert watch.gpu_to_keep(gpus, 3) == 2

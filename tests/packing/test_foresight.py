@@ -14,7 +14,7 @@ from slurm_mig.mig import catalog
 from slurm_mig.mig.plan import Slot, plan
 from slurm_mig.mig.request import Item, Request
 from slurm_mig.mig.weights import derive
-from slurm_mig.packing.foresight import Gpu, Kind, Rule, foresee
+from slurm_mig.packing.foresight import ChoiceRule, GpuState, RequestKind, foresee
 from slurm_mig.packing.states import CLOSED, REFUSED, Space
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ A30 = catalog.find("a30-24gb").geometry()
 SPACES = {id(geometry): Space(geometry) for geometry in (H100, A30)}
 
 
-def kinds_of(geometry: Geometry, *, whole_counted: bool = False) -> list[Kind]:
+def kinds_of(geometry: Geometry, *, whole_counted: bool = False) -> list[RequestKind]:
     """Every profile once, and two of the smallest on one GPU."""
     weights = derive(geometry)
     found = [
-        Kind(
+        RequestKind(
             str(row.name),
             Request((Item(row.name),)),
             weights.of(geometry, row),
@@ -39,14 +39,14 @@ def kinds_of(geometry: Geometry, *, whole_counted: bool = False) -> list[Kind]:
     ]
     small = geometry.profiles[0]
     pair = Request((Item(small.name, 2),))
-    return [*found, Kind(f"{small.name}x2", pair, 2 * weights.of(geometry, small))]
+    return [*found, RequestKind(f"{small.name}x2", pair, 2 * weights.of(geometry, small))]
 
 
 KINDS = {id(geometry): kinds_of(geometry) for geometry in (H100, A30)}
 
 
 @st.composite
-def nodes(draw: st.DrawFn) -> tuple[Geometry, list[Gpu]]:
+def nodes(draw: st.DrawFn) -> tuple[Geometry, list[GpuState]]:
     """One to three GPUs in states that jobs could have left; Slurm's count may have drifted."""
     geometry = draw(st.sampled_from([H100, A30]))
     space, weights = SPACES[id(geometry)], derive(geometry)
@@ -66,7 +66,7 @@ def nodes(draw: st.DrawFn) -> tuple[Geometry, list[Gpu]]:
                 used += weights.of(geometry, slot.row)
         drift = draw(st.sampled_from([0, 0, 0, 1]))
         gpus.append(
-            Gpu(
+            GpuState(
                 space,
                 draw(st.sampled_from([state, state, state, CLOSED])),
                 0 if drift else used,
@@ -79,7 +79,7 @@ def nodes(draw: st.DrawFn) -> tuple[Geometry, list[Gpu]]:
 class ByHand:
     """The same node with instances, Slurm's sums and the planner itself."""
 
-    def __init__(self, geometry: Geometry, gpus: list[Gpu], rule: Rule) -> None:
+    def __init__(self, geometry: Geometry, gpus: list[GpuState], rule: ChoiceRule) -> None:
         self.geometry = geometry
         self.rule = rule
         self.used = [gpu.used for gpu in gpus]
@@ -88,14 +88,14 @@ class ByHand:
             None if gpu.state == CLOSED else gpu.space.slots(gpu.state) for gpu in gpus
         ]
 
-    def start(self, kind: Kind) -> bool | None:
+    def start(self, kind: RequestKind) -> bool | None:
         """Whether it succeeds; None where Slurm has no room."""
         room = [i for i, used in enumerate(self.used) if used + kind.shards <= self.capacity]
         if not room:
             return None
-        if self.rule is Rule.LEAST_LOADED:
+        if self.rule is ChoiceRule.LEAST_LOADED:
             room.sort(key=lambda index: self.used[index])
-        at = range(len(self.there)) if self.rule is Rule.NODE else room[:1]
+        at = range(len(self.there)) if self.rule is ChoiceRule.NODE else room[:1]
         for place in sorted(at, key=lambda place: (place != room[0], self._cost(kind, place))):
             made = self._plan(kind, place)
             if made is not None:
@@ -104,7 +104,7 @@ class ByHand:
                 return True
         return False
 
-    def _cost(self, kind: Kind, place: int) -> tuple[int, ...]:
+    def _cost(self, kind: RequestKind, place: int) -> tuple[int, ...]:
         there, made = self.there[place], self._plan(kind, place)
         if there is None or made is None:
             return (99,)
@@ -114,7 +114,7 @@ class ByHand:
         )
         return (had[0] - has[0], had[1] - has[1], *has)
 
-    def _plan(self, kind: Kind, place: int) -> list[Slot] | None:
+    def _plan(self, kind: RequestKind, place: int) -> list[Slot] | None:
         there = self.there[place]
         if there is None:
             return None
@@ -124,7 +124,7 @@ class ByHand:
             return None
 
 
-def in_a_row(geometry: Geometry, gpus: list[Gpu], rule: Rule, kind: Kind) -> int:
+def in_a_row(geometry: Geometry, gpus: list[GpuState], rule: ChoiceRule, kind: RequestKind) -> int:
     hand, count = ByHand(geometry, gpus, rule), 0
     while hand.start(kind):
         count += 1
@@ -132,7 +132,7 @@ def in_a_row(geometry: Geometry, gpus: list[Gpu], rule: Rule, kind: Kind) -> int
 
 
 def safe(
-    geometry: Geometry, gpus: list[Gpu], rule: Rule, counts: dict[str, int], depth: int
+    geometry: Geometry, gpus: list[GpuState], rule: ChoiceRule, counts: dict[str, int], depth: int
 ) -> bool:
     """Every sequence of that length, each kind at most as often as its count says."""
     for sequence in product(KINDS[id(geometry)], repeat=depth):
@@ -150,10 +150,12 @@ def safe(
     return True
 
 
-@pytest.mark.parametrize("rule", Rule)
+@pytest.mark.parametrize("rule", ChoiceRule)
 @settings(max_examples=60, deadline=None)
 @given(nodes())
-def test_foresight_is_what_trying_gives(rule: Rule, node: tuple[Geometry, list[Gpu]]) -> None:
+def test_foresight_is_what_trying_gives(
+    rule: ChoiceRule, node: tuple[Geometry, list[GpuState]]
+) -> None:
     geometry, gpus = node
     kinds = KINDS[id(geometry)]
     seen = foresee(gpus, kinds, rule, 2)
@@ -167,20 +169,24 @@ def test_foresight_is_what_trying_gives(rule: Rule, node: tuple[Geometry, list[G
 def test_the_number_of_safe_starts_grows_to_its_bound() -> None:
     """On empty GPUs anything may start often; the bound alone ends it."""
     space, weights = SPACES[id(H100)], derive(H100)
-    gpus = [Gpu(space, 0, 0, weights.capacity)] * 8
+    gpus = [GpuState(space, 0, 0, weights.capacity)] * 8
     for most in (1, 2, 3):
-        assert foresee(gpus, KINDS[id(H100)], Rule.LEAST_LOADED, most).starts == most
+        assert foresee(gpus, KINDS[id(H100)], ChoiceRule.LEAST_LOADED, most).starts == most
 
 
 def test_a_kind_of_another_gpu_type_is_counted_there_alone() -> None:
     """A node with two models: shards of a type are not asked of the other."""
     big, small = SPACES[id(H100)], SPACES[id(A30)]
-    gpus = [Gpu(small, 0, 0, 4, "a30"), Gpu(big, 0, 0, 31, "h100"), Gpu(big, 0, 0, 31, "h100")]
-    kinds = [
-        Kind("3g.40gb", Request((Item(H100.find("3g.40gb").name),)), 14, ("h100",)),
-        Kind("2g.12gb", Request((Item(A30.find("2g.12gb").name),)), 2),
+    gpus = [
+        GpuState(small, 0, 0, 4, "a30"),
+        GpuState(big, 0, 0, 31, "h100"),
+        GpuState(big, 0, 0, 31, "h100"),
     ]
-    assert foresee(gpus, kinds, Rule.PACK).counts == {"3g.40gb": 4, "2g.12gb": 2}
+    kinds = [
+        RequestKind("3g.40gb", Request((Item(H100.find("3g.40gb").name),)), 14, ("h100",)),
+        RequestKind("2g.12gb", Request((Item(A30.find("2g.12gb").name),)), 2),
+    ]
+    assert foresee(gpus, kinds, ChoiceRule.PACK).counts == {"3g.40gb": 4, "2g.12gb": 2}
 
 
 def test_states_are_the_instances() -> None:

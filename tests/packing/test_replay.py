@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from slurm_mig.errors import UsageFault
 from slurm_mig.packing import jobs
-from slurm_mig.packing.foresight import Rule
+from slurm_mig.packing.foresight import ChoiceRule
 from slurm_mig.packing.replay import Retry
 from slurm_mig.packing.setups import (
     Setup,
@@ -30,7 +30,7 @@ from tests.kit.workloads import H100, MIXES, by_chance
 if TYPE_CHECKING:
     from pathlib import Path
 
-ALL = [(rule, retry) for rule in Rule for retry in Retry]
+ALL = [(rule, retry) for rule in ChoiceRule for retry in Retry]
 
 
 @settings(max_examples=40, deadline=None)
@@ -41,7 +41,7 @@ ALL = [(rule, retry) for rule in Rule for retry in Retry]
     st.integers(0, 10**6),
 )
 def test_every_job_runs_once_and_no_gpu_is_overfull(
-    mix: str, how: tuple[Rule, Retry], load: float, seed: int
+    mix: str, how: tuple[ChoiceRule, Retry], load: float, seed: int
 ) -> None:
     """At each moment the jobs that run have a layout: by units no GPU-second is given twice."""
     rule, retry = how
@@ -65,9 +65,9 @@ def test_every_job_runs_once_and_no_gpu_is_overfull(
         assert not any(ran.outcome.refused)
 
 
-@pytest.mark.parametrize("rule", Rule)
+@pytest.mark.parametrize("rule", ChoiceRule)
 @pytest.mark.parametrize("mix", MIXES)
-def test_with_publishing_nothing_is_refused(rule: Rule, mix: str) -> None:
+def test_with_publishing_nothing_is_refused(rule: ChoiceRule, mix: str) -> None:
     """Whoever chooses the GPU: what Slurm is told is what it starts. One node of 8, load 1.1."""
     work = by_chance(mix, 1.1, 8, 600, 7)
     assert not any(run(Setup("", choice=rule, retry=Retry.PUBLISH), work, 1, 8).outcome.refused)
