@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from slurm_mig.sandbox.prerequisites import place
+from slurm_mig.state.ledger import Ledger
 from tests.kit.gpus import H100
 from tests.kit.helper import helper
+from tests.kit.ledgers import Clock
 from tests.kit.site import Site, build_site, remove_tree
 
 if TYPE_CHECKING:
@@ -146,5 +148,19 @@ def site(make_site: Callable[..., Site]) -> Site:
 def node(site: Site) -> Iterator[Node]:
     """The node of `site`, opened."""
     opened = site.node()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock that a test sets."""
+    return Clock()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
+    """A new ledger by that clock."""
+    opened = Ledger(tmp_path / "state/ledger.db", clock)
     yield opened
     opened.close()

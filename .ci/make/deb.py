@@ -81,7 +81,6 @@ APACHE: Final = (
     "On Debian systems the text of this licence is in /usr/share/common-licenses/Apache-2.0."
 )
 COPYRIGHT: Final = f"""\
-Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
 Upstream-Name: slurm-mig
 
 Files: *

@@ -164,8 +164,8 @@ class Publisher:
     def _look(self, now: float) -> list[str]:
         slurm = self._node.slurm
         facts = slurm.node(self._node.name)
-        words = _FIT.findall(facts.gres_text)
-        if not words:
+        there = counts_in(facts.gres_text)
+        if not there:
             self._path.unlink(missing_ok=True)
             return []
         before = self.last()
@@ -175,7 +175,7 @@ class Publisher:
             foreign=strangers(self._node),
             silent=0.0,
             looked=now,
-            wrote={kind: int(count) for kind, count in words},
+            wrote=there,
         )
         done = give_extra(slurm, facts.name, facts.extra)
         state, more = self._for_others(state, facts, now)
@@ -221,7 +221,7 @@ class Publisher:
 
     def _write(self, state: Published, text: str, now: float) -> list[str]:
         """Put the totals into what Slurm has of this node's gres, and change nothing else of it."""
-        there = {kind: int(count) for kind, count in _FIT.findall(text)}
+        there = counts_in(text)
         totals = self.totals(state, there)
         fresh = with_fits(text, totals)
         writes = tuple(at for at in state.writes if at > now - WITHIN)
@@ -293,7 +293,7 @@ class Publisher:
         replace_file(self._off, "", mode=0o600)
         facts = self._node.slurm.node(self._node.name)
         most = 8 * len(self._node.order)
-        there = {kind: int(count) for kind, count in _FIT.findall(facts.gres_text)}
+        there = counts_in(facts.gres_text)
         fresh = with_fits(facts.gres_text, dict.fromkeys(there, most))
         if fresh != facts.gres_text:
             self._node.slurm.set_gres(self._node.name, fresh)
@@ -307,6 +307,11 @@ def request_of(word: str) -> Request | None:
     if match is None:
         return None
     return Request((Item(Profile.parse(match[1]), int(match[2] or 1)),))
+
+
+def counts_in(text: str) -> dict[str, int]:
+    """The counts of `fit` in a node's gres, by type."""
+    return {kind: int(count) for kind, count in _FIT.findall(text)}
 
 
 def with_fits(text: str, totals: Mapping[str, int]) -> str:

@@ -36,18 +36,6 @@ pytestmark = pytest.mark.root
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
-    opened = Ledger(tmp_path / "state/ledger.db", clock)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def read(tmp_path: Path) -> Iterator[Callable[[], Archive]]:
     """The ledger of `ledger`, open for an audit."""
     with ExitStack() as stack:

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig.sandbox import Cluster, scratch
-from tests.kit.cluster import NODES, PREFIX, Site, enable_mig
-from tests.kit.site import with_hooks
+from tests.kit.cluster import NODES, Site, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,13 +28,8 @@ SAYS = 'echo "ran with <$CUDA_VISIBLE_DEVICES>"; sleep 300'
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
     """A cluster that each walk leaves as it was, and the last takes apart."""
-    made = Cluster(scratch(), NODES[:1], prefix=PREFIX, config=with_hooks(""))
-    try:
-        with made:
-            enable_mig(made)
-            yield Site(made)
-    finally:
-        made.remove()
+    with running(NODES[:1]) as made:
+        yield Site(made)
 
 
 def ours(site: Site, *words: str, code: int = 0) -> str:

@@ -22,25 +22,12 @@ from tests.kit.ledgers import Clock, broken_event, everything, planned
 from tests.kit.records import ALLOCATIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from multiprocessing.synchronize import Barrier
     from pathlib import Path
 
     from slurm_mig.mig.allocation import Allocation
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
-    opened = Ledger(tmp_path / "state/ledger.db", clock)
-    yield opened
-    opened.close()
 
 
 def test_a_life(ledger: Ledger, clock: Clock) -> None:

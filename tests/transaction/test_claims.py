@@ -24,7 +24,7 @@ from slurm_mig.simulator.faults import Rule
 from slurm_mig.state.monitoring import Feeds
 from slurm_mig.transaction import by_hand, carve, reconcile, release, whereabouts, whole_gpu
 from slurm_mig.transaction.workbench import Workbench
-from tests.kit.gpus import A100, H100
+from tests.kit.gpus import A100
 from tests.kit.transaction import ALICE, BOB, ROOT, World, ask
 
 if TYPE_CHECKING:
@@ -34,13 +34,6 @@ if TYPE_CHECKING:
     from slurm_mig.mig.driver import Gpu
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def world(public_tmp: Path) -> Iterator[World]:
-    made = World(public_tmp, H100, H100)
-    yield made
-    made.close()
 
 
 def alive(world: World) -> None:

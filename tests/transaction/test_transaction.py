@@ -43,13 +43,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture
-def world(public_tmp: Path) -> Iterator[World]:
-    made = World(public_tmp, H100, H100)
-    yield made
-    made.close()
-
-
 # -- allocate ----------------------------------------------------------------------
 
 
