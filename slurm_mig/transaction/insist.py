@@ -70,9 +70,11 @@ def clear_young(bench: Workbench, gpu: Gpu) -> bool:
     now, limit = bench.ledger.now(), bench.destroy_timeout + bench.stuck.timeout
     went = False
     for record in bench.ledger.open_on(gpu.uuid):
-        left = limit - bench.ledger.first(record, phases.RELEASING).age(now)
         going = record.phase in (phases.RELEASING, phases.QUARANTINED)
-        if going and left > 0 and record.boot_id == bench.boot_id:
+        if not going or record.boot_id != bench.boot_id:
+            continue
+        left = limit - bench.ledger.first(record, phases.RELEASING).age(now)
+        if left > 0:
             went |= _cleared(bench, record.number, gpu, bench.monotonic() + left)
     return went
 
