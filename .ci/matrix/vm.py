@@ -116,9 +116,9 @@ def row(trial: Trial, title: str) -> list[str]:
     except (Failed, CannotRun, KeyError, ValueError) as reason:
         print(f"--- {title}\n{reason!r}\n{reason}", flush=True)
         verdict, remark = "FAILED", str(reason).splitlines()[0][:90]
+        trial.settle()
     took = f"{time.monotonic() - begin:.0f}"
-    print(f"  {title}: {verdict}, {took} s", flush=True)
-    trial.settle()
+    print(f"  {title}: {verdict}, {took} s, {remark}", flush=True)
     return [verdict, took, remark]
 
 
@@ -133,7 +133,7 @@ def main() -> int:
     rows: list[list[str]] = []
     with tempfile.TemporaryDirectory(prefix="slurm-mig-wheels-") as name:
         place = Path(name)
-        called(*PIP, "--wheel-dir", place / "wheels", CHECKOUT)
+        called(*PIP, "--wheel-dir", place / "wheels", f"{CHECKOUT}[metrics]")
         package = Path(called(sys.executable, ".ci/make/deb.py", place))
         wheels = sorted((place / "wheels").glob("*.whl"))
         before = version_before(place)

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from vm_machine import Failed
+from vm_machine import PATIENCE, Failed
 
 from tests.kit import pages, quickstart
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 MIG: Final = "/srv/mig"
 #: The driver's call with which a Prolog makes a slice.
 CREATE: Final = "nvmlDeviceCreateGpuInstanceWithPlacement"
+#: Every file that a check changes, as the quick start left it.
+IN_ORDER: Final = "/root/in-order.tar"
+FILES: Final = f"etc/slurm etc/slurm-mig etc/fstab etc/default {MIG[1:]}/machine.json"
 PAGE: Final = pages.TOP / "docs/quickstart.md"
 #: The page's lines that are for another machine than this one.
 OTHERS: Final = ("make demo",)
@@ -42,7 +45,7 @@ PROBE: Final = textwrap.dedent(
     """
 )
 #: Seconds for what Slurm does in a moment: an emulated machine does it in ten.
-SOON: Final = 120
+SOON: Final = 300
 
 
 @dataclass
@@ -55,11 +58,11 @@ class Trial:
     package: Path
     facts: dict[str, str] = field(default_factory=dict)
 
-    def run(self, text: str, *, code: int | None = 0, timeout: float = 240) -> str:
+    def run(self, text: str, *, code: int | None = 0, timeout: float = PATIENCE) -> str:
         """A command of root's."""
         return self.machine.run(text, code=code, timeout=timeout)
 
-    def script(self, text: str, *, timeout: float = 240) -> str:
+    def script(self, text: str, *, timeout: float = PATIENCE) -> str:
         """Commands of root's, one a line; the first that fails ends them."""
         return self.run(f"set -e\n{textwrap.dedent(text)}", timeout=timeout)
 
@@ -128,12 +131,15 @@ class Trial:
         expect(left, "", "left-overs in /run")
 
     def settle(self) -> None:
-        """Whatever the check before came to, the next one begins on a node in service."""
-        drained = "sinfo -h -o %T | grep -qE 'drain|down'"
+        """After a check that failed the next one begins on a node as the quick start left it."""
+        drained = "sinfo -h -n gpu01 -o %T | grep -qE 'drain|down'"
         for text in (
             f"slurm-mig simulator fault {MIG} --clear",
             "scancel -u alice; scancel -u bob",
-            "systemctl start slurmctld slurmd",
+            "systemctl disable --now slurm-mig-publish.timer slurm-mig-warm.service",
+            f"[ ! -e {IN_ORDER} ] || tar -C / -xf {IN_ORDER}",
+            "umount -q /var/lib/slurm-mig; /opt/slurm-mig/bin/slurm-mig install",
+            "systemctl daemon-reload; systemctl restart slurmctld; systemctl restart slurmd",
             "slurm-mig reconcile",
             f"! {drained} || scontrol update nodename=gpu01 state=resume",
         ):
@@ -174,7 +180,7 @@ def quick_start(trial: Trial) -> str:
             machine.until(quickstart.PATIENCE[text], timeout=SOON)
         code = None if "9g.90gb" in text else 0
         user = "alice" if command.user != "root" else "root"
-        trial.facts[text] = machine.run(text, user=user, code=code, timeout=900)
+        trial.facts[text] = machine.run(text, user=user, code=code, timeout=1200)
         if text.startswith("srun ") and "first" not in trial.facts:
             trial.facts["first"] = f"{time.monotonic() - begin:.0f} s"
     contains(trial.facts["slurm-mig doctor"], "0 errors, 0 warnings")
@@ -183,6 +189,7 @@ def quick_start(trial: Trial) -> str:
     refused = next(said for text, said in trial.facts.items() if "9g.90gb" in text)
     contains(refused, "unknown MIG profile '9g.90gb', did you mean 1g.10gb")
     trial.run("systemctl is-system-running")
+    trial.run(f"tar -C / -cf {IN_ORDER} {FILES}")
     took = f"{time.monotonic() - begin:.0f} s"
     return f"first job after {trial.facts['first']} and {trial.facts['apt']} of apt-get; all {took}"
 
@@ -439,7 +446,7 @@ def stop_during(trial: Trial, call: str, action: str) -> float:
     trial.run(action)
     trial.machine.until("pgrep -f '[h]ooks import main'", timeout=SOON)
     begin = time.monotonic()
-    trial.run("systemctl stop slurmd", timeout=400)
+    trial.run("systemctl stop slurmd", timeout=1200)
     took = time.monotonic() - begin
     expect(trial.run("systemctl show -P Result slurmd"), "success", "slurmd's end")
     expect(trial.run("pgrep -f '[h]ooks import main'", code=None), "", "hooks that outlived it")
@@ -492,6 +499,119 @@ def slurmctld_restart(trial: Trial) -> str:
     return "restart, kill -9, reconfigure"
 
 
+# -- units that are options -----------------------------------------------------------------
+
+
+def helper(trial: Trial) -> str:
+    """Prolog, Epilog and teardown do all they do in slurm-mig-warm's unit, with its hardening."""
+    trial.run("systemctl enable --now slurm-mig-warm.service")
+    trial.machine.until("[ -S /run/slurm-mig/warm ]", timeout=SOON)
+    probe = "./probe batch; srun ./probe step; touch probed; sleep 600"
+    for words in ("--gres=mig:1g.10gb:2", "--gres=gpu:1"):
+        job = trial.begun(words, script=probe)
+        trial.machine.until("[ -e /home/alice/probed ]", timeout=SOON)
+        trial.run("rm /home/alice/probed")
+        seen = tried(trial.output(job))
+        if seen["batch"] != seen["step"] or len(seen["batch"]) != 1:
+            raise Failed(f"{words}: {seen}")
+        trial.cancel(job)
+        trial.clean()
+        said = trial.run(f"journalctl -t slurm-mig --no-pager | grep ' job={job} '")
+        for hook in ("prolog", "epilog"):
+            if not re.search(rf": {hook} job={job} .*way=helper", said):
+                raise Failed(f"the helper did not take the {hook}:\n{said}")
+    contains(trial.run("slurm-mig doctor"), "0 errors, 0 warnings")
+    expect(trial.run("systemctl show -P NRestarts slurm-mig-warm"), "0", "its restarts")
+    trial.run("systemctl disable --now slurm-mig-warm.service")
+    trial.cancel(trial.begun("--gres=mig:1g.10gb:1"))
+    trial.clean()
+    return "slices and a whole GPU, in its unit; then without it"
+
+
+def metrics(trial: Trial) -> str:
+    """What node_exporter is to read is written."""
+    trial.script(
+        """\
+        /opt/slurm-mig/bin/pip install --quiet prometheus-client
+        mkdir -p /var/lib/prometheus/node-exporter
+        systemctl start slurm-mig-metrics.service
+        """
+    )
+    expect(trial.run("systemctl show -P Result slurm-mig-metrics"), "success", "its result")
+    said = trial.run("cat /var/lib/prometheus/node-exporter/slurm-mig.prom")
+    contains(said, "slurm_mig_")
+    return f"{len(re.findall(r'(?m)^slurm_mig_', said))} lines"
+
+
+def publishing(trial: Trial) -> str:
+    """By docs/publishing.md: a job with shards and no slot waits, and starts when it has one."""
+    trial.script(
+        """\
+        cp /etc/slurm/slurm.conf slurm.conf.counted
+        (echo 'publish = true'; cat fleet.toml) >fit.toml
+        slurm-mig generate fit.toml --out fit
+        sed -i 's/^GresTypes=.*/GresTypes=gpu,shard,mig,fit/; /^NodeName=/d' /etc/slurm/slurm.conf
+        numbers=$(slurmd -C | head -n 1 | cut -d' ' -f2-)
+        if slurmd -V | grep -q ' 22'; then
+            echo "$(sed -n 's/^#\\(NodeName=mig-anchor\\)/\\1/p' fit/slurm.conf.mig) $numbers"
+        else
+            echo SchedulerParameters=extra_constraints
+        fi >>/etc/slurm/slurm.conf
+        echo "NodeName=gpu01 $numbers $(sed -n 's/^# NodeName=gpu01 //p' fit/slurm.conf.mig)" \\
+            >>/etc/slurm/slurm.conf
+        systemctl restart slurmctld
+        systemctl restart slurmd
+        """
+    )
+    counts = "scontrol show node -o gpu01 | grep -o 'fit:3g[^,]*:[0-9]*'"
+    trial.machine.until(f"{counts} && sinfo -h -n gpu01 -o %T | grep -qx idle", timeout=SOON)
+    trial.script(
+        """\
+        systemctl enable --now slurm-mig-publish.timer
+        systemctl start slurm-mig-publish.service
+        cp fit/job_submit.lua fit/cli_filter.lua /etc/slurm/
+        scontrol reconfigure
+        """
+    )
+    contains(trial.run("slurm-mig doctor"), "0 errors, 0 warnings")
+    # A slice in the middle of each GPU: shards for a 3g are left, a place is not.
+    made = [
+        f"slurm-mig create 1g.10gb --gpu {gpu} --start {start}"
+        for gpu in (0, 1)
+        for start in (3, 4)
+    ]
+    trial.run("set -e\n" + "\n".join([*made, "systemctl start slurm-mig-publish.service"]))
+    expect(trial.run("systemctl show -P Result slurm-mig-publish"), "success", "the unit's result")
+    expect(trial.run(counts).splitlines()[0], "fit:3g.40gb:0", "what fits")
+    job = trial.sbatch("--gres=mig:3g.40gb:1", script="touch fitted; sleep 600")
+    small = trial.begun("--gres=mig:1g.10gb:1")
+    reason = trial.run(f"squeue -h -j {job} -o '%T %r'")
+    if not re.search("^PENDING .*(Constraints|mig-anchor)", reason) or "BadC" in reason:
+        raise Failed(f"the job without a slot: {reason}")
+    for gpu in trial.status()["gpus"]:
+        for item in gpu["instances"]:
+            if item["job_id"] is None:
+                trial.run(f"slurm-mig destroy {item['uuid']}")
+    trial.machine.until("[ -e /home/alice/fitted ]", timeout=SOON)
+    expect(
+        trial.run(f"scontrol show job {job} | grep -o 'Restarts=[0-9]*'"), "Restarts=0", "starts"
+    )
+    trial.cancel(job, small)
+    trial.script(
+        """\
+        cp out/job_submit.lua out/cli_filter.lua /etc/slurm/
+        slurm-mig publish --off
+        cp slurm.conf.counted /etc/slurm/slurm.conf
+        systemctl disable --now slurm-mig-publish.timer
+        systemctl restart slurmctld
+        systemctl restart slurmd
+        """
+    )
+    trial.machine.until("sinfo -h -o %T | grep -qx idle", timeout=SOON)
+    trial.clean()
+    return f"waited ({reason.split(None, 1)[1]}), then ran without a refusal"
+
+
 # -- versions -------------------------------------------------------------------------------
 
 
@@ -513,7 +633,7 @@ def upgrade(trial: Trial) -> str:
     for block in pages.blocks(pages.TOP / "docs/upgrade.md"):
         if block.section == "Upgrading":
             for command in block.commands:
-                trial.run(re.sub(r"#.*", "", command.text), timeout=400)
+                trial.run(re.sub(r"#.*", "", command.text), timeout=1200)
     contains(trial.run("cat /etc/slurm-mig/hooks/prolog"), "/opt/slurm-mig-new")
     new = trial.begun("--gres=mig:2g.20gb:1")
     expect(len(trial.slices()), 2, "slices")
@@ -570,17 +690,31 @@ def power_cut(trial: Trial) -> str:
 
 
 def reboot(trial: Trial) -> str:
-    """`systemctl reboot` with a job at work: the same, and slurmd had time to end it."""
+    """`systemctl reboot` with a job at work: its slices are lost on record, the job comes again.
+
+    Controller and node are one machine: slurmctld goes on counting the job (facts/slurm.md), so
+    `reconcile` has to name it, and what it says to type has to start it anew.
+    """
     job = trial.begun("--gres=mig:1g.10gb:2")
     begin = time.monotonic()
     trial.machine.reboot()
     took = time.monotonic() - begin
     boot_was_good(trial)
-    if trial.state(job) == "RUNNING" and not trial.slices():
-        raise Failed("the job runs without its slice")
-    trial.run("scancel -u alice")
+    rows = json.loads(trial.run(f"slurm-mig audit --job {job} --json"))
+    expect([row["phase"] for row in rows if row["restart"] == 0], ["lost"] * 2, "its slices")
+    trial.run(f"rm -f /home/alice/begun.{job}")
+    was = trial.state(job)
+    if was == "RUNNING" and not trial.slices():
+        said = trial.run("slurm-mig reconcile", code=24)
+        contains(said, f"job {job} is counted here by Slurm", f"`scontrol requeue {job}`")
+        trial.run(f"scontrol requeue {job}")
+        was += ", named by reconcile and requeued"
+    if not was.startswith("FAILED"):
+        trial.machine.until(f"[ -e /home/alice/begun.{job} ]", timeout=3 * SOON)
+        expect(len(trial.slices()), 2, "slices of its next run")
+        trial.cancel(job)
     trial.clean()
-    return f"{took:.0f} s"
+    return f"{took:.0f} s; the job was {was}"
 
 
 def gpu_missing(trial: Trial) -> str:
@@ -596,7 +730,7 @@ def gpu_missing(trial: Trial) -> str:
         """
     )
     trial.machine.reboot()
-    trial.machine.until("systemctl is-failed -q slurm-mig-boot", timeout=240)
+    trial.machine.until("systemctl is-failed -q slurm-mig-boot", timeout=SOON)
     expect(trial.run("systemctl is-active slurmd", code=None), "inactive", "slurmd")
     expect(
         trial.run("systemctl show -P ExecMainStatus slurm-mig-boot"),
@@ -683,7 +817,7 @@ def package(trial: Trial) -> str:
     apt = "DEBIAN_FRONTEND=noninteractive apt-get -qq -y"
     deb = f"/root/{trial.package.name}"
     trial.machine.put(trial.package, deb)
-    trial.run(f"{apt} install {deb}", timeout=400)
+    trial.run(f"{apt} install {deb}", timeout=1200)
     contains(
         trial.run("cat /etc/slurm-mig/hooks/prolog"), "python='/usr/lib/slurm-mig/bin/python3'"
     )
@@ -701,7 +835,7 @@ def package(trial: Trial) -> str:
     )
     contains(trial.run("systemctl cat slurm-mig-boot"), "/usr/lib/slurm-mig/bin/python3")
     job = trial.begun("--gres=mig:1g.10gb:1")
-    trial.run(f"{apt} install --reinstall {deb}", timeout=400)
+    trial.run(f"{apt} install --reinstall {deb}", timeout=1200)
     kept = trial.run(f"{apt} remove slurm-mig", code=None)
     contains(kept, "slurmd drains the node")
     trial.cancel(job)
@@ -721,7 +855,7 @@ def package(trial: Trial) -> str:
         systemctl disable --now slurm-mig-reconcile.timer
         """
     )
-    trial.run(f"{apt} remove slurm-mig", timeout=400)
+    trial.run(f"{apt} remove slurm-mig", timeout=1200)
     left = trial.run(
         "systemctl list-unit-files --no-legend 'slurm-mig*'; "
         "ls /etc/slurm-mig/hooks /usr/lib/slurm-mig",
@@ -742,10 +876,19 @@ def package(trial: Trial) -> str:
 CHECKS: Final[dict[str, Callable[[Trial], str]]] = {
     "the quick start, word for word": quick_start,
     "units": units,
+    "ConstrainDevices (eBPF)": devices,
+    "power cut": power_cut,
+    "reboot": reboot,
+    "boot with a GPU missing": gpu_missing,
+    "state on a tmpfs": stateless,
+    "configless": configless,
+    "upgrade with jobs": upgrade,
+    "option: the helper's unit": helper,
+    "option: the publishing unit": publishing,
+    "option: the metrics unit": metrics,
     "timer": timer,
     "tmpfiles.d": tmpfiles,
     "journal, rsyslog, logrotate": logs,
-    "ConstrainDevices (eBPF)": devices,
     "ConstrainDevices after restarts": devices_stay,
     "holders of slices": holders,
     "left-overs in a job's cgroup": left_in_the_jobs_cgroup,
@@ -754,11 +897,5 @@ CHECKS: Final[dict[str, Callable[[Trial], str]]] = {
     "slurmd stopped in an Epilog": slurmd_in_epilog,
     "slurmctld restarted": slurmctld_restart,
     "verify and doctor": looked_at,
-    "upgrade with jobs": upgrade,
-    "power cut": power_cut,
-    "reboot": reboot,
-    "boot with a GPU missing": gpu_missing,
-    "state on a tmpfs": stateless,
-    "configless": configless,
     "Debian package": package,
 }

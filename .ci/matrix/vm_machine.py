@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from vm_image import Image
 
 #: Seconds for a boot. An emulated one takes 15 on a calm machine.
-BOOT: Final = 300
+BOOT: Final = 600
 
 #: Seconds for a command, unless it is told otherwise.
-PATIENCE: Final = 240
+PATIENCE: Final = 480
 
 
 def accelerated() -> bool:
@@ -132,7 +132,7 @@ class Machine:
 
     def until(self, text: str, *, timeout: float = PATIENCE) -> None:
         """Wait until a shell condition holds."""
-        loop = f"until {{ {text}\n}}; do sleep 0.5; done"
+        loop = f"until {{ {text}\n}}; do sleep 1; done"
         self.run(f"timeout {timeout:.0f} sh -c {shlex.quote(loop)}", timeout=timeout + 60)
 
     def put(self, source: Path, target: str) -> None:
