@@ -183,9 +183,22 @@ def quick_start(trial: Trial) -> str:
         trial.facts[text] = machine.run(text, user=user, code=code, timeout=1200)
         if text.startswith("srun ") and "first" not in trial.facts:
             trial.facts["first"] = f"{time.monotonic() - begin:.0f} s"
-    contains(trial.facts["slurm-mig doctor"], "0 errors, 0 warnings")
-    rows = trial.facts["slurm-mig audit"].splitlines()[1:]
-    expect([row.split()[-1] for row in rows], ["released"] * 4, "the audit")
+    doctor = trial.facts["slurm-mig doctor"]
+    if "SM109" in doctor:
+        # As the page says: newer releases know a word more, and the doctor has the line.
+        contains(doctor, "0 errors, 1 warning,", "fix  SelectTypeParameters=CR_CORE,LL_SHARED_GRES")
+        trial.run(
+            "sed -i s/^SelectTypeParameters=.*/SelectTypeParameters=CR_Core,LL_SHARED_GRES/ "
+            "/etc/slurm/slurm.conf && systemctl restart slurmctld"
+        )
+        machine.until(quickstart.PATIENCE["sinfo"], timeout=SOON)
+        doctor = trial.run("slurm-mig doctor")
+    contains(doctor, "0 errors, 0 warnings")
+    audit = trial.facts["slurm-mig audit"]
+    if [row.split()[-1] for row in audit.splitlines()[1:]] != ["released"] * 4:
+        log = trial.run("grep -v debug /var/log/slurm/slurmctld.log | tail -n 50")
+        hooks = trial.run("journalctl -t slurm-mig --no-pager")
+        raise Failed(f"not four slices, released:\n{audit}\n{log}\n{hooks}")
     refused = next(said for text, said in trial.facts.items() if "9g.90gb" in text)
     contains(refused, "unknown MIG profile '9g.90gb', did you mean 1g.10gb")
     trial.run("systemctl is-system-running")
@@ -693,7 +706,7 @@ def reboot(trial: Trial) -> str:
     """`systemctl reboot` with a job at work: its slices are lost on record, the job comes again.
 
     Controller and node are one machine: slurmctld goes on counting the job (facts/slurm.md), so
-    `reconcile` has to name it, and what it says to type has to start it anew.
+    `reconcile`, which the timer runs each five minutes, has to start it anew.
     """
     job = trial.begun("--gres=mig:1g.10gb:2")
     begin = time.monotonic()
@@ -705,10 +718,9 @@ def reboot(trial: Trial) -> str:
     trial.run(f"rm -f /home/alice/begun.{job}")
     was = trial.state(job)
     if was == "RUNNING" and not trial.slices():
-        said = trial.run("slurm-mig reconcile", code=24)
-        contains(said, f"job {job} is counted here by Slurm", f"`scontrol requeue {job}`")
-        trial.run(f"scontrol requeue {job}")
-        was += ", named by reconcile and requeued"
+        said = trial.run("slurm-mig reconcile")
+        contains(said, f"job {job}: requeued, for it ended with an earlier boot")
+        was += ", and reconcile requeued it"
     if not was.startswith("FAILED"):
         trial.machine.until(f"[ -e /home/alice/begun.{job} ]", timeout=3 * SOON)
         expect(len(trial.slices()), 2, "slices of its next run")

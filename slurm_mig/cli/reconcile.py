@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -89,10 +90,12 @@ def _reconcile(*, no_slurm: bool, accept: bool, dry_run: bool, as_json: bool) ->
         bench = node.bench()
         found = reconcile.foresee(bench, live) if dry_run else reconcile.reconcile(bench, live)
         # Under a name that is not proven another node would be drained.
-        gone = [] if slurm is None or live is None else _ghosts(node, slurm)
+        gone: tuple[list[str], list[str]] = ([], [])
+        if slurm is not None and live is not None:
+            gone = _ghosts(node, slurm, look=dry_run)
         fenced = "" if no_slurm or dry_run or silence else _fence(node)
-    found.done = [*rebuilt, *found.done, *([fenced] if fenced else [])]
-    left = [*found.left, *([silence] if silence else []), *map(line, gone)]
+    found.done = [*rebuilt, *found.done, *gone[0], *([fenced] if fenced else [])]
+    left = [*found.left, *([silence] if silence else []), *gone[1]]
     if as_json:
         print_json({"done": found.done, "left": left, "foreign": found.foreign})
     else:
@@ -106,12 +109,20 @@ def _reconcile(*, no_slurm: bool, accept: bool, dry_run: bool, as_json: bool) ->
         raise Unresolved(f"{len(left)} left, see the output")
 
 
-def _ghosts(node: Node, slurm: Slurm) -> list[int]:
-    """Jobs of Slurm's that ended with an earlier boot; none where Slurm falls silent by now."""
-    try:
-        return node.ghosts(slurm, time.sleep)
-    except SlurmFault:
-        return []
+def _ghosts(node: Node, slurm: Slurm, *, look: bool) -> tuple[list[str], list[str]]:
+    """Jobs of Slurm's that ended with an earlier boot: those started again and those left.
+
+    `look`: none is started. Where Slurm falls silent by now nothing is said of the others.
+    """
+    done: list[str] = []
+    left: list[str] = []
+    with suppress(SlurmFault):
+        for ghost in node.ghosts(slurm, time.sleep):
+            if not look and node.start_again(ghost):
+                done.append(f"job {ghost.job_id}: requeued, for it ended with an earlier boot")
+            else:
+                left.append(line(ghost.job_id))
+    return done, left
 
 
 def _fence(node: Node) -> str:

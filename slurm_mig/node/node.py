@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from slurm_mig.mig.plan import Policy
     from slurm_mig.node.fence import Fence
     from slurm_mig.settings import Config
-    from slurm_mig.slurm.protocol import NodeFacts, Slurm
+    from slurm_mig.slurm.protocol import JobFacts, NodeFacts, Slurm
     from slurm_mig.state.ledger import Ledger, Retired
     from slurm_mig.state.locks import Locks
     from slurm_mig.state.monitoring import Feeds
@@ -305,7 +305,7 @@ class Node:
                 named.setdefault(record.owner.job_id, set()).add(record.node)
         return census.alive(slurm or self.slurm, self.name, self._is_here, named, clusters)
 
-    def ghosts(self, slurm: Slurm, sleep: Callable[[float], None]) -> list[int]:
+    def ghosts(self, slurm: Slurm, sleep: Callable[[float], None]) -> list[JobFacts]:
         """Jobs with shards that Slurm counts here, without a process or a record of this boot.
 
         Looked at twice, for a job's Prolog may be about to begin. Raises SlurmFault.
@@ -323,10 +323,27 @@ class Node:
             return []
         sleep(LOOK_AGAIN)
         suspects = found(suspects & slurm.live_jobs(self.name))
-        told = {job: slurm.job(job) for job in suspects}
-        return sorted(
-            job for job, facts in told.items() if facts and holds_shards(facts.tres_per_node)
-        )
+        # By Slurm's commands: pyslurm does not tell which run of a job it is.
+        told = [self.slurm.job(job) for job in sorted(suspects)]
+        return [facts for facts in told if facts and holds_shards(facts.tres_per_node)]
+
+    def start_again(self, ghost: JobFacts) -> bool:
+        """Requeue a job of `ghosts`, where a boot has ended this very run of it; whether it was.
+
+        slurmctld would do it at a registration of the node past BatchStartTimeout, half an hour
+        later (facts/slurm.md#failures). Raises SlurmFault.
+        """
+        from slurm_mig.mig.allocation import LOST
+
+        lost = {
+            record.owner.restart
+            for record in self.ledger.of_job(ghost.job_id)
+            if record.phase == LOST and record.node == self.name and record.boot_id != self.boot_id
+        }
+        if not (ghost.batch and ghost.requeue and ghost.restarts in lost):
+            return False
+        self.slurm.requeue(ghost.reference)
+        return True
 
     @staticmethod
     def _is_here(facts: NodeFacts) -> bool:

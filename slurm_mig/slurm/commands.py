@@ -66,12 +66,13 @@ class CommandClient:
         a job name with newlines in it (facts/slurm.md#reading-gres). Asked for an array's
         id, squeue lists all its tasks: only the line with this very id counts.
         """
-        widths = (20, 40, 4, 4, 20, 1000, 1000)
+        widths = (20, 40, 4, 4, 8, 20, 1000, 1000)
         names = (
             "jobid",
             "jobarrayid",
             "batchflag",
             "requeue",
+            "restartcnt",
             "state",
             "nodelist",
             # Last, for it has a user's own words.
@@ -85,10 +86,12 @@ class CommandClient:
                 return None
             raise
         for line in output.split("\n"):
-            ident, array, batch, requeue, state, nodes, tres = cut(line, widths)
+            ident, array, batch, requeue, count, state, nodes, tres = cut(line, widths)
             if ident == str(job_id):
                 gres = "" if tres == "N/A" else tres
-                return JobFacts(job_id, array, batch == "1", requeue == "1", state, gres, nodes)
+                again = int(count) if count.isdigit() else None
+                may = requeue == "1"
+                return JobFacts(job_id, array, batch == "1", may, state, gres, nodes, again)
         return None
 
     def gpus(self, job_id: int, node: str) -> tuple[int, ...] | None:

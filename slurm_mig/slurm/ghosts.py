@@ -1,8 +1,8 @@
 """Jobs that Slurm counts on this node and that are not there: a power cut takes both sides' word.
 
-slurmctld that went down with its node goes on counting its jobs until slurmd has been
-registered for longer than BatchStartTimeout (slurm.conf(5)). They have no process, and no
-record of this boot; nobody else looks from this side.
+slurmctld that went down with its node goes on counting its jobs until slurmd registers later
+than BatchStartTimeout after its own start (facts/slurm.md#failures), by default each 33 minutes.
+They have no process, and no record of this boot; nobody else looks from this side.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def line(job: int) -> str:
     """What is told of one, and what to do."""
     return (
         f"job {job} is counted here by Slurm, but has no process and no record of this boot: it "
-        "ended with the machine. slurmctld notices BatchStartTimeout after slurmd came back; "
-        f"sooner with `scontrol requeue {job}` or `scancel {job}`"
+        "ended with the machine. slurmctld notices when the node registers past "
+        f"BatchStartTimeout, within half an hour; sooner with `scontrol requeue {job}` or "
+        f"`scancel {job}`"
     )

@@ -76,7 +76,8 @@ class JobFacts:
     array's own id, so that id alone would hit every task, and a component of a
     heterogeneous job can only be requeued through its leader (facts/slurm.md#failing).
     `tres_per_node` is what the job holds on each of its `nodes` (Slurm's host
-    list, empty while it waits): slices can be asked for in no other way.
+    list, empty while it waits): slices can be asked for in no other way. `restarts` is how often
+    it was started anew, None where it is not told (pyslurm).
     """
 
     job_id: int
@@ -86,6 +87,7 @@ class JobFacts:
     state: str
     tres_per_node: str
     nodes: str = ""
+    restarts: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

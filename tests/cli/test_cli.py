@@ -443,7 +443,7 @@ def test_status_with_what_slurm_says(site: Site) -> None:
     commands(
         site,
         scontrol="echo 'NodeName=n1 Gres=gpu:h100:2 State=IDLE+DRAIN Reason=slurm-mig: x [root@1]'",
-        squeue=f"[ $4 != 7 ] || echo '{7:<20}{7:<40}1   1   {'RUNNING':<20}'",
+        squeue=f"[ $4 != 7 ] || echo '{7:<20}{7:<40}1   1   0       {'RUNNING':<20}'",
     )
     lines = site.cli("status", "--slurm", SLURMD_NODENAME="n1").stdout.splitlines()
     assert lines[0] == "Node n1  DRAIN+IDLE  slurm-mig: x"

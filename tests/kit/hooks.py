@@ -41,7 +41,7 @@ def slurm_commands(site: Site, **bodies: str) -> Path:
 
 def squeue(job: int, tres: str = "N/A", *, batch: int = 1, live: Sequence[int] = ()) -> str:
     """A squeue that knows one job, and which ones live on the node."""
-    line = f"{job:<20}{job:<40}{batch:<4}{1:<4}{'RUNNING':<20}{'':<1000}{tres}"
+    line = f"{job:<20}{job:<40}{batch:<4}{1:<4}{0:<8}{'RUNNING':<20}{'':<1000}{tres}"
     alive = " ".join(map(str, live or [job]))
     return f"case $* in *'-w n1'*) printf '%s\\n' {alive} ;; *) printf '%s\\n' '{line}' ;; esac"
 

@@ -113,7 +113,7 @@ def test_whether_it_is_this_machine(host: str, address: str, here: bool) -> None
 
 #: Job 7 lives on n1; n2 is idle, and exists.
 SQUEUE = "case $* in *'-w n1'*) echo 7 ;; *'-j 7'*) {job} ;; esac"
-LINE = f"{7:<20}{7:<40}{1:<4}{1:<4}{'RUNNING':<20}{'n1':<1000}x"
+LINE = f"{7:<20}{7:<40}{1:<4}{1:<4}{0:<8}{'RUNNING':<20}{'n1':<1000}x"
 
 
 def made(site: Site) -> list[str]:

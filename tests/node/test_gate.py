@@ -223,7 +223,7 @@ def test_a_prolog_writes_down_who_waits(make_site: Callable[..., Site]) -> None:
     site = make_site(H100)
     binaries = site.root / "bin"
     binaries.mkdir()
-    line = f"{90:<20}{90:<40}{1:<4}{1:<4}{'RUNNING':<20}{'':<1000}N/A"
+    line = f"{90:<20}{90:<40}{1:<4}{1:<4}{0:<8}{'RUNNING':<20}{'':<1000}N/A"
     (binaries / "squeue").write_text(f"#!/bin/sh\necho '{line}'\n")
     for name in ("scontrol", "scancel"):
         (binaries / name).write_text("#!/bin/sh\nexit 0\n")

@@ -34,7 +34,7 @@ def client(tmp_path: Path) -> Callable[..., CommandClient]:
 
 def squeue_line(ident: str, array: str, tres: str) -> str:
     """What squeue -O prints with our widths, on 22.05 to 26.05."""
-    return f"{ident:<20}{array:<40}{'1':<4}{'1':<4}{'RUNNING':<20}{'':<1000}{tres}"
+    return f"{ident:<20}{array:<40}{'1':<4}{'1':<4}{'0':<8}{'RUNNING':<20}{'':<1000}{tres}"
 
 
 def test_only_the_line_of_the_job_itself_counts(client: Callable[..., CommandClient]) -> None:
