@@ -120,10 +120,17 @@ class Trial:
             for item in gpu["instances"]
         )
 
+    def left(self, count: int) -> None:
+        """Until so many slices are left: nobody waits for what an Epilog has put off."""
+        until = time.monotonic() + SOON
+        while len(found := self.slices()) > count and time.monotonic() < until:
+            time.sleep(1)
+        expect(len(found), count, f"slices {found}")
+
     def clean(self) -> None:
         """Nobody has anything: no slice, no tmpfs, no mark, no drain."""
         self.idle()
-        expect(self.slices(), [], "slices")
+        self.left(0)
         left = self.run(
             "find /run/slurm-mig/jobs /run/slurm-mig/env -type f; grep slurm-mig /proc/mounts",
             code=None,
@@ -275,6 +282,7 @@ def logs(trial: Trial) -> str:
     trial.run("slurm-mig install --only log && systemctl restart rsyslog")
     job = trial.begun("--gres=mig:1g.10gb:1")
     trial.cancel(job)
+    trial.clean()
     lines = trial.run("cat /var/log/slurm-mig.log")
     contains(lines, f": prolog job={job} ", f": epilog job={job} ")
     contains(
@@ -404,12 +412,13 @@ def holders(trial: Trial) -> str:
     job = trial.begun("--gres=mig:1g.10gb:1")
     holder(trial, job, user="alice", unit="hers")
     trial.cancel(job)
-    expect(trial.run("systemctl is-active hers", code=None), "inactive", "her service")
+    trial.machine.until("! systemctl is-active -q hers", timeout=SOON)
     trial.clean()
     job = trial.begun("--gres=mig:1g.10gb:1")
     pid = holder(trial, job, user="root", unit="watcher")
     trial.cancel(job)
-    contains(trial.run("slurm-mig status"), "stuck", f"pid {pid} of root", "watcher.service")
+    trial.machine.until("slurm-mig status | grep -q stuck", timeout=SOON)
+    contains(trial.run("slurm-mig status"), f"pid {pid} of root", "watcher.service")
     trial.run("systemctl stop watcher; systemctl start slurm-mig-reconcile.service")
     trial.clean()
     return "user's killed; root's named by unit, set aside, freed by the timer's service"
@@ -426,7 +435,9 @@ def left_in_the_jobs_cgroup(trial: Trial) -> str:
     trial.run(f"scancel {job}")
     trial.machine.until(f"! kill -0 {pid} 2>/dev/null", timeout=SOON)
     trial.clean()
-    said = trial.run(f"journalctl -t slurm-mig --no-pager | grep 'job={job} ' | tail -n 1")
+    lines = f"journalctl -t slurm-mig --no-pager | grep 'teardown job={job} '"
+    trial.machine.until(lines, timeout=SOON)
+    said = trial.run(lines)
     trial.run(f"rmdir {place}/left {place}", code=None)
     found = re.search(r"killed[^;]*", said)
     return found[0][:90] if found else "gone with the job"
@@ -462,7 +473,6 @@ def stop_during(trial: Trial, call: str, action: str) -> float:
     trial.run("systemctl stop slurmd", timeout=1200)
     took = time.monotonic() - begin
     expect(trial.run("systemctl show -P Result slurmd"), "success", "slurmd's end")
-    expect(trial.run("pgrep -f '[h]ooks import main'", code=None), "", "hooks that outlived it")
     return took
 
 
@@ -471,6 +481,7 @@ def slurmd_in_prolog(trial: Trial) -> str:
     words = "sbatch --gres=mig:1g.10gb:1 --wrap 'touch seen; sleep 600'"
     submit = f"runuser -l alice -c {shlex.quote(words)}"
     took = stop_during(trial, CREATE, submit)
+    expect(trial.run("pgrep -f '[h]ooks import main'", code=None), "", "hooks that outlived it")
     trial.run("systemctl start slurmd")
     trial.machine.until("sinfo -h -o %T | grep -qE 'mixed|alloc|idle'", timeout=SOON)
     job = int(trial.run("squeue -h -o %i"))
@@ -484,9 +495,11 @@ def slurmd_in_prolog(trial: Trial) -> str:
 
 
 def slurmd_in_epilog(trial: Trial) -> str:
-    """The same for an Epilog."""
+    """What its Epilog has put off outlives the daemon, and comes to its end."""
     job = trial.begun("--gres=mig:1g.10gb:1")
     took = stop_during(trial, "nvmlGpuInstanceDestroy", f"scancel {job}")
+    trial.machine.until("! pgrep -f '[h]ooks import main'", timeout=SOON)
+    expect(trial.slices(), [], "slices, without slurmd")
     trial.run("systemctl start slurmd")
     trial.clean()
     return f"waited {took:.0f} s"
@@ -652,7 +665,7 @@ def upgrade(trial: Trial) -> str:
     expect(len(trial.slices()), 2, "slices")
     trial.run(f"scancel {old}")
     trial.machine.until(f"! squeue -h -j {old} 2>/dev/null | grep -q .", timeout=SOON)
-    expect(len(trial.slices()), 1, "slices")
+    trial.left(1)
     trial.run("/opt/slurm-mig-old/bin/slurm-mig install")
     trial.cancel(new)
     trial.clean()
