@@ -54,7 +54,7 @@ def command(request: str | None, job_id: int | None, choice: str | None, as_json
     """Show every place that a REQUEST (3g.40gb, or 1g.10gb:2,3g.40gb) has on this node's GPUs.
 
     With each what would still fit, which GPU Slurm would take, and why. Of a job: why it was placed
-    where it is, why it waits, or why it was refused.
+    where it is, or what it waits for, and the places for it; `slurm-mig job` has the rest.
     """
     if (request is None) == (job_id is None):
         raise UsageFault("give a REQUEST or --job ID")
@@ -118,7 +118,7 @@ def _rule(node: Node, choice: str | None, gpus: list[GpuState]) -> ChoiceRule:
 
 def _job(node: Node, job_id: int) -> tuple[dict[str, Any], Request | None]:
     """What there is to say of a job, and what it asks for while it waits."""
-    from slurm_mig.mig.allocation import ACTIVE, REFUSED
+    from slurm_mig.mig.allocation import ACTIVE
 
     with working("asking Slurm"):
         facts = node.slurm.job(job_id)
@@ -131,14 +131,15 @@ def _job(node: Node, job_id: int) -> tuple[dict[str, Any], Request | None]:
         raise UsageFault(
             f"job {job_id}: Slurm lists none of that id, and this node's ledger neither"
         )
-    lines = [f"job {job_id}: {facts.state.lower() if facts else 'no longer in the queue'}"]
-    for record in records:
-        if record.phase == REFUSED:
-            lines.append(f"refused on GPU {record.gpu_minor}: {cell(record.reason)}")
-        elif record.phase == ACTIVE:
-            lines.append(f"placed on GPU {record.gpu_minor}: {cell(record.reason)}")
+    # What `job` tells is not told twice: where it is, since when, and why it was refused.
+    lines = [
+        f"job {job_id} was placed on GPU {record.gpu_minor}: {cell(record.reason)}"
+        for record in records
+        if record.phase == ACTIVE
+    ]
     if reason:
-        lines.append(f"waits for {cell(reason)}: {words(reason)}")
+        lines.append(f"job {job_id} waits for {cell(reason)}: {words(reason)}")
+    lines.append(f"the job itself: `slurm-mig job {job_id}`")
     wanted = _wanted(facts)
     return {"job": job_id, "state": facts.state if facts else None, "lines": lines}, wanted
 

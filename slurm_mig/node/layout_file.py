@@ -207,7 +207,7 @@ def _meant(
     ]
     if not chosen:
         raise UsageFault(f"no GPU {entry.uuid or entry.minor} here; there are {here}")
-    return _with_mig(chosen)
+    return _with_mig(chosen, entry.declared)
 
 
 def _by_index(entry: DeclaredGpu, gpus: Sequence[Gpu], here: str) -> list[Gpu]:
@@ -217,10 +217,13 @@ def _by_index(entry: DeclaredGpu, gpus: Sequence[Gpu], here: str) -> list[Gpu]:
     for index in entry.indexes:
         if index not in by_index:
             raise UsageFault(f"no GPU with index {index} here; there are {here}")
-    return _with_mig([by_index[index] for index in entry.indexes])
+    return _with_mig([by_index[index] for index in entry.indexes], entry.declared)
 
 
-def _with_mig(gpus: list[Gpu]) -> list[Gpu]:
+def _with_mig(gpus: list[Gpu], declared: Declared) -> list[Gpu]:
+    if not declared.mig:
+        # A display's GPU is so as it is: mig-parted's file for a DGX Station declares one.
+        return [gpu for gpu in gpus if gpu.mig_capable]
     for gpu in gpus:
         if not gpu.mig_capable:
             raise UsageFault("it knows no MIG", gpu=str(gpu))

@@ -398,7 +398,7 @@ class CommandClient:
         if done.returncode != 0:
             # scontrol says some of it on its standard output: "Node n9 not found".
             text = (done.stderr.strip() or done.stdout.strip()).decode(errors="replace")
-            raise SlurmFault(f"{shown}: exit {done.returncode}: {text[:300]}")
+            raise SlurmFault(f"{shown}: exit {done.returncode}: {_cause(text)[:300]}")
         return done.stdout
 
     def _find(self, name: str) -> Path:
@@ -411,6 +411,12 @@ class CommandClient:
             f"no {name} in {self._directory or ', '.join(SEARCH)}",
             remedy="set `bin` in the [slurm] table of the config",
         )
+
+
+def _cause(text: str) -> str:
+    """One line of a command's complaints: without slurm.conf it has four, the last the clearest."""
+    lines = text.splitlines() or ["it said nothing"]
+    return next((line for line in reversed(lines) if re.search("error:|fatal:", line)), lines[0])
 
 
 def _check_program(path: Path) -> None:

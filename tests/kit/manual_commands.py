@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 #: Pages that a test follows as a whole.
-FOLLOWED = {"quickstart.md": "tests/cluster/test_quickstart.py"}
+FOLLOWED = {
+    "quickstart.md": "tests/cluster/test_quickstart.py",
+    "rollout.md": "tests/cluster/test_rollout.py",
+}
 
 #: Commands that no test runs as they stand, and why.
 EXCUSED = {

@@ -159,6 +159,9 @@ def test_which_gpus_a_file_is_about() -> None:
         where(spec(devices=[0]), *gpus)
     with pytest.raises(UsageFault, match="knows no MIG"):
         where(spec(devices=[12]), *gpus)
+    # A DGX Station's display is number 3 of its GPUs, and no filter knows its PCI id.
+    off: dict[str, Any] = {"mig_enabled": False, "mig_devices": {}}
+    assert where(spec(devices=[12], device_filter="0x1FB010DE", **off), *gpus) == []
     with pytest.raises(UsageFault, match="PCI ids of NVIDIA A30 are not known"):
         where(spec(device_filter=["0x233010DE"]), *gpus)
 

@@ -6,11 +6,15 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
+from slurm_mig.mig.geometry import Placement
+from tests.kit import prometheus
 from tests.kit.hooks import STAMP
 
 if TYPE_CHECKING:
@@ -82,3 +86,39 @@ def test_the_dashboard() -> None:
     places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}
     assert len(places) == len(panels) == len({panel["id"] for panel in panels})
     assert all(target["expr"] for panel in panels for target in panel["targets"])
+
+
+def expressions() -> dict[str, str]:
+    """Of every panel and every alert; of an alert without its bound, so that it has a value."""
+    panels = json.loads(BOARD.read_text("utf-8"))["panels"]
+    found = {
+        f"panel {panel['title']} {target['refId']}": target["expr"].replace("$node", ".*")
+        for panel in panels
+        for target in panel["targets"]
+    }
+    for group in yaml.safe_load(RULES.read_text("utf-8"))["groups"]:
+        for rule in group["rules"]:
+            found[f"alert {rule['alert']}"] = re.sub(r" > [\de.]+$", "", rule["expr"])
+    return found
+
+
+@pytest.mark.root
+@prometheus.needs_prometheus
+def test_every_expression_has_data(site: Site, tmp_path: Path) -> None:
+    """In a real Prometheus that reads a real node's metrics, beside what node_exporter adds."""
+    with site.machine.change(1) as board:
+        foreign = board.create(19, Placement(6, 1), busy=False)
+        board.create_compute(foreign, 0)
+    age = f'node_textfile_mtime_seconds{{file="/x/slurm-mig.prom"}} {time.time()}\n'
+    assert site.prolog(7, STAMP).returncode == 0
+    site.prolog(8, "slurm-mig=1,7g.80gb/0/31:1")
+    with prometheus.running(tmp_path, RULES) as server:
+        server.scraped(site.cli("metrics").stdout + age)
+        site.epilog(7)
+        site.prolog(9, STAMP)
+        server.scraped(site.cli("metrics").stdout + age)
+        silent = [what for what, text in expressions().items() if not server.values(text)]
+        assert silent == []
+        rules = server.ask("rules")["data"]["groups"][0]["rules"]
+        assert {rule["health"] for rule in rules} == {"ok"}
+        assert "pending" in {rule["state"] for rule in rules if "ForeignSlice" in rule["name"]}
