@@ -414,9 +414,9 @@ class CommandClient:
 
 
 def _cause(text: str) -> str:
-    """One line of a command's complaints: without slurm.conf it has four, the last the clearest."""
-    lines = text.splitlines() or ["it said nothing"]
-    return next((line for line in reversed(lines) if re.search("error:|fatal:", line)), lines[0])
+    """Of a command's complaints the one line to go by: without slurm.conf it has four."""
+    told = [line for line in text.splitlines() if re.search("error:|fatal:", line)]
+    return told[-1] if told else text
 
 
 def _check_program(path: Path) -> None:
