@@ -1,10 +1,14 @@
 """Refused starts on real Slurm: with publishing, with the gate alone, with blind retry.
 
-    python bench/publish.py publish|gate|blind [--nodes 1|2] [--jobs 500] [--seed 1] [--mean 12]
+    python bench/publish.py publish|gate|blind|all [--nodes 1|2] [--jobs 500] [--seed 1] [--mean 14]
+    python bench/publish.py releases [--suites bookworm trixie forky] ...
 
-As root, on a machine with Slurm's daemons (or inside a root of .ci/roots.py). Eight simulated H100,
-on one node or on two, the uniform mix at load 0.8, time-compressed: run times are exponential
-around `--mean` seconds. The same seed gives the same arrivals. One line of JSON at the end.
+As root, on a machine with Slurm's daemons. Eight simulated H100, on one node or on two, the uniform
+mix at load 0.8, time-compressed: run times are exponential around `--mean` seconds. The same seed
+gives the same arrivals. `all` runs the three side by side, so that they share whatever else the
+machine does; `releases` does that inside the roots of `make test-slurm-versions`, on one node and
+on two, one after the other. A table at the end; of one mode a line of JSON, and with `--story` what
+went before each refused start.
 """
 
 from __future__ import annotations
@@ -16,9 +20,12 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -28,6 +35,10 @@ from slurm_mig.mig.weights import derive
 from slurm_mig.sandbox.cluster import USERS, Cluster, SandboxNode, scratch
 from slurm_mig.transaction import by_hand
 
+if TYPE_CHECKING:
+    from slurm_mig.mig.allocation import Allocation
+
+TOP = Path(__file__).resolve().parents[1]
 H100 = "NVIDIA H100 80GB HBM3"
 NAMES = ("1g.10gb", "1g.20gb", "2g.20gb", "3g.40gb", "4g.40gb", "7g.80gb")
 GPUS, LOAD = 8, 0.8
@@ -35,11 +46,30 @@ GPUS, LOAD = 8, 0.8
 LOOK = 15.0
 
 
+MODES = ("publish", "gate", "blind")
+
+#: What a mode's nodes have in their config. Blind: slots from the lowest on, and again after the
+#: shortest delay that 22.05 allows, never held.
+CONFIG = {
+    "publish": "",
+    "gate": "",
+    "blind": "retry_delay = 10\nretry_delay_max = 10\nmax_requeues = 1000\n"
+    '[packing]\npolicy = "first-fit"\n',
+}
+
+#: Seconds after the last submission in which the queue has to run empty.
+PATIENCE = 900.0
+
+#: Seconds of the log before a refused start that a story shows.
+BEFORE = 2.5
+
+
 class Crowd(Cluster):
-    """A cluster with CPUs for all slices."""
+    """A cluster with CPUs for all slices, and milliseconds in its logs."""
 
     def _slurm_conf(self, fleet, hooks):  # type: ignore[no-untyped-def]
-        return super()._slurm_conf(fleet, hooks).replace("CPUs=16", "CPUs=64")
+        text = super()._slurm_conf(fleet, hooks).replace("CPUs=16", "CPUs=64")
+        return f"{text}LogTimeFormat=iso8601_ms\n"
 
 
 def arrivals(seed: int, jobs: int, mean: float) -> list[tuple[float, str, float]]:
@@ -60,7 +90,7 @@ def arrivals(seed: int, jobs: int, mean: float) -> list[tuple[float, str, float]
 def build(mode: str, nodes: int) -> Crowd:
     """A running cluster with MIG mode on; with `blind` nobody is brought forward."""
     names = [f"n{number + 1}" for number in range(nodes)]
-    config = "" if mode == "blind" else "retry_delay = 600\n"
+    config = CONFIG[mode] or "retry_delay = 120\n"
     cluster = Crowd(
         scratch(),
         [SandboxNode(name, ((H100, GPUS // nodes),)) for name in names],
@@ -119,10 +149,10 @@ def submit(cluster: Crowd, plan: list[tuple[float, str, float]]) -> dict[int, tu
     return given
 
 
-def watch(cluster: Crowd, seconds: float) -> tuple[set[str], int]:
+def watch(cluster: Crowd) -> tuple[set[str], int]:
     """Until nobody is left: jobs that were held, and how many stayed."""
     held: set[str] = set()
-    until = time.time() + seconds
+    until = time.time() + PATIENCE
     while True:
         lines = cluster.try_run("squeue", "-h", "-o", "%i %T %r").stdout.splitlines()
         held |= {line for line in lines if re.search(r"BadC|[Hh]eld", line)}
@@ -131,28 +161,76 @@ def watch(cluster: Crowd, seconds: float) -> tuple[set[str], int]:
         time.sleep(1)
 
 
-def figures(cluster: Crowd, given: dict[int, tuple[str, float]]) -> dict[str, object]:
-    """Refusals and waits, by the nodes' ledgers."""
-    records = []
-    for item in cluster.nodes:
-        node = cluster.node(item.name)
-        records += [record for job in given for record in node.ledger.of_job(job)]
-        node.close()
+def figures(records: list[Allocation], given: dict[int, tuple[str, float]]) -> dict[str, object]:
+    """Refusals, waits and the makespan, by the nodes' ledgers."""
     refused = [r for r in records if r.phase == phases.REFUSED]
+    served = [r for r in records if r.phase != phases.REFUSED]
     waits: dict[str, list[float]] = {name: [] for name in NAMES}
-    for record in records:
-        if record.phase != phases.REFUSED and record.owner.job_id in given:
-            name, at = given[record.owner.job_id]
-            waits[name].append(record.created - at)
+    for record in served:
+        name, at = given[record.owner.job_id or 0]
+        waits[name].append(record.created - at)
     every = [wait for some in waits.values() for wait in some]
+    begun = min(at for _, at in given.values())
     return {
         "refused_starts": len(refused),
         "refused_jobs": len({r.owner.job_id for r in refused}),
         "refused_per_1000": round(1000 * len(refused) / max(1, len(given)), 1),
         "served": len(every),
+        "makespan_s": round(max(r.ended or 0.0 for r in served) - begun, 1),
         "mean_wait_s": round(statistics.mean(every), 2) if every else None,
         "waits_s": {n: round(statistics.mean(w), 1) for n, w in waits.items() if w},
     }
+
+
+def records_of(cluster: Crowd, given: dict[int, tuple[str, float]]) -> list[Allocation]:
+    """Every run of these jobs, in order."""
+    found = []
+    for item in cluster.nodes:
+        node = cluster.node(item.name)
+        found += [record for job in given for record in node.ledger.of_job(job)]
+        node.close()
+    return sorted(found, key=lambda record: record.created)
+
+
+def overhears(cluster: Crowd, stop: threading.Event, heard: list[tuple[float, str]]) -> None:
+    """When what was published, and by which node, for a story."""
+    last: dict[Path, str] = {}
+    while not stop.wait(0.02):
+        for path in (cluster.root / "nodes").glob("*/run/published"):
+            try:
+                told = json.loads(path.read_text("utf-8"))
+            except (OSError, ValueError):
+                continue
+            now = f"{path.parents[1].name} {told['wrote']}"
+            if last.get(path) != now:
+                last[path] = now
+                heard.append((path.stat().st_mtime, f"published: {now}"))
+
+
+def story(
+    cluster: Crowd,
+    records: list[Allocation],
+    given: dict[int, tuple[str, float]],
+    heard: list[tuple[float, str]],
+) -> None:
+    """What went before each refused start: counts, starts, ends."""
+    lines = list(heard)
+    for text in (cluster.root / "log/slurmctld").read_text("utf-8", "replace").splitlines():
+        match = re.match(r"\[(\S+?)\] (.*)", text)
+        if match:
+            lines.append((datetime.fromisoformat(match[1]).timestamp(), match[2]))
+    for record in records:
+        what = f"{record.node} GPU {record.gpu_minor} job {record.owner.job_id}"
+        lines.append((record.created, f"{what} {record.phase} {record.request} {record.made}"))
+        if record.ended and record.phase != phases.REFUSED:
+            lines.append((record.ended, f"{what} taken down {record.made}"))
+    lines.sort()
+    for record in (item for item in records if item.phase == phases.REFUSED):
+        name = given[record.owner.job_id or 0][0]
+        print(f"\n-- job {record.owner.job_id}, {name}: {record.reason}")
+        for at, text in lines:
+            if record.created - BEFORE < at < record.created + 0.3:
+                print(f"{at - record.created:+7.3f} {text[:230]}")
 
 
 def updates(cluster: Crowd) -> dict[str, object]:
@@ -162,40 +240,131 @@ def updates(cluster: Crowd) -> dict[str, object]:
     return {"updates": int(found[1]), "update_us": int(found[2])} if found else {}
 
 
+def busy() -> tuple[float, float]:
+    """Seconds of CPU that this machine has worked so far, and all there were."""
+    words = Path("/proc/stat").read_text("utf-8").split("\n", 1)[0].split()[1:9]
+    ticks = [int(word) for word in words]
+    return (sum(ticks) - ticks[3] - ticks[4]) / 100, sum(ticks) / 100
+
+
+def one(options: argparse.Namespace) -> dict[str, object]:
+    """One run of one mode."""
+    plan = arrivals(options.seed, options.jobs, options.mean)
+    cluster, stop, said = build(options.mode, options.nodes), threading.Event(), []  # type: ignore[var-annotated]
+    heard: list[tuple[float, str]] = []
+    threads = []
+    if options.mode == "publish":
+        threads.append(threading.Thread(target=look_on, args=(cluster, stop, said)))
+    if options.story:
+        threads.append(threading.Thread(target=overhears, args=(cluster, stop, heard)))
+    try:
+        for thread in threads:
+            thread.start()
+        time.sleep(2)
+        worked, there = busy()
+        given = submit(cluster, plan)
+        held, left = watch(cluster)
+        worked, there = (
+            after - before for after, before in zip(busy(), (worked, there), strict=True)
+        )
+        records = records_of(cluster, given)
+        if options.story:
+            story(cluster, records, given, heard)
+        return {
+            "slurm": cluster.run("sinfo", "--version").split()[1],
+            "mode": options.mode, "nodes": options.nodes, "seed": options.seed,
+            "jobs": len(given), "arrivals_s": round(plan[-1][0]), "left": left,
+            "held": sorted(held)[:5], "drained": cluster.run("sinfo", "-h", "-R").strip()[:200],
+            **figures(records, given), **updates(cluster), "machine_busy": round(worked / there, 2),
+            "said": said[-3:],
+        }  # fmt: skip
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        cluster.stop()
+        cluster.remove()
+
+
+def words(options: argparse.Namespace) -> list[str]:
+    """The options of a run that a run below it has, too."""
+    names = ("nodes", "jobs", "seed", "mean")
+    return [word for name in names for word in (f"--{name}", str(getattr(options, name)))]
+
+
+def side_by_side(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """All three at the same time, each with daemons of its own."""
+    command = [sys.executable, str(Path(__file__).resolve())]
+    running = [
+        subprocess.Popen([*command, mode, *words(options)], stdout=subprocess.PIPE, text=True)
+        for mode in MODES
+    ]
+    outputs = [process.communicate()[0] for process in running]
+    return [json.loads(output.splitlines()[-1]) for output in outputs if output.strip()]
+
+
+def in_roots(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The same inside each release's root; a root is made where there is none."""
+    sys.path.insert(0, str(TOP / ".ci/matrix"))
+    from matrix import end
+    from roots import Root
+
+    found: list[dict[str, Any]] = []
+    for suite in options.suites:
+        for options.nodes in (1, 2):
+            root = Root(suite)
+            with root.held(), tempfile.TemporaryDirectory(prefix="slurm-mig-results-") as name:
+                root.make()
+                run = " ".join(["/venv/bin/python bench/publish.py all", *words(options)])
+                script = f"{run} >/results/told 2>/results/errors"
+                end(root.start(Path(name), ["sh", "-c", script]))
+                told = (Path(name) / "told").read_text("utf-8").splitlines()
+                rows = [json.loads(line) for line in told if line.startswith("{")]
+                if len(rows) < len(MODES):
+                    print((Path(name) / "errors").read_text("utf-8")[-2000:], file=sys.stderr)
+            show(rows)
+            found += rows
+    return found
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """What each said as JSON, then a table."""
+    for row in rows:
+        print(json.dumps(row), flush=True)
+    head = (
+        "Slurm", "nodes", "mode", "jobs", "refused starts", "per 1,000", "mean wait s",
+        *NAMES, "makespan s", "updates a job", "ms each", "held", "left", "busy",
+    )  # fmt: skip
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for row in rows:
+        updates_each = "-", "-"
+        if row["mode"] == "publish" and "updates" in row:
+            updates_each = (
+                f"{row['updates'] / row['jobs']:.2f}", f"{row['update_us'] / 1000:.2f}",
+            )  # fmt: skip
+        cells = (
+            row["slurm"], row["nodes"], row["mode"], row["jobs"], row["refused_starts"],
+            row["refused_per_1000"], row["mean_wait_s"], *map(row["waits_s"].get, NAMES),
+            row["makespan_s"], *updates_each, len(row["held"]), row["left"], row["machine_busy"],
+        )  # fmt: skip
+        print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+
 def main() -> None:
-    """One run."""
+    """One run, or several and their table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("mode", choices=("publish", "gate", "blind"))
+    parser.add_argument("mode", choices=(*MODES, "all", "releases"))
     parser.add_argument("--nodes", type=int, choices=(1, 2), default=1)
     parser.add_argument("--jobs", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--mean", type=float, default=12.0)
+    parser.add_argument("--mean", type=float, default=14.0)
+    parser.add_argument("--story", action="store_true")
+    parser.add_argument("--suites", nargs="+", default=["bookworm", "trixie", "forky"])
     options = parser.parse_args()
-    plan = arrivals(options.seed, options.jobs, options.mean)
-    cluster, stop, said = build(options.mode, options.nodes), threading.Event(), []  # type: ignore[var-annotated]
-    looker = threading.Thread(target=look_on, args=(cluster, stop, said))
-    try:
-        if options.mode == "publish":
-            looker.start()
-            time.sleep(2)
-        begun = time.time()
-        given = submit(cluster, plan)
-        held, left = watch(cluster, 120)
-        result = {
-            "slurm": cluster.run("sinfo", "--version").split()[1],
-            "mode": options.mode, "nodes": options.nodes, "seed": options.seed,
-            "jobs": len(given), "arrivals_s": round(plan[-1][0]),
-            "makespan_s": round(time.time() - begun), "left": left,
-            "held": sorted(held)[:5], "drained": cluster.run("sinfo", "-h", "-R").strip()[:200],
-            **figures(cluster, given), **updates(cluster), "said": said[-3:],
-        }  # fmt: skip
-        print(json.dumps(result), flush=True)
-    finally:
-        stop.set()
-        if looker.ident:
-            looker.join()
-        cluster.stop()
-        cluster.remove()
+    if options.mode in MODES:
+        print(json.dumps(one(options)), flush=True)
+    else:
+        show({"all": side_by_side, "releases": in_roots}[options.mode](options))
 
 
 if __name__ == "__main__":

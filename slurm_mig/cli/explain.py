@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 
 #: What Slurm's words for a waiting job mean here.
 REASONS: Final = {
-    "Constraints": "no node tells Slurm of a place for it now; it starts when one does",
+    "Constraints": "Slurm would take GPUs for it on which no slot of this kind is free now, by "
+    "what the nodes say; it starts by itself with the first that says otherwise",
     "BeginTime": "it was refused for want of a place, or told to start later; it is brought "
     "forward when a start would succeed",
     "Resources": "it is next, and waits until enough is free; later jobs do not put it off",
@@ -30,7 +33,8 @@ REASONS: Final = {
     "ReqNodeNotAvail": "the nodes that it could have are down, drained or reserved; with an anchor "
     "node also: no node has a place for it now",
     "BadConstraints": "Slurm believes that no node could ever run it, and holds it: `slurm-mig "
-    "doctor` says why, `scontrol release` lets it go again",
+    "doctor` says why, `scontrol release` lets it go again. Where that is for a count of ours, a "
+    "node does it within minutes",
     "JobHeldAdmin": "an administrator holds it, or it was refused too often",
     "JobHeldUser": "its user holds it",
     "launch failed requeued held": "a hook failed and Slurm holds it: see the node's log",
@@ -39,10 +43,12 @@ REASONS: Final = {
     "AssocGrpGRES": "its account has as many slices as the site allows",
 }
 
+_JOB: Final = re.compile(r"[1-9][0-9]{0,9}(?:[_+][0-9]{1,9})?", re.ASCII)
+
 
 @click.command()
 @click.argument("request", required=False)
-@click.option("--job", "job_id", type=click.IntRange(1, 2**32 - 1), help="A job, instead.")
+@click.option("--job", "reference", metavar="JOB", help="A job instead: 4711, 4711_3 or 4711+1.")
 @click.option(
     "--gpu-choice",
     "choice",
@@ -50,18 +56,18 @@ REASONS: Final = {
     help="Who chooses the GPU; else as this Slurm does.",
 )
 @json_option
-def command(request: str | None, job_id: int | None, choice: str | None, as_json: bool) -> None:
+def command(request: str | None, reference: str | None, choice: str | None, as_json: bool) -> None:
     """Show every place that a REQUEST (3g.40gb, or 1g.10gb:2,3g.40gb) has on this node's GPUs.
 
     With each what would still fit, which GPU Slurm would take, and why. Of a job: why it was placed
-    where it is, or what it waits for, and the places for it; `slurm-mig job` has the rest.
+    where it is, why it waits, or why it was refused; `slurm-mig job` has the rest.
     """
-    if (request is None) == (job_id is None):
-        raise UsageFault("give a REQUEST or --job ID")
+    if (request is None) == (reference is None):
+        raise UsageFault("give a REQUEST or --job JOB")
     with open_node(look=True) as node:
         told: dict[str, Any] = {}
-        if job_id is not None:
-            told, wanted = _job(node, job_id)
+        if reference is not None:
+            told, wanted = _job(node, reference)
         else:
             wanted = parse(request or "")
         answer = None if wanted is None else _answer(node, wanted, choice)
@@ -116,32 +122,61 @@ def _rule(node: Node, choice: str | None, gpus: list[GpuState]) -> ChoiceRule:
         return ChoiceRule.PACK
 
 
-def _job(node: Node, job_id: int) -> tuple[dict[str, Any], Request | None]:
+def _job(node: Node, reference: str) -> tuple[dict[str, Any], Request | None]:
     """What there is to say of a job, and what it asks for while it waits."""
-    from slurm_mig.mig.allocation import ACTIVE
-
+    if not _JOB.fullmatch(reference):
+        raise UsageFault(f"--job {reference}: write 4711, 4711_3 (of an array) or 4711+1 (het)")
     with working("asking Slurm"):
+        job_id = int(reference) if reference.isdigit() else node.slurm.number(reference)
+        if job_id is None:
+            raise UsageFault(
+                f"job {reference}: Slurm no longer lists it; give its number as sacct has it "
+                "(JobIDRaw)"
+            )
         facts = node.slurm.job(job_id)
         waiting = node.slurm.pending() if facts and facts.state == "PENDING" else []
     reason = next((item.reason for item in waiting if item.job_id == job_id), "")
-    records = []
-    if os.geteuid() == 0 and node.config.ledger.exists():
-        records = sorted(node.ledger.of_job(job_id), key=lambda record: record.created)
-    if facts is None and not records:
+    lines = _history(node, job_id)
+    if facts is None and not lines:
         raise UsageFault(
             f"job {job_id}: Slurm lists none of that id, and this node's ledger neither"
         )
-    # What `job` tells is not told twice: where it is, since when, and why it was refused.
-    lines = [
-        f"job {job_id} was placed on GPU {record.gpu_minor}: {cell(record.reason)}"
-        for record in records
-        if record.phase == ACTIVE
-    ]
+    where = f" on {facts.nodes}" if facts and facts.nodes else ""
+    state = facts.state.lower() if facts else "no longer in the queue"
+    lines.insert(0, f"job {reference}: {state}{where}")
     if reason:
-        lines.append(f"job {job_id} waits for {cell(reason)}: {words(reason)}")
+        lines.append(f"waits for {cell(reason)}: {words(reason)}")
+        lines += _called(node, job_id)
     lines.append(f"the job itself: `slurm-mig job {job_id}`")
     wanted = _wanted(facts)
     return {"job": job_id, "state": facts.state if facts else None, "lines": lines}, wanted
+
+
+def _history(node: Node, job_id: int) -> list[str]:
+    """What became of a job's starts on this node, the oldest first; only root may read it."""
+    from slurm_mig.mig.allocation import REFUSED
+
+    if os.geteuid() != 0 or not node.config.ledger.exists():
+        return []
+    lines = []
+    for record in sorted(node.ledger.of_job(job_id), key=lambda record: record.created):
+        if record.phase == REFUSED:
+            lines.append(f"refused on GPU {record.gpu_minor}: {cell(record.reason)}")
+            continue
+        why = f": {cell(record.reason)}" if record.open else ", and no more"
+        lines.append(f"placed on GPU {record.gpu_minor} as {record.made}{why}")
+    return lines
+
+
+def _called(node: Node, job_id: int) -> list[str]:
+    """When a job that was refused here may start again."""
+    item = next((item for item in node.waiting.all() if item.job == job_id), None)
+    if item is None or not item.latest:
+        return []
+    if item.called:
+        return ["it was brought forward: a place is kept for it for some seconds"]
+    at = time.strftime("%H:%M:%S", time.localtime(item.latest))
+    return [f"this node brings it forward when a start would succeed, and at {at} in any case"]
 
 
 def words(reason: str) -> str:

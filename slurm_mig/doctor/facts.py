@@ -163,6 +163,9 @@ class ConfigFacts:
     prolog_worst: float
     epilog_worst: float
     reset: bool
+    #: What is wrong with the table of slots that `policy` names; models that it does not have.
+    table_fault: str = ""
+    table_lacks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

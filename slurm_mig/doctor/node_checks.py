@@ -359,3 +359,22 @@ def set_back(facts: Facts) -> Iterator[Problem]:
             facts.ledger_behind,
             "put back the ledger that was there, or `slurm-mig reconcile --accept-older-ledger`",
         )
+
+
+@check(
+    "SM509",
+    WARNING,
+    "the table of slots is not used",
+    needs=("machine", "config"),
+    page="docs/packing.md: A table for your own jobs",
+)
+def slot_table(facts: Facts) -> Iterator[Problem]:
+    """Hooks then choose slots by `fits`: no job fails, and what was learned brings nothing."""
+    if facts.config is None:
+        return
+    learn = "make one for this GPU model with `slurm-mig learn`, as root"
+    if facts.config.table_fault:
+        cause, _, remedy = facts.config.table_fault.partition("; ")
+        yield Problem(f"[packing] policy: {cause}", remedy or learn)
+    for name in facts.config.table_lacks:
+        yield Problem(f"[packing] policy: the table has no layouts of {name}", learn)

@@ -43,11 +43,14 @@ FORGOTTEN: Final = 400.0
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[bool]:
-    """One at a time, and one behind it; False for who comes third: the second sees it all."""
+def alone(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """One at a time, and one behind it; False for who comes third: the second sees it all.
+
+    `wait`: the third waits, too, until what it has changed has been seen.
+    """
     with _opened(path.with_suffix(".next")) as second, _opened(path) as first:
         try:
-            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(second, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
             return

@@ -245,7 +245,7 @@ class Node:
         from slurm_mig.packing import policies
 
         try:
-            return policies.named(self.config.policy)
+            return policies.named(self.config.policy, trust=True)
         except UsageFault as fault:
             self.notes.append(f"[packing] policy: {fault.cause}; slots are chosen by fits")
             return fits

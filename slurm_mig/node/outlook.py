@@ -61,11 +61,18 @@ class Outlook:
         self._foreign = foreign
         self._spaces: dict[str, tuple[Space, Weights]] = {}
         self._records: dict[str, list[Allocation]] = defaultdict(list)
+        self._ending: dict[str, list[Allocation]] = defaultdict(list)
+        found = node.ledger.all_open()
         # What an ended job's Epilog put off is taken down by whoever comes to its place.
-        for record in (item for item in node.ledger.all_open() if not item.put_off):
-            self._records[record.gpu_uuid].append(record)
-        owners = (item.owner.job_id for items in self._records.values() for item in items)
+        for record in found:
+            (self._ending if record.put_off else self._records)[record.gpu_uuid].append(record)
+        owners = (item.owner.job_id for item in found)
         self._several = {job for job, count in Counter(owners).items() if job and count > 1}
+
+    @property
+    def ending(self) -> bool:
+        """Whether Slurm may still count jobs that have nothing here any more."""
+        return any(self._ending.values())
 
     def jobs(self) -> dict[int, Allocation]:
         """Jobs with slices here that Slurm counts, with one record of each."""
@@ -76,8 +83,12 @@ class Outlook:
             if record.owner.job_id is not None and record.phase in (phases.PLANNED, phases.ACTIVE)
         }
 
-    def gpus(self) -> list[GpuState]:
-        """Each GPU; one that does not answer, or is out of management, takes no slice."""
+    def gpus(self, *, ending: bool = False) -> list[GpuState]:
+        """Each GPU; one that does not answer, or is out of management, takes no slice.
+
+        `ending`: as Slurm counts them while Epilogs have not returned: their jobs' shards are in
+        use, though their slices are in nobody's way.
+        """
         there: Mapping[int, driver.Gpu] = self._node.gpus_by_index()
         known = [self._space(gpu) for gpu in there.values() if self._node.configured(gpu)]
         if not known:
@@ -91,7 +102,7 @@ class Outlook:
             elif not self._node.configured(gpu):
                 found.append(GpuState(known[0][0], CLOSED, 0, 0))
             else:
-                found.append(self._one(gpu))
+                found.append(self._one(gpu, self._ending[gpu.uuid] if ending else ()))
         return found
 
     def _space(self, gpu: driver.Gpu) -> tuple[Space, Weights]:
@@ -100,10 +111,11 @@ class Outlook:
             self._spaces[gpu.name] = Space(geometry, self._node.policy), derive(geometry)
         return self._spaces[gpu.name]
 
-    def _one(self, gpu: driver.Gpu) -> GpuState:
+    def _one(self, gpu: driver.Gpu, ending: Sequence[Allocation]) -> GpuState:
         space, weights = self._space(gpu)
         records = self._records.get(gpu.uuid, [])
-        used = min(weights.capacity, sum(self._used(item, space, weights) for item in records))
+        counted = [*records, *ending]
+        used = min(weights.capacity, sum(self._used(item, space, weights) for item in counted))
         closed = gpu.uuid in self._node.retired or any(item.whole for item in records)
         state = CLOSED if closed else self._state(gpu, space, records)
         return GpuState(space, state, used, weights.capacity, gpu.name)

@@ -24,7 +24,15 @@ from slurm_mig.mig.request import Item, Request
 from slurm_mig.node import watch
 from slurm_mig.node.gate import alone, look_later
 from slurm_mig.node.outlook import Outlook, Strangers, rule_of, strangers
-from slurm_mig.packing.foresight import ChoiceRule, Foresight, GpuState, RequestKind, foresee
+from slurm_mig.node.watch import START
+from slurm_mig.packing.foresight import (
+    ChoiceRule,
+    Foresight,
+    GpuState,
+    NodeState,
+    RequestKind,
+    foresee,
+)
 from slurm_mig.packing.states import CLOSED
 from slurm_mig.slurm.commands import CommandClient
 from slurm_mig.system.replace import replace_file
@@ -38,9 +46,6 @@ if TYPE_CHECKING:
     from slurm_mig.node.node import Node
     from slurm_mig.slurm.protocol import NodeFacts, Pending, Slurm
 
-#: The type of `fit` that every counted job holds.
-START: Final = "start"
-
 #: Seconds that a hook waits for slurmctld, and for which hooks do without after it was silent.
 PATIENCE: Final = 3.0
 SILENT: Final = 30.0
@@ -48,8 +53,10 @@ SILENT: Final = 30.0
 #: Updates within so many seconds that a node sends at once; what comes later is sent together.
 BURST, WITHIN = 30, 6.0
 
-#: Seconds for which a kind of job that was here counts as one that may come.
+#: Seconds for which a kind of job that was here counts as one that may come, and the updates after
+#: which those that were here are taken for all that come.
 USUAL: Final = 6 * 3600.0
+LEARNING: Final = 40
 
 #: First release whose slurmctld reads expressions about a node's Extra (slurm.conf(5)).
 EXTRA_SINCE: Final = (23, 11)
@@ -62,11 +69,12 @@ _TYPE: Final = re.compile(r"(.+?gb(?:[+-][a-z.]+)?)(?:x([2-8]))?")
 class Published:
     """What was written last, by which rule, and what hooks need not find out each time.
 
-    `wrote` are totals by type of `fit`, `looked` is when Slurm was last read, `silent` until when
-    it is left in peace; `writes` are times of the last updates. `held` is Slurm's index
-    of a GPU that is kept for who waits long, -1 for none, and `large` what that one waits for;
-    `turn` is this node's number among those that publish, and how many they are; `seen` is
-    when jobs of each type were here last.
+    `wrote` are totals by type of `fit`, none where nobody knows what Slurm has. `looked` is when
+    Slurm was last read, `silent` until when it is left in peace; `writes` are times of the last
+    updates. `held` is Slurm's index of a GPU that is kept for who waits long, -1 for none, and
+    `large` what that one waits for; `turn` is this node's number among those that publish, and how
+    many they are. `seen` is when jobs of each type were here last, `updates` how many there were
+    in this boot.
     """
 
     wrote: dict[str, int] = field(default_factory=dict)
@@ -79,6 +87,7 @@ class Published:
     large: str = ""
     turn: tuple[int, int] = (0, 0)
     seen: dict[str, float] = field(default_factory=dict)
+    updates: int = 0
 
 
 class Publisher:
@@ -120,11 +129,10 @@ class Publisher:
 
         `again`: read what Slurm has, too, whatever was written last.
         """
-        if self.off:
-            return ""
         private_directory(self._node.config.run, 0o755)
-        with alone(self._lock) as mine:
-            return self._in_step(time.time(), again=again) if mine else ""
+        # An Epilog that left it to the next one would return before that one has told Slurm.
+        with alone(self._lock, wait=True):
+            return "" if self.off else self._in_step(time.time(), again=again)
 
     @property
     def _lock(self) -> Path:
@@ -138,15 +146,14 @@ class Publisher:
             if not state.looked:
                 self._look(now)
                 return ""
-            totals = self.totals(state, state.wrote)
-            if totals == state.wrote and not again:
+            if state.wrote and not again and self.totals(state, state.wrote) == state.wrote:
                 return ""
             if len([at for at in state.writes if at > now - WITHIN]) >= BURST:
                 look_later(self._node, 1.0)
                 return ""
             self._write(state, self._slurm.node(self._node.name).gres_text, now)
         except SlurmFault as fault:
-            self._save(replace(state, silent=now + SILENT))
+            self._save(replace(state, wrote={}, silent=now + SILENT))
             return f"what fits was not published: {fault.cause}"
         return ""
 
@@ -156,7 +163,7 @@ class Publisher:
         SlurmFault when slurmctld does not answer.
         """
         if self.off:
-            return []
+            return self._stop_nothing()
         private_directory(self._node.config.run, 0o755)
         with alone(self._lock) as mine:
             return self._look(time.time() if now is None else now) if mine else []
@@ -226,12 +233,16 @@ class Publisher:
         fresh = with_fits(text, totals)
         writes = tuple(at for at in state.writes if at > now - WITHIN)
         if fresh != text:
+            # Who dies now, or hears no answer, leaves nobody in the belief to know what Slurm has.
+            self._save(replace(state, wrote={}))
             self._slurm.set_gres(self._node.name, fresh)
             writes += (now,)
         here = {mark.fit: now for mark in self._node.files.marks() if mark.fit}
         usual = {kind: at for kind, at in state.seen.items() if at > now - USUAL}
         seen = {**usual, **here}
-        self._save(replace(state, wrote=totals, looked=now, writes=writes, seen=seen))
+        updates = state.updates + (fresh != text)
+        state = replace(state, wrote=totals, looked=now, writes=writes, seen=seen, updates=updates)
+        self._save(state)
         return [f"published {_shown(there, totals)}"] if fresh != text else []
 
     # -- what ----------------------------------------------------------------
@@ -247,20 +258,33 @@ class Publisher:
         return {kind: totals.get(kind, count) for kind, count in words.items()}
 
     def _foreseen(self, outlook: Outlook, state: Published, words: Mapping[str, int]) -> Foresight:
-        """Starts that would succeed, of each type; of others than `large` without the kept GPU."""
+        """Starts that would succeed, of each type; of others than `large` without the kept GPU.
+
+        While an Epilog has not returned, Slurm counts its job: what succeeds with and without it.
+        """
         gpus = outlook.gpus()
         kinds = self._kinds(outlook, words)
-        rule = ChoiceRule(state.rule)
-        every = [*kinds, *outlook.whole_kinds()]
-        # In a row with what has not come for hours less would succeed, and all others wait for it.
-        usual = [kind for kind in every if kind.name in state.seen or not kind.counted]
-        row = usual if state.seen else every
-        starts = foresee(gpus, row, rule, self._node.config.ahead).starts
-        seen = Foresight(foresee(gpus, every, rule, 1).counts, starts)
+        row = self._in_rows(state, [*kinds, *outlook.whole_kinds()])
+        rule, ahead = ChoiceRule(state.rule), self._node.config.ahead
+        counts = foresee(gpus, kinds, rule, 1).counts
         if 0 <= state.held < len(gpus):
-            counts = self._held_back(gpus, kinds, state, rule)
-            return Foresight({**seen.counts, **counts}, seen.starts)
-        return seen
+            counts |= self._held_back(gpus, kinds, state, rule)
+        starts = foresee(gpus, row, rule, ahead).starts
+        if outlook.ending:
+            before = NodeState(outlook.gpus(ending=True), rule)
+            for kind in kinds:
+                counts[kind.name] = before.before_refused(kind, counts[kind.name])
+            starts = min(starts, foresee(before.gpus, row, rule, starts).starts)
+        return Foresight(counts, starts)
+
+    def _in_rows(self, state: Published, every: list[RequestKind]) -> list[RequestKind]:
+        """Kinds of which starts may follow one another.
+
+        In a row with what has not come for hours less would succeed, and all others wait for it.
+        """
+        if state.updates < LEARNING:
+            return every
+        return [kind for kind in every if kind.name in state.seen or not kind.counted]
 
     def _held_back(
         self, gpus: list[GpuState], kinds: list[RequestKind], state: Published, rule: ChoiceRule
@@ -291,14 +315,22 @@ class Publisher:
             return self.look()
         private_directory(self._off.parent, 0o700)
         replace_file(self._off, "", mode=0o600)
-        facts = self._node.slurm.node(self._node.name)
-        most = 8 * len(self._node.order)
-        there = counts_in(facts.gres_text)
-        fresh = with_fits(facts.gres_text, dict.fromkeys(there, most))
-        if fresh != facts.gres_text:
-            self._node.slurm.set_gres(self._node.name, fresh)
+        done = self._stop_nothing()
         self._path.unlink(missing_ok=True)
-        return [f"nothing is published any more, every count is {most}"] if there else []
+        return done
+
+    def _stop_nothing(self) -> list[str]:
+        """Write counts that stop nothing, if there are others; also where `--off` died half-way."""
+        slurm, most = self._node.slurm, 8 * len(self._node.order)
+        private_directory(self._node.config.run, 0o755)
+        # A hook that had begun before would lower them again.
+        with alone(self._lock, wait=True):
+            text = slurm.node(self._node.name).gres_text
+            low = [kind for kind, count in counts_in(text).items() if count < most]
+            if not low:
+                return []
+            slurm.set_gres(self._node.name, with_fits(text, dict.fromkeys(counts_in(text), most)))
+        return [f"nothing is published any more, every count is {most}"]
 
 
 def request_of(word: str) -> Request | None:

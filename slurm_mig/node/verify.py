@@ -30,6 +30,7 @@ from slurm_mig.errors import NodeFault, SlurmMigError, UsageFault
 from slurm_mig.gpu.capabilities import read_access
 from slurm_mig.gpu.holder_search import until_end
 from slurm_mig.mig import allocation as phases
+from slurm_mig.settings import LEARNED
 from slurm_mig.state.run_files import job_of
 from slurm_mig.system.programs import find_program
 from slurm_mig.system.trust import trusted
@@ -240,6 +241,8 @@ class Isolation:
         if config.source is not None:
             yield AccessTry("configuration", WRITE, config.source)
             yield AccessTry("directory of the configuration", MAKE, config.source.parent)
+        if config.policy.startswith(LEARNED):
+            yield AccessTry("table of slots", WRITE, Path(config.policy.removeprefix(LEARNED)))
 
     def _run_files(self, subject: Subject) -> Iterator[AccessTry]:
         run = self._node.config.run

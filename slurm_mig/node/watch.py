@@ -10,7 +10,8 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from slurm_mig.errors import SlurmFault
+from slurm_mig.errors import BadRequest, SlurmFault
+from slurm_mig.mig.request import from_stamp
 from slurm_mig.packing.states import CLOSED
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
     from slurm_mig.packing.foresight import GpuState
     from slurm_mig.slurm.protocol import NodeFacts, Pending, Slurm
+
+#: The type of `fit` that every counted job holds.
+START: Final = "start"
 
 #: Seconds of one node's turn.
 TURN: Final = 60
@@ -53,23 +57,41 @@ def has_turn(turn: tuple[int, int], now: float) -> bool:
 
 
 def let_go(slurm: Slurm, pending: Sequence[Pending]) -> list[str]:
-    """Release jobs with slices that Slurm holds for a count of 0; a line on each."""
+    """Release jobs of ours that Slurm holds for a count of 0; a line on each."""
     done = []
     for job in pending:
-        if job.reason == HELD:
-            # Cancelled meanwhile, or an administrator was faster.
-            with suppress(SlurmFault):
+        if job.reason != HELD:
+            continue
+        # Cancelled meanwhile, or an administrator was faster.
+        with suppress(SlurmFault):
+            if counted_by_us(job, slurm.comment_of(str(job.job_id))):
                 slurm.release(job.job_id)
                 done.append(f"job {job.job_id} was held ({HELD}) and is released")
     return done
 
 
+def counted_by_us(job: Pending, comment: str) -> bool:
+    """Whether job_submit.lua has this job counted, by its stamp; it holds what that says.
+
+    Another's job may have slices, too, and be held for what is not ours to judge.
+    """
+    with suppress(BadRequest):
+        request = from_stamp(comment)
+        counted = getattr(request, "counted", "")
+        return bool(counted) and counted in _FIT.findall(job.tres_per_node)
+    return False
+
+
 def wants(job: Pending) -> str:
-    """The type of `fit` that a job waits for, or WHOLE; empty for what has no count of its own."""
-    kinds = _FIT.findall(job.tres_per_node)
-    if not kinds:
-        return WHOLE if _MIG.search(job.tres_per_node) and "gpu:" not in job.tres_per_node else ""
-    return next((kind for kind in kinds if kind != "start"), "")
+    """The type of `fit` that a job waits for, or WHOLE; empty for what has no count of its own.
+
+    One profile is without a count of its own only where it is all of a GPU.
+    """
+    kinds: list[str] = _FIT.findall(job.tres_per_node)
+    own = [kind for kind in kinds if kind != START]
+    if own:
+        return own[0]
+    return WHOLE if kinds and len(_MIG.findall(job.tres_per_node)) == 1 else ""
 
 
 def who_waits_long(

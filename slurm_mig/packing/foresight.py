@@ -171,15 +171,26 @@ class NodeState:
 
     def in_a_row(self, kind: RequestKind, most: int) -> int:
         """Starts of this kind alone that would succeed one after the other, up to `most`."""
+        return self._row(kind, most)[0]
+
+    def before_refused(self, kind: RequestKind, most: int) -> int:
+        """The same, but `most` where it is Slurm that starts no more: then none is refused."""
+        count, refused = self._row(kind, most)
+        return count if refused else most
+
+    def _row(self, kind: RequestKind, most: int) -> tuple[int, bool]:
+        """Starts in a row, and whether the next one would be refused."""
         made: list[tuple[int, int, int]] = []
+        refused = False
         while len(made) < most:
             start = self.try_start(kind)
             if start.after == REFUSED:
+                refused = start.picked != NOWHERE
                 break
             made.append(self.make(kind, start))
         for before in reversed(made):
             self.take_back(kind, before)
-        return len(made)
+        return len(made), refused
 
 
 def foresee(

@@ -116,6 +116,10 @@ class Learned:
     def __init__(self, tables: Mapping[Any, dict[int, float]]) -> None:
         self._tables = tables
 
+    def serves(self, geometry: Geometry) -> bool:
+        """Whether there is a table for GPUs of this geometry."""
+        return geometry.classes in self._tables
+
     def __call__(
         self, geometry: Geometry, rows: Sequence[GpuProfile], present: Sequence[Slot]
     ) -> Rank:
@@ -136,14 +140,17 @@ class Learned:
         return rank
 
 
-def named(text: str) -> Policy:
-    """The policy of that name; UsageFault lists them, and for a table that cannot be used."""
+def named(text: str, *, trust: bool = False) -> Policy:
+    """The policy of that name; UsageFault lists them, and for a table that cannot be used.
+
+    `trust`: the table must be one that only root can have written.
+    """
     if text.startswith(LEARNED):
         from pathlib import Path
 
         from slurm_mig.packing.tables import read
 
-        return Learned(read(Path(text.removeprefix(LEARNED))))
+        return Learned(read(Path(text.removeprefix(LEARNED)), trust=trust))
     if text not in NAMED:
         raise UsageFault(f"policy {text!r}: one of {', '.join(NAMED)} or {LEARNED}FILE")
     return NAMED[text]

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from slurm_mig.errors import UsageFault
+from slurm_mig.errors import NodeFault, UsageFault
 from slurm_mig.mig.geometry import Placement
+from slurm_mig.system.trust import read_trusted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,10 +46,13 @@ def text(geometry: Geometry, values: Mapping[int, float], about: Mapping[str, An
     )
 
 
-def read(path: Path) -> dict[Places, dict[int, float]]:
-    """The table of a file, by the places it is for; UsageFault for one that cannot be used."""
+def read(path: Path, *, trust: bool = False) -> dict[Places, dict[int, float]]:
+    """The table of a file, by the places it is for; UsageFault for one that cannot be used.
+
+    `trust`: also for one that others than root could have written: hooks read it.
+    """
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = json.loads(read_trusted(path) if trust else path.read_bytes())
         if data["form"] != FORM:
             raise UsageFault(f"{path}: {data['form']!r}, not {FORM!r}")
         classes = tuple(
@@ -58,6 +62,8 @@ def read(path: Path) -> dict[Places, dict[int, float]]:
         values = {_layout(words, classes): float(value) for words, value in data["values"].items()}
     except OSError as problem:
         raise UsageFault(f"{path}: {problem.strerror}") from problem
+    except NodeFault as fault:
+        raise UsageFault(fault.cause, remedy=fault.remedy) from fault
     except (
         ArithmeticError,
         AttributeError,
@@ -80,6 +86,6 @@ def _layout(words: str, classes: tuple[tuple[Placement, ...], ...]) -> int:
     for word in words.split():
         number, _, start = word.partition("@")
         places = classes[int(number)]
-        at = next(i for i, place in enumerate(places) if place.start == int(start))
+        at = [place.start for place in places].index(int(start))
         layout |= 1 << before[int(number)] + at
     return layout

@@ -94,6 +94,20 @@ class CommandClient:
                 return JobFacts(job_id, array, batch == "1", may, state, gres, nodes, again)
         return None
 
+    def number(self, reference: str) -> int | None:
+        """The id of a task of an array (`7_3`) or a component (`7+1`); None where it is unknown."""
+        # Asked for a component, squeue lists all of them; an array's task it lists alone.
+        leader, _, offset = reference.partition("+")
+        try:
+            output = self._run("squeue", "-h", "-a", "-j", leader, "-O", "jobid:20,hetjoboffset:20")
+        except SlurmFault as fault:
+            if "Invalid job id" in fault.cause:
+                return None
+            raise
+        rows = [line.split() for line in output.splitlines()]
+        found = [row[0] for row in rows if not offset or row[1:] == [offset]]
+        return int(found[0]) if len(found) == 1 and found[0].isdigit() else None
+
     def gpus(self, job_id: int, node: str) -> tuple[int, ...] | None:
         """Indexes of a job's GPUs on a node; None when this Slurm does not tell.
 
@@ -286,7 +300,14 @@ class CommandClient:
 
         SlurmFault where it is longer than can be read: who writes it back would cut it.
         """
-        layout = f"jobid:{ID_WIDTH},admin_comment:{COMMENT_WIDTH}"
+        return self._long_text(reference, "admin_comment", "AdminComment")
+
+    def comment_of(self, reference: str) -> str:
+        """A job's comment with its stamp, to the letter; empty when it is unknown."""
+        return self._long_text(reference, "comment", "comment")
+
+    def _long_text(self, reference: str, column: str, name: str) -> str:
+        layout = f"jobid:{ID_WIDTH},{column}:{COMMENT_WIDTH}"
         try:
             data = self._output("squeue", "-h", "-a", "-j", reference, "-O", layout)
         except SlurmFault as fault:
@@ -301,9 +322,7 @@ class CommandClient:
         row = next(iter(mine or rows), b"")
         text = row[ID_WIDTH:].removesuffix(b"\n").rstrip(b" ")
         if len(text) >= COMMENT_WIDTH:
-            raise SlurmFault(
-                f"the AdminComment has {COMMENT_WIDTH} bytes or more, and stays as it is"
-            )
+            raise SlurmFault(f"the {name} has {COMMENT_WIDTH} bytes or more, and stays as it is")
         # As arguments are encoded again: what is written back is what was read.
         return "" if text == b"(null)" else os.fsdecode(text)
 

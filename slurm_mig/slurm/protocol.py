@@ -183,6 +183,9 @@ class Slurm(Protocol):
     def job(self, job_id: int) -> JobFacts | None:
         """Facts of a job that waits or runs; None when there is none of that id."""
 
+    def number(self, reference: str) -> int | None:
+        """The id of a task of an array (`7_3`) or a component (`7+1`); None where it is unknown."""
+
     def gpus(self, job_id: int, node: str) -> tuple[int, ...] | None:
         """Indexes of a job's GPUs on a node; None when this Slurm does not tell."""
 
@@ -236,6 +239,9 @@ class Slurm(Protocol):
 
     def comment(self, reference: str, text: str) -> None:
         """Replace the job's comment."""
+
+    def comment_of(self, reference: str) -> str:
+        """A job's comment with its stamp, to the letter; empty when it is unknown."""
 
     def admin_comment(self, reference: str) -> str:
         """What administrators wrote about a job; empty when it is unknown."""

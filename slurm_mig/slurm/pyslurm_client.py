@@ -191,6 +191,10 @@ class LibraryClient:
         """Runs of all users that existed in that time, as slurmdbd has them."""
         return self._commands.accounting(since, until)
 
+    def number(self, reference: str) -> int | None:
+        """The id of a task of an array (`7_3`) or a component (`7+1`); None where it is unknown."""
+        return self._commands.number(reference)
+
     def gpus(self, job_id: int, node: str) -> tuple[int, ...] | None:
         """Indexes of a job's GPUs on a node; None when this Slurm does not tell."""
         return self._commands.gpus(job_id, node)
@@ -228,6 +232,10 @@ class LibraryClient:
     def comment(self, reference: str, text: str) -> None:
         """Replace the job's comment."""
         self._commands.comment(reference, text)
+
+    def comment_of(self, reference: str) -> str:
+        """A job's comment with its stamp, to the letter; empty when it is unknown."""
+        return self._commands.comment_of(reference)
 
     def admin_comment(self, reference: str) -> str:
         """What administrators wrote about a job; empty when it is unknown."""

@@ -19,9 +19,12 @@ from tests.kit.publishing import (
     fill,
     fits,
     has_anchor,
+    look,
     look_everywhere,
     nobody_is_held,
     refusals,
+    start_look,
+    struck,
     take_over,
 )
 
@@ -135,6 +138,43 @@ def test_who_is_held_all_the_same_is_let_go(site: Site) -> None:
         site.wait(one, "COMPLETED", seconds=60)
 
 
+def test_another_s_held_job_stays_held(site: Site) -> None:
+    """Both lose their feature and are held: ours is released by a look, the other never."""
+    for name in (item.name for item in site.cluster.nodes):
+        _feature(site, name, "f2")
+    lua = site.cluster.conf / "job_submit.lua"
+    text = lua.read_text()
+    late = ("-C", "f2", "--begin=now+4")
+    lua.write_text("function slurm_job_submit() return 0 end\n"
+                   "function slurm_job_modify() return 0 end\nreturn 0\n")  # fmt: skip
+    time.sleep(1.1)
+    foreign = site.sbatch("--gres=mig:1g.10gb:1", *late, script="sleep 1")
+    lua.write_text(text)
+    time.sleep(1.1)
+    ours = site.sbatch("--gres=mig:1g.10gb:1", *late, script="sleep 1")
+    assert "fit:1g.10gb" in site.show(ours, "TresPerNode")
+    assert "slurm-mig=" not in site.show(foreign, "Comment")
+    for name in ("n1", "n2"):
+        _feature(site, name, "")
+        if not has_anchor(site):
+            site.run("scontrol", "update", f"nodename={name}", "extra={}")
+    both = (foreign, ours)
+    site.until(lambda: {site.show(job, "Reason") for job in both} == {"BadConstraints"}, "holds")
+    for name in ("n1", "n2"):
+        _feature(site, name, "f2")
+    for _ in range(3):
+        look_everywhere(site)
+    site.wait(ours, "COMPLETED", seconds=60)
+    assert site.show(foreign, "Reason") == "BadConstraints"
+
+
+def _feature(site: Site, name: str, word: str) -> None:
+    # What is active has to be available at any moment.
+    order = ("availablefeatures", "activefeatures")
+    for which in order if word else reversed(order):
+        site.run("scontrol", "update", f"nodename={name}", f"{which}={word}")
+
+
 def test_switched_off_and_on_while_jobs_wait(site: Site) -> None:
     """Off: who waited starts blindly, and the gate calls them. On: the counts are right at once."""
     fill(site)
@@ -155,6 +195,95 @@ def test_switched_off_and_on_while_jobs_wait(site: Site) -> None:
     site.until(ended, "its run")
     look_everywhere(site, "--on")
     assert fits(site)["3g.40gb"] == 4
+
+
+DEATHS = {
+    "before it asks": ("show node -d -o n1", "kill -9 $PPID; exit 1;"),
+    "before it tells": ("nodename=n1 gres=", "kill -9 $PPID; exit 1;"),
+    "while scontrol runs": ("nodename=n1 gres=", 'kill -9 $PPID; exec "$real" "$@";'),
+    "when slurm has it": ("nodename=n1 gres=", '"$real" "$@"; kill -9 $PPID; exit 0;'),
+}
+
+
+def kill_one(site: Site, step: str) -> None:
+    dead = struck(site, *DEATHS[step])
+    dead.communicate(timeout=60)
+    assert dead.returncode == -9
+    time.sleep(1)
+    nobody_is_held(site)
+
+
+@pytest.mark.parametrize("step", DEATHS)
+def test_a_publisher_is_killed_when_room_comes(site: Site, step: str) -> None:
+    """Who waits for it starts: with the next hook or look on that node, whichever comes first."""
+    fill(site)
+    job = site.sbatch(THREE, script="sleep 1")
+    time.sleep(1)
+    site.unblock("n1")
+    kill_one(site, step)
+    other = site.sbatch("--gres=mig:1g.10gb:1", "-w", "n1", script="sleep 1")
+    site.wait(other, "COMPLETED", seconds=60)
+    look(site)
+    site.until(lambda: fits(site)["3g.40gb"] == 4, "the counts of an empty node")
+    site.wait(job, "COMPLETED", seconds=60)
+    empty(site)
+
+
+@pytest.mark.parametrize("step", DEATHS)
+def test_a_publisher_is_killed_when_room_goes(site: Site, step: str) -> None:
+    """The counts that stand are too high: a job is refused at worst, and not for good."""
+    look_everywhere(site)
+    for name, gpu in (("n1", 0), ("n1", 1), ("n2", 0)):
+        site.block(gpu, name)
+    kill_one(site, step)
+    job = site.sbatch(THREE, script="sleep 1")
+    time.sleep(2)
+    look_everywhere(site)
+    assert (fits(site)["3g.40gb"], fits(site, "n2")["3g.40gb"]) == (0, 0)
+    nobody_is_held(site)
+    for name in ("n1", "n2"):
+        site.unblock(name)
+
+    def ended() -> bool:
+        look_everywhere(site)
+        return site.state(job) == "COMPLETED"
+
+    site.until(ended, "its run")
+
+
+def test_slurmctld_goes_while_it_is_told(site: Site) -> None:
+    """A look fails and says so; when slurmctld is back the next one is right, and nobody held."""
+    fill(site)
+    job = site.sbatch(THREE, script="sleep 1")
+    time.sleep(1)
+    site.unblock("n1")
+    pid = (site.cluster.root / "spool/slurmctld.pid").read_text().strip()
+    half = struck(site, "nodename=n1 gres=", f"kill -9 {pid};")
+    _, problem = half.communicate(timeout=60)
+    assert half.returncode not in {0, -9}
+    assert "scontrol update nodename=n1" in problem
+    site.cluster.kill_daemon("slurmctld")
+    site.cluster.start_slurmctld()
+    site.until(lambda: site.cluster.try_run("sinfo").returncode == 0, "slurmctld")
+    site.until(lambda: site.in_service("n1") and site.in_service("n2"), "both nodes")
+    look_everywhere(site)
+    nobody_is_held(site)
+    site.wait(job, "COMPLETED", seconds=90)
+    empty(site)
+
+
+def test_many_publishers_at_once(site: Site) -> None:
+    """Looks of a timer, an administrator's and hooks': the counts are the node's in the end."""
+    look_everywhere(site)
+    jobs = [site.sbatch("--gres=mig:1g.10gb:1", script="sleep 1") for _ in range(4)]
+    looks = [start_look(site, name=name) for _ in range(4) for name in ("n1", "n2")]
+    for one in looks:
+        _, problem = one.communicate(timeout=90)
+        assert one.returncode == 0, problem
+    nobody_is_held(site)
+    for job in jobs:
+        site.wait(job, "COMPLETED", seconds=60)
+    site.until(lambda: fits(site)["3g.40gb"] == 4, "the counts of an empty node")
 
 
 def test_a_stream_of_small_ones_starves_nobody(site: Site) -> None:

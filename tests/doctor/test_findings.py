@@ -9,6 +9,8 @@ import pytest
 
 from slurm_mig.doctor import all_checks, gather
 from slurm_mig.doctor.nvidia_checks import stop_limit
+from slurm_mig.mig import catalog
+from slurm_mig.packing.tables import text
 from tests.kit.broken import BROKEN, cpus_for_each_gpu, one_gpu_a_user, publishing
 from tests.kit.gpus import A30, A100, H100
 
@@ -40,6 +42,16 @@ def test_nor_when_slurmctld_answers(clinic: Clinic) -> None:
     clinic.loaded(BatchStartTimeout="325 sec", PrologFlags="Alloc,DeferBatch")
     result = clinic.result()
     assert (result.findings, dict(result.skipped)) == ((), {})
+
+
+def test_a_table_of_slots_of_another_model(clinic: Clinic) -> None:
+    """Nothing is wrong with it, and nothing goes by it here."""
+    path = clinic.root / "slots.json"
+    path.write_text(text(catalog.find(A30).geometry(), {}, {}))
+    path.chmod(0o644)
+    clinic.configure(f'[packing]\npolicy = "optimal:{path}"\n')
+    (found,) = clinic.result().findings
+    assert (found.check.code, "no layouts of NVIDIA H100" in found.evidence) == ("SM509", True)
 
 
 def test_nor_where_what_fits_is_published(clinic: Clinic) -> None:

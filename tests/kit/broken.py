@@ -411,6 +411,7 @@ BROKEN: dict[str, Callable[[Clinic], None]] = {
     "SM506": full_file_system,
     "SM507": newer_ledger,
     "SM508": lost_ledger,
+    "SM509": lambda clinic: clinic.configure('[packing]\npolicy = "optimal:/nowhere.json"\n'),
     "SM601": lambda clinic: clinic.site.machine.lose(1),
     "SM602": old_driver,
     "SM604": waits_for_reset,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slurm_mig.fleet import slurm_files
@@ -31,15 +33,49 @@ THREE = "--gres=mig:3g.40gb:1"
 
 def look(site: Site, *words: str, name: str = "n1") -> str:
     """What the timer runs each minute."""
-    root = site.cluster.root / "nodes" / name
-    done = subprocess.run(
-        [sys.executable, "-m", "slurm_mig", "--config", str(root / "config.toml"), "publish",
-         "--node", name, *words],
+    done = start_look(site, *words, name=name)
+    told, problem = done.communicate(timeout=60)
+    assert done.returncode == 0, problem
+    return told
+
+
+def start_look(
+    site: Site, *words: str, name: str = "n1", config: Path | None = None
+) -> subprocess.Popen[str]:
+    """The same, while others go on."""
+    path = config or site.cluster.root / "nodes" / name / "config.toml"
+    return subprocess.Popen(
+        [sys.executable, "-m", "slurm_mig", "--config", str(path), "publish", "--node", name,
+         *words],
         env={"SLURM_CONF": str(site.cluster.conf / "slurm.conf"), "PATH": "/usr/bin:/bin"},
-        capture_output=True, text=True, check=False, timeout=60,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+
+
+def struck(site: Site, when: str, what: str) -> subprocess.Popen[str]:
+    """A look whose first scontrol with these words does something else: `what`, a line of shell.
+
+    There $PPID is the publisher, and "$real" "$@" what was meant.
+    """
+    here = site.cluster.root / "struck"
+    shutil.rmtree(here, ignore_errors=True)
+    here.mkdir()
+    real = Path(re.search(r'bin = "(.+?)"', _config_of(site).read_text())[1])  # type: ignore[index]
+    for name in ("squeue", "scontrol"):
+        (here / name).write_text(
+            f"#!/bin/sh\nreal={real}/{name}\n"
+            f'case "$*" in *"{when}"*) mkdir {here}/once 2>/dev/null && {{ {what}\n}};; esac\n'
+            'exec "$real" "$@"\n'
+        )
+        (here / name).chmod(0o755)
+    config = here / "config.toml"
+    config.write_text(_config_of(site).read_text().replace(f'bin = "{real}"', f'bin = "{here}"'))
+    config.chmod(0o600)
+    return start_look(site, config=config)
+
+
+def _config_of(site: Site) -> Path:
+    return site.cluster.root / "nodes/n1/config.toml"
 
 
 def look_everywhere(site: Site, *words: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,7 @@ from slurm_mig.mig.allocation import Owner
 from slurm_mig.mig.geometry import Placement
 from slurm_mig.mig.request import Request, from_stamp
 from slurm_mig.node import publish, watch
+from slurm_mig.node.gate import alone
 from slurm_mig.node.publish import Publisher, with_fits
 from slurm_mig.packing.foresight import GpuState
 from slurm_mig.packing.states import CLOSED
@@ -22,6 +24,7 @@ from tests.kit.gpus import H100
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from slurm_mig.node.node import Node
     from slurm_mig.slurm.protocol import Slurm
@@ -44,9 +47,10 @@ class Desk:
         self.gres, self.extra, self.rule = FULL, "", "CR_CPU"
         self.version_is = (24, 11)
         self.waiting: list[Pending] = []
+        self.comments: dict[str, str] = {}
         self.others = [NodeFacts("n2", frozenset({"IDLE"}), "", {}, gres_text="gpu:1")]
         self.asked: list[tuple[str, ...]] = []
-        self.silent = False
+        self.silent = self.dies = False
 
     def node(self, name: str) -> NodeFacts:
         self._answer("node")
@@ -67,12 +71,17 @@ class Desk:
     def pending(self) -> list[Pending]:
         return self.waiting
 
+    def comment_of(self, reference: str) -> str:
+        return self.comments.get(reference, "")
+
     def release(self, job_id: int) -> None:
         self._answer("release", str(job_id))
 
     def set_gres(self, node: str, text: str) -> None:
         self._answer("set_gres", node)
         self.gres = text
+        if self.dies:
+            raise SystemExit
 
     def set_extra(self, node: str, text: str) -> None:
         self._answer("set_extra", node, text)
@@ -210,6 +219,37 @@ def test_a_burst_is_sent_together(node: Node, desk: Desk, monkeypatch: pytest.Mo
     assert later == [1.0] * 3
 
 
+def test_a_publisher_dies_when_slurm_has_it(node: Node, desk: Desk) -> None:
+    """What it wrote is nowhere on record: the next hook writes, though all is as it was before."""
+    mine = publisher(node, desk)
+    give(node, 1, LARGE, fit="3g.40gb")
+    mine.look(NOW)
+    before = desk.gres
+    give(node, 2, LARGE, fit="3g.40gb")
+    desk.dies = True
+    with pytest.raises(SystemExit):
+        mine.in_step()
+    assert desk.gres != before
+    desk.dies = False
+    end(node, 2)
+    mine.in_step()
+    assert desk.gres == before
+
+
+def test_switching_off_that_dies_is_ended_by_a_look(node: Node, desk: Desk) -> None:
+    """Else counts that nobody raises any more would keep jobs waiting for ever."""
+    mine = publisher(node, desk)
+    give(node, 1, LARGE, fit="3g.40gb")
+    mine.look(NOW)
+    desk.silent = True
+    with pytest.raises(SlurmFault):
+        mine.switch(on=False)
+    desk.silent = False
+    assert desk.fits()["start"] < 16
+    mine.look(NOW)
+    assert set(desk.fits().values()) == {16}
+
+
 def test_off_and_on(node: Node, desk: Desk) -> None:
     """Off: counts that stop nothing, and no hook lowers them again."""
     mine = publisher(node, desk)
@@ -262,14 +302,32 @@ def _job(job: int, reason: str, wants: str, since: float = NOW - 500) -> Pending
 
 
 def test_who_is_held_is_let_go(node: Node, desk: Desk) -> None:
-    """Only those that Slurm holds for a count; an administrator's hold stays."""
+    """Only those that job_submit.lua has counted, and that hold what their stamp says."""
+    three = "gres/mig:3g.40gb:1,gres/shard:14,gres/fit:3g.40gb:1,gres/fit:start:1"
+    stamp = f"slurm-mig=1,{LARGE},fit/3g.40gb"
     desk.waiting = [
-        _job(5, "BadConstraints", "gres/mig:3g.40gb:1,gres/fit:3g.40gb:1"),
-        _job(6, "JobHeldAdmin", "gres/mig:3g.40gb:1"),
-    ]
+        _job(5, "BadConstraints", three), _job(6, "JobHeldAdmin", three),
+        _job(7, "BadConstraints", three), _job(8, "BadConstraints", "gres/mig:3g.40gb:1"),
+        _job(9, "BadConstraints", three), _job(10, "BadConstraints", three),
+    ]  # fmt: skip
+    desk.comments = {
+        "5": f"mine {stamp}", "6": stamp, "7": "not stamped", "8": stamp,
+        "9": f"slurm-mig=1,{LARGE}", "10": "slurm-mig=9,x",
+    }  # fmt: skip
     done = publisher(node, desk).look(NOW)
     assert [words for words in desk.asked if words[0] == "release"] == [("release", "5")]
     assert any("job 5 was held" in line for line in done)
+
+
+def test_what_a_job_waits_for() -> None:
+    """Its own count; all of a GPU, which has none; of several profiles nobody knows."""
+    words = (
+        "gres/mig:3g.40gb:1,gres/fit:3g.40gb:1,gres/fit:start:1",
+        "gres/mig:7g.80gb:1,gres/shard:h100:31,gres/fit:start:1",
+        "gres/mig:3g.40gb:1,gres/mig:1g.10gb:1,gres/fit:start:1",
+        "gres/mig:3g.40gb:1",
+    )
+    assert [watch.wants(_job(1, "x", told)) for told in words] == ["3g.40gb", "whole", "", ""]
 
 
 def test_nodes_take_turns() -> None:
@@ -312,7 +370,7 @@ def test_a_gpu_is_kept_for_who_waits_long(make_site: Callable[..., Site]) -> Non
     mine = publisher(node, desk)
     for job, gpu in ((1, 0), (2, 1), (3, 0), (4, 0)):
         give(node, job, SMALL, gpu, fit="1g.10gb")
-    desk.waiting = [_job(90, "Resources", "gres/mig:7g.80gb:1,gres/shard:h100:31")]
+    desk.waiting = [_job(90, "Resources", "gres/mig:7g.80gb:1,gres/shard:h100:31,gres/fit:start:1")]
     assert any("GPU index 1 is kept" in line for line in mine.look(NOW))
     # Four more on GPU 0, and none on GPU 1.
     assert desk.fits()["1g.10gb"] == 4 + 4
@@ -344,3 +402,59 @@ def test_what_an_epilog_put_off_is_in_nobodys_way(node: Node, desk: Desk) -> Non
     release.put_off(node.bench(), node.ledger.open_of_job(1))
     mine.look(NOW)
     assert desk.fits() == {"1g.10gb": 14, "3g.40gb": 4, "4g.40gb": 2, "start": 2}
+
+
+def test_while_an_epilog_has_not_returned(site: Site, node: Node, desk: Desk) -> None:
+    """Slurm still counts its job, and would take GPU 1 for a 3g, which has no place there."""
+    with site.machine.change(1) as board:
+        board.set_mode(True, busy=False)
+        for start in (3, 4):
+            board.create(19, Placement(start, 1), busy=False)
+    mine = publisher(node, desk)
+    give(node, 1, "4g.40gb/5/16:1", fit="4g.40gb")
+    give(node, 2, SMALL, fit="1g.10gb")
+    release.put_off(node.bench(), node.ledger.open_of_job(1))
+    mine.look(NOW)
+    assert desk.fits()["3g.40gb"] == 0
+    end(node, 1)
+    mine.in_step()
+    assert desk.fits()["3g.40gb"] == 1
+
+
+def test_what_slurm_does_not_start_is_not_refused(node: Node, desk: Desk) -> None:
+    """No shard is free until the Epilog returns: a count for afterwards does no harm."""
+    mine = publisher(node, desk)
+    for job, gpu in ((1, 0), (2, 1)):
+        give(node, job, "7g.80gb/0/31:1", gpu, fit="start")
+    mine.look(NOW)
+    assert desk.fits() == {"1g.10gb": 0, "3g.40gb": 0, "4g.40gb": 0, "start": 2 + 2}
+    for job in (1, 2):
+        release.put_off(node.bench(), node.ledger.open_of_job(job))
+        node.files.withdraw(job)
+    mine.in_step()
+    assert desk.fits() == {"1g.10gb": 14, "3g.40gb": 4, "4g.40gb": 2, "start": 2}
+
+
+def test_the_third_hook_waits_until_the_second_has_told(tmp_path: Path) -> None:
+    """An Epilog's end frees what it held: Slurm has to know first what fits then."""
+    lock, order = tmp_path / "publish.lock", []
+    inside, go = threading.Event(), threading.Event()
+
+    def hook(name: str) -> None:
+        with alone(lock, wait=True):
+            if name == "first":
+                inside.set()
+                go.wait(10)
+            order.append(name)
+
+    hooks = [threading.Thread(target=hook, args=(name,)) for name in ("first", "second", "third")]
+    hooks[0].start()
+    inside.wait(10)
+    for one in hooks[1:]:
+        one.start()
+    hooks[2].join(0.2)
+    assert hooks[2].is_alive()
+    go.set()
+    for one in hooks:
+        one.join(10)
+    assert sorted(order) == ["first", "second", "third"]

@@ -91,7 +91,7 @@ def test_explain_says_why_nothing_starts(site: Site) -> None:
 @pytest.mark.parametrize(
     ("reason", "part"),
     [
-        ("Constraints", "starts when one does"),
+        ("Constraints", "starts by itself"),
         ("BeginTime", "brought forward"),
         ("BadConstraints", "scontrol release"),
         ("ReqNodeNotAvail, UnavailableNodes:anchor", "anchor"),
@@ -103,7 +103,8 @@ def test_slurms_reasons_in_words(reason: str, part: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("3g.40gb", "--job", "7"), ("3g.40gb:x",), ("9g.99gb",), ("2g.12gb",)]
+    "arguments",
+    [(), ("3g.40gb", "--job", "7"), ("--job", "7_x"), ("3g.40gb:x",), ("9g.99gb",), ("2g.12gb",)],
 )
 def test_explain_refuses_what_it_cannot_read(site: Site, arguments: tuple[str, ...]) -> None:
     assert site.cli("explain", *arguments).returncode != 0

@@ -244,11 +244,12 @@ end
 
 -- The `fit` types that the items are counted by, the job's own one first. A request of several
 -- profiles has no count of its own; one that takes all of a GPU needs none: its shards are exact.
+-- As a start it counts: with it Slurm takes other GPUs for those that come in the same pass.
 local function fits_of(items, shards)
   local first = items[1]
   local gres = GRES[first.name]
-  if tonumber(string.match(shards, "%d+$")) >= gres.capacity then return {} end
-  if #items > 1 then return { "start" } end
+  local all = tonumber(string.match(shards, "%d+$")) >= gres.capacity
+  if all or #items > 1 then return { "start" } end
   local base = string.gsub(first.name, "%d+c%.", "")
   local many = math.ceil(first.count / gres.per)
   return { many == 1 and base or base .. "x" .. many, "start" }
@@ -269,7 +270,7 @@ local function count_fit(job, items, shards)
   for _, kind in ipairs(fits) do
     job.tres_per_node = job.tres_per_node .. "," .. prefix .. "fit:" .. kind .. ":1"
   end
-  if #fits > 0 and own_prefix() == "gres/" then job.extra = with_always(job.extra) end
+  if own_prefix() == "gres/" then job.extra = with_always(job.extra) end
   return fits[1]
 end
 
