@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING, Final
+from math import ceil, floor, log10
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from slurm_mig.packing.setups import course
+from slurm_mig.packing.replay import Retry
+from slurm_mig.packing.setups import course, figures
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -14,16 +16,30 @@ if TYPE_CHECKING:
 
 WIDTH: Final = 900
 #: Left and right of the panels; height of one panel; above each.
-LEFT, RIGHT, HEIGHT, ABOVE = 70, 20, 190, 46
+LEFT, RIGHT, HEIGHT, ABOVE = 70, 20, 200, 40
+#: Below a panel, for its hours; height of a line of the legend.
+BELOW, LINE = 44, 20
 
-#: Told apart also without colour: each line has its own dashes (Okabe and Ito's palette).
+
+class Style(NamedTuple):
+    """How a set-up is drawn; told apart without colour, too, for each has its own dashes."""
+
+    colour: str
+    dashes: str
+    width: float
+    filled: bool = False
+
+
+#: Of what never changes, of what cannot be had, and of the others (Okabe and Ito's palette).
+STATIC: Final = Style("#d55e00", "", 2.2, filled=True)
+BOUND: Final = Style("#000000", "", 1.2)
 STYLES: Final = (
-    ("#0072b2", ""),
-    ("#d55e00", "7 3"),
-    ("#009e73", "2 3"),
-    ("#cc79a7", "9 3 2 3"),
-    ("#e69f00", "4 2"),
-    ("#000000", "1 2"),
+    Style("#0072b2", "", 1.8),
+    Style("#009e73", "8 3", 1.8),
+    Style("#cc79a7", "2 2", 1.8),
+    Style("#e69f00", "10 3 2 3", 1.8),
+    Style("#56b4e9", "4 2", 1.8),
+    Style("#7a6a00", "12 4", 1.8),
 )
 
 #: Levels of a line of text.
@@ -34,33 +50,23 @@ def svg(runs: Sequence[Ran]) -> str:
     """Two panels, one line each set-up, and what each line is."""
     courses = [course(ran) for ran in runs]
     hours = max(item.hours[-1] for item in courses)
-    longest = max((wait for item in courses for wait in item.wait_s if wait), default=60.0)
-    used = [[(h, share) for h, share in zip(c.hours, c.used, strict=True)] for c in courses]
+    longest = max((wait for item in courses for wait in item.wait_s if wait), default=60.0) / 60
+    used = [[(h, 100 * share) for h, share in zip(c.hours, c.used, strict=True)] for c in courses]
     waits = [
         [(h, wait / 60) for h, wait in zip(c.hours, c.wait_s, strict=True) if wait is not None]
         for c in courses
     ]
-    second = ABOVE + HEIGHT + ABOVE
-    names = second + HEIGHT + 40
+    styles = _styles(runs)
+    second = ABOVE + HEIGHT + BELOW + ABOVE
+    names = second + HEIGHT + BELOW
     body = [
-        *_panel(ABOVE, "compute slices in use, percent", hours, 100.0),
-        *(
-            _line([(h, 100 * share) for h, share in points], number, ABOVE, hours, 100.0)
-            for number, points in enumerate(used)
+        *_panel(ABOVE, "compute slices in use, percent", hours, 100.0, used, styles),
+        *_panel(
+            second, "mean wait of the jobs submitted then, minutes", hours, longest, waits, styles
         ),
-        *_panel(second, "mean wait of jobs submitted then, minutes", hours, longest / 60),
-        *(_line(points, n, second, hours, longest / 60) for n, points in enumerate(waits)),
-        _text(WIDTH / 2, names - 6, "hours", "middle"),
+        *_legend(names, runs, styles),
     ]
-    for number, ran in enumerate(runs):
-        colour, dashes = STYLES[number % len(STYLES)]
-        y = names + 16 + 18 * number
-        body.append(
-            f'<line x1="{LEFT}" x2="{LEFT + 40}" y1="{y - 4}" y2="{y - 4}" stroke="{colour}" '
-            f'stroke-width="2" stroke-dasharray="{dashes}"/>'
-        )
-        body.append(_text(LEFT + 50, y, ran.setup.label))
-    height = names + 18 * len(runs) + 16
+    height = names + LINE * len(runs) + LINE
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
         'font-family="sans-serif" font-size="13">\n'
@@ -68,28 +74,79 @@ def svg(runs: Sequence[Ran]) -> str:
     )
 
 
-def _panel(top: float, title: str, hours: float, most: float) -> Iterable[str]:
-    yield _text(LEFT, top - 10, title)
-    for part in range(5):
-        y = top + HEIGHT * (1 - part / 4)
-        yield f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>'
-        yield _text(LEFT - 8, y + 4, f"{most * part / 4:.4g}", "end")
-        x = LEFT + (WIDTH - LEFT - RIGHT) * part / 4
-        yield _text(x, top + HEIGHT + 18, f"{hours * part / 4:.4g}", "middle")
+def _styles(runs: Sequence[Ran]) -> list[Style]:
+    others, found = 0, []
+    for ran in runs:
+        if ran.setup.static is not None:
+            found.append(STATIC)
+        elif ran.setup.retry is Retry.AWARE:
+            found.append(BOUND)
+        else:
+            found.append(STYLES[others % len(STYLES)])
+            others += 1
+    return found
 
 
-def _line(
-    points: Sequence[tuple[float, float]], number: int, top: float, hours: float, most: float
-) -> str:
-    colour, dashes = STYLES[number % len(STYLES)]
+def _legend(top: float, runs: Sequence[Ran], styles: Sequence[Style]) -> Iterable[str]:
+    """Each line's number in the table, what it is, and its mean wait."""
+    for number, (ran, style) in enumerate(zip(runs, styles, strict=True)):
+        y = top + LINE * (number + 1)
+        yield (
+            f'<line x1="{LEFT}" x2="{LEFT + 44}" y1="{y - 4}" y2="{y - 4}" '
+            f'stroke="{style.colour}" stroke-width="{style.width}" '
+            f'stroke-dasharray="{style.dashes}"/>'
+        )
+        wait = figures(ran)["mean_wait_s"] / 60
+        end = "never ends" if ran.outcome.livelock else f"{wait:.3g} minutes on average"
+        yield _text(LEFT + 54, y, f"{number + 1}  {ran.setup.label}: {end}")
+
+
+def round_steps(most: float) -> list[float]:
+    """Ticks from 0 to `most` or just above it, four to eight of them, of round size."""
+    size = 10.0 ** floor(log10(most / 4))
+    step = max(n * size for n in (1, 2, 5) if n * size <= most / 4)
+    return [step * part for part in range(ceil(most / step - 1e-9) + 1)]
+
+
+def _panel(
+    top: float,
+    title: str,
+    hours: float,
+    most: float,
+    lines: Sequence[Sequence[tuple[float, float]]],
+    styles: Sequence[Style],
+) -> Iterable[str]:
+    ticks = round_steps(most)
     width = WIDTH - LEFT - RIGHT
-    path = " ".join(
-        f"{LEFT + width * hour / hours:.1f},{top + HEIGHT * (1 - min(1.0, value / most)):.1f}"
-        for hour, value in points
-    )
-    return (
-        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6" '
-        f'stroke-dasharray="{dashes}"/>'
+    yield _text(LEFT, top - 12, title)
+    for value in ticks:
+        y = top + HEIGHT * (1 - value / ticks[-1])
+        yield f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>'
+        yield _text(LEFT - 8, y + 4, f"{value:g}", "end")
+    for value in round_steps(hours):
+        if value <= hours:
+            yield _text(LEFT + width * value / hours, top + HEIGHT + 18, f"{value:g}", "middle")
+    yield _text(LEFT + width / 2, top + HEIGHT + 36, "hours since the first job", "middle")
+    # What is filled lies below the others.
+    order = sorted(range(len(lines)), key=lambda number: not styles[number].filled)
+    for number in order:
+        places = [
+            (LEFT + width * hour / hours, top + HEIGHT * (1 - value / ticks[-1]))
+            for hour, value in lines[number]
+        ]
+        yield from _line(places, styles[number], top + HEIGHT)
+
+
+def _line(places: Sequence[tuple[float, float]], style: Style, floor_y: float) -> Iterable[str]:
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    if style.filled and places:
+        yield (
+            f'<polygon points="{places[0][0]:.1f},{floor_y} {path} {places[-1][0]:.1f},{floor_y}" '
+            f'fill="{style.colour}" fill-opacity="0.13"/>'
+        )
+    yield (
+        f'<polyline points="{path}" fill="none" stroke="{style.colour}" '
+        f'stroke-width="{style.width}" stroke-dasharray="{style.dashes}"/>'
     )
 
 

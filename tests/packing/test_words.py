@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 import pytest
 
 from slurm_mig.cli.explain import words
+from slurm_mig.packing.picture import round_steps
 from tests.kit.workloads import by_chance
 
 if TYPE_CHECKING:
@@ -42,9 +44,21 @@ def test_simulate_compares_and_draws(site: Site, trace: Path, tmp_path: Path) ->
     assert [row["setup"] for row in rows][-1] == "Slurm that sees slots (bound)"
     assert all(row["jobs"] == 150 for row in rows)
     assert ElementTree.fromstring(picture.read_text("utf-8")).tag.endswith("svg")
+    drawn = re.findall(r'<polyline .*?stroke="(\S+)" stroke-width="\S+" stroke-dasharray="(.*?)"',
+                       picture.read_text("utf-8"))  # fmt: skip
+    assert len(drawn) == 2 * len(rows)
+    assert len(set(drawn)) == len(rows), "no two set-ups look alike"
     shown = site.cli("simulate", str(trace), *size, "--compare")
     assert "mean wait" in shown.stdout
     assert shown.returncode == 0
+
+
+@pytest.mark.parametrize("most", [0.003, 0.9, 1.0, 7.3, 100.0, 253.5, 218.1, 40_000.0])
+def test_axes_have_round_numbers(most: float) -> None:
+    ticks = round_steps(most)
+    assert ticks[-2] < most <= ticks[-1] * 1.000001
+    assert 4 <= len(ticks) <= 12
+    assert all(f"{tick / ticks[1]:g}" == str(n) for n, tick in enumerate(ticks))
 
 
 def test_what_is_learnt_is_what_a_node_uses(
