@@ -1,6 +1,6 @@
 """What packing brings, beside the studies' figures and what a Slurm that sees slots would do.
 
-    python bench/packing.py [--jobs 2500] [--seeds 3] [--json FILE]
+    python bench/packing.py --tables DIR [--jobs 2500] [--seeds 3] [--first 0] [--json FILE]
 
 One GPU is exact (`packing/chain.py`); queues are replayed (`packing/replay.py`): four mixes, load
 0.8, Poisson arrivals, run times of an hour that Slurm knows.
@@ -123,7 +123,7 @@ def queue(nodes: int, load: float, arguments: argparse.Namespace) -> dict[str, d
         rows = []
         for mix in MIXES:
             policy = learned[mix] if setup.policy == "learned" else setup.policy
-            for seed in range(arguments.seeds):
+            for seed in range(arguments.first, arguments.first + arguments.seeds):
                 work = by_chance(mix, load, 8 * nodes, arguments.jobs, seed)
                 weights = str(loose) if setup.weights == "loose" else setup.weights
                 ran = run(setup._replace(policy=policy, weights=weights), work, nodes, 8)
@@ -142,7 +142,7 @@ def static(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for mix in MIXES:
         row: dict[str, Any] = {}
-        for seed in range(arguments.seeds):
+        for seed in range(arguments.first, arguments.first + arguments.seeds):
             work = by_chance(mix, 0.8, 8, arguments.jobs, seed)
             burst = work._replace(jobs=work.jobs._replace(submit=[0.0] * len(work.jobs.submit)))
             layout = best_static(work, 1, 8)
@@ -187,6 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=2500)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--tables", type=Path, required=True, help="directory for learned tables")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

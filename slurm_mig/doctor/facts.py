@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from slurm_mig.fleet.fleet import Fleet, NodeGroup
     from slurm_mig.mig.geometry import Geometry
+    from slurm_mig.packing.policies import Unused
     from slurm_mig.slurm.conf import Conf, GresLine, NodeLine
     from slurm_mig.slurm.protocol import NodeFacts
 
@@ -163,9 +164,7 @@ class ConfigFacts:
     prolog_worst: float
     epilog_worst: float
     reset: bool
-    #: What is wrong with the table of slots that `policy` names; models that it does not have.
-    table_fault: str = ""
-    table_lacks: tuple[str, ...] = ()
+    table: Unused
 
 
 @dataclass(frozen=True, slots=True)

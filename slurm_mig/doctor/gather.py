@@ -43,6 +43,7 @@ from slurm_mig.fleet import slurm_files
 from slurm_mig.gpu import indexes
 from slurm_mig.node.install_texts import HOOKS, sources
 from slurm_mig.node.publish import Publisher
+from slurm_mig.packing.policies import unused
 from slurm_mig.slurm import conf
 from slurm_mig.slurm.commands import CommandClient
 from slurm_mig.state.ledger import check_usable, digest_in, newest, recorded, retired
@@ -181,7 +182,10 @@ class _Gatherer:
                 prolog_worst=worst[0],
                 epilog_worst=worst[1],
                 reset=self.config.whole_reset,
-                **self._table(local.get("gpus", ())),
+                table=unused(
+                    self.config.policy,
+                    {g.name: g.geometry for g in local.get("gpus", ()) if g.managed and g.geometry},
+                ),
             ),
             config_fault=self.config_fault,
             **groups,
@@ -528,20 +532,6 @@ class _Gatherer:
             geometry=self.node.driver.geometry(gpu) if gpu.mig_capable else None,
             foreign=tuple(self._foreign(gpu)) if managed and gpu.mig_mode else (),
         )
-
-    def _table(self, gpus: tuple[GpuFacts, ...]) -> dict[str, Any]:
-        """What hooks make of the table of slots that the configuration names."""
-        from slurm_mig.packing.policies import Learned, named
-
-        try:
-            policy = named(self.config.policy, trust=True)
-        except UsageFault as fault:
-            return {"table_fault": f"{fault.cause}; {fault.remedy}"}
-        if not isinstance(policy, Learned):
-            return {}
-        carved = [(gpu.name, gpu.geometry) for gpu in gpus if gpu.managed and gpu.geometry]
-        lacks = {name for name, geometry in carved if not policy.serves(geometry)}
-        return {"table_lacks": tuple(sorted(lacks))}
 
     def _order(self) -> tuple[int, ...] | None:
         """Device minors along which hooks count Slurm's indexes; None where nothing says so."""

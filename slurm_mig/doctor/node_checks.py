@@ -373,8 +373,8 @@ def slot_table(facts: Facts) -> Iterator[Problem]:
     if facts.config is None:
         return
     learn = "make one for this GPU model with `slurm-mig learn`, as root"
-    if facts.config.table_fault:
-        cause, _, remedy = facts.config.table_fault.partition("; ")
+    if facts.config.table.fault:
+        cause, _, remedy = facts.config.table.fault.partition("; ")
         yield Problem(f"[packing] policy: {cause}", remedy or learn)
-    for name in facts.config.table_lacks:
+    for name in facts.config.table.lacks:
         yield Problem(f"[packing] policy: the table has no layouts of {name}", learn)

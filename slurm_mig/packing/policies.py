@@ -6,7 +6,7 @@ What they are worth: facts/packing.md#slots.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from slurm_mig.errors import UsageFault
 from slurm_mig.mig.plan import fits
@@ -154,3 +154,23 @@ def named(text: str, *, trust: bool = False) -> Policy:
     if text not in NAMED:
         raise UsageFault(f"policy {text!r}: one of {', '.join(NAMED)} or {LEARNED}FILE")
     return NAMED[text]
+
+
+class Unused(NamedTuple):
+    """Why hooks do not go by the table of a policy: what is wrong, models it does not have."""
+
+    fault: str = ""
+    lacks: tuple[str, ...] = ()
+
+
+def unused(policy: str, geometries: Mapping[str, Geometry]) -> Unused:
+    """Of this policy on GPUs of these models; nothing is wrong with one that is no table."""
+    try:
+        used = named(policy, trust=True)
+    except UsageFault as fault:
+        return Unused(f"{fault.cause}; {fault.remedy}")
+    if not isinstance(used, Learned):
+        return Unused()
+    return Unused(
+        lacks=tuple(name for name in sorted(geometries) if not used.serves(geometries[name]))
+    )

@@ -34,6 +34,9 @@ RETRY_AFTER: Final = 120.0
 #: Seconds from a start to the counts that know of it; an end publishes before Slurm knows.
 PUBLISHED_AFTER: Final = 0.3
 
+#: Starts between two publications, as nodes have it (`ahead` in config.toml).
+AHEAD: Final = 8
+
 #: Events of one time, in this order.
 END, PUBLISH, RETRY = range(3)
 
@@ -107,7 +110,9 @@ class Board:
         if not self._starts:
             return True
         left = {item.name: self._count(item) for item in kinds}
-        return self._starts < safe_starts(self._then, kinds, left, most)
+        # Only whether one more is safe.
+        soon = self._starts + 1
+        return soon <= most and safe_starts(self._then, kinds, left, soon) == soon
 
     def _count(self, kind: RequestKind) -> int:
         found = self._left.get(kind.name)
@@ -194,7 +199,7 @@ class Replay:
         rule: ChoiceRule,
         retry: Retry,
         *,
-        most: int = 2,
+        most: int = AHEAD,
         planned: bool = False,
     ) -> None:
         """`most` bounds the starts between two publications of a node.

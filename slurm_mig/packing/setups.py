@@ -14,7 +14,7 @@ from slurm_mig.mig.profile import Profile
 from slurm_mig.mig.weights import derive
 from slurm_mig.packing import policies
 from slurm_mig.packing.foresight import ChoiceRule, GpuState, RequestKind
-from slurm_mig.packing.replay import Jobs, Outcome, Replay, Retry
+from slurm_mig.packing.replay import AHEAD, Jobs, Outcome, Replay, Retry
 from slurm_mig.packing.states import Need, Space
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Setup(NamedTuple):
     choice: ChoiceRule = ChoiceRule.PACK
     retry: Retry = Retry.PUBLISH
     static: Mapping[str, int] | None = None
-    most: int = 2
+    most: int = AHEAD
     planned: bool = False
 
 

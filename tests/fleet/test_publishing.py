@@ -85,12 +85,12 @@ def test_the_fleet_file_switches_it_on(tmp_path) -> None:  # type: ignore[no-unt
         ("mig:1c.3g.40gb:4", ["3g.40gbx2", "start"]),
         ("mig:1g.10gb+me:1", ["1g.10gb+me", "start"]),
         ("mig:3g.40gb:1,gres/mig:1g.10gb:1", ["start"]),
-        ("mig:7g.80gb:1", []),
+        ("mig:7g.80gb:1", ["start"]),
         ("mig:3g.40gb:3", []),
     ],
 )
 def test_how_a_job_is_counted(version: str, asked: str, fits: list[str]) -> None:
-    """By its own request and as a start; not what takes whole GPUs, which Slurm counts rightly."""
+    """By its own request and as a start; all of a GPU as a start; not what takes several."""
     code, job, said = host(version).submit(tres_per_node=f"gres/{asked}")
     assert (code, said) == (0, "")
     words = [word for word in job["tres_per_node"].split(",") if "fit:" in word]
