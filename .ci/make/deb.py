@@ -76,6 +76,14 @@ if [ "$1" = purge ] && ! [ -e "${DPKG_ROOT:-}/etc/slurm-mig/hooks/prolog" ]; the
 fi
 """
 
+#: What lintian finds and we keep.
+OVERRIDES: Final = """\
+# A unit of that name in /etc is another installation's and stays: debhelper's own lines disable it.
+slurm-mig: maintainer-script-calls-systemctl *
+# Scripts that run outside of an image (DPKG_ROOT) have the builder's interpreter by it.
+slurm-mig: absolute-symlink-in-top-level-folder /usr/bin/python3 *
+"""
+
 #: On every Debian system, so it is not repeated.
 APACHE: Final = (
     "On Debian systems the text of this licence is in /usr/share/common-licenses/Apache-2.0."
@@ -100,6 +108,7 @@ def build(directory: Path) -> Path:
         put_together(stage, Path(work), "/usr/bin/python3", ZSH)
         write(stage, f"{ABOUT}/copyright", "\n".join([COPYRIGHT, *map(stanza, licences())]))
         write(stage, f"{ABOUT}/changelog.gz", packed(changelog()))
+        write(stage, "/usr/share/lintian/overrides/slurm-mig", OVERRIDES)
         control_files(stage)
         # The same source gives the same package.
         environ = os.environ | {"SOURCE_DATE_EPOCH": str(source_date())}

@@ -352,7 +352,8 @@ FORGED = (
 def test_what_users_write_crosses_no_separator(site: Site, client: Slurm, tmp_path: Path) -> None:
     """Account, comment, names, directory and dependency of a job; every answer is as without."""
     wild = site.cluster.work / "wild\n|1|root x"
-    wild.mkdir()
+    # One cluster serves every client.
+    wild.mkdir(exist_ok=True)
     wild.chmod(0o777)
     tame = site.sbatch("--gres=mig:1g.10gb:1")
     site.wait(tame, "RUNNING")
