@@ -79,7 +79,8 @@ class Columns:
 
     def fit(self) -> None:
         """Cut what may be cut until a line fits, once all is learnt."""
-        while self._cut and sum(self._widths) + 2 * len(self._widths) - 2 > COLUMNS:
+        columns = _columns()
+        while self._cut and sum(self._widths) + 2 * len(self._widths) - 2 > columns:
             widest = max(self._cut, key=lambda place: self._widths[place])
             if self._widths[widest] <= LEAST:
                 return
@@ -104,6 +105,14 @@ class Columns:
         self.fit()
         for line in chain([self.head()], map(self.line, rows)):
             click.echo(line)
+
+
+def _columns() -> int:
+    """Of a terminal that is narrow; else, and where a file is written to, 80."""
+    try:
+        return min(COLUMNS, os.get_terminal_size(sys.stdout.fileno()).columns or COLUMNS)
+    except (OSError, ValueError):
+        return COLUMNS
 
 
 def _shortened(text: str, width: int) -> str:
@@ -139,11 +148,15 @@ def largest(room: Mapping[str, int | None]) -> str:
 
 
 def folded(text: str, indent: int) -> str:
-    """A line as several of at most 80 columns, the further ones indented."""
+    """A line as several of at most 80 columns, of a narrower terminal's; further ones indented."""
     import textwrap
 
     return textwrap.fill(
-        text, 80, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+        text,
+        _columns(),
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
 
 

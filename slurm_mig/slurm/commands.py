@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import NodeFault, SlurmFault
 from slurm_mig.slurm.answers import (
@@ -41,6 +41,10 @@ from slurm_mig.system.trust import trusted
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+
+#: As much of a command's arguments as a message about its failure quotes.
+LONG_COMMAND: Final = 40
 
 
 class CommandClient:
@@ -397,6 +401,10 @@ class CommandClient:
         shown = " ".join(command)[:200]
         if self._tell is not None:
             self._tell(shown)
+        # A message is about what failed; squeue's fields would hide it.
+        words = " ".join(arguments)
+        words = words if len(words) <= LONG_COMMAND else f"{words[:LONG_COMMAND]}..."
+        shown = f"{command[0]} {words}"
         # Only what Slurm needs: nothing that came with the job reaches a root command.
         environment = {"PATH": ":".join(SEARCH), "LC_ALL": "C", "SLURM_TIME_FORMAT": "%s"}
         if "SLURM_CONF" in os.environ:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -26,9 +29,10 @@ if TYPE_CHECKING:
     from tests.kit.site import Site
 
 
-def on_a_terminal(site: Site, *words: str, **environ: str) -> str:
+def on_a_terminal(site: Site, *words: str, columns: int = 80, **environ: str) -> str:
     """What a command writes to a terminal."""
     ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     running = subprocess.Popen(
         [sys.executable, "-m", "slurm_mig", *words],
         env={"SLURM_MIG_CONFIG": str(site.config), "PATH": "/usr/bin:/bin", "TERM": "xterm"}
@@ -75,6 +79,19 @@ def test_eighty_columns(site: Site, words: list[str]) -> None:
     done = site.cli(*words)
     assert done.returncode == 0
     assert all(len(line) <= 80 for line in done.stdout.splitlines())
+
+
+@pytest.mark.root
+def test_forty_columns(site: Site) -> None:
+    """Sentences are folded to a narrow terminal, ids stay whole; that Slurm is away is a line."""
+    shown = on_a_terminal(site, "status", columns=40, NO_COLOR="1")
+    fits = shown[shown.index("  fits now:") :].partition("\n\n")[0]
+    assert all(len(line) <= 40 for line in fits.splitlines())
+    assert "7g.80gb x1" in fits
+    told = on_a_terminal(site, "job", "7", columns=40, NO_COLOR="1").splitlines()
+    assert told[0] == "job 7: Slurm does not answer"
+    assert len([line for line in told if line.startswith("slurm-mig:")]) == 1
+    assert len(told[-1]) < 200
 
 
 def test_long_names_are_cut_as_slurm_cuts_them() -> None:
