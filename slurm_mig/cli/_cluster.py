@@ -133,8 +133,9 @@ def show(
 
 def _print_lines(views: Sequence[NodeView]) -> None:
     """A line a node: each GPU is one sign, so that hundreds of nodes are looked at in a minute."""
+    # Never the name: long ones differ at their end, and cut they would all be the same.
     columns = Columns(
-        ("NODE", "GPUS", "JOBS", "FITS UP TO", "TYPE", "STATE"), cut=("NODE", "TYPE", "STATE")
+        ("NODE", "GPUS", "JOBS", "FITS UP TO", "TYPE", "STATE"), cut=("TYPE", "STATE")
     )
     rows = [
         [
@@ -237,7 +238,8 @@ def _holder(item: JobOnNode) -> str:
         if not name.startswith("shard")
     )
     since = "" if item.since is None else f" for {age(time.time() - item.since)}"
-    return f"    job {run_of(item.job_id, item.restarts)} of {cell(item.user)}: {what}{since}"
+    job = run_of(item.job_id, item.restarts)
+    return folded(f"    job {job} of {cell(item.user)}: {what}{since}", 8)
 
 
 def _words(room: Any) -> str:

@@ -145,6 +145,10 @@ def test_hundreds_of_nodes(capsys: pytest.CaptureFixture[str]) -> None:
         ["n3", "..", "0", "-", "h100", "drain"],
     ]
     assert lines[4] == "3 nodes, 1 of them take no jobs"
+    long = [node(f"{'n' * 40}{number}") for number in range(2)]
+    _cluster._print_lines(long)
+    shown = capsys.readouterr().out.split()
+    assert [view.name for view in long] == [word for word in shown if word[:2] == "nn"]
     assert "taken as a whole" in "\n".join(_cluster._lines(VIEWS[1]))
     assert "job 7 run 2 of bob" in "\n".join(_cluster._lines(VIEWS[1]))
 
