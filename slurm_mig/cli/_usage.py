@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
+
+
+#: Longer than any sentence.
+WHOLE: Final = 1000
 
 
 class Group(click.Group):
@@ -27,6 +31,14 @@ class Group(click.Group):
                 f"no command {args[0]!r}{hint}; commands: {', '.join(known)}", ctx
             )
         return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, each with its whole first sentence: click cuts it at the edge."""
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, item.get_short_help_str(WHOLE)) for name, item in found if item is not None]
+            )
 
 
 def meant(word: str, known: Sequence[str]) -> str:
