@@ -164,7 +164,7 @@ def environment(stage: Path, ours: Path, python: str) -> None:
         (packages.parents[1] / f"python3.{minor}").symlink_to("python3")
     program = below(stage, f"{HOME}/bin/python3")
     program.parent.mkdir()
-    # Absolute: scripts that run outside of an image (DPKG_ROOT) have the builder's interpreter then.
+    # Absolute: scripts outside of an image (DPKG_ROOT) have the builder's interpreter then.
     program.symlink_to(python)
     home = Path(python).parent
     write(stage, f"{HOME}/pyvenv.cfg", f"home = {home}\ninclude-system-site-packages = false\n")
