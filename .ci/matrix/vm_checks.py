@@ -70,7 +70,7 @@ class Trial:
         """A command of a user's."""
         return self.machine.run(text, user="alice", code=code)
 
-    def sbatch(self, *words: str, script: str = "sleep 600") -> int:
+    def sbatch(self, *words: str, script: str = "sleep 3000") -> int:
         """Submit a job of alice's; its id."""
         said = self.alice(f"sbatch --parsable {shlex.join(words)} --wrap {shlex.quote(script)}")
         return int(said.splitlines()[-1].partition(";")[0])
@@ -87,7 +87,7 @@ class Trial:
             f"scontrol show job {job} | grep -qE 'JobState=({pattern}) '", timeout=SOON
         )
 
-    def begun(self, *words: str, script: str = "sleep 600") -> int:
+    def begun(self, *words: str, script: str = "sleep 3000") -> int:
         """A job at work."""
         job = self.sbatch(*words, script=f"touch begun.$SLURM_JOB_ID; {script}")
         self.machine.until(f"[ -e /home/alice/begun.{job} ]", timeout=SOON)
@@ -132,7 +132,7 @@ class Trial:
         self.idle()
         self.left(0)
         left = self.run(
-            "find /run/slurm-mig/jobs /run/slurm-mig/env -type f; grep slurm-mig /proc/mounts",
+            "find /run/slurm-mig/jobs /run/slurm-mig/env -type f; grep /run/slurm-mig /proc/mounts",
             code=None,
         )
         expect(left, "", "left-overs in /run")
@@ -145,7 +145,8 @@ class Trial:
             "scancel -u alice; scancel -u bob",
             "systemctl disable --now slurm-mig-publish.timer slurm-mig-warm.service",
             f"[ ! -e {IN_ORDER} ] || tar -C / -xf {IN_ORDER}",
-            "umount -q /var/lib/slurm-mig; /opt/slurm-mig/bin/slurm-mig install",
+            "! umount -q /var/lib/slurm-mig || slurm-mig reconcile --accept-older-ledger",
+            "/opt/slurm-mig/bin/slurm-mig install",
             "systemctl daemon-reload; systemctl restart slurmctld; systemctl restart slurmd",
             "slurm-mig reconcile",
             f"! {drained} || scontrol update nodename=gpu01 state=resume",
@@ -401,7 +402,7 @@ def uuid(trial: Trial, job: int) -> str:
 
 def holder(trial: Trial, job: int, *, user: str, unit: str) -> int:
     """A service of that user's that uses the job's slice; its pid."""
-    trial.run(f"systemd-run --quiet --collect --uid={user} --unit={unit} sleep 900")
+    trial.run(f"systemd-run --quiet --collect --uid={user} --unit={unit} sleep 3000")
     pid = int(trial.run(f"systemctl show -P MainPID {unit}"))
     trial.run(f"slurm-mig simulator hold {MIG} --pid {pid} --uuid {uuid(trial, job)}")
     return pid
@@ -427,7 +428,7 @@ def holders(trial: Trial) -> str:
 def left_in_the_jobs_cgroup(trial: Trial) -> str:
     """A process that Slurm overlooks in the job's v2 cgroup is known as the job's, and ended."""
     job = trial.begun("--gres=mig:1g.10gb:1")
-    trial.run("systemd-run --quiet --collect --uid=alice --unit=left sleep 900")
+    trial.run("systemd-run --quiet --collect --uid=alice --unit=left sleep 3000")
     pid = int(trial.run("systemctl show -P MainPID left"))
     place = trial.run(f"ls -d /sys/fs/cgroup/system.slice/*slurmstepd.scope/job_{job}")
     trial.run(f"mkdir {place}/left && echo {pid} >{place}/left/cgroup.procs")
@@ -478,7 +479,7 @@ def stop_during(trial: Trial, call: str, action: str) -> float:
 
 def slurmd_in_prolog(trial: Trial) -> str:
     """The daemon waits for its Prolog; the job then runs or comes again, and leaves nothing."""
-    words = "sbatch --gres=mig:1g.10gb:1 --wrap 'touch seen; sleep 600'"
+    words = "sbatch --gres=mig:1g.10gb:1 --wrap 'touch seen; sleep 3000'"
     submit = f"runuser -l alice -c {shlex.quote(words)}"
     took = stop_during(trial, CREATE, submit)
     expect(trial.run("pgrep -f '[h]ooks import main'", code=None), "", "hooks that outlived it")
@@ -532,7 +533,7 @@ def helper(trial: Trial) -> str:
     """Prolog, Epilog and teardown do all they do in slurm-mig-warm's unit, with its hardening."""
     trial.run("systemctl enable --now slurm-mig-warm.service")
     trial.machine.until("[ -S /run/slurm-mig/warm ]", timeout=SOON)
-    probe = "./probe batch; srun ./probe step; touch probed; sleep 600"
+    probe = "./probe batch; srun ./probe step; touch probed; sleep 3000"
     for words in ("--gres=mig:1g.10gb:2", "--gres=gpu:1"):
         job = trial.begun(words, script=probe)
         trial.machine.until("[ -e /home/alice/probed ]", timeout=SOON)
@@ -609,7 +610,7 @@ def publishing(trial: Trial) -> str:
     trial.run("set -e\n" + "\n".join([*made, "systemctl start slurm-mig-publish.service"]))
     expect(trial.run("systemctl show -P Result slurm-mig-publish"), "success", "the unit's result")
     expect(trial.run(counts).splitlines()[0], "fit:3g.40gb:0", "what fits")
-    job = trial.sbatch("--gres=mig:3g.40gb:1", script="touch fitted; sleep 600")
+    job = trial.sbatch("--gres=mig:3g.40gb:1", script="touch fitted; sleep 3000")
     small = trial.begun("--gres=mig:1g.10gb:1")
     reason = trial.run(f"squeue -h -j {job} -o '%T %r'")
     if not re.search("^PENDING .*(Constraints|mig-anchor)", reason) or "BadC" in reason:
@@ -734,6 +735,8 @@ def reboot(trial: Trial) -> str:
         said = trial.run("slurm-mig reconcile")
         contains(said, f"job {job}: requeued, for it ended with an earlier boot")
         was += ", and reconcile requeued it"
+        # Slurm would wait two minutes.
+        trial.machine.until(f"scontrol update jobid={job} starttime=now", timeout=SOON)
     if not was.startswith("FAILED"):
         trial.machine.until(f"[ -e /home/alice/begun.{job} ]", timeout=3 * SOON)
         expect(len(trial.slices()), 2, "slices of its next run")
@@ -800,7 +803,7 @@ def configless(trial: Trial) -> str:
     trial.machine.until("sinfo -h -o %T | grep -qx idle", timeout=SOON)
     cached = trial.run("ls /var/lib/slurm/slurmd/conf-cache")
     contains(cached, "slurm.conf", "gres.conf", "cgroup.conf")
-    job = trial.begun("--gres=mig:1g.10gb:1", script="./probe batch; srun ./probe step; sleep 600")
+    job = trial.begun("--gres=mig:1g.10gb:1", script="./probe batch; srun ./probe step; sleep 3000")
     trial.machine.until(f"grep -q 'step gpu1' /home/alice/slurm-{job}.out", timeout=SOON)
     seen = tried(trial.output(job))
     if seen["batch"] != seen["step"] or len(seen["batch"]) != 1:
@@ -825,7 +828,7 @@ def looked_at(trial: Trial) -> str:
     """With jobs of two users at work: nobody reaches what is not theirs, no finding."""
     job = trial.begun("--gres=mig:1g.10gb:2")
     other = int(
-        trial.machine.run("sbatch --parsable --gres=mig:3g.40gb:1 --wrap 'sleep 600'", user="bob")
+        trial.machine.run("sbatch --parsable --gres=mig:3g.40gb:1 --wrap 'sleep 3000'", user="bob")
     )
     trial.wait(other, "RUNNING")
     # Exit code 27 if anything could be reached.

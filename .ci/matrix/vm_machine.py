@@ -132,7 +132,8 @@ class Machine:
 
     def until(self, text: str, *, timeout: float = PATIENCE) -> None:
         """Wait until a shell condition holds."""
-        loop = f"until {{ {text}\n}}; do sleep 1; done"
+        # Each look takes an emulated processor's time from what is waited for.
+        loop = f"until {{ {text}\n}}; do sleep 2; done"
         self.run(f"timeout {timeout:.0f} sh -c {shlex.quote(loop)}", timeout=timeout + 60)
 
     def put(self, source: Path, target: str) -> None:
