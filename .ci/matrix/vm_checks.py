@@ -529,24 +529,31 @@ def slurmctld_restart(trial: Trial) -> str:
 # -- units that are options -----------------------------------------------------------------
 
 
+def helped(trial: Trial, words: str) -> bool:
+    """A job that opens its own GPU alone; whether the helper took its Prolog and its Epilog."""
+    probe = "./probe batch; srun ./probe step; touch probed; sleep 3000"
+    job = trial.begun(words, script=probe)
+    trial.machine.until("[ -e /home/alice/probed ]", timeout=SOON)
+    trial.run("rm /home/alice/probed")
+    seen = tried(trial.output(job))
+    if seen["batch"] != seen["step"] or len(seen["batch"]) != 1:
+        raise Failed(f"{words}: {seen}")
+    trial.cancel(job)
+    trial.clean()
+    said = trial.run(f"journalctl -t slurm-mig --no-pager | grep ' job={job} '")
+    return all(
+        re.search(rf": {hook} job={job} .*way=helper", said) for hook in ("prolog", "epilog")
+    )
+
+
 def helper(trial: Trial) -> str:
     """Prolog, Epilog and teardown do all they do in slurm-mig-warm's unit, with its hardening."""
     trial.run("systemctl enable --now slurm-mig-warm.service")
     trial.machine.until("[ -S /run/slurm-mig/warm ]", timeout=SOON)
-    probe = "./probe batch; srun ./probe step; touch probed; sleep 3000"
     for words in ("--gres=mig:1g.10gb:2", "--gres=gpu:1"):
-        job = trial.begun(words, script=probe)
-        trial.machine.until("[ -e /home/alice/probed ]", timeout=SOON)
-        trial.run("rm /home/alice/probed")
-        seen = tried(trial.output(job))
-        if seen["batch"] != seen["step"] or len(seen["batch"]) != 1:
-            raise Failed(f"{words}: {seen}")
-        trial.cancel(job)
-        trial.clean()
-        said = trial.run(f"journalctl -t slurm-mig --no-pager | grep ' job={job} '")
-        for hook in ("prolog", "epilog"):
-            if not re.search(rf": {hook} job={job} .*way=helper", said):
-                raise Failed(f"the helper did not take the {hook}:\n{said}")
+        # A hook that is not taken within half a second goes the long way: a busy machine's may.
+        if not any(helped(trial, words) for _ in range(4)):
+            raise Failed(f"{words}: the helper takes no Prolog, or no Epilog")
     contains(trial.run("slurm-mig doctor"), "0 errors, 0 warnings")
     expect(trial.run("systemctl show -P NRestarts slurm-mig-warm"), "0", "its restarts")
     trial.run("systemctl disable --now slurm-mig-warm.service")
