@@ -70,13 +70,17 @@ def serve(environ: Mapping[str, str]) -> None:
     listener = _listen(config.warm)
     own = _seen(config.warm)
     busy: set[int] = set()
-    while _seen(config.warm) == own:
-        if _reap(busy):
-            return
-        with suppress(TimeoutError):
-            link, _ = listener.accept()
-            with link:
-                _take(link, listener, files, busy)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    try:
+        while _seen(config.warm) == own and not _reap(busy):
+            with suppress(TimeoutError):
+                link, _ = listener.accept()
+                with link:
+                    _take(link, listener, files, busy)
+    finally:
+        # What was switched off is not to look like a helper that takes no hooks.
+        if _seen(config.warm) == own:
+            config.warm.unlink(missing_ok=True)
 
 
 def _load(config: Config) -> None:
@@ -135,6 +139,7 @@ def _take(
     with suppress(OSError):
         child = os.fork()
         if child == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             listener.close()
             _hook(link, files)
         busy.add(child)

@@ -116,6 +116,22 @@ def test_an_older_helper_lets_hooks_go_and_ends(site: Site, tmp_path: Path) -> N
     assert events(site)[-1] == "released"
 
 
+def test_a_helper_that_is_stopped_leaves_nothing(site: Site) -> None:
+    """As systemd stops it: the hook at work comes to its end, the next one does it all itself."""
+    site.machine.faults.set([Rule("nvmlGpuInstanceCreateComputeInstance", "hang:2")])
+    with helper(site) as process:
+        hook = subprocess.Popen(
+            [site.root / "hooks/prolog"], env=job_environ(7, STAMP), stderr=subprocess.PIPE
+        )
+        soon(lambda: site.machine.faults.rules()[0].seen)
+        process.terminate()
+        assert process.wait(20) == 0
+        assert not (site.run / "warm").exists()
+        told = hook.communicate(timeout=60)[1]
+        assert (hook.returncode, b"way=helper" in told) == (0, True)
+        assert "way=helper" not in site.epilog(7).stderr
+
+
 def test_a_newer_helper_takes_the_place_of_an_older_one(site: Site) -> None:
     with (
         helper(site, "warm.LOOK_EVERY = 0.1") as old,
