@@ -511,6 +511,9 @@ class Soak:
         return True
 
     def do_slurmctld_kill(self, act: Act) -> bool:
+        if not (self.cluster.root / "state/assoc_usage").exists():
+            # From 25.05 on it does not start again if it was killed before it saved that once.
+            self.do_slurmctld_restart(act)
         since = time.time()
         self.cluster.kill_daemon("slurmctld")
         self._start_slurmctld()
