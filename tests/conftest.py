@@ -14,9 +14,9 @@ import pytest
 from slurm_mig.sandbox.prerequisites import place
 from slurm_mig.state.ledger import Ledger
 from tests.kit.gpus import H100
-from tests.kit.helper import helper
 from tests.kit.ledgers import Clock
-from tests.kit.site import Site, build_site, remove_tree
+from tests.kit.site import Site, build_site, helper, remove_tree
+from tests.kit.ways import helped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -121,7 +121,7 @@ def public_tmp() -> Iterator[Path]:
 def make_site(public_tmp: Path) -> Iterator[Callable[..., Site]]:
     """Build nodes: `make_site(H100, A30, config="...", latency_ms={...}, mig=True)`.
 
-    SLURM_MIG_WAY=helper: their hooks have a helper.
+    Their hooks run in the way of this run of the tests (tests/kit/ways.py).
     """
     made: list[Path] = []
     helpers = ExitStack()
@@ -130,7 +130,7 @@ def make_site(public_tmp: Path) -> Iterator[Callable[..., Site]]:
         root = public_tmp / f"node{len(made)}"
         made.append(root)
         site = build_site(root, *gpus, config=config, mig=mig, **options)
-        if os.environ.get("SLURM_MIG_WAY") == "helper":
+        if helped():
             helpers.enter_context(helper(site))
         return site
 

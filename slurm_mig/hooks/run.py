@@ -21,6 +21,7 @@ from slurm_mig.hooks.log_line import LogLine, tell_slurmd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from socket import socket
 
     from slurm_mig.node.node import Node
     from slurm_mig.system.watchdog import Ended
@@ -41,12 +42,19 @@ DRAIN_PAUSE: Final = 10.0
 HELPED: Final = "SLURM_MIG_HELPED"
 
 
-def run(hook: str, environ: Mapping[str, str], *, watched: bool = False) -> int:
+def run(
+    hook: str,
+    environ: Mapping[str, str],
+    *,
+    watched: bool = False,
+    caller: socket | None = None,
+) -> int:
     """Run a hook and return its exit code; every fault is logged, none escapes.
 
     It is negative where a signal ended the work: the caller is to end by the same one.
 
-    `watched`: its work is done by a child, for at most the configured deadline.
+    `watched`: its work is done by a child, for at most the configured deadline; on behalf of
+    `caller`, where there is one, which may be told to end.
     """
     from slurm_mig.config import load
     from slurm_mig.node.node import Node
@@ -65,7 +73,7 @@ def run(hook: str, environ: Mapping[str, str], *, watched: bool = False) -> int:
     except Exception as problem:  # noqa: BLE001  # an unknown state must drain, with its cause
         return _finish(node, line, problem)
     if watched:
-        return _watched(node, job, line)
+        return _watched(node, job, line, caller)
     code = _work(node, job, line)
     # There is nobody to leave it to.
     return run("teardown", environ) if code == PUT_OFF else code
@@ -172,7 +180,7 @@ def _fail(node: Node, line: LogLine, text: str) -> None:
         time.sleep(DRAIN_PAUSE)
 
 
-def _watched(node: Node, job: Job, line: LogLine) -> int:
+def _watched(node: Node, job: Job, line: LogLine, caller: socket | None) -> int:
     """The work in a child; what it wrote is written here, and its exit code is ours."""
     from slurm_mig.system import watchdog
 
@@ -184,7 +192,7 @@ def _watched(node: Node, job: Job, line: LogLine) -> int:
     node.locks_until = time.monotonic() + node.config.queue_limit
 
     try:
-        ended = watchdog.watched(work, node.config.deadline)
+        ended = watchdog.watched(work, node.config.deadline, caller)
     except OSError as problem:
         # Not even begun: no process or no memory is to be had.
         return _finish(node, line, problem)

@@ -15,6 +15,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from slurm_mig.config import load, locate
 from slurm_mig.errors import ConfigFault
 from slurm_mig.hooks.run import HELPED, run
+from slurm_mig.system import warm_client
 from slurm_mig.system.trust import public_directory, without_umask
 from slurm_mig.system.warm_client import BEGIN, CODE, PATIENCE, PROTOCOL, TAKEN
 
@@ -73,14 +75,25 @@ def serve(environ: Mapping[str, str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     try:
         while _seen(config.warm) == own and not _reap(busy):
-            with suppress(TimeoutError):
-                link, _ = listener.accept()
+            link = _accepted(listener)
+            if link is not None:
                 with link:
                     _take(link, listener, files, busy)
     finally:
         # What was switched off is not to look like a helper that takes no hooks.
         if _seen(config.warm) == own:
             config.warm.unlink(missing_ok=True)
+
+
+def _accepted(listener: socket.socket) -> socket.socket | None:
+    try:
+        return listener.accept()[0]
+    except TimeoutError:
+        return None
+    except OSError:
+        # No descriptor is to be had at present: hooks go the long way, and nothing spins.
+        time.sleep(LOOK_EVERY)
+        return None
 
 
 def _load(config: Config) -> None:
@@ -191,7 +204,7 @@ def _run(link: socket.socket, files: Files) -> int:
         return 0
     link.settimeout(None)
     _become(link, environ, descriptors)
-    code = run(hook, {**os.environ, HELPED: "1"}, watched=True)
+    code = run(hook, {**os.environ, HELPED: "1"}, watched=True, caller=link)
     sys.stdout.flush()
     link.sendall(code.to_bytes(CODE, "little", signed=True))
     return 0
@@ -202,8 +215,9 @@ def _receive(link: socket.socket) -> tuple[str, dict[bytes, bytes]]:
     size = int.from_bytes(_exactly(link, 4), "little")
     if size > LONGEST:
         raise ValueError
-    protocol, hook, *words = _exactly(link, size).split(b"\0")
-    if protocol != PROTOCOL:
+    protocol, client, hook, *words = _exactly(link, size).split(b"\0")
+    # Of another installation beside this one: its hooks run what it has.
+    if protocol != PROTOCOL or not Path(os.fsdecode(client)).samefile(warm_client.__file__):
         raise ValueError
     environ = dict(word.split(b"=", 1) for word in words)
     told = {os.fsdecode(name): os.fsdecode(value) for name, value in environ.items()}
@@ -232,12 +246,12 @@ def _become(link: socket.socket, environ: dict[bytes, bytes], descriptors: list[
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
         os.close(descriptor)
-    # Nobody must go on carving for a hook that Slurm has given up: when the client dies, its
-    # end of the link closes, and the kernel says so by the signal that ends a hook.
+    # Nobody must go on carving for a hook that Slurm has given up: when its client is told to
+    # end, or dies, something comes on the link, and the kernel tells of that by a signal.
     fcntl.fcntl(link, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(link, _F_SETSIG, signal.SIGHUP)
     fcntl.fcntl(link, fcntl.F_SETFL, fcntl.fcntl(link, fcntl.F_GETFL) | os.O_ASYNC)
-    # It may have died just before.
+    # It may have been so just before.
     with suppress(BlockingIOError):
         link.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         os._exit(1)

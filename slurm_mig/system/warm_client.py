@@ -8,12 +8,13 @@ dies afterwards leaves what a killed hook leaves, and the same hook run again fi
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal without its names
 import _socket
 import posix
 import sys
 
 #: What the two understand each other by; the helper refuses another one.
-PROTOCOL = b"1"
+PROTOCOL = b"2"
 
 #: Seconds that a helper may take to take a hook.
 PATIENCE = 0.5
@@ -22,6 +23,9 @@ TAKEN, BEGIN = b"t", b"b"
 
 #: Bytes of an exit code; a signal that ended the hook is negative.
 CODE = 4
+
+#: Signals that end a hook from outside; slurmd sends TERM at PrologEpilogTimeout.
+ENDINGS = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGQUIT)
 
 LONG_WAY = "from slurm_mig.hooks import main; main()"
 
@@ -41,7 +45,8 @@ def taken(path: str, hook: str, environ: dict[bytes, bytes]) -> _socket.socket |
         # Whoever listens is given the job's environment, and works for root: it must be root.
         peer = link.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
         if int.from_bytes(peer[4:8], sys.byteorder) == posix.geteuid():
-            words = [PROTOCOL, hook.encode(), *(b"%b=%b" % item for item in environ.items())]
+            own = __file__.encode("utf-8", "surrogateescape")
+            words = [PROTOCOL, own, hook.encode(), *(b"%b=%b" % item for item in environ.items())]
             text = b"\0".join(words)
             link.sendall(len(text).to_bytes(4, "little") + text)
             if link.recv(1) == TAKEN:
@@ -74,6 +79,7 @@ def ask(path: str, hook: str) -> int | None:
     link = taken(path, hook, dict(posix.environ))
     if link is None:
         return None
+    came = _hand_over_signals(link)
     try:
         link.settimeout(None)
         # Only now its three descriptors: slurmd waits for whoever holds a hook's output, and
@@ -82,8 +88,31 @@ def ask(path: str, hook: str) -> int | None:
         link.sendmsg([BEGIN], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
         told = link.recv(CODE, _socket.MSG_WAITALL)
     except OSError:
-        return None
-    return int.from_bytes(told, "little", signed=True) if len(told) == CODE else None
+        told = b""
+    if len(told) == CODE:
+        return int.from_bytes(told, "little", signed=True)
+    # Nobody does it again for a Slurm that has given it up.
+    return -came[0] if came else None
+
+
+def _hand_over_signals(link: _socket.socket) -> list[int]:
+    """Let the work say what ended it, as a hook without helper does; the signals that came.
+
+    A second one of a kind ends this process: the work may hang.
+    """
+    came: list[int] = []
+
+    def hand_over(number: int, _: object) -> None:
+        _signal.signal(number, _signal.SIG_DFL)
+        came.append(number)
+        try:
+            link.send(bytes([number]), _socket.MSG_DONTWAIT)
+        except OSError:
+            return  # It has just ended, as the link is about to tell.
+
+    for number in ENDINGS:
+        _signal.signal(number, hand_over)
+    return came
 
 
 def main(path: str, hook: str) -> None:
@@ -92,6 +121,8 @@ def main(path: str, hook: str) -> None:
     if code is None:
         posix.execv(sys.executable, [sys.executable, "-I", "-c", LONG_WAY, hook])
     elif code < 0:
+        if -code in ENDINGS:
+            _signal.signal(-code, _signal.SIG_DFL)
         posix.kill(posix.getpid(), -code)
     else:
         posix._exit(code)  # noqa: SLF001  # as in os

@@ -21,6 +21,7 @@ from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from socket import socket
 
 #: Signals that end a hook from outside; slurmd sends TERM at PrologEpilogTimeout.
 ENDINGS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -71,8 +72,13 @@ class Note:
         return os.pread(self.file, NOTE, 0).decode("utf-8", "replace").strip()
 
 
-def watched(work: Callable[[Callable[[str], None]], int], deadline: float) -> Ended:
+def watched(
+    work: Callable[[Callable[[str], None]], int], deadline: float, caller: socket | None = None
+) -> Ended:
     """Do `work` in a child for at most `deadline` seconds; it is handed a way to say what it does.
+
+    `caller` is whom this process works for: SIGHUP tells of the number of a signal that came
+    to it, or of its end.
 
     Signals that end a process are held back until then. When the work came to its end they
     have their default effect again: who goes on to exit with 0 cannot have overlooked one.
@@ -85,14 +91,18 @@ def watched(work: Callable[[Callable[[str], None]], int], deadline: float) -> En
     child = os.fork()
     if child == 0:
         _work(work, note, output, parent)
-    ended = _watch(child, until, note, output)
+    ended = _watch(child, until, note, output, caller)
     if ended.code is not None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
     return ended
 
 
-def _watch(child: int, until: float, note: Note, output: int) -> Ended:
+def _watch(child: int, until: float, note: Note, output: int, caller: socket | None) -> Ended:
     status, by = _wait(child, until)
+    if by == signal.SIGHUP and caller is not None:
+        caller.settimeout(0)
+        with contextlib.suppress(OSError):
+            by = signal.Signals((caller.recv(1) or bytes([by]))[0])
     stuck = None
     if status is None:
         _kill(child)

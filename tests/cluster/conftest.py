@@ -6,17 +6,18 @@ record, no drained node.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from slurm_mig.sandbox import Cluster, SandboxNode, scratch
-from tests.kit.cluster import NODES, PREFIX, Site, enable_mig, find_daemon, running
-from tests.kit.site import with_hooks
+from tests.kit.cluster import NODES, Site, find_daemon, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from slurm_mig.sandbox import Cluster, SandboxNode
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -52,17 +53,9 @@ def site(cluster: Cluster) -> Iterator[Site]:
 @pytest.fixture
 def build() -> Iterator[Callable[..., Site]]:
     """A cluster of the test's own, with other settings."""
-    made: list[Cluster] = []
+    with ExitStack() as made:
 
-    def start(*nodes: SandboxNode, **options: str) -> Site:
-        options["config"] = with_hooks(options.get("config", ""))
-        made.append(Cluster(scratch(), nodes or NODES[:1], prefix=PREFIX, **options))  # type: ignore[arg-type]
-        made[-1].build()
-        made[-1].start()
-        enable_mig(made[-1])
-        return Site(made[-1])
+        def start(*nodes: SandboxNode, **options: str) -> Site:
+            return Site(made.enter_context(running(nodes or NODES[:1], **options)))
 
-    yield start
-    for item in made:
-        item.stop()
-        item.remove()
+        yield start

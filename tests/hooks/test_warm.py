@@ -7,15 +7,16 @@ import signal
 import socket
 import stat
 import subprocess
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from slurm_mig.simulator.faults import Rule
-from tests.kit.helper import helper, soon
-from tests.kit.site import Site, job_environ
+from tests.kit.site import Site, helper, job_environ
 from tests.kit.users import as_user
+from tests.kit.ways import at_work, soon
 
 pytestmark = pytest.mark.root
 
@@ -168,26 +169,56 @@ def test_a_hook_whose_helper_dies_is_run_again(site: Site) -> None:
     assert events(site)[-1] == "active"
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "ended"])
+ENDINGS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+
+
+@pytest.mark.parametrize("number", ENDINGS, ids=lambda number: number.name)
 def test_a_hook_that_slurm_gives_up_ends_in_the_helper_too(
     site: Site, number: signal.Signals
 ) -> None:
-    """Nobody goes on carving for it, and its lock is free."""
-    site.machine.faults.set([Rule("nvmlGpuInstanceCreateComputeInstance", "hang:60")])
-    with helper(site) as process:
-        hook = subprocess.Popen(
-            [site.root / "hooks/prolog"],
-            env=job_environ(7, STAMP),
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        soon(lambda: "planned" in events(site))
-        soon(lambda: site.machine.faults.rules()[0].seen)
-        os.killpg(hook.pid, number)
-        assert hook.wait(10) == -number
-        soon(lambda: not forks(process))
-        assert "way=helper" in site.epilog(7).stderr
-    assert events(site)[-1] == "released"
+    """Nobody goes on carving for it, and its lock is free; it ends as it does without helper."""
+    hang = [Rule("nvmlGpuInstanceCreateComputeInstance", "hang:60")]
+    told, codes = [], []
+    for job in (7, 8):
+        with helper(site) if job == 8 else nullcontext():
+            site.machine.faults.set(hang)
+            hook = subprocess.Popen(
+                [site.root / "hooks/prolog"],
+                env=job_environ(job, STAMP),
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            soon(lambda: site.machine.faults.rules()[0].seen)
+            os.killpg(hook.pid, number)
+            told.append(hook.communicate(timeout=10)[1])
+            codes.append(hook.returncode)
+            soon(lambda: not at_work(site.config))
+            site.machine.faults.set([])
+            assert site.epilog(job).returncode == 0
+        assert events(site)[-1] == "released"
+    assert codes == ([-number] * 2 if number == signal.SIGKILL else [26] * 2)
+    ended = f"prolog ended by {number.name} in GPU 0 "
+    assert [ended in line for line in told] == [number != signal.SIGKILL] * 2
+
+
+@pytest.mark.parametrize("phase", ["before", "after"])
+def test_a_signal_beside_the_work(site: Site, phase: str) -> None:
+    """Before its work began, or once it is done: nothing is run a second time."""
+    code = {
+        "before": "import os, signal, time; real = warm._become\n"
+        "def late(*a): time.sleep(1); real(*a)\nwarm._become = late",
+        "after": "import time; real = warm.run\n"
+        "def run(*a, **k): code = real(*a, **k); time.sleep(1); return code\nwarm.run = run",
+    }[phase]
+    with helper(site, code):
+        hook = subprocess.Popen([site.root / "hooks/prolog"], env=job_environ(7, STAMP))
+        soon(lambda: phase == "before" or "active" in events(site))
+        time.sleep(0.3)
+        hook.terminate()
+        assert hook.wait(10) == -signal.SIGTERM
+        soon(lambda: not at_work(site.config))
+    assert events(site) == ([] if phase == "before" else ["planned", "active"])
 
 
 def test_faults_have_their_exit_code_by_either_way(site: Site) -> None:

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from slurm_mig.transaction import by_hand
 from tests.kit.gpus import A30, H100, RTX
 from tests.kit.ledgers import everything
 from tests.kit.site import with_hooks
+from tests.kit.ways import helped, helper
 
 if TYPE_CHECKING:
     import subprocess
@@ -158,6 +159,11 @@ class Site:
         names = ",".join(item.name for item in self.cluster.nodes)
         ours = ("sinfo", "-h", "-N", "-n", names, "-o", "%T")
         self.until(lambda: not busy.search(self.run(*ours)), "all nodes")
+        self.until(lambda: not any(map(self.releasing, self.cluster.nodes)), "all teardowns")
+
+    def releasing(self, node: SandboxNode) -> bool:
+        """Whether an Epilog has put off what is still to be taken down."""
+        return any(item.open and item.put_off for item in self.records(node.name))
 
     def check_clean(self) -> None:
         """Nothing of the test is left: hardware, ledger, files, nodes."""
@@ -176,11 +182,23 @@ def running(nodes: Sequence[SandboxNode], **options: Any) -> Iterator[Cluster]:
     options["config"] = with_hooks(options.get("config", ""))
     made = Cluster(scratch(), nodes, prefix=PREFIX, **options)
     try:
-        with made:
+        with made, helpers(made):
             enable_mig(made)
             yield made
     finally:
         made.remove()
+
+
+@contextmanager
+def helpers(made: Cluster) -> Iterator[None]:
+    """Each node has one, where hooks run in that way."""
+    with ExitStack() as stack:
+        for item in made.nodes if helped() else ():
+            home = made.root / "nodes" / item.name
+            extra = made.environ() | {"SLURMD_NODENAME": item.name}
+            del extra["LD_PRELOAD"]
+            stack.enter_context(helper(home / "config.toml", home / "run", **extra))
+        yield
 
 
 def launch(site: Site, *command: str, uid: int = ALICE) -> subprocess.Popen[str]:

@@ -17,9 +17,12 @@ from slurm_mig.node.node import Node
 from slurm_mig.simulator import Machine, create
 from slurm_mig.simulator.spec import gpu_spec
 from slurm_mig.state import leases
+from tests.kit import ways
+from tests.kit.ways import detached, later, soon
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import AbstractContextManager
 
 
 def build_machine(root: Path, *gpus: str, **options: object) -> Machine:
@@ -44,7 +47,12 @@ class Site:
         return self.root / "run"
 
     def hook(
-        self, name: str, environ: Mapping[str, str], *, closed: tuple[int, ...] = ()
+        self,
+        name: str,
+        environ: Mapping[str, str],
+        *,
+        closed: tuple[int, ...] = (),
+        wait: bool = True,
     ) -> subprocess.CompletedProcess[str]:
         """Run an installed hook as slurmd does: bare environment, no PATH, no HOME."""
 
@@ -52,7 +60,8 @@ class Site:
             for descriptor in closed:
                 os.close(descriptor)
 
-        return subprocess.run(
+        before = detached(self.config) if later() else set()
+        done = subprocess.run(
             [self.root / "hooks" / name],
             env=dict(environ),
             cwd=self.root,
@@ -63,6 +72,10 @@ class Site:
             timeout=170,
             preexec_fn=close if closed else None,
         )
+        if later() and wait:
+            # Tests look at what an Epilog left as soon as it ends.
+            soon(lambda: detached(self.config) <= before, 60)
+        return done
 
     def prolog(
         self, job: int, stamp: str, gpus: str = "0", **more: str
@@ -81,6 +94,13 @@ class Site:
             check=False,
             timeout=170,
         )
+
+
+def helper(
+    site: Site, code: str = "", **environ: str
+) -> AbstractContextManager[subprocess.Popen[str]]:
+    """A helper for a site's hooks."""
+    return ways.helper(site.config, site.run, code, **environ)
 
 
 def job_environ(job: int, stamp: str, gpus: str = "0") -> dict[str, str]:
@@ -110,8 +130,8 @@ def remove_tree(root: Path) -> None:
 
 
 def with_hooks(config: str) -> str:
-    """Most tests look at what an Epilog left as soon as it ends: there it does it all itself."""
-    if "defer_teardown" in config:
+    """Lines for the way in which this run of the tests has its hooks: tests/kit/ways.py."""
+    if "defer_teardown" in config or later():
         return config
     line = "defer_teardown = false\n"
     if "[hooks]\n" in config:
