@@ -13,6 +13,7 @@ import pytest
 
 from slurm_mig.sandbox.prerequisites import place
 from slurm_mig.state.ledger import Ledger
+from tests.kit.bad_disk import library
 from tests.kit.gpus import H100
 from tests.kit.ledgers import Clock
 from tests.kit.site import Site, build_site, helper, remove_tree
@@ -131,7 +132,9 @@ def make_site(public_tmp: Path) -> Iterator[Callable[..., Site]]:
         made.append(root)
         site = build_site(root, *gpus, config=config, mig=mig, **options)
         if helped():
-            helpers.enter_context(helper(site))
+            # What a test gives its hooks to be loaded, their helper must have loaded before.
+            preload = " ".join(map(library, ("bad_disk", "bad_clock")))
+            helpers.enter_context(helper(site, LD_PRELOAD=preload))
         return site
 
     with helpers:

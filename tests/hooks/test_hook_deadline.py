@@ -23,6 +23,7 @@ from slurm_mig.simulator.faults import Rule
 from tests.kit.gpus import H100
 from tests.kit.ledgers import everything
 from tests.kit.site import Site, job_environ
+from tests.kit.ways import at_work, helped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.root
 
 STAMP = "slurm-mig=1,3g.40gb/9/14:1"
-QUICK = "[hooks]\nlock_timeout = 0.5\ndestroy_timeout = 0.2\ndeadline = 8\n[stuck]\ntimeout = 0.5\n"
+QUICK = "[hooks]\nlock_timeout = 0.5\ndestroy_timeout = 0.2\ndeadline = 8\n"
+# It is the Epilog that hangs here.
+QUICK += "defer_teardown = false\n[stuck]\ntimeout = 0.5\n"
 
 
 @pytest.fixture
@@ -86,20 +89,6 @@ def reached(site: Site, call: str) -> Callable[[], bool]:
     return lambda: any(rule.seen for rule in site.machine.faults.rules() if rule.call == call)
 
 
-def workers(site: Site) -> list[int]:
-    """Processes of this node's hooks that live."""
-    mark, found = str(site.root).encode(), []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (entry / "environ").read_bytes()
-            state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            continue
-        if mark in command and state not in "ZX":
-            found.append(int(entry.name))
-    return found
-
-
 def test_a_slow_slurmctld_does_not_add_to_it(site: Site) -> None:
     """The drain of a hook that is given up is two commands within the time of one."""
     (site.root / "bin/scontrol").write_text("#!/bin/sh\nsleep 5\necho NodeName=n1 State=IDLE\n")
@@ -149,14 +138,16 @@ def test_a_prolog_that_hangs_while_it_carves(site: Site) -> None:
     assert done.returncode == 26
     assert time.monotonic() - begun < 8 + 6 + 2
     (line,) = done.stderr.splitlines()
-    assert re.match(r"slurm-mig: prolog job=7 restart=0 user=alice node=n1 ms=\d+ job 7: ", line)
+    assert re.match(
+        r"slurm-mig: prolog job=7 restart=0 user=alice node=n1 (way=helper )?ms=\d+ job 7: ", line
+    )
     says = (
         r"job 7: prolog not done within 8 s, in GPU 0 \(GPU-[0-9a-f-]{36}\): create compute "
         r"instance in GPU instance 2 \(nvmlGpuInstanceCreateComputeInstance\); see dmesg"
     )
     assert re.search(says, line)
     assert re.search(f"state=drain reason=slurm-mig: {says}", asked(site))
-    assert workers(site) == []
+    assert at_work(site.config) == {}
     assert phases_of(site) == [phases.PLANNED]
 
     site.machine.faults.set([])
@@ -212,7 +203,7 @@ def test_slurm_commands_count_too(site: Site) -> None:
     done = site.prolog(7, "", SLURM_JOB_EXTRA="")
     assert done.returncode == 26
     assert re.search(r"not done within 8 s, in \S*/bin/(squeue|scontrol) ", done.stderr)
-    assert workers(site) == []
+    assert at_work(site.config) == {}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -229,7 +220,7 @@ def test_ended_by_slurm(site: Site, number: signal.Signals) -> None:
     assert f"job 7: prolog ended by {number.name} in GPU 0" in line
     assert "PrologEpilogTimeout has to be above 16 s" in line
     until(lambda: "reason=slurm-mig: job 7: prolog ended by" in asked(site), "the drain")
-    until(lambda: not workers(site), "the worker's end")
+    until(lambda: not at_work(site.config), "the worker's end")
     site.machine.faults.set([])
     assert site.epilog(7).returncode == 0
     assert site.machine.board(0).instances == []
@@ -248,7 +239,7 @@ def test_killed_by_slurm(site: Site, both: bool) -> None:
     os.killpg(hook.pid, signal.SIGKILL)
     hook.communicate(timeout=30)
     assert hook.returncode != 0
-    until(lambda: not workers(site), "the worker's end")
+    until(lambda: not at_work(site.config), "the worker's end")
     site.machine.faults.set([])
     assert site.epilog(7).returncode == 0
     assert site.machine.board(0).instances == []
@@ -289,10 +280,13 @@ def test_nobody_else_holds_the_hooks_output(site: Site, tmp_path: Path) -> None:
     )
     os.close(write)
     until(reached(site, "nvmlGpuInstanceCreateComputeInstance"), "the call")
-    held = [pid for pid in workers(site) if _holds(pid, read)]
-    assert held == [hook.pid]
+    # A fork of the helper has it beside the hook, and ends with it.
+    held = [pid for pid in at_work(site.config) if _holds(pid, read)]
+    assert hook.pid in held
+    assert len(held) == 1 + helped()
     hook.kill()
     hook.wait()
+    until(lambda: not at_work(site.config), "the end of all that hold it")
     os.close(read)
 
 

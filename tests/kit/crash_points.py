@@ -11,7 +11,7 @@ leave the same bytes. Of each such group a child is really killed by SIGKILL, an
 every kind of next hook is run on what it left. With `--every` a child is killed
 at each single point, and what it left is compared with what was seen there.
 
-    python -m tests.kit.crash_points [--every] [NAME...]
+    [SLURM_MIG_WAY=later] python -m tests.kit.crash_points [--every] [NAME...]
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ from slurm_mig.transaction import carve, reconcile, release
 from tests.kit.gpus import A30, A100, H100, RTX, geometry_of
 from tests.kit.ledgers import broken_event
 from tests.kit.site import build_machine, job_environ, remove_tree
+from tests.kit.ways import later
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -139,7 +140,7 @@ class Place:
             run=self.root / "run",
             lock_timeout=5,
             destroy_timeout=0.1,
-            defer_teardown=False,
+            defer_teardown=later(),
             leases=self.root / "leases",
             whole_policy=self.whole_policy,
             whole_reset=self.whole_reset,
@@ -160,8 +161,11 @@ class Place:
             prolog(node, self._job(job, request, gpus, restart), LogLine("prolog"))
 
     def epilog(self, job: int) -> None:
+        """The Epilog, and the process to which it leaves the teardown, if it does."""
         with self.node(*NEIGHBOURS) as node:
             epilog(node, self._job(job, "", ""), LogLine("epilog"))
+        if node.put_off:
+            self.teardown(job)
 
     def put_off(self, job: int) -> None:
         """The Epilog that leaves the teardown to another process, which never comes."""

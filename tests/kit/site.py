@@ -22,6 +22,7 @@ from tests.kit.ways import detached, later, soon
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from collections.abc import Set as AbstractSet
     from contextlib import AbstractContextManager
 
 
@@ -60,7 +61,7 @@ class Site:
             for descriptor in closed:
                 os.close(descriptor)
 
-        before = detached(self.config) if later() else set()
+        before = detached(self.config) if later() else frozenset()
         done = subprocess.run(
             [self.root / "hooks" / name],
             env=dict(environ),
@@ -72,10 +73,14 @@ class Site:
             timeout=170,
             preexec_fn=close if closed else None,
         )
-        if later() and wait:
-            # Tests look at what an Epilog left as soon as it ends.
-            soon(lambda: detached(self.config) <= before, 60)
+        if wait:
+            self.settle(before)
         return done
+
+    def settle(self, before: AbstractSet[int] = frozenset()) -> None:
+        """Wait for what Epilogs have left to others: tests look at it as soon as they end."""
+        if later():
+            soon(lambda: detached(self.config) <= before, 120)
 
     def prolog(
         self, job: int, stamp: str, gpus: str = "0", **more: str

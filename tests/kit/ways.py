@@ -8,6 +8,7 @@ all hooks).
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -47,7 +48,7 @@ def soon(done: Callable[[], object], seconds: float = 10) -> None:
 def at_work(config: Path) -> dict[int, int]:
     """Living processes of hooks with this configuration, and their parents.
 
-    Not the helper itself, which waits; what it does is done by its forks.
+    Not the helper itself, which waits; what it does is done by its forks, for clients.
     """
     mark = f"SLURM_MIG_CONFIG={config}\0".encode()
     found: dict[int, int] = {}
@@ -56,7 +57,7 @@ def at_work(config: Path) -> dict[int, int]:
         with suppress(OSError):
             if (
                 int(entry.name) not in HELPERS
-                and b"slurm_mig.hooks" in (entry / "cmdline").read_bytes()
+                and re.search(rb"slurm_mig\.hooks|warm_client", (entry / "cmdline").read_bytes())
                 and mark in (entry / "environ").read_bytes()
             ):
                 state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
