@@ -9,10 +9,12 @@ WORKERS ?= 4
 JOBS ?= 2000
 SEED ?= 1
 SCALE ?= 1
+# Where hooks are run.
+WAYS_TESTS ?= tests/hooks tests/transaction tests/node tests/state tests/whole tests/cluster
 # EL 8 and 9 have it beside an older python3; python3 where that is 3.11 or later.
 RPM_PYTHON ?= python3.11
 
-.PHONY: forms manual pages screens demo test lint unit soak test-slurm test-slurm-versions test-publishing test-pythons acceptance bench generated clean packages test-packages deb rpm wheel test-vm
+.PHONY: forms manual pages screens demo test lint unit soak test-slurm test-ways test-slurm-versions test-publishing test-pythons acceptance bench generated clean packages test-packages deb rpm wheel test-vm
 
 demo: packages $(VENV)/.installed
 	@$(BIN)/slurm-mig demo
@@ -34,6 +36,14 @@ unit: test-packages $(VENV)/.developer
 # SLURM_PREFIX=DIR: the Slurm below that directory instead of this machine's.
 test-slurm: test-packages $(VENV)/.developer
 	@$(BIN)/pytest -q -n $(WORKERS) tests/cluster
+
+# The same tests where Epilogs leave the teardown to another process, and where a helper runs all
+# hooks, too; WAYS="later" runs one.
+WAYS ?= later helper
+test-ways: test-packages $(VENV)/.developer
+	@failed=0; for way in $(WAYS); do \
+	  echo "$$way:"; SLURM_MIG_WAY=$$way $(BIN)/pytest -q -n $(WORKERS) $(WAYS_TESTS) || failed=1; \
+	done; exit $$failed
 
 # What publishing does with jobs of every shape, restarts and preemption: two minutes.
 test-publishing: test-packages $(VENV)/.developer

@@ -43,7 +43,7 @@ OPEN: Final = (PLANNED, ACTIVE, RELEASING, QUARANTINED)
 TRANSITIONS: Final[dict[str, tuple[str, ...]]] = {
     PLANNED: (ACTIVE, RELEASING, LOST),
     ACTIVE: (RELEASING, LOST),
-    RELEASING: (RELEASED, QUARANTINED, LOST),
+    RELEASING: (RELEASING, RELEASED, QUARANTINED, LOST),
     QUARANTINED: (RELEASING, LOST),
     RELEASED: (),
     REFUSED: (),
@@ -53,6 +53,9 @@ TRANSITIONS: Final[dict[str, tuple[str, ...]]] = {
 
 #: Why what a job had is taken down after its Epilog, whoever does it.
 JOB_ENDED: Final = "the job ended"
+
+#: The same from the first call that destroys.
+GOING: Final = f"{JOB_ENDED}; it is being taken down"
 
 #: GPU instance id of one that is gone while others of its record are stuck. Its ids and UUID
 #: can be those of the next instance in its place: nothing must take that one for it.
@@ -192,6 +195,11 @@ class Allocation:
     def put_off(self) -> bool:
         """Whether its job's Epilog left it to be taken down by whoever comes next."""
         return self.phase == RELEASING and self.reason.startswith(JOB_ENDED)
+
+    @property
+    def untouched(self) -> bool:
+        """Whether all that it names was made, and nothing of it destroyed by us."""
+        return self.phase == ACTIVE or (self.put_off and self.reason != GOING)
 
     def moved(self, phase: str, reason: str = "", ended: float | None = None) -> Allocation:
         """The same allocation in its next phase; LedgerFault for an illegal step."""

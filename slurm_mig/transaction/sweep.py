@@ -88,8 +88,7 @@ def close_if_lost(bench: Workbench, record: Allocation, gpu: Gpu, until: float) 
 
     Also where its Epilog had put it off: it is no teardown of ours then.
     """
-    whole = record.phase == phases.ACTIVE or record.put_off
-    missing = missing_of(bench, record, gpu) if whole else []
+    missing = missing_of(bench, record, gpu) if record.untouched else []
     if missing:
         _close_lost(bench, record, gpu, missing, until)
         if record.put_off:

@@ -52,6 +52,9 @@ def tear_down(
     record = _with_ids(record, seen)
     if record.phase != phases.RELEASING:
         record = bench.ledger.move(record, phases.RELEASING)
+    elif record.untouched:
+        # If this hook dies, too, what it destroyed was not taken away from outside.
+        record = bench.ledger.move(record, phases.RELEASING, phases.GOING)
     try:
         take_from_user(bench, record, seen)
         held = free_places(bench, record, gpu, until)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -23,6 +25,7 @@ from tests.kit.gpus import H100
 from tests.kit.hooks import records, slurm_commands
 from tests.kit.site import job_environ
 from tests.kit.users import as_user
+from tests.kit.ways import at_work, soon
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -195,3 +198,40 @@ def test_an_epilog_that_puts_off_loads_no_driver(later: Site) -> None:
     began = time.monotonic()
     assert later.epilog(7).returncode == 0
     assert time.monotonic() - began < 2
+
+
+def test_what_resists_after_its_epilog_reaches_everybody(make_site: Callable[..., Site]) -> None:
+    """The Epilog has said 0: status, metrics and, past the threshold, the drain tell of it."""
+    config = "[hooks]\ndefer_teardown = true\ndestroy_timeout = 0.5\n[stuck]\ntimeout = 0.5\n"
+    config += "remedies = ['ignore']\ndrain_slices = 1\ndrain_after = 0.01\n"
+    site = make_site(H100, config=config)
+    log = slurm_commands(site)
+    assert site.prolog(7, STAMP).returncode == 0
+    site.machine.faults.set([Rule("nvmlGpuInstanceDestroy", "error:IN_USE", times=0)])
+    assert site.epilog(7).returncode == 0
+    soon(lambda: history(site)[0][1] == phases.QUARANTINED)
+    soon(lambda: log.exists() and "state=drain" in log.read_text())
+    assert "reason=slurm-mig: stuck" in log.read_text()
+    told = json.loads(site.cli("status", "--json", SLURMD_NODENAME="n1").stdout)
+    assert [(row["gpu"], row["slices"]) for row in told["stuck"]] == [(0, 1)]
+    told = site.cli("metrics", SLURMD_NODENAME="n1").stdout
+    assert re.search(r'^slurm_mig_quarantined\{gpu="0"[^}]*\} 1', told, re.MULTILINE), told
+
+
+@pytest.mark.parametrize("by", ["prolog", "reconcile"])
+def test_ended_with_slurmds_unit(later: Site, by: str) -> None:
+    """KillMode=control-group: what it left is closed, and the next one to come takes it down."""
+    assert later.prolog(7, STAMP).returncode == 0
+    later.machine.faults.set([Rule("nvmlGpuInstanceDestroy", "hang:60")])
+    assert later.hook("epilog", job_environ(7, ""), wait=False).returncode == 0
+    soon(lambda: later.machine.faults.rules()[0].seen)
+    for pid in at_work(later.config):
+        os.kill(pid, signal.SIGKILL)
+    soon(lambda: not at_work(later.config))
+    later.machine.faults.set([])
+    assert history(later) == [(7, phases.RELEASING, phases.GOING)]
+    if by == "prolog":
+        assert later.prolog(8, STAMP).returncode == 0
+    else:
+        assert later.cli("reconcile", "--no-slurm").returncode == 0
+    assert history(later)[0] == (7, phases.RELEASED, "the job ended")

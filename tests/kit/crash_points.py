@@ -53,7 +53,7 @@ from slurm_mig.slurm.protocol import JobFacts, NodeFacts
 from slurm_mig.state import leases
 from slurm_mig.transaction import carve, reconcile, release
 from tests.kit.gpus import A30, A100, H100, RTX, geometry_of
-from tests.kit.ledgers import broken_event
+from tests.kit.ledgers import broken_event, everything
 from tests.kit.site import build_machine, job_environ, remove_tree
 from tests.kit.ways import later
 
@@ -1063,6 +1063,10 @@ def _recover(
     trial = dead if last else dead.copy(dead.root.with_name("trial"))
     try:
         step(trial, before, spot)
+        with trial.node() as node:
+            # Nobody but us was here.
+            blamed = [item for item in everything(node.ledger) if "from outside" in item.reason]
+            assert blamed == []
     finally:
         trial.remove()
 

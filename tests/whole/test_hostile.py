@@ -447,6 +447,7 @@ def test_variables_in_a_hooks_environment(
         env=job_environ(7, STAMP) | extra, cwd=trap, stdin=subprocess.DEVNULL,
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
+    site.settle()
     assert done.returncode == 0, done.stderr
     assert not (trap.parent / "marker").exists()
     assert [item.phase for item in records(site)] == [
@@ -633,9 +634,8 @@ NAMES = ["slurmstepd", "7.0", "nvidia-smi", "x) Z 1 1 1", ") R 0 0 0 0", "a b) S
 @pytest.mark.parametrize("name", NAMES)
 def test_a_holder_is_who_holds(make_site: Callable[..., Site], name: str) -> None:
     """A stuck slice names the driver's pid alone, whoever calls himself like its process."""
-    site = make_site(
-        H100, config='[hooks]\ndestroy_timeout = 0.1\n[stuck]\nremedies = ["kill-job"]\n'
-    )
+    config = "[hooks]\ndefer_teardown = false\ndestroy_timeout = 0.1\n"
+    site = make_site(H100, config=f'{config}[stuck]\nremedies = ["kill-job"]\n')
     serve(site, 7, ALICE)
     holder, other = renamed(name, ALICE), renamed(name, BOB)
     try:
