@@ -470,9 +470,7 @@ class _Gatherer:
             "driver_version": self._driver_version,
             "kernel": self._kernel(),
             "holders": tuple(self._holders()),
-            "deaf_helper": deaf(
-                str(self.config.warm), [word for _, word in self._settings("config")]
-            ),
+            "deaf_helper": deaf(str(self.config.warm), list(local["hook_configs"].values())),
             "units": tuple(self._units()),
             **self._published(),
         }

@@ -50,7 +50,6 @@ def at_work(config: Path) -> dict[int, int]:
 
     Not the helper itself, which waits; what it does is done by its forks, for clients.
     """
-    mark = f"SLURM_MIG_CONFIG={config}\0".encode()
     found: dict[int, int] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         # Processes come and go while we look.
@@ -58,12 +57,19 @@ def at_work(config: Path) -> dict[int, int]:
             if (
                 int(entry.name) not in HELPERS
                 and re.search(rb"slurm_mig\.hooks|warm_client", (entry / "cmdline").read_bytes())
-                and mark in (entry / "environ").read_bytes()
+                and config_of(entry / "environ") == str(config)
             ):
                 state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
                 if state not in "ZX":
                     found[int(entry.name)] = int(parent)
     return found
+
+
+def config_of(environ: Path) -> str:
+    """The configuration that a process was given, for its node."""
+    words = environ.read_bytes().decode("utf-8", "surrogateescape").split("\0")
+    told = dict(word.partition("=")[::2] for word in words)
+    return told.get("SLURM_MIG_CONFIG", "").replace("%n", told.get("SLURMD_NODENAME", "%n"))
 
 
 def detached(config: Path) -> set[int]:
