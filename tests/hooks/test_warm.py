@@ -509,6 +509,6 @@ def test_killed_at_every_point(site: Site, who: str, capsys: pytest.CaptureFixtu
         assert not [*(site.run / "env").glob("*"), *(site.run / "jobs").glob("*")]
         if not struck:
             break
-    assert killed >= 2
+    assert killed
     with capsys.disabled():
         print(f"\n{who} killed at {killed} points")
