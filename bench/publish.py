@@ -247,6 +247,11 @@ def busy() -> tuple[float, float]:
     return (sum(ticks) - ticks[3] - ticks[4]) / 100, sum(ticks) / 100
 
 
+def drained(cluster: Crowd, name: str) -> bool:
+    """Whether a node is out of service at the end."""
+    return "DRAIN" in cluster.run("scontrol", "show", "node", name)
+
+
 def one(options: argparse.Namespace) -> dict[str, object]:
     """One run of one mode."""
     plan = arrivals(options.seed, options.jobs, options.mean)
@@ -274,7 +279,8 @@ def one(options: argparse.Namespace) -> dict[str, object]:
             "slurm": cluster.run("sinfo", "--version").split()[1],
             "mode": options.mode, "nodes": options.nodes, "seed": options.seed,
             "jobs": len(given), "arrivals_s": round(plan[-1][0]), "left": left,
-            "held": sorted(held)[:5], "drained": cluster.run("sinfo", "-h", "-R").strip()[:200],
+            "held": sorted(held)[:5],
+            "drained": [item.name for item in cluster.nodes if drained(cluster, item.name)],
             **figures(records, given), **updates(cluster), "machine_busy": round(worked / there, 2),
             "said": said[-3:],
         }  # fmt: skip

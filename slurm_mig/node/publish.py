@@ -56,7 +56,7 @@ BURST, WITHIN = 30, 6.0
 #: Seconds for which a kind of job that was here counts as one that may come, and the updates after
 #: which those that were here are taken for all that come.
 USUAL: Final = 6 * 3600.0
-LEARNING: Final = 40
+LEARNING: Final = 20
 
 #: First release whose slurmctld reads expressions about a node's Extra (slurm.conf(5)).
 EXTRA_SINCE: Final = (23, 11)

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from slurm_mig.mig.request import Request
     from slurm_mig.packing.states import Need, Space
 
+#: Situations in which `safe_starts` looks at every next start: some 50 ms of a hook's time.
+MOST_ROWS: Final = 2000
+
 #: No GPU has shards enough: Slurm does not start the job, and nothing is lost.
 NOWHERE: Final = -1
 
@@ -211,42 +214,51 @@ def foresee(
 def safe_starts(
     node: NodeState, kinds: Sequence[RequestKind], left: dict[str, int], most: int
 ) -> int:
-    """Starts in a row of any kinds, each as often as `left` says, that would all succeed."""
+    """Starts in a row of any kinds, each as often as `left` says, that would all succeed.
+
+    Fewer where there are too many rows to try: a hook asks, and a job waits for it.
+    """
+    rows = _Rows(node, kinds, left)
     starts = 1
-    while starts < most and _all_succeed(node, kinds, left, starts + 1):
+    while starts < most and rows.all_succeed(starts + 1):
         starts += 1
     return starts
 
 
-def _all_succeed(
-    node: NodeState, kinds: Sequence[RequestKind], left: dict[str, int], depth: int
-) -> bool:
-    """Whether no sequence of so many starts that Slurm would make ends in a refusal."""
-    for kind in kinds:
-        # What is not counted nobody holds back.
-        if kind.counted and left[kind.name] < 1:
-            continue
-        start = node.try_start(kind)
-        if start.picked == NOWHERE:
-            continue
-        if start.after == REFUSED:
-            return False
-        if depth > 1 and not _rest_succeeds(node, kinds, left, depth - 1, (kind, start)):
-            return False
-    return True
+class _Rows:
+    """Sequences of starts that Slurm would make, tried one start after the other."""
 
+    def __init__(self, node: NodeState, kinds: Sequence[RequestKind], left: dict[str, int]) -> None:
+        self._node = node
+        self._kinds = kinds
+        self._left = left
+        # Rows of the same starts in another order mostly end alike: tried once.
+        self._good: set[tuple[int, ...]] = set()
 
-def _rest_succeeds(
-    node: NodeState,
-    kinds: Sequence[RequestKind],
-    left: dict[str, int],
-    depth: int,
-    first: tuple[RequestKind, Start],
-) -> bool:
-    kind, start = first
-    before = node.make(kind, start)
-    left[kind.name] -= 1
-    good = _all_succeed(node, kinds, left, depth)
-    left[kind.name] += 1
-    node.take_back(kind, before)
-    return good
+    def all_succeed(self, depth: int) -> bool:
+        """Whether no sequence of so many starts ends in a refusal; False if too many to tell."""
+        node, left = self._node, self._left
+        here = (depth, *node.states, *node.used, *left.values())
+        if here in self._good:
+            return True
+        if len(self._good) >= MOST_ROWS:
+            return False
+        for kind in self._kinds:
+            # What is not counted nobody holds back.
+            if kind.counted and left[kind.name] < 1:
+                continue
+            start = node.try_start(kind)
+            if start.picked == NOWHERE:
+                continue
+            if start.after == REFUSED or (depth > 1 and not self._rest(depth, kind, start)):
+                return False
+        self._good.add(here)
+        return True
+
+    def _rest(self, depth: int, kind: RequestKind, start: Start) -> bool:
+        before = self._node.make(kind, start)
+        self._left[kind.name] -= 1
+        good = self.all_succeed(depth - 1)
+        self._left[kind.name] += 1
+        self._node.take_back(kind, before)
+        return good

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -199,3 +200,13 @@ def test_states_are_the_instances() -> None:
     assert need is not None
     made = plan(Request((Item(geometry.find("1g.10gb").name, 2),)), geometry, slots).slots
     assert space.after(space.state(slots), need) == space.state([*slots, *made])
+
+
+def test_a_hook_does_not_look_for_ever() -> None:
+    """Every row succeeds where only small ones come, and 20 kinds have 3 million sets of 8."""
+    gpus = [GpuState(SPACES[id(H100)], 0, 0, 31)] * 8
+    small = H100.profiles[0].name
+    kinds = [RequestKind(f"kind {number}", Request((Item(small),)), 4) for number in range(20)]
+    began = time.process_time()
+    assert foresee(gpus, kinds, ChoiceRule.PACK, 8).starts in range(2, 8)
+    assert time.process_time() - began < 5
