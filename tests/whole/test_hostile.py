@@ -271,6 +271,8 @@ def contained(site: Site) -> Site:
     )
     python.chmod(0o755)
     hook.write_text(re.sub("^python=.*$", f"python={python}", hook.read_text(), flags=re.MULTILINE))
+    # A helper would have rights of its own.
+    (site.run / "warm").unlink(missing_ok=True)
     return site
 
 
