@@ -376,9 +376,9 @@ def devices_stay(trial: Trial) -> str:
     trial.script(
         """\
         systemctl daemon-reload
-        scontrol reconfigure
+        until scontrol reconfigure; do sleep 2; done
         systemctl restart slurmd
-        sleep 5
+        until sinfo -h -o %T | grep -qE 'mixed|alloc'; do sleep 2; done
         touch /home/alice/go
         """
     )
@@ -512,7 +512,8 @@ def slurmctld_restart(trial: Trial) -> str:
     for text in (
         "systemctl restart slurmctld",
         "systemctl kill -s KILL slurmctld; sleep 1; systemctl start slurmctld",
-        "scontrol reconfigure",
+        # On a busy machine it is told that nobody answers in time, and is to be said again.
+        "until scontrol reconfigure; do sleep 2; done",
     ):
         trial.run(text)
         trial.machine.until(
@@ -604,7 +605,7 @@ def publishing(trial: Trial) -> str:
         systemctl enable --now slurm-mig-publish.timer
         systemctl start slurm-mig-publish.service
         cp fit/job_submit.lua fit/cli_filter.lua /etc/slurm/
-        scontrol reconfigure
+        until scontrol reconfigure; do sleep 2; done
         """
     )
     contains(trial.run("slurm-mig doctor"), "0 errors, 0 warnings")
