@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tomllib
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -122,10 +121,15 @@ def shown_default(setting: Setting) -> str:
 
 def is_set(setting: Setting) -> bool:
     """Whether a key that the file does not have still has a value."""
+    # Hooks come here never, and its modules are a tenth of what they load.
+    from dataclasses import MISSING
+
     return _default_of(setting) not in (MISSING, None)
 
 
 def _default_of(setting: Setting) -> Any:
+    from dataclasses import fields
+
     (item,) = (item for item in fields(Config) if item.name == setting.field)
     return item.default
 

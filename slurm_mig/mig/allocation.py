@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from slurm_mig.errors import LedgerFault
 from slurm_mig.mig.geometry import Placement
 from slurm_mig.mig.profile import Profile
-from slurm_mig.values import asdict, dataclass, fields, replace
+from slurm_mig.values import asdict, dataclass, replace
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -226,5 +226,5 @@ class Allocation:
 
 
 def _known(kind: type, data: dict[str, Any]) -> dict[str, Any]:
-    names = {field.name for field in fields(kind)}
+    names: tuple[str, ...] = kind.__match_args__  # type: ignore[attr-defined]
     return {name: value for name, value in data.items() if name in names}

@@ -23,7 +23,7 @@ ATTRIBUTES: Final = ("", "+me", "+gfx", "+me.all", "-me")
 GRAMMAR: Final = "[<c>c.]<g>g.<m>gb[+me|+me.all|+gfx|-me], for example 3g.40gb or 1c.3g.40gb"
 
 # Longest attribute first: `+me` must not match the head of `+me.all`.
-_NAME: Final = re.compile(
+_NAME: Final = (
     r"(?:([1-9][0-9]?)c\.)?([1-9][0-9]?)g\.(0|[1-9][0-9]{0,3})gb(\+me\.all|\+me|\+gfx|-me)?"
 )
 
@@ -85,7 +85,7 @@ class Profile:
 
         Raises BadRequest naming the text and the grammar.
         """
-        match = _NAME.fullmatch(text)
+        match = re.fullmatch(_NAME, text)
         if match is None:
             raise BadRequest(f"profile {text[:80]!r} is not a MIG profile name; write {GRAMMAR}")
         compute, gpu, memory, attribute = match.groups()

@@ -43,9 +43,10 @@ MAX_PER_REQUEST: Final = 8
 
 # ASCII white space only, as in Lua's %s: a no-break space must not start a word here that
 # job_submit.lua did not see as one.
-_STAMP: Final = re.compile(r"(?:^|(?<=\s))slurm-mig=\S*", re.ASCII)
+# Texts, not patterns: an Epilog would make these for nothing.
+_STAMP: Final = r"(?:^|(?<=\s))slurm-mig=\S*"
 _STAMP_AND_BLANK: Final = r"(?:^|\s)slurm-mig=\S*"
-_ITEM: Final = re.compile(r"([^/:,\s]+)/([0-9]{1,5}|-)/([1-9][0-9]{0,3}):([1-9][0-9]?)", re.ASCII)
+_ITEM: Final = r"([^/:,\s]+)/([0-9]{1,5}|-)/([1-9][0-9]{0,3}):([1-9][0-9]?)"
 # 22.05 writes `gres:mig:..`, later releases `gres/mig:..`; a count may follow `:` or `=`.
 _GRES: Final = r"gres[:/]([^:=,]+)(?:[:](.+?))?(?:[:=]([0-9]+))?"
 
@@ -151,7 +152,7 @@ def from_stamp(text: str) -> Request | Several | None:
     `Several` where its slices are on several GPUs. Raises BadRequest for a stamp that cannot
     be read, or for more than one: a second stamp means that somebody got past job_submit.lua.
     """
-    found = _STAMP.findall(text)
+    found = re.findall(_STAMP, text, re.ASCII)
     if not found:
         return None
     if len(found) > 1:
@@ -176,7 +177,7 @@ def _one_gpu(words: str, stamp: str) -> Request:
 
 
 def _item(word: str, stamp: str) -> Item:
-    match = _ITEM.fullmatch(word)
+    match = re.fullmatch(_ITEM, word, re.ASCII)
     if match is None:
         raise BadRequest(f"stamp {stamp[:80]!r}: {word!r} is not <profile>/<id>/<shards>:<count>")
     name, profile_id, weight, count = match.groups()

@@ -10,8 +10,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
-import uuid
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -112,6 +110,8 @@ def _check_devices(root: Path, *, existed: bool) -> None:
 
 def _clear(root: Path, *, existed: bool) -> None:
     """Take half a machine away, so that the next try finds an empty directory."""
+    import shutil
+
     left = list(root.iterdir()) if existed and root.is_dir() else [root]
     for path in left:
         shutil.rmtree(path, ignore_errors=True)
@@ -138,6 +138,8 @@ def _build(
 
 
 def _board_facts(spec: GpuSpec) -> dict[str, Any]:
+    import uuid
+
     return {
         "name": spec.name,
         "product": spec.product,

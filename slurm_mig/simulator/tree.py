@@ -9,8 +9,6 @@ write has the same effect as on the kernel's file.
 from __future__ import annotations
 
 import os
-import shutil
-import uuid
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -95,16 +93,22 @@ class Tree:
 
     def new_boot_id(self) -> None:
         """What the kernel does at power-on."""
+        import uuid
+
         self.boot_id_file.write_text(f"{uuid.uuid4()}\n", "ascii")
 
     def forget_instances(self, gpu_minors: list[int]) -> None:
         """Driver unloaded or machine rebooted: entries and nodes are gone."""
+        import shutil
+
         for gpu in gpu_minors:
             shutil.rmtree(self._gpu(gpu), ignore_errors=True)
         shutil.rmtree(self.dev / "nvidia-caps", ignore_errors=True)
 
     def show(self, gpu: int, board: Board) -> None:
         """Make the access entries of a GPU match its instances."""
+        import shutil
+
         wanted = {f"gi{item.gi_id}": item for item in board.instances}
         base = self._gpu(gpu)
         present = {path.name for path in base.iterdir()} if base.is_dir() else set()

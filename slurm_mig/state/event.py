@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import TYPE_CHECKING, Any, Final
 
 from slurm_mig.errors import LedgerFault
 from slurm_mig.values import dataclass
+
+# Python's own: hashlib would load OpenSSL, which takes a hook longer than all its digests.
+try:
+    from _sha2 import sha256  # type: ignore[import-not-found]
+except ImportError:
+    try:
+        from _sha256 import sha256  # type: ignore[import-not-found]  # before 3.12
+    except ImportError:
+        from hashlib import sha256
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +71,7 @@ def digest(before: str, content: Sequence[object]) -> str:
     A byte string, which only an edit puts there, has a digest, too: that no row has.
     """
     text = json.dumps([before, *content], separators=(",", ":"), default=_unwritten)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return str(sha256(text.encode()).hexdigest())
 
 
 def _unwritten(value: object) -> dict[str, str]:
