@@ -24,12 +24,15 @@ from slurm_mig.errors import (
     ProfileNotOffered,
     SlurmMigError,
 )
+from slurm_mig.gpu.tables import ComputeRow, Table
 from slurm_mig.mig.driver import ComputeInstance, Gpu, GpuInstance
 from slurm_mig.mig.geometry import Engines, Geometry, GpuProfile, Placement
 from slurm_mig.mig.profile import ATTRIBUTES, Profile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
+
+    from slurm_mig.gpu.tables import Tables
 
 #: nvml.h: a GPU holds at most this many GPU instances, each at most this many CIs.
 MAX_LISTED: Final = 15
@@ -180,15 +183,31 @@ class NvmlDriver(_Session):
     """
 
     def __init__(
-        self, library: object | None = None, tell: Callable[[str], None] | None = None
+        self,
+        library: object | None = None,
+        tell: Callable[[str], None] | None = None,
+        kept: Tables | None = None,
     ) -> None:
+        """`kept` has profile tables of earlier sessions, and takes those of this one."""
         super().__init__(library, tell)
+        self._kept = kept
+        #: GPUs of whose tables something is not kept yet, by UUID.
+        self._unkept: set[str] = set()
+        self._version = ""
         self._tables: dict[str, Geometry] = {}
-        self._ci_tables: dict[tuple[str, int], tuple[Any, ...]] = {}
+        self._ci_tables: dict[tuple[str, int], tuple[ComputeRow, ...]] = {}
         #: What never changes in a session, by UUID: name, minor, index and the like.
         self._facts: dict[str, dict[str, Any]] = {}
         #: What is believed of GPUs whose lock is held (`believing`), by UUID.
         self._believed: dict[str, _Believed] = {}
+
+    def close(self) -> None:
+        """End the NVML session, and keep what it has read of profile tables."""
+        if self._kept is not None:
+            for uuid in self._unkept:
+                compute = {key[1]: rows for key, rows in self._ci_tables.items() if key[0] == uuid}
+                self._kept.keep(uuid, self._version, Table(self._tables[uuid], compute))
+        super().close()
 
     # -- GPUs ----------------------------------------------------------------
 
@@ -326,7 +345,7 @@ class NvmlDriver(_Session):
 
     def geometry(self, gpu: Gpu) -> Geometry:
         """The profile table with placements, read once a session; works with MIG mode off."""
-        if gpu.uuid not in self._tables:
+        if gpu.uuid not in self._tables and not self._recall(gpu.uuid):
             device = self._device(gpu)
             rows = tuple(self._rows(device, gpu))
             if not rows:
@@ -334,7 +353,25 @@ class NvmlDriver(_Session):
                     "the driver lists no MIG profile for it", remedy=_OTHERWISE[1], gpu=str(gpu)
                 )
             self._tables[gpu.uuid] = Geometry(tuple(sorted(rows, key=_table_order)))
+            self._unkept.add(gpu.uuid)
         return self._tables[gpu.uuid]
+
+    def _recall(self, uuid: str) -> bool:
+        """Take a GPU's tables from those that were kept; whether there were any."""
+        if self._kept is None:
+            return False
+        try:
+            self._version = self._version or self.driver_version()
+        except SlurmMigError:
+            # No work fails for what only saves calls; those that follow say what is wrong.
+            self._kept = None
+            return False
+        found = self._kept.read(uuid, self._version)
+        if found is None:
+            return False
+        self._tables[uuid] = found.geometry
+        self._ci_tables |= {(uuid, number): rows for number, rows in found.compute.items()}
+        return True
 
     def offered(self, gpu: Gpu) -> Sequence[GpuProfile]:
         """The profile table as far as the caller may read it.
@@ -516,8 +553,8 @@ class NvmlDriver(_Session):
     def _fills(self, handle: Any, profile_id: int, gpu: Gpu) -> int | None:
         slices = {row.slices for row in self.geometry(gpu).profiles if row.profile_id == profile_id}
         rows = self._ci_profiles(handle, profile_id, gpu)
-        whole = [row for row in rows if row.sliceCount in slices]
-        return int(max(whole, key=_size).id) if whole else None
+        whole = [row for row in rows if row.slices in slices]
+        return max(whole, key=_size).profile_id if whole else None
 
     def _compute_instances(
         self, handle: Any, profile_id: int, gpu: Gpu
@@ -530,7 +567,7 @@ class NvmlDriver(_Session):
                 "list compute instances",
                 function,
                 handle,
-                profile.id,
+                profile.profile_id,
                 array,
                 byref(count),
                 gpu=str(gpu),
@@ -546,7 +583,7 @@ class NvmlDriver(_Session):
         uuid = self._call("read MIG UUID", pynvml.nvmlDeviceGetUUID, info.device, gpu=str(gpu))
         return ComputeInstance(info.id, info.profileId, str(uuid))
 
-    def _ci_profiles(self, handle: Any, profile_id: int, gpu: Gpu) -> tuple[Any, ...]:
+    def _ci_profiles(self, handle: Any, profile_id: int, gpu: Gpu) -> tuple[ComputeRow, ...]:
         """Compute-instance profiles of a GPU instance of that profile, read once a session."""
         key = (gpu.uuid, profile_id)
         if key in self._ci_tables:
@@ -554,18 +591,19 @@ class NvmlDriver(_Session):
         rows = tuple(self._ci_rows(handle, gpu))
         # Kept only when whole: that of an instance which went meanwhile ends too early.
         slices = {row.slices for row in self.geometry(gpu).profiles if row.profile_id == profile_id}
-        if slices & {row.sliceCount for row in rows}:
+        if slices & {row.slices for row in rows}:
             self._ci_tables[key] = rows
+            self._unkept.add(gpu.uuid)
         return rows
 
-    def _ci_rows(self, handle: Any, gpu: Gpu) -> Iterator[Any]:
+    def _ci_rows(self, handle: Any, gpu: Gpu) -> Iterator[ComputeRow]:
         for enum in range(LAST_ENUM):
             try:
                 info = self._ci_row(handle, enum, gpu)
             except pynvml.NVMLError_InvalidArgument:
                 return
             if info is not None:
-                yield info
+                yield ComputeRow(info.id, info.sliceCount, _known(info.multiprocessorCount))
 
     def _ci_row(self, handle: Any, enum: int, gpu: Gpu) -> Any:  # ctypes struct
         """As `_profile_info`: a profile that is missing would hide its compute instances."""
@@ -624,10 +662,10 @@ class NvmlDriver(_Session):
         offered = self._ci_profiles(owner, info.profileId, gpu)
         # A job must not get less than it pays for because the driver hides a profile.
         wanted = slices or self.geometry(gpu).by_id(info.profileId).slices
-        fitting = [row for row in offered if row.sliceCount == wanted]
+        fitting = [row for row in offered if row.slices == wanted]
         if not fitting:
             kind = DriverFault if slices is None else ProfileNotOffered
-            sizes = ", ".join(f"{row.sliceCount}c" for row in offered) or "none"
+            sizes = ", ".join(f"{row.slices}c" for row in offered) or "none"
             raise kind(
                 f"no compute instance of {wanted} slices here; offered: {sizes}",
                 remedy=_OTHERWISE[1] if slices is None else "",
@@ -639,7 +677,7 @@ class NvmlDriver(_Session):
             f"create compute instance in GPU instance {gi_id}",
             pynvml.nvmlGpuInstanceCreateComputeInstance,
             owner,
-            chosen.id,
+            chosen.profile_id,
             gpu=str(gpu),
         )
         return self._read_compute(handle, gpu)
@@ -710,9 +748,9 @@ def _table_order(row: GpuProfile) -> tuple[int, int, int]:
     return row.slices, row.name.memory_gb, ATTRIBUTES.index(row.name.attribute)
 
 
-def _size(row: Any) -> tuple[int, int]:  # ctypes struct
+def _size(row: ComputeRow) -> tuple[int, int]:
     """Of compute profiles with as many slices the larger one, by its SMs."""
-    return _known(row.multiprocessorCount) or 0, row.id
+    return row.multiprocessors or 0, row.profile_id
 
 
 def _row(info: Any, name: Profile, places: tuple[Placement, ...]) -> GpuProfile:

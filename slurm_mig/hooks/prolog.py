@@ -298,6 +298,7 @@ def _refuse(
     from slurm_mig.hooks.refusal import Refusal, come_back_later, earlier, refuse
     from slurm_mig.state import task_file
 
+    node.forget_tables()
     records: list[Allocation] = []
     if gpus:
         node.bench().refuse(job.owner, wanted, gpus[0], fault)

@@ -65,6 +65,7 @@ def run(
     node = Node(Config(), environ)
     try:
         node = Node(load(environ=environ), environ)
+        node.keeps_tables = True
         job = Job.from_environ(environ)
         line.add(job=job.job_id, restart=job.owner.restart, user=job.owner.user or job.owner.uid)
         line.add(node=node.name)
@@ -107,6 +108,8 @@ def _work(node: Node, job: Job, line: LogLine) -> int:
 
 def _finish(node: Node, line: LogLine, fault: Exception | None) -> int:
     code = 0
+    if fault is not None:
+        node.forget_tables()
     if isinstance(fault, SlurmMigError):
         code = fault.exit_code
         _fail(node, line, str(fault))

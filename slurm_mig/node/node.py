@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from slurm_mig.errors import SlurmMigError
     from slurm_mig.gpu.capabilities import Capabilities
     from slurm_mig.gpu.remedies import Stuck
+    from slurm_mig.gpu.tables import Tables
     from slurm_mig.mig.driver import Driver, Gpu
     from slurm_mig.mig.plan import Policy
     from slurm_mig.node.fence import Fence
@@ -61,6 +62,8 @@ class Node:
         #: What the transaction met that an administrator should know of.
         self.notes: list[str] = []
         self._checked = False
+        #: Whether profile tables are taken from what hooks of this boot have read.
+        self.keeps_tables = False
 
     @cached_property
     def name(self) -> str:
@@ -106,7 +109,21 @@ class Node:
         library = self._library()
         from slurm_mig.gpu.nvml import NvmlDriver
 
-        return NvmlDriver(library, self.tell)
+        return NvmlDriver(library, self.tell, self._tables)
+
+    @cached_property
+    def _tables(self) -> Tables | None:
+        """Profile tables that hooks keep; who is asked what the driver says asks the driver."""
+        if not self.keeps_tables:
+            return None
+        from slurm_mig.gpu.tables import Tables
+
+        return Tables(self.config.run / "tables", self._boot)
+
+    def forget_tables(self) -> None:
+        """A hook has failed or refused: should a kept table be wrong, the next reads its own."""
+        if self._tables is not None:
+            self._tables.forget()
 
     def _library(self) -> Any:  # ctypes library or its stand-in
         text = self.config.library

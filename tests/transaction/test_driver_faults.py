@@ -13,6 +13,7 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -194,6 +195,8 @@ class Bench:
         environ = job_environ(job, stamp) | {"SLURM_MIG_CONFIG": str(self.config)}
         self.slurm.drained.clear()
         self.lines.clear()
+        # Each reads the profile tables as the first hook of a boot does: those calls fail, too.
+        rmtree(self.root / "run/tables", ignore_errors=True)
         return run.run(name, environ)
 
     def node(self) -> Node:
@@ -382,6 +385,9 @@ EXPECTED: Final[Mapping[tuple[str, str], tuple[set[object], set[object]]]] = {
 
 
 def expected(name: str, call: str, code: str, times: int) -> set[object]:
+    if call == "nvmlSystemGetDriverVersion":
+        # It tells which kept profile tables are good; without it all are read.
+        return {DONE}
     plain: set[object] = {EXIT.get(code, DRIVER_FAULT)}
     once, ever = EXPECTED.get((call, code), (plain, plain))
     outcomes = once if times else ever
