@@ -50,17 +50,21 @@ def teardown(node: Node, job: Job, line: LogLine) -> None:
         for item in node.ledger.open_of_job(job.job_id)
         if item.node == node.name and item.phase in (phases.RELEASING, phases.QUARANTINED)
     ]
-    take_down(node, records, line)
+    take_down(node, records, line, late=True)
 
 
 def _named(records: Sequence[Allocation]) -> str:
     return ",".join(str(item) for record in records for item in record.instances) or "-"
 
 
-def take_down(node: Node, records: Sequence[Allocation], line: LogLine) -> None:
-    """End these records, and say what became of them."""
+def take_down(
+    node: Node, records: Sequence[Allocation], line: LogLine, *, late: bool = False
+) -> None:
+    """End these records, and say what became of them; `late` as in `release_all`."""
     reason = phases.JOB_ENDED
-    released = release.release_all(node.bench(), records, reason, over=True) if records else []
+    released = (
+        release.release_all(node.bench(), records, reason, over=True, late=late) if records else []
+    )
     if released:
         _call_who_waits(node, line)
     odd = [

@@ -99,7 +99,7 @@ def _accepted(listener: socket.socket) -> socket.socket | None:
 def _load(config: Config) -> None:
     for name in LOADED:
         import_module(f"slurm_mig.{name}")
-    for name in ("json", "syslog", "ctypes.util", "encodings.ascii", "tomllib"):
+    for name in ("filelock", "json", "syslog", "ctypes.util", "encodings.ascii", "tomllib"):
         import_module(name)
     if config.library.startswith("simulator:"):
         import_module("slurm_mig.simulator.library")

@@ -14,7 +14,7 @@ from slurm_mig.errors import NoRoom, ProfileNotOffered
 from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Any
 
     from slurm_mig.mig.geometry import Geometry, GpuProfile, Placement
@@ -80,6 +80,39 @@ def fits(geometry: Geometry, rows: Sequence[GpuProfile], present: Sequence[Slot]
         return geometry.left(occupied), sorted((place.start for place in places), reverse=True)
 
     return rank
+
+
+def sparing(leaving: Sequence[Slot]) -> Policy:
+    """As `fits`; of places that leave as much the one for which least of `leaving` has to go."""
+    busy = occupied_units(leaving)
+
+    def policy(geometry: Geometry, rows: Sequence[GpuProfile], present: Sequence[Slot]) -> Rank:
+        del rows, present
+
+        def rank(
+            occupied: int, places: tuple[Placement, ...]
+        ) -> tuple[tuple[int, int], int, list[int]]:
+            wanted = sum((place.mask & busy).bit_count() for place in places)
+            starts = sorted((place.start for place in places), reverse=True)
+            return geometry.left(occupied), -wanted, starts
+
+        return rank
+
+    return policy
+
+
+def in_the_way(
+    geometry: Geometry,
+    chosen: Sequence[Slot],
+    staying: Sequence[Slot],
+    going: Mapping[int, Sequence[Slot]],
+) -> list[int]:
+    """Which of the `going`, by number, have to be gone before the chosen slots can be made."""
+    units = occupied_units(chosen)
+    first = [number for number, slots in going.items() if occupied_units(slots) & units]
+    beside = [slot for number, slots in going.items() if number not in first for slot in slots]
+    rows = [slot.row for slot in (*chosen, *staying, *beside)]
+    return first if _engines_allow(geometry, rows) else list(going)
 
 
 def plan(

@@ -15,8 +15,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from filelock import Timeout, UnixFileLock
-
 from slurm_mig.errors import Crowded, LockTimeout, NodeFault
 from slurm_mig.state.turns import Turn
 from slurm_mig.system.causes import out_of_order
@@ -28,6 +26,8 @@ from slurm_mig.system.trust import private_directory
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from filelock import UnixFileLock
 
 #: Seconds between two looks at who holds a lock: whether those before us come and go.
 LOOK_EVERY: Final = 1.0
@@ -87,8 +87,22 @@ class Locks:
             yield
 
     @contextmanager
+    def giving_way(self, gpu: str) -> Iterator[None]:
+        """Stand behind whoever wants this GPU's lock now, for half the patience at most.
+
+        For what nobody waits for: of those who give way only the first goes on to the lock's
+        own queue, so whoever comes meanwhile finds one of them before itself, not all.
+        """
+        limit = time.monotonic() + self._patience / 2
+        with Turn(self._root, f"{gpu}.late") as turn:
+            turn.wait(self._patience / 2)
+            turn.tidy()
+            Turn(self._root, gpu).idle(limit - time.monotonic())
+            yield
+
+    @contextmanager
     def _one(self, gpu: str, action: str, end: float | None) -> Iterator[None]:
-        lock = UnixFileLock(str(self._root / f"{gpu}.lock"), mode=0o600, fallback_to_soft=False)
+        lock = _lock(self._root / f"{gpu}.lock")
         with Turn(self._root, gpu) as turn:
             with waiting_for_room():
                 try:
@@ -166,9 +180,11 @@ class Locks:
         Whose lock can be had has no holder: no clock has to be asked. The locks themselves
         stay: one that is removed could be held twice.
         """
+        from filelock import Timeout
+
         left = remove_abandoned(self._root)
         for note in self._root.glob("*.holder"):
-            lock = UnixFileLock(str(note.with_suffix(".lock")), mode=0o600, fallback_to_soft=False)
+            lock = _lock(note.with_suffix(".lock"))
             # It is held, or is left, with its note taken away, at this very moment.
             with suppress(Timeout, OSError), lock.acquire(timeout=0):
                 note.unlink()
@@ -186,7 +202,16 @@ class Locks:
             return "a process that left no note"
 
 
+def _lock(path: Path) -> UnixFileLock:
+    # Here, for who only gives way and then finds its work done: it is half of what a hook loads.
+    from filelock import UnixFileLock
+
+    return UnixFileLock(str(path), mode=0o600, fallback_to_soft=False)
+
+
 def _taken(lock: UnixFileLock, seconds: float) -> bool:
+    from filelock import Timeout
+
     try:
         lock.acquire(timeout=seconds, poll_interval=POLL)
     except Timeout:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _TURN: Final = ".turn."
 
@@ -55,7 +55,7 @@ class Turn:
         """Wait until nobody is before us, for so long at most; whether it is our turn now."""
         until = time.monotonic() + seconds
         while True:
-            before = self._nearest()
+            before = self._nearest(self._ahead())
             if before is None:
                 return True
             try:
@@ -64,6 +64,17 @@ class Turn:
                 os.close(before)
             if not gone and time.monotonic() >= until:
                 return False
+
+    def idle(self, seconds: float) -> None:
+        """Wait until nobody is in the queue, for so long at most: for who is not in it."""
+        until = time.monotonic() + seconds
+        while (last := self._nearest(self._numbers())) is not None:
+            try:
+                gone = _hung_up(last, until - time.monotonic())
+            finally:
+                os.close(last)
+            if not gone and time.monotonic() >= until:
+                return
 
     def first(self) -> int | None:
         """The lowest number in the queue: as long as it changes, somebody is being served."""
@@ -125,9 +136,9 @@ class Turn:
 
     # -- those before us -------------------------------------------------------
 
-    def _nearest(self) -> int | None:
-        """The ticket of the living one right before us, open for reading; None for nobody."""
-        for number in sorted(self._ahead(), reverse=True):
+    def _nearest(self, numbers: Iterable[int]) -> int | None:
+        """The ticket of the last living one of these, open for reading; None for nobody."""
+        for number in sorted(numbers, reverse=True):
             descriptor = self._open(number)
             if descriptor is None:
                 continue

@@ -10,12 +10,12 @@ from slurm_mig.errors import DriverFault, NodeFault, NoRoom, SlurmMigError
 from slurm_mig.gpu.holder import INSTANCE
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.allocation import Allocation, Instance, Owner
-from slurm_mig.mig.plan import Slot, plan, plan_at
+from slurm_mig.mig.plan import Slot, fits, in_the_way, plan, plan_at, sparing
 from slurm_mig.transaction.access import close_nodes
 from slurm_mig.transaction.handover import give, promise
 from slurm_mig.transaction.mig_mode import ensure_mig_mode, occupied
 from slurm_mig.transaction.recognise import find, own_compute
-from slurm_mig.transaction.sweep import settled
+from slurm_mig.transaction.sweep import finish, settled
 from slurm_mig.transaction.teardown import note_gone, roll_back, try_tear_down
 from slurm_mig.values import replace
 
@@ -56,7 +56,7 @@ def allocate(
     NoRoom or ProfileNotOffered (a job's fault) before anything is made, or a
     NodeFault after the stages done so far have been undone in reverse.
     """
-    with settled(bench, gpu, f"carve {request} for {owner}", owner) as now:
+    with settled(bench, gpu, f"carve {request} for {owner}", owner, spare=True) as now:
         return carve_here(bench, owner, request, now, start, part=part)
 
 
@@ -78,11 +78,10 @@ def carve_here(
         return held
     refuse_whole(bench, gpu, owner)
     gpu = ensure_mig_mode(bench, gpu)
-    there = bench.driver.instances(gpu)
-    note_gone(bench, gpu, there)
-    chosen = _choose_place(bench, request, gpu, start, _taken_slots(bench, gpu, there))
+    chosen = _clear_place(bench, owner, request, gpu, start)
     with ExitStack() as undo:
         record = _intend(bench, owner, request, gpu, chosen, undo)
+        there = bench.driver.instances(gpu)
         record = _make_all(bench, record, gpu, {item.gi_id for item in there})
         close_nodes(bench, record)
         record = bench.ledger.move(record, phases.ACTIVE)
@@ -141,14 +140,56 @@ def held_already(bench: Workbench, owner: Owner, gpu: Gpu, *requests: str) -> Al
     return None
 
 
+def _clear_place(
+    bench: Workbench, owner: Owner, request: Request, gpu: Gpu, start: int | None
+) -> Plan:
+    """Choose a place as if what was put off were gone; of that go only those in its way.
+
+    A Prolog that took down all of it would have its job wait for places that it does not need.
+    """
+    until = bench.monotonic() + bench.sweep_patience
+    tried: set[int] = set()
+    while True:
+        there = bench.driver.instances(gpu)
+        note_gone(bench, gpu, there)
+        going = {
+            record.number: _slots_of(bench, record, gpu)
+            for record in bench.ledger.open_on(gpu.uuid)
+            if record.put_off and record.number not in tried
+        }
+        leaving = [slot for slots in going.values() for slot in slots]
+        staying = [slot for slot in _taken_slots(bench, gpu, there) if slot not in leaving]
+        chosen = _choose_place(bench, request, gpu, start, staying, leaving)
+        first = in_the_way(bench.driver.geometry(gpu), chosen.slots, staying, going)
+        if not first:
+            return chosen
+        for number in first:
+            finish(bench, bench.ledger.find(number), gpu, owner, until)
+        tried.update(first)
+
+
+def _slots_of(bench: Workbench, record: Allocation, gpu: Gpu) -> list[Slot]:
+    geometry = bench.driver.geometry(gpu)
+    found = (Slot(geometry.by_id(item.profile_id), item.placement) for item in record.present)
+    return list(dict.fromkeys(found))
+
+
 def _choose_place(
-    bench: Workbench, request: Request, gpu: Gpu, start: int | None, present: Sequence[Slot]
+    bench: Workbench,
+    request: Request,
+    gpu: Gpu,
+    start: int | None,
+    present: Sequence[Slot],
+    leaving: Sequence[Slot] = (),
 ) -> Plan:
     geometry = bench.driver.geometry(gpu)
+    policy = bench.policy
+    if leaving and policy is fits:
+        policy = sparing(leaving)
 
     def chosen(taken: Sequence[Slot]) -> Plan:
         if start is None:
-            return plan(request, geometry, taken, bench.policy)
+            return plan(request, geometry, taken, policy)
         return plan_at(request, start, geometry, taken)
 
     try:
@@ -167,14 +208,13 @@ def _choose_place(
 
 def stuck_slots(bench: Workbench, gpu: Gpu) -> list[Slot]:
     """Slots of slices on a GPU that could not be taken down."""
-    geometry = bench.driver.geometry(gpu)
-    slots = {
-        Slot(geometry.by_id(item.profile_id), item.placement): None
-        for record in bench.ledger.open_on(gpu.uuid)
-        if record.phase == phases.QUARANTINED
-        for item in record.present
-    }
-    return list(slots)
+    return _recorded(bench, gpu, phases.QUARANTINED)
+
+
+def _recorded(bench: Workbench, gpu: Gpu, *kinds: str) -> list[Slot]:
+    records = (record for record in bench.ledger.open_on(gpu.uuid) if record.phase in kinds)
+    slots = (slot for record in records for slot in _slots_of(bench, record, gpu))
+    return list(dict.fromkeys(slots))
 
 
 def _taken_slots(bench: Workbench, gpu: Gpu, there: Sequence[GpuInstance]) -> list[Slot]:
@@ -182,13 +222,7 @@ def _taken_slots(bench: Workbench, gpu: Gpu, there: Sequence[GpuInstance]) -> li
 
     A list that for a moment lacks a neighbour's slice must not give its place away.
     """
-    geometry = bench.driver.geometry(gpu)
-    recorded = (
-        Slot(geometry.by_id(item.profile_id), item.placement)
-        for record in bench.ledger.open_on(gpu.uuid)
-        if record.phase in (phases.ACTIVE, phases.QUARANTINED)
-        for item in record.present
-    )
+    recorded = _recorded(bench, gpu, phases.ACTIVE, phases.QUARANTINED)
     return list(dict.fromkeys([*bench.slots(gpu, there), *recorded]))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from slurm_mig.gpu.remedies import KILL_USER, Permit
 from slurm_mig.mig import allocation as phases
-from slurm_mig.transaction.sweep import settled, try_again
+from slurm_mig.transaction.sweep import settled, try_again, young
 from slurm_mig.transaction.teardown import tear_down, users_of
 from slurm_mig.transaction.whereabouts import still_there
 from slurm_mig.values import dataclass
@@ -67,13 +67,12 @@ def clear_young(bench: Workbench, gpu: Gpu) -> bool:
     Slurm has sent a job to a place whose teardown was put off: that one is not refused for it.
     Nobody is killed here: the process that was left with it does that, if the site wants it.
     """
-    now, limit = bench.ledger.now(), bench.destroy_timeout + bench.stuck.timeout
     went = False
     for record in bench.ledger.open_on(gpu.uuid):
         going = record.phase in (phases.RELEASING, phases.QUARANTINED)
         if not going or record.boot_id != bench.boot_id:
             continue
-        left = limit - bench.ledger.first(record, phases.RELEASING).age(now)
+        left = young(bench, record)
         if left > 0:
             went |= _cleared(bench, record.number, gpu, bench.monotonic() + left)
     return went

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from slurm_mig.errors import Later, LedgerFault, LockTimeout, NodeFault, about
@@ -45,12 +45,18 @@ def release(bench: Workbench, record: Allocation, reason: str, *, over: bool = F
 
 
 def release_all(
-    bench: Workbench, records: Sequence[Allocation], reason: str, *, over: bool = False
+    bench: Workbench,
+    records: Sequence[Allocation],
+    reason: str,
+    *,
+    over: bool = False,
+    late: bool = False,
 ) -> list[Allocation]:
     """`release` several within the time of one; one that fails keeps no other from its end.
 
-    All are tried first, and what resists then shares the time. Raises the first NodeFault
-    after the last record.
+    All are tried first, and what resists then shares the time. `late`: nobody waits for it,
+    so it lets those go first who wait for a GPU. Raises the first NodeFault after the last
+    record.
     """
     left = StuckBudget(bench.destroy_timeout, bench.stuck.timeout)
     ended: dict[int, Allocation] = {}
@@ -61,7 +67,8 @@ def release_all(
     for record in records:
         share = min(bench.sweep_patience, bench.destroy_timeout / len(records))
         with _noting(faults, job=record.owner.job_id, gpu=record.gpu_uuid):
-            now, gpu = _begin(bench, record, reason, left, share)
+            with bench.locks.giving_way(record.gpu_uuid) if late else nullcontext():
+                now, gpu = _begin(bench, record, reason, left, share)
             ended[now.number] = now
             insist += [] if gpu is None else [(now.number, gpu)]
     for number, gpu in insist:
@@ -92,12 +99,20 @@ def _begin(
     bench: Workbench, record: Allocation, reason: str, left: StuckBudget, patience: float
 ) -> tuple[Allocation, Gpu | None]:
     """Tear a record down as far as it goes in a moment; its GPU, where more is to be done."""
+    if record.put_off:
+        # Mostly a Prolog has needed the place by now. Then neither driver nor lock is loaded.
+        record = bench.ledger.find(record.number)
+        if not record.open:
+            return record, None
     if record.boot_id != bench.boot_id and record.request != phases.WHOLE_MIG_OFF:
         return bench.ledger.finish(record, phases.LOST, "the node was rebooted"), None
     try:
         action = f"release {record.owner}"
-        apart = record.number if record.put_off else 0
-        with settled(bench, record.gpu_uuid, action, within=left.lock, apart=apart) as gpu:
+        # What others have put off is theirs to end: whoever waits here waits for one of them.
+        spare, apart = record.put_off, record.number if record.put_off else 0
+        with settled(
+            bench, record.gpu_uuid, action, within=left.lock, spare=spare, apart=apart
+        ) as gpu:
             # Another hook, or the sweep, may have finished it by now.
             record = bench.ledger.find(record.number)
             if not record.open:

@@ -31,24 +31,33 @@ def settled(
     *,
     within: float | None = None,
     sweep: bool = True,
+    spare: bool = False,
     apart: int = 0,
 ) -> Iterator[Gpu]:
     """The entrance of every operation: a GPU (or its UUID) under its lock, as it is then.
 
     What dead hooks left there is finished first, unless a caller that only reads leaves that
-    (`sweep`); one that is to end the record number `apart` does that itself. `owner` is about
-    to be served; the lock is waited for `within` seconds, by default as long as the site says.
+    (`sweep`); one that is to `spare` what was put off lately takes of that what is in its way,
+    and one that is to end the record number `apart` does that itself. `owner` is about to be
+    served; the lock is waited for `within` seconds, by default as long as the site says.
     Raises LockTimeout, Crowded, or a NodeFault of the driver's.
     """
     uuid = gpu if isinstance(gpu, str) else gpu.uuid
     job = None if owner is None else owner.job_id
     with about(job=job, gpu=str(gpu)), bench.locked(uuid, action, within) as now:
-        changed = sweep and sweep_gpu(bench, now, owner, apart)
+        changed = sweep and sweep_gpu(bench, now, owner, spare=spare, apart=apart)
         # To finish a record can bring MIG mode back.
         yield bench.fresh(uuid) if changed else now
 
 
-def sweep_gpu(bench: Workbench, gpu: Gpu, owner: Owner | None, apart: int = 0) -> bool:
+def sweep_gpu(
+    bench: Workbench,
+    gpu: Gpu,
+    owner: Owner | None = None,
+    *,
+    spare: bool = False,
+    apart: int = 0,
+) -> bool:
     """Finish what dead hooks left on a GPU whose lock we hold; whether there was anything.
 
     `owner` is about to be served: another run of the same job cannot still be
@@ -57,12 +66,29 @@ def sweep_gpu(bench: Workbench, gpu: Gpu, owner: Owner | None, apart: int = 0) -
     until = bench.monotonic() + bench.sweep_patience
     changed = False
     for record in bench.ledger.open_on(gpu.uuid):
-        if record.number != apart:
-            changed |= _finish(bench, record, gpu, owner, until)
+        if record.number != apart and not (spare and _in_hand(bench, record, owner)):
+            changed |= finish(bench, record, gpu, owner, until)
     return changed
 
 
-def _finish(
+def _in_hand(bench: Workbench, record: Allocation, owner: Owner | None) -> bool:
+    """Whether a process is about to take a record down whose slices may stay until then.
+
+    Not of this job, for whose files it would look; nor one that has had its time: that
+    process has died.
+    """
+    if not record.put_off or not record.present or record.boot_id != bench.boot_id:
+        return False
+    return (owner is None or owner.job_id != record.owner.job_id) and young(bench, record) > 0
+
+
+def young(bench: Workbench, record: Allocation) -> float:
+    """Seconds that an Epilog would still have for the record of a job that has ended."""
+    limit = bench.destroy_timeout + bench.stuck.timeout
+    return limit - bench.ledger.first(record, phases.RELEASING).age(bench.ledger.now())
+
+
+def finish(
     bench: Workbench, record: Allocation, gpu: Gpu, owner: Owner | None, until: float
 ) -> bool:
     """Finish a record that no living hook is at work on; False for one that is well."""

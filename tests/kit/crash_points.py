@@ -52,6 +52,7 @@ from slurm_mig.simulator.tree import ci_minor, gi_minor
 from slurm_mig.slurm.protocol import JobFacts, NodeFacts
 from slurm_mig.state import leases
 from slurm_mig.transaction import carve, reconcile, release
+from slurm_mig.transaction.sweep import settled
 from tests.kit.gpus import A30, A100, H100, RTX, geometry_of
 from tests.kit.ledgers import broken_event, everything
 from tests.kit.site import build_machine, job_environ, remove_tree
@@ -126,6 +127,7 @@ class Place:
     root: Path
     whole_policy: str = "auto"
     whole_reset: bool = False
+    stuck_timeout: float = 10.0
 
     @property
     def machine(self) -> Machine:
@@ -144,6 +146,7 @@ class Place:
             leases=self.root / "leases",
             whole_policy=self.whole_policy,
             whole_reset=self.whole_reset,
+            stuck_timeout=self.stuck_timeout,
         )
         node = Node(config, {"SLURMD_NODENAME": "n1"})
         node.__dict__["slurm"] = QuietSlurm(frozenset(live))
@@ -177,6 +180,13 @@ class Place:
         """That process."""
         with self.node(*NEIGHBOURS) as node:
             teardown(node, self._job(job, "", ""), LogLine("teardown"))
+
+    def outlast(self) -> None:
+        """What hooks spare for a process that has it in hand, once that has had its time."""
+        with self.node(*NEIGHBOURS, DEAD, NEXT) as node:
+            for gpu in {item.gpu_uuid for item in node.ledger.all_open() if item.put_off}:
+                with settled(node.bench(), gpu, "outlast"):
+                    pass
 
     def reconcile(self, *live: int) -> None:
         with self.node(*live) as node:
@@ -510,6 +520,7 @@ def note(place: Place, ended: frozenset[int]) -> Before:
 
 def check(place: Place, before: Before) -> None:
     """One truth: ledger, hardware, device nodes, files, locks, and the trail of it all."""
+    place.outlast()
     with place.node() as node:
         open_ = node.ledger.all_open()
         assert broken_event(node.ledger) is None
@@ -712,6 +723,7 @@ class Spot:
     jobs: tuple[int, ...] = (DEAD,)
     whole_policy: str = "auto"
     whole_reset: bool = False
+    stuck_timeout: float = 10.0
 
     def build(self, root: Path) -> Place:
         root.mkdir(mode=0o755)
@@ -719,7 +731,7 @@ class Spot:
         for index in range(len(self.machine)):
             with machine.change(index) as board:
                 board.set_mode(True, busy=False)
-        place = Place(root, self.whole_policy, self.whole_reset)
+        place = Place(root, self.whole_policy, self.whole_reset, self.stuck_timeout)
         self.setting(place)
         return place
 
@@ -778,6 +790,16 @@ def _both(*settings: Callable[[Place], None]) -> Callable[[Place], None]:
     def setting(place: Place) -> None:
         for one in settings:
             one(place)
+
+    return setting
+
+
+def _over(job: int, request: str) -> Callable[[Place], None]:
+    """A job that has ended, and whose teardown nobody has begun."""
+
+    def setting(place: Place) -> None:
+        place.prolog(job, request)
+        place.put_off(job)
 
     return setting
 
@@ -917,6 +939,15 @@ SPOTS: Final = (
         whole_reset=True,
     ),
     Spot("prolog-whole-as-profile", (A100,), _prolog(""), _used),
+    Spot(
+        "prolog-where-much-is-put-off",
+        (H100,),
+        _prolog("1g.10gb:1,2g.20gb:1"),
+        _both(_neighbours("1g.10gb:1"), _over(5, "3g.40gb:1"), _over(6, "1g.10gb:2")),
+        jobs=(DEAD, 5, 6),
+        # However long all its deaths take, what was put off is young.
+        stuck_timeout=10_000,
+    ),
     Spot(
         "epilog",
         (H100,),

@@ -399,3 +399,37 @@ def test_all_at_once(tmp_path: Path) -> None:
     for thread in threads:
         thread.join(120)
     assert (most, inside) == ([1], [0])
+
+
+def test_who_gives_way_lets_the_whole_queue_go_first(tmp_path: Path) -> None:
+    """And of several one at a time: who comes meanwhile finds one of them before itself."""
+    locks = Locks(tmp_path / "locks", 20)
+    order: list[str] = []
+
+    def late(name: str) -> None:
+        with locks.giving_way("g"), Locks(tmp_path / "locks", 20).hold(["g"], name):
+            order.append(name)
+
+    with locks.hold(["g"], "first"):
+        others = [threading.Thread(target=late, args=(f"late {n}",)) for n in range(3)]
+        for thread in others:
+            thread.start()
+        with Turn(tmp_path / "locks", "g") as second:
+            while len(list((tmp_path / "locks").glob("g.late.turn.*"))) < 3:
+                time.sleep(0.01)
+            assert len(list((tmp_path / "locks").glob("g.turn.*"))) == 2
+            assert not second.wait(0)
+            order.append("second")
+    for thread in others:
+        thread.join(20)
+    assert order[0] == "second"
+    assert sorted(order[1:]) == ["late 0", "late 1", "late 2"]
+
+
+def test_who_gives_way_does_so_for_half_the_patience(tmp_path: Path) -> None:
+    """A node that is never idle must not keep what has ended for ever."""
+    locks = Locks(tmp_path / "locks", 0.4)
+    with locks.hold(["g"], "x"):
+        began = time.monotonic()
+        with locks.giving_way("g"):
+            assert 0.2 <= time.monotonic() - began < 5

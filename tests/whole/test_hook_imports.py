@@ -22,8 +22,9 @@ LIBRARY = {
     *("gc", "_contextvars", "contextvars", "_json", "json", "json.decoder", "json.encoder"),
     *("json.scanner", "_sqlite3", "sqlite3", "sqlite3.dbapi2", "syslog", "tomllib"),
     *("tomllib._parser", "tomllib._re", "tomllib._types", "_datetime", "datetime"),
+    *("_sha2", "_sha256"),
     # The simulator's.
-    *("_uuid", "uuid", "platform", "encodings.ascii"),
+    *("_sha1", "encodings.ascii"),
 }
 ROOMS = {
     "": {"config", "errors", "settings", "text", "values"},
@@ -37,7 +38,7 @@ ROOMS = {
         *("event", "leases", "ledger", "locks", "monitoring", "run_files", "schema"),
         *("task_file", "turns"),
     },
-    "gpu": {"capabilities", "holder", "indexes", "nvml", "remedies"},
+    "gpu": {"capabilities", "holder", "indexes", "nvml", "remedies", "tables"},
     "node": {"node"},
     "transaction": {
         *("access", "evidence", "handover", "mig_mode", "recognise", "sweep", "teardown"),
