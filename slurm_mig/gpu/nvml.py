@@ -24,7 +24,7 @@ from slurm_mig.errors import (
     ProfileNotOffered,
     SlurmMigError,
 )
-from slurm_mig.gpu.tables import ComputeRow, Table
+from slurm_mig.gpu.tables import ComputeRow, Memory
 from slurm_mig.mig.driver import ComputeInstance, Gpu, GpuInstance
 from slurm_mig.mig.geometry import Engines, Geometry, GpuProfile, Placement
 from slurm_mig.mig.profile import ATTRIBUTES, Profile
@@ -190,12 +190,8 @@ class NvmlDriver(_Session):
     ) -> None:
         """`kept` has profile tables of earlier sessions, and takes those of this one."""
         super().__init__(library, tell)
-        self._kept = kept
-        #: GPUs of whose tables something is not kept yet, by UUID.
-        self._unkept: set[str] = set()
-        self._version = ""
-        self._tables: dict[str, Geometry] = {}
-        self._ci_tables: dict[tuple[str, int], tuple[ComputeRow, ...]] = {}
+        self._memory = Memory(kept)
+        self._tables, self._ci_tables = self._memory.geometries, self._memory.compute
         #: What never changes in a session, by UUID: name, minor, index and the like.
         self._facts: dict[str, dict[str, Any]] = {}
         #: What is believed of GPUs whose lock is held (`believing`), by UUID.
@@ -203,10 +199,7 @@ class NvmlDriver(_Session):
 
     def close(self) -> None:
         """End the NVML session, and keep what it has read of profile tables."""
-        if self._kept is not None:
-            for uuid in self._unkept:
-                compute = {key[1]: rows for key, rows in self._ci_tables.items() if key[0] == uuid}
-                self._kept.keep(uuid, self._version, Table(self._tables[uuid], compute))
+        self._memory.keep()
         super().close()
 
     # -- GPUs ----------------------------------------------------------------
@@ -345,7 +338,7 @@ class NvmlDriver(_Session):
 
     def geometry(self, gpu: Gpu) -> Geometry:
         """The profile table with placements, read once a session; works with MIG mode off."""
-        if gpu.uuid not in self._tables and not self._recall(gpu.uuid):
+        if not self._memory.has(gpu.uuid, self.driver_version):
             device = self._device(gpu)
             rows = tuple(self._rows(device, gpu))
             if not rows:
@@ -353,25 +346,8 @@ class NvmlDriver(_Session):
                     "the driver lists no MIG profile for it", remedy=_OTHERWISE[1], gpu=str(gpu)
                 )
             self._tables[gpu.uuid] = Geometry(tuple(sorted(rows, key=_table_order)))
-            self._unkept.add(gpu.uuid)
+            self._memory.unkept.add(gpu.uuid)
         return self._tables[gpu.uuid]
-
-    def _recall(self, uuid: str) -> bool:
-        """Take a GPU's tables from those that were kept; whether there were any."""
-        if self._kept is None:
-            return False
-        try:
-            self._version = self._version or self.driver_version()
-        except SlurmMigError:
-            # No work fails for what only saves calls; those that follow say what is wrong.
-            self._kept = None
-            return False
-        found = self._kept.read(uuid, self._version)
-        if found is None:
-            return False
-        self._tables[uuid] = found.geometry
-        self._ci_tables |= {(uuid, number): rows for number, rows in found.compute.items()}
-        return True
 
     def offered(self, gpu: Gpu) -> Sequence[GpuProfile]:
         """The profile table as far as the caller may read it.
@@ -593,7 +569,7 @@ class NvmlDriver(_Session):
         slices = {row.slices for row in self.geometry(gpu).profiles if row.profile_id == profile_id}
         if slices & {row.slices for row in rows}:
             self._ci_tables[key] = rows
-            self._unkept.add(gpu.uuid)
+            self._memory.unkept.add(gpu.uuid)
         return rows
 
     def _ci_rows(self, handle: Any, gpu: Gpu) -> Iterator[ComputeRow]:

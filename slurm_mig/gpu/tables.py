@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from slurm_mig import __version__
-from slurm_mig.errors import NodeFault, NoSpace
+from slurm_mig.errors import NodeFault, NoSpace, SlurmMigError
 from slurm_mig.mig.geometry import Engines, Geometry, GpuProfile, Placement
 from slurm_mig.mig.profile import Profile
 from slurm_mig.system.replace import replace_file
@@ -20,7 +20,7 @@ from slurm_mig.system.trust import private_directory, read_own
 from slurm_mig.values import asdict, dataclass
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 
@@ -85,6 +85,44 @@ class Tables:
 
     def _of(self, uuid: str, driver: str) -> list[str]:
         return [__version__, self._boot, driver, uuid]
+
+
+class Memory:
+    """What one session knows of profile tables: what was kept, and what it has read."""
+
+    def __init__(self, kept: Tables | None) -> None:
+        self._kept = kept
+        self._version = ""
+        self.geometries: dict[str, Geometry] = {}
+        #: By the GPU's UUID and the profile of the GPU instance.
+        self.compute: dict[tuple[str, int], tuple[ComputeRow, ...]] = {}
+        #: GPUs of which something has been read that is not kept yet, by UUID.
+        self.unkept: set[str] = set()
+
+    def has(self, uuid: str, version: Callable[[], str]) -> bool:
+        """Whether a GPU's table is known; `version` asks for the driver's."""
+        if uuid in self.geometries or self._kept is None:
+            return uuid in self.geometries
+        try:
+            self._version = self._version or version()
+        except SlurmMigError:
+            # No work fails for what only saves calls; those that follow say what is wrong.
+            self._kept = None
+            return False
+        found = self._kept.read(uuid, self._version)
+        if found is None:
+            return False
+        self.geometries[uuid] = found.geometry
+        self.compute |= {(uuid, number): rows for number, rows in found.compute.items()}
+        return True
+
+    def keep(self) -> None:
+        """Keep what has been read."""
+        if self._kept is None:
+            return
+        for uuid in self.unkept:
+            compute = {number: rows for (of, number), rows in self.compute.items() if of == uuid}
+            self._kept.keep(uuid, self._version, Table(self.geometries[uuid], compute))
 
 
 def _row(told: dict[str, Any]) -> GpuProfile:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
 from ctypes import (
     CFUNCTYPE,
     POINTER,
@@ -128,8 +129,6 @@ class Library:
             except Refused as refusal:
                 code = refusal.code
             except Exception:  # noqa: BLE001  # ctypes would turn an exception into SUCCESS
-                import traceback
-
                 traceback.print_exc()
                 code = codes.UNKNOWN
             faults.act_after(effects)
