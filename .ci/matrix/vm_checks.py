@@ -850,7 +850,8 @@ def looked_at(trial: Trial) -> str:
 
 def package(trial: Trial) -> str:
     """The .deb: beside pip's, alone, upgraded, refused to go, removed, purged; the ledger stays."""
-    apt = "DEBIAN_FRONTEND=noninteractive apt-get -qq -y"
+    # The site's own config.toml stays: who installs at a terminal is asked that.
+    apt = "DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o Dpkg::Options::=--force-confold"
     deb = f"/root/{trial.package.name}"
     trial.machine.put(trial.package, deb)
     trial.run(f"{apt} install {deb}", timeout=1200)
