@@ -26,6 +26,8 @@ SMALL = "--gres=mig:1g.10gb:1"
 def cluster() -> Iterator[Cluster]:
     """Two nodes that publish."""
     with running(NODES, publish=True, config="retry_delay = 600\n") as made:
+        # From 23.11 on nobody starts before a look has written every node's Extra.
+        look_everywhere(Site(made))
         yield made
 
 
