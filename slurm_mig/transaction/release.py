@@ -23,11 +23,17 @@ if TYPE_CHECKING:
 def put_off(bench: Workbench, records: Sequence[Allocation]) -> list[Allocation]:
     """Close to its user what an ended job has, and put down that it is to be taken down.
 
-    In a moment: neither the driver nor a lock is asked for. Whoever has the GPU next takes it
-    down first (`settled`); what its user has open by now is theirs until then.
+    In a moment: neither the driver nor a lock is asked for. A process of its own ends it, or
+    who needs the place first; what its user has open by now is theirs until then.
     """
     shut(bench, records)
-    return [bench.ledger.leave(record.number, phases.JOB_ENDED) for record in records]
+    left = [bench.ledger.leave(record.number, phases.JOB_ENDED) for record in records]
+    for record in left:
+        if not record.open:
+            # Another hook has closed it meanwhile: else a later job of this user stays shut out.
+            with bench.locked(record.gpu_uuid, f"put off {record.owner}"):
+                open_again(bench, record)
+    return left
 
 
 def release(bench: Workbench, record: Allocation, reason: str, *, over: bool = False) -> Allocation:

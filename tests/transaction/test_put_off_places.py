@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from slurm_mig.gpu.capabilities import Capabilities
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.allocation import Owner
 from slurm_mig.simulator.faults import Rule
@@ -123,3 +124,26 @@ def test_what_a_prolog_has_taken_down_is_looked_at_no_more(counted: World) -> No
     counted.machine.faults.set([Rule("*", "error:UNKNOWN", times=0)])
     (done,) = release.release_all(counted.bench, late, "x", over=True, late=True)
     assert (done.phase, done.reason) == (phases.RELEASED, phases.JOB_ENDED)
+
+
+def test_a_place_that_has_a_later_job_meanwhile_stays_open_to_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between an Epilog's look and its closing: lost, found so by a Prolog, and carved anew."""
+    first, second = (Owner(number, uid=64001, gid=64001) for number in (101, 102))
+    record = carve.allocate(world.bench, first, ask("3g.40gb"), world.gpu())
+    revoke = Capabilities.revoke
+
+    def late(*arguments: object, **options: object) -> None:
+        monkeypatch.setattr(Capabilities, "revoke", revoke)
+        with world.machine.change(0) as board:
+            board.instances.clear()
+        again = carve.allocate(world.bench, second, ask("3g.40gb"), world.gpu())
+        assert [item.gi_id for item in again.instances] == [i.gi_id for i in record.instances]
+        revoke(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Capabilities, "revoke", late)
+    (left,) = release.put_off(world.bench, [record])
+    assert left.phase == phases.LOST
+    nodes = list((world.machine.tree.dev / "nvidia-caps").iterdir())
+    assert {(node.stat().st_uid, node.stat().st_mode & 0o777) for node in nodes} == {(64001, 0o400)}
