@@ -13,6 +13,7 @@ is our own cost, and the simulator's Python is in it.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 #: Latencies of a GPU at work, milliseconds (docs/facts/mig.md, "Times").
 CREATE, DESTROY, SLOW_DESTROY = 300.0, 150.0, 1000.0
 BARE = "pynvml, filelock imported"
+#: How a row is named without the helper, and with it.
+HELPED = ("", ", helper")
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,6 @@ class Run:
     root: Path
     rounds: int
     scale: float
-    helper: bool
     fresh: Iterator[int]
 
     def site(self, *more: object, **options: object) -> Site:
@@ -234,7 +236,7 @@ def calls(run: Run) -> Iterator[Figure]:
 def completing(run: Run) -> Iterator[Figure]:
     """How long slurmd waits for the Epilog: so long the whole node takes no new job."""
     rounds = max(3, run.rounds // 4)
-    for destroy in (DESTROY, SLOW_DESTROY):
+    for destroy, helper in itertools.product((DESTROY, SLOW_DESTROY), (False, True)):
         site = run.site(latency={"destroy-gi": destroy})
 
         def epilog(number: int, site: Site = site) -> Cost:
@@ -244,12 +246,13 @@ def completing(run: Run) -> Iterator[Figure]:
             return cost
 
         contenders = {"bare": python("import pynvml, filelock"), "epilog": epilog}
-        costs = in_turn(contenders | {"python": python("pass")}, rounds)
-        value = ratio(costs, "epilog", "bare", lambda cost: cost.wall)
-        name = f"completing: destroy {destroy:g} ms"
-        yield Figure(name, "Epilog that imports pynvml, filelock", value, "1.5", "0.7")
+        with site.helper() if helper else nullcontext():
+            costs = in_turn(contenders | {"python": python("pass")}, rounds)
+        name = f"completing: destroy {destroy:g} ms{HELPED[helper]}"
         value = ratio(costs, "epilog", "python", lambda cost: cost.wall)
-        yield Figure(name, "Epilog that only starts Python", value, "", "")
+        yield Figure(name, "Epilog that only starts Python", value, "1.5", "0.7")
+        value = ratio(costs, "epilog", "bare", lambda cost: cost.wall)
+        yield Figure(name, "Epilog that imports pynvml, filelock", value, "", "")
 
 
 def million(run: Run) -> Iterator[Figure]:
@@ -335,21 +338,23 @@ def slurm(run: Run) -> Iterator[Figure]:
     """Jobs through real Slurm, beside a cluster with empty hooks (static MIG)."""
     jobs, sleep = max(28, round(112 * run.scale)), max(1.0, 10 * run.scale)
     rounds = 1 if run.scale >= 1 else 2
-    helper = run.helper
     for create, destroy, reach, aim in (
         (150.0, 150.0, "0.93", "0.98"),
         (CREATE, SLOW_DESTROY, "0.90", "0.97"),
     ):
-        value = _slurm.throughput(jobs, sleep, create, destroy, rounds, helper=helper)
-        name = f"slurm: {jobs} x {sleep:g} s, create {create:g}, destroy {destroy:g} ms"
-        yield Figure(name, "empty hooks (static MIG)", value, reach, aim)
+        for helper in (False, True):
+            value = _slurm.throughput(jobs, sleep, create, destroy, rounds, helper=helper)
+            name = f"slurm: {jobs} x {sleep:g} s, {create:g}, {destroy:g} ms{HELPED[helper]}"
+            yield Figure(name, "empty hooks (static MIG)", value, reach, aim)
 
 
 def rate(run: Run) -> Iterator[Figure]:
     """Jobs per second, `true`, no latency, two nodes on this machine's cores."""
     jobs = max(40, round(200 * run.scale))
-    value = _slurm.throughput(jobs, 0, 0, 0, 2, nodes=2, helper=run.helper)
-    yield Figure(f"rate: {jobs} x true, 2 nodes, no latency", "empty hooks", value, "0.35", "0.6")
+    for helper in (False, True):
+        value = _slurm.throughput(jobs, 0, 0, 0, 2, nodes=2, helper=helper)
+        name = f"rate: {jobs} x true, 2 nodes, no latency{HELPED[helper]}"
+        yield Figure(name, "empty hooks", value, "0.35", "0.6")
 
 
 GROUPS = (hooks, warm, completing, calls, million, crowd, mixed, slurm, rate)
@@ -359,7 +364,7 @@ def main() -> None:
     """Measure, print, write."""
     given = options()
     root = Path(tempfile.mkdtemp(prefix="smig-bench-"))
-    run = Run(root, given.rounds, given.scale, given.helper, iter(range(1 << 30)))
+    run = Run(root, given.rounds, given.scale, iter(range(1 << 30)))
     found: list[Figure] = []
     head = f"{'figure':52} {'against':38} {'value':>9} {'reach':>6} {'aim':>6}"
     print(head)
@@ -393,7 +398,6 @@ def options() -> argparse.Namespace:
     words.add_argument("--only", nargs="+", choices=names, metavar="WORD", help=", ".join(names))
     words.add_argument("--rounds", type=int, default=20)
     words.add_argument("--scale", type=float, default=1.0)
-    words.add_argument("--helper", action="store_true", help="hooks of Slurm with the helper")
     words.add_argument("--json", type=Path, default=Path("bench.json"))
     return words.parse_args()
 
