@@ -28,6 +28,9 @@ from slurm_mig.simulator.spec import gpu_spec
 
 DIRECTORY = click.argument("directory", type=OnePath(path_type=Path, file_okay=False))
 
+#: The words after DIRECTORY are the program's own, options too.
+ITS_OWN = {"allow_interspersed_args": False}
+
 
 @click.group(cls=Group)
 def command() -> None:
@@ -153,7 +156,7 @@ def hold(directory: Path, pid: int, uuid: str) -> None:
     machine.hold(pid, uuid)
 
 
-@command.command("run")
+@command.command("run", context_settings=ITS_OWN)
 @DIRECTORY
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(directory: Path, program: tuple[str, ...]) -> None:
@@ -165,7 +168,7 @@ def run(directory: Path, program: tuple[str, ...]) -> None:
     _become(program)
 
 
-@command.command("shell")
+@command.command("shell", context_settings=ITS_OWN)
 @DIRECTORY
 @click.argument("program", nargs=-1, type=click.UNPROCESSED)
 def shell(directory: Path, program: tuple[str, ...]) -> None:

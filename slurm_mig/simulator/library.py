@@ -11,6 +11,7 @@ were never published are answered as NVML_VALUE_NOT_AVAILABLE.
 from __future__ import annotations
 
 import os
+import re
 import time
 import traceback
 from ctypes import (
@@ -206,10 +207,10 @@ class Library:
         raise Refused(codes.NOT_FOUND)
 
     def _nvmlDeviceGetHandleByPciBusId_v2(self, text: bytes, out: int) -> None:
-        for index in range(len(self._machine.gpus)):
-            if _bus_id(index).lower() == text.decode("ascii", "replace").lower():
-                return self._write_handle(out, Handle(index))
-        raise Refused(codes.NOT_FOUND)
+        index = _at_bus_id(text.decode("ascii", "replace"))
+        if index not in range(len(self._machine.gpus)):
+            raise Refused(codes.NOT_FOUND)
+        return self._write_handle(out, Handle(index))
 
     def _nvmlDeviceGetName(self, device: int, out: int, size: int) -> None:
         handle = self._handle(device)
@@ -654,6 +655,18 @@ def _mig_handle(gpu: int, instance: SimInstance, compute: SimCompute) -> Handle:
 
 def _bus_id(index: int) -> str:
     return f"00000000:{index + 1:02X}:00.0"
+
+
+def _at_bus_id(text: str) -> int:
+    """The index at an address in one of the forms of nvml.h; -1 where no GPU of ours would be."""
+    found = re.fullmatch(
+        r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{1,2}):([0-9a-f]{1,2})(?:\.([0-7]))?", text, re.IGNORECASE
+    )
+    # Without a domain the function has to be there.
+    if found is None or not (found[1] or found[4]):
+        raise Refused(codes.INVALID_ARGUMENT)
+    domain, bus, device, function = (int(word or "0", 16) for word in found.groups())
+    return -1 if domain or device or function else bus - 1
 
 
 def _bytes(mib: int | None) -> int:

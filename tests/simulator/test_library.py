@@ -94,10 +94,32 @@ def test_identity_calls(device: Any, machine: Machine) -> None:
     assert pynvml.nvmlDeviceGetCudaComputeCapability(device) == (9, 0)
     assert pynvml.nvmlDeviceGetMemoryInfo(device).total == 81559 << 20
     assert pynvml.nvmlDeviceGetPciInfo(device).busId == "00000000:01:00.0"
-    assert pynvml.nvmlDeviceGetHandleByPciBusId("00000000:02:00.0")
     assert pynvml.nvmlSystemGetDriverVersion() == "580.95.05"
     assert pynvml.nvmlErrorString(19) == "In use by another client"
     assert pynvml.nvmlDeviceGetMigMode(device) == [1, 1]
+
+
+@pytest.mark.parametrize("text", ["00000000:02:00.0", "0000:02:00.0", "0:2:0", "02:00.0"])
+def test_a_bus_address_in_each_form_of_nvml(text: str, device: Any) -> None:
+    """In sysfs it has a domain of four digits; mig-parted found no GPU here by it."""
+    found = pynvml.nvmlDeviceGetHandleByPciBusId(text)
+    assert pynvml.nvmlDeviceGetMinorNumber(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("0000:ff:00.0", pynvml.NVML_ERROR_NOT_FOUND),
+        ("0001:02:00.0", pynvml.NVML_ERROR_NOT_FOUND),
+        ("02", pynvml.NVML_ERROR_INVALID_ARGUMENT),
+        ("hello", pynvml.NVML_ERROR_INVALID_ARGUMENT),
+    ],
+)
+def test_a_bus_address_of_nobody(text: str, error: int, device: Any) -> None:
+    """As the H100 and H200 that were read answered, and as nvml.h says."""
+    with pytest.raises(pynvml.NVMLError) as refused:
+        pynvml.nvmlDeviceGetHandleByPciBusId(text)
+    assert refused.value.value == error
 
 
 def carve(device: Any, start: int = 4) -> tuple[Any, Any]:

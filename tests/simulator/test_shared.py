@@ -199,7 +199,7 @@ def _kind(work: Callable[[], object]) -> str:
 def test_a_shell_that_finds_it(make_site: Callable[..., Site]) -> None:
     site = make_site(H100)
     show = "echo $LD_LIBRARY_PATH"
-    done = site.cli("simulator", "shell", str(site.machine.root), "--", "sh", "-c", show)
+    done = site.cli("simulator", "shell", str(site.machine.root), "sh", "-c", show)
     assert done.stdout == f"{site.machine.root}/lib\n"
     assert os.access(site.machine.root / "lib" / NAME, os.X_OK)
 
