@@ -17,7 +17,7 @@ from tests.kit.bad_disk import library
 from tests.kit.gpus import H100
 from tests.kit.ledgers import Clock
 from tests.kit.site import Site, build_site, helper, remove_tree
-from tests.kit.ways import helped
+from tests.kit.ways import helped, later
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,6 +39,15 @@ LONG = (
     "tests/whole/test_hostile.py",
     "tests/cluster/test_stuck.py",
     "tests/cluster/test_demo.py",
+)
+
+
+#: Files whose tests run hooks without a site of ours.
+HOOKED = (
+    "test_node_machine.py",
+    "test_crash_points.py",
+    "test_hostile.py",
+    "test_power_cut.py",
 )
 
 
@@ -77,13 +86,34 @@ def pytest_configure() -> None:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(place()))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip, with the reason, what needs root; mix what several workers run."""
     for item in items if os.geteuid() != 0 else ():
         if item.get_closest_marker("root") or item.get_closest_marker("slurm"):
             item.add_marker(pytest.mark.skip(reason="needs root: device nodes, changing uid"))
+    if later():
+        one_way(config, items)
     if "PYTEST_XDIST_WORKER" in os.environ:
         items[:] = mixed(items)
+
+
+def one_way(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what runs no hooks: that is the same in every way. Skip what has its own way."""
+    same = [item for item in items if not has_hooks(item)]
+    config.hook.pytest_deselected(items=same)
+    items[:] = [item for item in items if has_hooks(item)]
+    for item in items:
+        for marker in item.iter_markers("alone"):
+            item.add_marker(pytest.mark.skip(reason=marker.args[0]))
+
+
+def has_hooks(item: pytest.Item) -> bool:
+    fixtures: list[str] = getattr(item, "fixturenames", [])
+    return (
+        "make_site" in fixtures
+        or item.nodeid.startswith("tests/cluster/")
+        or item.path.name in HOOKED
+    )
 
 
 def mixed(items: list[pytest.Item]) -> list[pytest.Item]:
@@ -125,19 +155,20 @@ def make_site(public_tmp: Path) -> Iterator[Callable[..., Site]]:
     Their hooks run in the way of this run of the tests (tests/kit/ways.py).
     """
     made: list[Path] = []
-    helpers = ExitStack()
+    ends = ExitStack()
 
     def build(*gpus: str, config: str = "", mig: bool = True, **options: object) -> Site:
         root = public_tmp / f"node{len(made)}"
         made.append(root)
         site = build_site(root, *gpus, config=config, mig=mig, **options)
+        ends.callback(site.close)
         if helped():
             # What a test gives its hooks to be loaded, their helper must have loaded before.
             preload = " ".join(map(library, ("bad_disk", "bad_clock")))
-            helpers.enter_context(helper(site, LD_PRELOAD=preload))
+            ends.enter_context(helper(site, LD_PRELOAD=preload))
         return site
 
-    with helpers:
+    with ends:
         yield build
 
 

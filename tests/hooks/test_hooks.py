@@ -20,10 +20,11 @@ from slurm_mig.mig import allocation as phases
 from slurm_mig.mig.geometry import Placement
 from slurm_mig.simulator.faults import Rule
 from tests.kit.gpus import A30, A100, H100
-from tests.kit.hooks import STAMP, records, slurm_commands, squeue, task
+from tests.kit.hooks import STAMP, became, records, slurm_commands, squeue, task
 from tests.kit.ledgers import broken_event
 from tests.kit.site import Site, job_environ
 from tests.kit.users import opened_by
+from tests.kit.ways import helped, later
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,8 +50,9 @@ def test_a_job_without_gpu_is_left_alone_at_once(site: Site) -> None:
     (site.root / "hooks/prolog").write_text(re.sub("python='[^']*'", "python=/none", script))
     done = site.hook("prolog", job_environ(7, "", gpus=""))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert not site.run.exists()
-    assert site.hook("prolog", job_environ(7, STAMP)).returncode == 127
+    assert site.run.exists() is helped()
+    if not helped():
+        assert site.hook("prolog", job_environ(7, STAMP)).returncode == 127
 
 
 def test_hooks_that_an_earlier_version_installed(site: Site) -> None:
@@ -79,8 +81,8 @@ def test_carves_and_says_so_in_one_line(site: Site) -> None:
     assert (done.returncode, done.stdout) == (0, "")
     (line,) = done.stderr.splitlines()
     assert re.fullmatch(
-        r"slurm-mig: prolog job=7 restart=0 user=alice node=n1 request=3g\.40gb:1 gpu=0 "
-        r"made=3g\.40gb@4 uuids=MIG-[0-9a-f-]{36} ms=\d+ head=2:[0-9a-f]{16} carved",
+        r"slurm-mig: prolog job=7 restart=0 user=alice node=n1 (way=helper )?request=3g\.40gb:1 "
+        r"gpu=0 made=3g\.40gb@4 uuids=MIG-[0-9a-f-]{36} ms=\d+ head=2:[0-9a-f]{16} carved",
         line,
     )
     (record,) = records(site)
@@ -638,9 +640,8 @@ def test_the_epilog_takes_down_what_was_made(site: Site) -> None:
     site.prolog(8, STAMP)
     done = site.epilog(7)
     assert done.returncode == 0
-    assert re.search(
-        r"epilog job=7 .* slices=3g\.40gb@4 ms=\d+ head=\S+ released$", done.stderr.strip()
-    )
+    end = "closed, to be taken down" if later() else r"head=\S+ released"
+    assert re.search(rf"epilog job=7 .* slices=3g\.40gb@4 ms=\d+ {end}$", done.stderr.strip())
     assert len(site.machine.board(0).instances) == 1
     assert [item.phase for item in records(site)] == [phases.RELEASED, phases.ACTIVE]
     assert sorted(p.name for p in site.run.glob("[ej]*/*")) == ["8.0", "8.0"]
@@ -682,8 +683,8 @@ def test_a_stuck_slice_does_not_drain_the_node(make_site: Callable[..., Site]) -
     site.machine.hold(os.getpid(), records(site)[0].uuids[0])
     done = site.epilog(7)
     assert done.returncode == 0
-    assert "quarantined: 3g.40gb@4 still there, used by pid" in done.stderr
-    assert f"pid {os.getpid()}" in done.stderr
+    assert "quarantined: 3g.40gb@4 still there, used by pid" in became(site, done)
+    assert f"pid {os.getpid()}" in became(site, done)
     site.machine.let_go(os.getpid())
     site.prolog(8, STAMP)
     assert [item.phase for item in records(site)] == [phases.RELEASED, phases.ACTIVE]
@@ -706,7 +707,7 @@ def test_left_overs_of_the_ended_job_are_killed(make_site: Callable[..., Site]) 
     process = sleeper(site, SLURM_JOB_ID="7")
     done = site.epilog(7)
     assert (done.returncode, process.wait(5)) == (0, -9)
-    assert f"killed pid {process.pid} of 64001 (python train.py 300)" in done.stderr
+    assert f"killed pid {process.pid} of 64001 (python train.py 300)" in became(site, done)
     assert [item.phase for item in records(site)] == [phases.RELEASED]
 
 
@@ -723,8 +724,9 @@ def test_drained_and_resumed_for_stuck_slices(make_site: Callable[..., Site]) ->
         slurm_commands(site, scontrol="echo 'Unable to contact slurm controller' >&2; exit 1")
         silent = site.epilog(7)
         assert silent.returncode == 0
-        assert "stuck slices: " in silent.stderr
-        assert "Unable to contact" in silent.stderr
+        if not later():
+            assert "stuck slices: " in silent.stderr
+            assert "Unable to contact" in silent.stderr
         # A node that shows whatever it was last given.
         log = slurm_commands(
             site,
@@ -747,7 +749,7 @@ esac""",
         process.kill()
         process.wait()
     done = site.epilog(8)
-    assert "resumed: its slices are no longer stuck" in done.stderr
+    assert later() or "resumed: its slices are no longer stuck" in done.stderr
     assert not (site.root / "now").exists()
 
 
@@ -768,14 +770,16 @@ def test_a_stuck_slice_drains_nothing_by_default(make_site: Callable[..., Site])
 
 
 def test_a_dead_driver_drains_in_the_epilog(site: Site) -> None:
-    """Whether the slice is gone cannot be known: never success."""
+    """Whether the slice is gone cannot be known: never success, but where it is found out later."""
     log = slurm_commands(site)
     site.prolog(7, STAMP)
     site.machine.lose(0)
     done = site.epilog(7)
-    assert done.returncode == 14
+    assert done.returncode == (0 if later() else 14)
     assert "state=drain" in log.read_text()
-    assert [item.phase for item in records(site)] == [phases.ACTIVE]
+    assert [item.phase for item in records(site)] == [
+        phases.RELEASING if later() else phases.ACTIVE
+    ]
 
 
 def test_a_refused_jobs_epilog_postpones_it(site: Site) -> None:
@@ -789,7 +793,8 @@ def test_a_refused_jobs_epilog_postpones_it(site: Site) -> None:
     site.prolog(7, REFUSED)
     started = time.monotonic()
     # Slurm has raised the count by then; the delay is that of the first refusal.
-    done = site.epilog(7, SLURM_JOB_RESTART_COUNT="1")
+    environ = job_environ(7, "") | {"SLURM_JOB_RESTART_COUNT": "1"}
+    done = site.hook("epilog", environ, wait=False)
     assert done.returncode == 0
     assert "starttime" not in log.read_text()
     assert not list(site.run.glob("[ej]*/*"))

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from slurm_mig.node.node import Node
     from tests.kit.site import Site
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.alone("Epilogs that put off, whatever the way")]
 
 STAMP = "slurm-mig=1,7g.80gb/0/31:1"
 

@@ -22,7 +22,7 @@ from tests.kit.site import Site, helper, job_environ
 from tests.kit.users import as_user
 from tests.kit.ways import at_work, soon
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.alone("helpers of its own, whatever the way")]
 
 STAMP = "slurm-mig=1,1g.10gb/19/4:1"
 

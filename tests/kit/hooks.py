@@ -6,6 +6,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 from tests.kit.ledgers import everything
+from tests.kit.ways import later
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +26,13 @@ def records(site: Site):  # type: ignore[no-untyped-def]
     found = everything(node.ledger)
     node.close()
     return found
+
+
+def became(site: Site, epilog: subprocess.CompletedProcess[str]) -> str:
+    """What is said of an ended job's slices: on record, where its Epilog has put them off."""
+    if not later():
+        return epilog.stderr
+    return "; ".join(f"{item.phase}: {item.reason}" for item in records(site))
 
 
 def slurm_commands(site: Site, **bodies: str) -> Path:

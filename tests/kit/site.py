@@ -6,11 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slurm_mig.config import load
+from slurm_mig.errors import SlurmMigError
 from slurm_mig.mig import catalog
 from slurm_mig.node.install_texts import install_hooks
 from slurm_mig.node.node import Node
@@ -39,9 +41,18 @@ class Site:
     root: Path
     machine: Machine
     config: Path
+    opened: list[Node] = field(default_factory=list)
 
     def node(self) -> Node:
-        return Node(load(self.config, {}), {"SLURMD_NODENAME": "n1"})
+        node = Node(load(self.config, {}), {"SLURMD_NODENAME": "n1"})
+        self.opened.append(node)
+        return node
+
+    def close(self) -> None:
+        """End what a test that failed left open: an NVML session would fail all that follow."""
+        for node in self.opened:
+            with suppress(SlurmMigError, OSError):
+                node.close()
 
     @property
     def run(self) -> Path:
