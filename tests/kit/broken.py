@@ -303,6 +303,7 @@ def timer_disabled(clinic: Clinic) -> None:
 def deaf_helper(clinic: Clinic) -> None:
     """One that was killed, or was started for something else."""
     clinic.site.run.mkdir(mode=0o755, exist_ok=True)
+    (clinic.site.run / "warm").unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as left_behind:
         left_behind.bind(str(clinic.site.run / "warm"))
 

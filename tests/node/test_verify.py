@@ -20,7 +20,7 @@ from slurm_mig.node import verify
 from slurm_mig.node.verify import AccessTry, Isolation, Subject, attempt
 from slurm_mig.transaction import carve, reconcile, release
 from tests.kit.gpus import H100
-from tests.kit.hooks import serve, slurm_commands, squeue
+from tests.kit.hooks import became, serve, slurm_commands, squeue
 from tests.kit.transaction import ALICE as ALICES
 from tests.kit.transaction import BOB as BOBS
 from tests.kit.transaction import World, ask
@@ -276,7 +276,7 @@ def test_a_stuck_slice_is_closed_to_everybody(make_site: Callable[..., Site]) ->
     (record,) = opened.ledger.open_of_job(7)
     opened.close()
     site.machine.hold(os.getpid(), record.uuids[0])
-    assert "quarantined" in site.epilog(7).stderr
+    assert "quarantined" in became(site, site.epilog(7))
     tried = tries(site, "--uid", str(ALICE))
     stuck = [item for item in tried if "node of job 7" in item["item"]]
     assert {(item["found"], item["verdict"]) for item in stuck} == {("closed", "pass")}
