@@ -29,6 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slurm_mig.hooks.run import DRAIN_PAUSE, DRAIN_TRIES
 from slurm_mig.sandbox import SandboxNode, scratch
 from slurm_mig.sandbox.cluster import USERS
 from slurm_mig.sandbox.daemons import start_daemon
@@ -558,6 +559,10 @@ class Soak:
             client.wait(60)
         for helper in self.helpers:
             helper.wait(60)
+        # A teardown whose drain slurmctld does not hear says it again for a minute.
+        patience = time.monotonic() + DRAIN_TRIES * DRAIN_PAUSE + self.args.timeout
+        while self.hooks() and time.monotonic() < patience:
+            time.sleep(0.1)
         self.look_at_nodes()
 
     def finish_held(self) -> None:
