@@ -9,8 +9,6 @@ WORKERS ?= 4
 JOBS ?= 2000
 SEED ?= 1
 SCALE ?= 1
-# Where hooks are run.
-WAYS_TESTS ?= tests/hooks tests/transaction tests/node tests/state tests/whole tests/cluster
 # EL 8 and 9 have it beside an older python3; python3 where that is 3.11 or later.
 RPM_PYTHON ?= python3.11
 
@@ -37,12 +35,12 @@ unit: test-packages $(VENV)/.developer
 test-slurm: test-packages $(VENV)/.developer
 	@$(BIN)/pytest -q -n $(WORKERS) tests/cluster
 
-# The same tests where Epilogs leave the teardown to another process, and where a helper runs all
-# hooks, too; WAYS="later" runs one.
+# The tests that run hooks, where Epilogs leave the teardown to another process, and where a helper
+# runs all hooks, too; WAYS="later" runs one.
 WAYS ?= later helper
 test-ways: test-packages $(VENV)/.developer
 	@failed=0; for way in $(WAYS); do \
-	  echo "$$way:"; SLURM_MIG_WAY=$$way $(BIN)/pytest -q -n $(WORKERS) $(WAYS_TESTS) || failed=1; \
+	  echo "$$way:"; SLURM_MIG_WAY=$$way $(BIN)/pytest -q -n $(WORKERS) tests || failed=1; \
 	done; exit $$failed
 
 # What publishing does with jobs of every shape, restarts and preemption: two minutes.
