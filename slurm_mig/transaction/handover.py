@@ -81,16 +81,21 @@ def take_back(bench: Workbench, record: Allocation, gpu: Gpu) -> None:
     whose tasks are sent to a slice that is gone or is another's by now.
     """
     owner = record.owner
-    if owner.is_job and record.phase == phases.ACTIVE and not _has_heir(bench, owner):
+    if owner.is_job and record.phase == phases.ACTIVE and not _has_heir(bench, record):
         with bench.courtesy(f"environment of {owner}"):
             bench.files.withdraw_environment(owner)
     bench.feeds.hide(unclaimed(bench, record), gpu.index)
 
 
-def _has_heir(bench: Workbench, owner: Owner) -> bool:
-    """Whether the files are those of a later job with this number: ids are reused."""
+def _has_heir(bench: Workbench, record: Allocation) -> bool:
+    """Whether the files are those of a later job with this number: ids are reused.
+
+    What an earlier one still has on another GPU would keep files that name a slice which is gone.
+    """
+    owner = record.owner
     return owner.job_id is not None and any(
         other.phase in (phases.PLANNED, phases.ACTIVE)
+        and other.number > record.number
         and other.owner.restart == owner.restart
         and not other.owner.same_run(owner)
         for other in bench.ledger.open_of_job(owner.job_id)
@@ -103,7 +108,7 @@ def forget(bench: Workbench, record: Allocation) -> None:
     if owner.job_id is None:
         return
     still_open = bench.ledger.open_of_job(owner.job_id)
-    if not any(item.owner.same_run(owner) for item in still_open) and not _has_heir(bench, owner):
+    if not any(item.owner.same_run(owner) for item in still_open) and not _has_heir(bench, record):
         with bench.courtesy(f"files of {owner}"):
             bench.files.withdraw_run(owner)
 
@@ -114,7 +119,7 @@ def tell_lost(bench: Workbench, record: Allocation, reason: str) -> None:
     The next instance there has the same MIG UUID; so nothing may point to it any more.
     """
     owner = record.owner
-    if not owner.is_job or _has_heir(bench, owner):
+    if not owner.is_job or _has_heir(bench, record):
         return
     text = f"the job has lost its slice: {reason}; submit it again"
     bench.files.refuse(owner, task_file.refusal_lines(text))

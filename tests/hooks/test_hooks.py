@@ -246,6 +246,19 @@ def test_a_job_id_used_again(site: Site) -> None:
     ).stderr  # fmt: skip
 
 
+def test_what_an_earlier_job_still_has_keeps_no_lost_slices_file(site: Site) -> None:
+    """A number used again while the job before has a slice on another GPU: it is no heir."""
+    assert site.prolog(7, STAMP, gpus="1").returncode == 0
+    bob = {"SLURM_JOB_UID": "64002", "SLURM_JOB_USER": "bob"}
+    assert site.prolog(7, STAMP, **bob).returncode == 0
+    with site.machine.change(0) as board:
+        board.instances.clear()
+    # It gets the place, and with it the UUID, of the slice that is gone.
+    assert site.prolog(8, STAMP).returncode == 0
+    assert not (site.run / "env/7.0").exists()
+    assert "the job has lost its slice" in (site.run / "env/7.0.refused").read_text()
+
+
 def test_refused_while_slurmctld_is_silent(site: Site) -> None:
     """The TaskProlog is left to stop the job; the node is fine."""
     blocked(site)
