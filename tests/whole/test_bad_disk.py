@@ -197,7 +197,7 @@ def test_a_full_run_directory(small: Site) -> None:
     assert done.returncode == 0, done.stderr
     assert [record.phase for record in records(small)] == [phases.RELEASED]
     put_off(small, STAMP)
-    assert re.search(rf"full: {small.run}: \d KiB free;", small.cli("status").stdout)
+    assert re.search(rf"full: {small.run}: \d+ KiB free;", small.cli("status").stdout)
     empty(small.run)
     assert small.prolog(9, STAMP).returncode == 0
 

@@ -71,7 +71,7 @@ def test_what_nobody_thought_of_counts() -> None:
 
 def test_a_hook_that_does_not_clean_up_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests can fail: without the sweep the next Prolog leaves what the dead one made."""
-    monkeypatch.setattr(sweep, "sweep_gpu", lambda *_: False)
+    monkeypatch.setattr(sweep, "sweep_gpu", lambda *_, **__: False)
     with pytest.raises(ExceptionGroup) as caught:
         exhaust(BY_NAME["prolog-a30"])
     notes = "".join(note for problem in caught.value.exceptions for note in problem.__notes__)
