@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from slurm_mig.sandbox.prerequisites import place
 from slurm_mig.state.ledger import Ledger
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
     from slurm_mig.node.node import Node
 
+
+# How fast examples come says nothing of ours: where all workers want two cores it failed tests.
+settings.register_profile("shared cores", suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared cores")
 
 #: Files whose tests share something dear, or look at every process of the machine.
 SHARED = ("test_hostile.py", "test_packages.py")
