@@ -1,10 +1,10 @@
 """What fits on this node, told to Slurm: it then starts what has a slot, and lets the rest wait.
 
 A published total is what is in use here, by the jobs whose marks say that they hold it, plus the
-starts that foresight says would succeed (facts/packing.md#publishing). It is written in step with
-Prolog and Epilog, and at every look: a registration of slurmd, `scontrol reconfigure` and a
-restart of slurmctld put the counts of slurm.conf back. All that goes wrong here leaves
-counts that are too high or old, so a job may be refused; nobody is held, no hook fails.
+starts that foresight says would succeed; 0 where none would (facts/packing.md#publishing). It is
+written in step with Prolog and Epilog, and at every look: a registration of slurmd, `scontrol
+reconfigure` and a restart of slurmctld put the counts of slurm.conf back. All that goes wrong here
+leaves counts that are too high or old, so a job may be refused; nobody is held, no hook fails.
 
     <run>/published     what was written last, and what the next one needs to know
     <state>/publish-off the site has switched it off here
@@ -253,7 +253,9 @@ class Publisher:
         seen = self._foreseen(outlook, state, words)
         here = outlook.jobs()
         holds = [mark.fit for mark in self._node.files.marks() if mark.fit and mark.job in here]
-        totals = {kind: holds.count(kind) + count for kind, count in seen.counts.items()}
+        # Where nothing would succeed, nothing: who waits for what is in use has a reservation, and
+        # all behind it wait for that, too; who waits for what is not there is in nobody's way.
+        totals = {kind: count and holds.count(kind) + count for kind, count in seen.counts.items()}
         totals[START] = len(holds) + seen.starts
         return {kind: totals.get(kind, count) for kind, count in words.items()}
 
