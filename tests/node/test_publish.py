@@ -165,6 +165,18 @@ def test_a_gpu_without_a_place_stops_the_count(node: Node, desk: Desk) -> None:
     assert desk.fits()["3g.40gb"] >= 1
 
 
+def test_what_is_in_use_and_has_no_place_is_0(node: Node, desk: Desk) -> None:
+    """Published as in use, who waited for it had a reservation, and all behind it waited, too."""
+    mine = publisher(node, desk)
+    for job in range(1, 5):
+        give(node, job, LARGE, gpu=(job - 1) // 2, fit="3g.40gb")
+    mine.look(NOW)
+    assert desk.fits() == {"1g.10gb": 0, "3g.40gb": 0, "4g.40gb": 0, "start": 6}
+    end(node, 4)
+    mine.look(NOW)
+    assert desk.fits()["3g.40gb"] == 3 + 1
+
+
 def test_what_no_record_names_is_in_the_way(site: Site, node: Node, desk: Desk) -> None:
     with site.machine.change(0) as board:
         for start in (3, 4):
