@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kit.cluster import ALICE, Site, running
+from tests.kit.cluster_jobs import saved
 from tests.kit.publishing import (
     NODES,
     PREEMPTION,
@@ -254,7 +255,7 @@ def test_slurmctld_goes_while_it_is_told(site: Site) -> None:
     """A look fails and says so; when slurmctld is back the next one is right, and nobody held."""
     fill(site)
     job = site.sbatch(THREE, script="sleep 1")
-    time.sleep(1)
+    saved(site, job)
     site.unblock("n1")
     pid = (site.cluster.root / "spool/slurmctld.pid").read_text().strip()
     half = struck(site, "nodename=n1 gres=", f"kill -9 {pid};")

@@ -19,6 +19,7 @@ from slurm_mig.mig import allocation as phases
 from slurm_mig.sandbox import SandboxNode
 from slurm_mig.simulator.faults import Rule
 from tests.kit.cluster import ALICE, Site, launch, running
+from tests.kit.cluster_jobs import saved
 from tests.kit.gpus import H100
 from tests.kit.ways import at_work, later
 
@@ -303,14 +304,6 @@ def restart(site: Site, *, kill: bool) -> None:
     (site.cluster.kill_daemon if kill else site.cluster.stop_daemon)("slurmctld")
     site.cluster.start_slurmctld()
     site.until(lambda: site.cluster.try_run("sinfo").returncode == 0, "slurmctld")
-
-
-def saved(site: Site, job: int) -> None:
-    """Wait until slurmctld has written its state, which it does some seconds after a change."""
-    state = site.cluster.root / "state/job_state"
-    changed = time.time()
-    site.run("scontrol", "update", f"jobid={job}", "admincomment=changed")
-    site.until(lambda: state.stat().st_mtime > changed, "the state to be written")
 
 
 @pytest.mark.parametrize("kill", [False, True])

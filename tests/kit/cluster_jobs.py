@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,14 @@ SHOW = 'echo "seen $SLURM_PROCID $CUDA_VISIBLE_DEVICES $SLURM_MIG_PROFILES $SLUR
 def seen(text: str) -> list[list[str]]:
     """What tasks printed: rank, UUIDs, profiles, GPU."""
     return sorted(line.split()[1:] for line in text.splitlines() if line.startswith("seen "))
+
+
+def saved(site: Site, job: int) -> None:
+    """Wait until slurmctld has written its state, which it does some seconds after a change."""
+    state = site.cluster.root / "state/job_state"
+    changed = time.time()
+    site.run("scontrol", "update", f"jobid={job}", "admincomment=changed")
+    site.until(lambda: state.stat().st_mtime > changed, "the state to be written")
 
 
 def uuids(record: Allocation) -> str:
