@@ -71,7 +71,8 @@ class Published:
 
     `wrote` are totals by type of `fit`, none where nobody knows what Slurm has. `looked` is when
     Slurm was last read, `silent` until when it is left in peace; `writes` are times of the last
-    updates. `held` is Slurm's index of a GPU that is kept for who waits long, -1 for none, and
+    updates. `planned`: what is in use is published where nothing more would succeed, too. `held` is
+    Slurm's index of a GPU that is kept for who waits long, -1 for none, and
     `large` what that one waits for; `turn` is this node's number among those that publish, and how
     many they are. `seen` is when jobs of each type were here last, `updates` how many there were
     in this boot.
@@ -86,6 +87,7 @@ class Published:
     held: int = -1
     large: str = ""
     turn: tuple[int, int] = (0, 0)
+    planned: bool = False
     seen: dict[str, float] = field(default_factory=dict)
     updates: int = 0
 
@@ -183,11 +185,19 @@ class Publisher:
             silent=0.0,
             looked=now,
             wrote=there,
+            planned=self._preempts(),
         )
         done = give_extra(slurm, facts.name, facts.extra)
         state, more = self._for_others(state, facts, now)
         written = self._write(state, facts.gres_text, now)
         return [*done, *more, *written]
+
+    def _preempts(self) -> bool:
+        """Whether this Slurm would preempt for what is in use, and for what is 0 would not."""
+        if self._slurm.version() >= EXTRA_SINCE:
+            return False
+        kind = self._slurm.configuration().get("preempttype", "")
+        return kind not in {"", "preempt/none"}
 
     def _for_others(
         self, state: Published, facts: NodeFacts, now: float
@@ -255,7 +265,10 @@ class Publisher:
         holds = [mark.fit for mark in self._node.files.marks() if mark.fit and mark.job in here]
         # Where nothing would succeed, nothing: who waits for what is in use has a reservation, and
         # all behind it wait for that, too; who waits for what is not there is in nobody's way.
-        totals = {kind: count and holds.count(kind) + count for kind, count in seen.counts.items()}
+        totals = {
+            kind: holds.count(kind) + count if count or state.planned else 0
+            for kind, count in seen.counts.items()
+        }
         totals[START] = len(holds) + seen.starts
         return {kind: totals.get(kind, count) for kind, count in words.items()}
 

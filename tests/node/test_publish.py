@@ -45,7 +45,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.gres, self.extra, self.rule = FULL, "", "CR_CPU"
-        self.version_is = (24, 11)
+        self.version_is, self.preempt = (24, 11), "preempt/none"
         self.waiting: list[Pending] = []
         self.comments: dict[str, str] = {}
         self.others = [NodeFacts("n2", frozenset({"IDLE"}), "", {}, gres_text="gpu:1")]
@@ -67,6 +67,9 @@ class Desk:
 
     def selection(self) -> str:
         return self.rule
+
+    def configuration(self) -> dict[str, str]:
+        return {"preempttype": self.preempt}
 
     def pending(self) -> list[Pending]:
         return self.waiting
@@ -172,6 +175,14 @@ def test_what_is_in_use_and_has_no_place_is_0(node: Node, desk: Desk) -> None:
         give(node, job, LARGE, gpu=(job - 1) // 2, fit="3g.40gb")
     mine.look(NOW)
     assert desk.fits() == {"1g.10gb": 0, "3g.40gb": 0, "4g.40gb": 0, "start": 6}
+    desk.version_is = (22, 5)
+    mine.look(NOW)
+    assert desk.fits()["3g.40gb"] == 0
+    # Before 23.11 Slurm preempts nobody for what is not counted at all.
+    desk.preempt = "preempt/partition_prio"
+    mine.look(NOW)
+    assert desk.fits()["3g.40gb"] == 4
+    desk.version_is = (24, 11)
     end(node, 4)
     mine.look(NOW)
     assert desk.fits()["3g.40gb"] == 3 + 1
