@@ -23,7 +23,9 @@ NO_PLUGIN = "slurmd -V | grep -q ' 22' || echo CgroupPlugin=disabled >/etc/slurm
 PATIENCE = {
     "sinfo": "until sinfo -h -o %T | grep -qx idle; do sleep 0.2; done",
     "slurm-mig status": 'until [ "$(squeue -h -t R -o %T | wc -l)" = 2 ]; do sleep 0.2; done',
-    "slurm-mig audit": 'until [ -z "$(squeue -h)" ]; do sleep 0.5; done',
+    # What Epilogs have put off is taken down a moment after the jobs are gone from the queue.
+    "slurm-mig audit": 'until [ -z "$(squeue -h)" ] && ! slurm-mig audit | grep -qw releasing; '
+    "do sleep 0.5; done",
 }
 #: Steps that tests/kit/machine_inside.py has done already where slurm-mig is this checkout's.
 INSTALLED = ("python3 -m venv", "/opt/slurm-mig/bin/pip", "ln -s")
