@@ -193,11 +193,8 @@ class Publisher:
         return [*done, *more, *written]
 
     def _preempts(self) -> bool:
-        """Whether this Slurm would preempt for what is in use, and for what is 0 would not."""
-        if self._slurm.version() >= EXTRA_SINCE:
-            return False
-        kind = self._slurm.configuration().get("preempttype", "")
-        return kind not in {"", "preempt/none"}
+        """Whether Slurm preempts: for what is in use it would, for what is 0 it does not."""
+        return self._slurm.configuration().get("preempttype", "") not in {"", "preempt/none"}
 
     def _for_others(
         self, state: Published, facts: NodeFacts, now: float

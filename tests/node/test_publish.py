@@ -175,14 +175,10 @@ def test_what_is_in_use_and_has_no_place_is_0(node: Node, desk: Desk) -> None:
         give(node, job, LARGE, gpu=(job - 1) // 2, fit="3g.40gb")
     mine.look(NOW)
     assert desk.fits() == {"1g.10gb": 0, "3g.40gb": 0, "4g.40gb": 0, "start": 6}
-    desk.version_is = (22, 5)
-    mine.look(NOW)
-    assert desk.fits()["3g.40gb"] == 0
-    # Before 23.11 Slurm preempts nobody for what is not counted at all.
+    # Slurm preempts nobody for what is not counted at all.
     desk.preempt = "preempt/partition_prio"
     mine.look(NOW)
     assert desk.fits()["3g.40gb"] == 4
-    desk.version_is = (24, 11)
     end(node, 4)
     mine.look(NOW)
     assert desk.fits()["3g.40gb"] == 3 + 1
