@@ -325,3 +325,19 @@ def test_switched_on_while_jobs_wait(build: Callable[..., Site]) -> None:
     for job in (counted, blind, running_one, *queued):
         site.wait(job, "COMPLETED", seconds=90)
     assert refusals(site) == 1
+
+
+def test_who_waits_for_a_place_keeps_nobody_waiting() -> None:
+    """Two 3g run and a third has no place; what came later and runs longer starts all the same."""
+    with running(NODES[:1], publish=True) as made:
+        site = Site(made)
+        look(site)
+        for profile in ("3g.40gb", "3g.40gb", "4g.40gb", "1g.10gb"):
+            job = site.sbatch(f"--gres=mig:{profile}:1", "-t1", script="sleep 50")
+            site.wait(job, "RUNNING", seconds=30)
+        waits = site.sbatch(THREE, "-t1", script="sleep 1")
+        site.until(lambda: fits(site)["3g.40gb"] == 0, "nothing published")
+        later = site.sbatch("--gres=mig:1g.10gb:1", "-t5", script="sleep 1")
+        site.wait(later, "COMPLETED", seconds=20)
+        assert site.state(waits) == "PENDING"
+        nobody_is_held(site)
