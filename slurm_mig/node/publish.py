@@ -177,24 +177,21 @@ class Publisher:
         if not there:
             self._path.unlink(missing_ok=True)
             return []
-        before = self.last()
+        before, settings = self.last(), self._slurm.configuration()
         state = replace(
             before,
-            rule=rule_of(slurm.selection()).value,
+            rule=rule_of(settings.get("selecttypeparameters", "")).value,
             foreign=strangers(self._node),
             silent=0.0,
             looked=now,
             wrote=there,
-            planned=self._preempts(),
+            # For what is in use Slurm preempts, for what is 0 it does not.
+            planned=settings.get("preempttype", "") not in {"", "preempt/none"},
         )
         done = give_extra(slurm, facts.name, facts.extra)
         state, more = self._for_others(state, facts, now)
         written = self._write(state, facts.gres_text, now)
         return [*done, *more, *written]
-
-    def _preempts(self) -> bool:
-        """Whether Slurm preempts: for what is in use it would, for what is 0 it does not."""
-        return self._slurm.configuration().get("preempttype", "") not in {"", "preempt/none"}
 
     def _for_others(
         self, state: Published, facts: NodeFacts, now: float

@@ -65,11 +65,8 @@ class Desk:
     def version(self) -> tuple[int, int]:
         return self.version_is
 
-    def selection(self) -> str:
-        return self.rule
-
     def configuration(self) -> dict[str, str]:
-        return {"preempttype": self.preempt}
+        return {"selecttypeparameters": self.rule, "preempttype": self.preempt}
 
     def pending(self) -> list[Pending]:
         return self.waiting
