@@ -121,14 +121,20 @@ def test_an_older_helper_lets_hooks_go_and_ends(site: Site, tmp_path: Path) -> N
     assert events(site)[-1] == "released"
 
 
+def standing_still(site: Site, seconds: int) -> subprocess.Popen[bytes]:
+    """A Prolog of job 7 that waits so long for the driver, once it does."""
+    site.machine.faults.set([Rule("nvmlGpuInstanceCreateComputeInstance", f"hang:{seconds}")])
+    hook = subprocess.Popen(
+        [site.root / "hooks/prolog"], env=job_environ(7, STAMP), stderr=subprocess.PIPE
+    )
+    soon(lambda: site.machine.faults.rules()[0].seen)
+    return hook
+
+
 def test_a_helper_that_is_stopped_leaves_nothing(site: Site) -> None:
     """As systemd stops it: the hook at work comes to its end, the next one does it all itself."""
-    site.machine.faults.set([Rule("nvmlGpuInstanceCreateComputeInstance", "hang:2")])
     with helper(site) as process:
-        hook = subprocess.Popen(
-            [site.root / "hooks/prolog"], env=job_environ(7, STAMP), stderr=subprocess.PIPE
-        )
-        soon(lambda: site.machine.faults.rules()[0].seen)
+        hook = standing_still(site, 2)
         process.terminate()
         assert process.wait(20) == 0
         assert not (site.run / "warm").exists()
@@ -157,13 +163,9 @@ def test_a_helper_serves_its_own_configuration_alone(site: Site, tmp_path: Path)
 
 def test_a_hook_whose_helper_dies_is_run_again(site: Site) -> None:
     """What it left is what a killed hook leaves: the second run finishes it."""
-    site.machine.faults.set([Rule("nvmlGpuInstanceCreateComputeInstance", "hang:60")])
     with helper(site) as process:
-        hook = subprocess.Popen(
-            [site.root / "hooks/prolog"], env=job_environ(7, STAMP), stderr=subprocess.PIPE
-        )
+        hook = standing_still(site, 60)
         soon(lambda: "planned" in events(site))
-        soon(lambda: site.machine.faults.rules()[0].seen)
         for pid in forks(process):
             os.kill(pid, signal.SIGKILL)
         told = hook.communicate(timeout=60)[1]
@@ -421,12 +423,8 @@ def test_a_helper_whose_directory_is_not_its_own(site: Site) -> None:
 
 def test_the_helper_dies_and_its_fork_goes_on(site: Site) -> None:
     """As `systemctl restart` has it (KillMode=process): the hook ends as it would have."""
-    site.machine.faults.set([Rule("nvmlGpuInstanceCreateComputeInstance", "hang:1")])
     with helper(site) as process:
-        hook = subprocess.Popen(
-            [site.root / "hooks/prolog"], env=job_environ(7, STAMP), stderr=subprocess.PIPE
-        )
-        soon(lambda: site.machine.faults.rules()[0].seen)
+        hook = standing_still(site, 1)
         process.kill()
         told = hook.communicate(timeout=20)[1]
     assert hook.returncode == 0
