@@ -44,7 +44,8 @@ EMPTY = "slurm-mig status --brief | grep -qF '[........]'"
 PATIENCE = {
     (2, "squeue"): "sinfo -h -o %T | grep -qx drained",
     (7, "srun"): "sinfo -h -o %T | grep -qx reserved",
-    (7, "slurm-mig job"): '[ "$(squeue -h -t R -o %T | wc -l)" = 1 ]',
+    # squeue says R while the Prolog is still at work.
+    (7, "slurm-mig job"): '[ "$(slurm-mig audit | grep -cw active)" = 1 ]',
     (7, "slurm-mig status"): f'[ -z "$(squeue -h)" ] && {EMPTY}',
     (9, "sinfo"): f"sinfo -h -o %T | grep -qx reserved && {EMPTY}",
 }
