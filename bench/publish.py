@@ -8,7 +8,7 @@ mix at load 0.8, time-compressed: run times are exponential around `--mean` seco
 gives the same arrivals. `all` runs the three side by side, so that they share whatever else the
 machine does; `releases` does that inside the roots of `make test-slurm-versions`, on one node and
 on two, all eighteen at once: nine thousand jobs cost two cores three quarters of an hour of work,
-so `--mean 72` leaves the hooks the same small share of a job's time that they have on a cluster.
+so `--mean 90` leaves the hooks the same small share of a job's time that they have on a cluster.
 A table at the end; of one mode a line of JSON, and with `--story` what went before each refused
 start.
 """
@@ -46,8 +46,9 @@ TOP = Path(__file__).resolve().parents[1]
 H100 = "NVIDIA H100 80GB HBM3"
 NAMES = ("1g.10gb", "1g.20gb", "2g.20gb", "3g.40gb", "4g.40gb", "7g.80gb")
 GPUS, LOAD = 8, 0.8
-#: Seconds between two looks of a node: the minute of slurm-mig-publish.timer, compressed too.
-LOOK = 15.0
+#: Seconds between two looks of a node, at most: the minute of slurm-mig-publish.timer. Where jobs
+#: are shorter it is their mean, compressed too.
+LOOK = 60.0
 
 
 MODES = ("publish", "gate", "blind")
@@ -125,7 +126,7 @@ def look(cluster: Cluster, name: str) -> str:
     return done.stdout + done.stderr
 
 
-def look_on(cluster: Crowd, stop: threading.Event, said: list[str]) -> None:
+def look_on(cluster: Crowd, every: float, stop: threading.Event, said: list[str]) -> None:
     """Run it again and again until the end."""
     while not stop.is_set():
         for node in cluster.nodes:
@@ -134,7 +135,7 @@ def look_on(cluster: Crowd, stop: threading.Event, said: list[str]) -> None:
                 for line in look(cluster, node.name).splitlines()
                 if "nothing to do" not in line
             ]
-        stop.wait(LOOK)
+        stop.wait(every)
 
 
 def submit(cluster: Crowd, plan: list[tuple[float, str, float]]) -> dict[int, tuple[str, float]]:
@@ -264,7 +265,8 @@ def one(options: argparse.Namespace) -> dict[str, object]:
     heard: list[tuple[float, str]] = []
     threads = []
     if options.mode == "publish":
-        threads.append(threading.Thread(target=look_on, args=(cluster, stop, said)))
+        every = min(LOOK, options.mean)
+        threads.append(threading.Thread(target=look_on, args=(cluster, every, stop, said)))
     if options.story:
         threads.append(threading.Thread(target=overhears, args=(cluster, stop, heard)))
     try:
