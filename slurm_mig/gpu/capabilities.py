@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from slurm_mig.errors import DeviceNodeFault, NodeFault
 from slurm_mig.system.causes import out_of_order
-from slurm_mig.system.trust import private_directory, trusted
+from slurm_mig.system.trust import below, private_directory, trusted
 from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Capabilities:
         if not self._nodes.exists():
             return left
         with self._directory() as nodes:
-            for path in sorted(self._nodes.glob("nvidia-cap[0-9]*")):
+            for path in below(self._nodes, "nvidia-cap"):
                 number = path.name.removeprefix("nvidia-cap")
                 place = instance_of(int(number), gpu_minor) if number.isdecimal() else None
                 if place is not None and not _exists(base, *place):

@@ -54,7 +54,8 @@ def run(
     It is negative where a signal ended the work: the caller is to end by the same one.
 
     `watched`: its work is done by a child, for at most the configured deadline; on behalf of
-    `caller`, where there is one, which may be told to end.
+    `caller`, where there is one, which may be told to end. Who has a caller answers it first
+    where the code is PUT_OFF, and then runs the hook `teardown`.
     """
     from slurm_mig.config import load
     from slurm_mig.node.node import Node
@@ -200,7 +201,7 @@ def _watched(node: Node, job: Job, line: LogLine, caller: socket | None) -> int:
         # Not even begun: no process or no memory is to be had.
         return _finish(node, line, problem)
     tell_slurmd(ended.output)
-    if ended.code == PUT_OFF:
+    if ended.code == PUT_OFF and caller is None:
         return _go_on(node)
     if ended.code is not None:
         return ended.code

@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from slurm_mig.config import load, locate
 from slurm_mig.errors import ConfigFault
-from slurm_mig.hooks.run import HELPED, run
+from slurm_mig.hooks.run import HELPED, PUT_OFF, run
+from slurm_mig.mig.request import from_stamp
+from slurm_mig.state.locks import lock_at
 from slurm_mig.system import warm_client
 from slurm_mig.system.trust import public_directory, without_umask
 from slurm_mig.system.warm_client import BEGIN, CODE, PATIENCE, PROTOCOL, TAKEN
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
     #: Files, and how each was when it was loaded.
     Files = Sequence[tuple[Path, tuple[int, int] | None]]
 
-#: Hooks at once; those beyond go the long way.
-MOST: Final = 64
+#: Hooks and put-off teardowns at once; hooks beyond go the long way. Of each a node has 56 at most.
+MOST: Final = 112
 
 #: Seconds between two looks whether the socket is still this helper's, and at what has ended.
 LOOK_EVERY: Final = 1.0
@@ -47,6 +49,8 @@ LONGEST: Final = 8 << 20
 
 #: How a fork tells its parent that files on the disk are no longer those that it has loaded.
 OLD: Final = 75
+
+SAMPLE_STAMP: Final = "slurm-mig=1,1g.10gb/19/4:1"
 
 #: What a hook loads when it comes to it.
 LOADED: Final = (
@@ -103,6 +107,9 @@ def _load(config: Config) -> None:
         import_module(name)
     if config.library.startswith("simulator:"):
         import_module("slurm_mig.simulator.library")
+    # What a process makes once, when it first comes to it: filelock's signatures, expressions.
+    lock_at(Path("/"))
+    from_stamp(SAMPLE_STAMP)
 
 
 def _files() -> Files:
@@ -204,10 +211,26 @@ def _run(link: socket.socket, files: Files) -> int:
         return 0
     link.settimeout(None)
     _become(link, environ, descriptors)
-    code = run(hook, {**os.environ, HELPED: "1"}, watched=True, caller=link)
+    told = {**os.environ, HELPED: "1"}
+    code = run(hook, told, watched=True, caller=link)
     sys.stdout.flush()
-    link.sendall(code.to_bytes(CODE, "little", signed=True))
+    put_off = code == PUT_OFF
+    if put_off:
+        _let_go(link)
+    with suppress(OSError):
+        link.sendall((0 if put_off else code).to_bytes(CODE, "little", signed=True))
+    if put_off:
+        # Nobody waits for this process any more.
+        run("teardown", told, watched=True)
     return 0
+
+
+def _let_go(link: socket.socket) -> None:
+    """Hold nothing that slurmd waits for, and go on whatever becomes of the client."""
+    fcntl.fcntl(link, fcntl.F_SETFL, fcntl.fcntl(link, fcntl.F_GETFL) & ~os.O_ASYNC)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nothing, descriptor)
 
 
 def _receive(link: socket.socket) -> tuple[str, dict[bytes, bytes]]:

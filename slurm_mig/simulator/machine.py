@@ -21,6 +21,7 @@ from slurm_mig.simulator.board import Board
 from slurm_mig.simulator.faults import Faults
 from slurm_mig.simulator.tree import Tree
 from slurm_mig.system.replace import replace_file
+from slurm_mig.system.trust import below
 from slurm_mig.values import dataclass
 
 if TYPE_CHECKING:
@@ -281,7 +282,7 @@ class Machine:
     def holders(self) -> list[tuple[int, str]]:
         """(pid, UUID) of every simulated client whose process still lives."""
         found = []
-        for path in (self.root / "holders").glob("[0-9]*"):
+        for path in below(self.root / "holders"):
             try:
                 pid, (uuid_text, started) = int(path.name), path.read_text("ascii").split()
             except (OSError, ValueError):

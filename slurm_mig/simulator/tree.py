@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from slurm_mig.system.trust import below
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -117,7 +119,7 @@ class Tree:
         for name, item in wanted.items():
             self._write_access(base / name / "access", gi_minor(gpu, item.gi_id), 292)
             kept = {f"ci{compute.ci_id}" for compute in item.compute}
-            for path in (base / name).glob("ci*"):
+            for path in below(base / name, "ci"):
                 if path.name not in kept:
                     shutil.rmtree(path)
             for compute in item.compute:

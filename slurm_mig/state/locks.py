@@ -21,7 +21,7 @@ from slurm_mig.system.causes import out_of_order
 from slurm_mig.system.held import holding
 from slurm_mig.system.replace import remove_abandoned, replace_file
 from slurm_mig.system.space import waiting_for_room
-from slurm_mig.system.trust import private_directory
+from slurm_mig.system.trust import below, private_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -102,7 +102,7 @@ class Locks:
 
     @contextmanager
     def _one(self, gpu: str, action: str, end: float | None) -> Iterator[None]:
-        lock = _lock(self._root / f"{gpu}.lock")
+        lock = lock_at(self._root / f"{gpu}.lock")
         with Turn(self._root, gpu) as turn:
             with waiting_for_room():
                 try:
@@ -170,7 +170,7 @@ class Locks:
         """Leave the note. It serves messages alone: no work fails for want of it."""
         with suppress(OSError, NodeFault):
             # Holders that died while they wrote theirs.
-            for half in self._root.glob(f".{note.name}.*"):
+            for half in below(self._root, f".{note.name}."):
                 half.unlink(missing_ok=True)
             replace_file(note, json.dumps(_self_description(action)), mode=0o600)
 
@@ -183,8 +183,10 @@ class Locks:
         from filelock import Timeout
 
         left = remove_abandoned(self._root)
-        for note in self._root.glob("*.holder"):
-            lock = _lock(note.with_suffix(".lock"))
+        for note in below(self._root):
+            if note.suffix != ".holder":
+                continue
+            lock = lock_at(note.with_suffix(".lock"))
             # It is held, or is left, with its note taken away, at this very moment.
             with suppress(Timeout, OSError), lock.acquire(timeout=0):
                 note.unlink()
@@ -202,7 +204,8 @@ class Locks:
             return "a process that left no note"
 
 
-def _lock(path: Path) -> UnixFileLock:
+def lock_at(path: Path) -> UnixFileLock:
+    """The lock that this file is, not taken yet."""
     # Here, for who only gives way and then finds its work done: it is half of what a hook loads.
     from filelock import UnixFileLock
 

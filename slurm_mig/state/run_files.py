@@ -29,6 +29,7 @@ from slurm_mig.system.detach import remove_as_owner
 from slurm_mig.system.replace import remove_abandoned, replace_file
 from slurm_mig.system.space import waiting_for_room
 from slurm_mig.system.trust import (
+    below,
     private_directory,
     public_directory,
     read_own,
@@ -182,7 +183,7 @@ class RunFiles:
 
         One that cannot be believed must not stop the work on all the others.
         """
-        return [Mark.parse(path, self._told(path)) for path in _ours(self._jobs, "[0-9]*")]
+        return [Mark.parse(path, self._told(path)) for path in _ours(self._jobs)]
 
     def _told(self, path: Path) -> str:
         try:
@@ -196,7 +197,7 @@ class RunFiles:
 
         The mark stays: it alone says whose its slices were.
         """
-        for path in _ours(self._env, "*"):
+        for path in _files_in(self._env):
             if job_of(path) == mark.job:
                 path.unlink(missing_ok=True)
         replace_file(mark.path, f"{read_own(mark.path)}ended\n", mode=0o600)
@@ -237,11 +238,15 @@ class RunFiles:
 
     def retries(self, job_id: int) -> list[str]:
         """What runs of a job asked their Epilog to postpone."""
-        return self._notes(f"{job_id}.*", "retry")
+        return self._notes(f"{job_id}.", "retry")
 
     def _notes(self, names: str, kind: str) -> list[str]:
-        """What marks say; NodeFault for a mark that somebody else could have made."""
-        texts = [read_own(path) for path in _ours(self._jobs, names)]
+        """What marks say, of a run or of all runs of `<job>.`.
+
+        NodeFault for a mark that somebody else could have made.
+        """
+        paths = _ours(self._jobs, names)
+        texts = [read_own(path) for path in paths if names.endswith(".") or path.name == names]
         lines = [line.partition(" ") for text in texts for line in text.splitlines()]
         return [value for word, _, value in lines if word == kind]
 
@@ -274,9 +279,9 @@ class RunFiles:
         for path in _files_in(self._env):
             if job_of(path) == job_id:
                 _remove(path)
-        for told in self._notes(f"{job_id}.*", "leases"):
+        for told in self._notes(f"{job_id}.", "leases"):
             remove_as_owner(Path(told))
-        for path in _ours(self._leases, "[0-9]*"):
+        for path in _ours(self._leases):
             if job_of(path) == job_id:
                 leases.remove(path)
         # The marks last: they alone bring an Epilog that died here to do it again.
@@ -323,8 +328,9 @@ class RunFiles:
         for stem in _stems(owner):
             _remove(self._env / stem)
             # What a hook was writing when it died; digits only, for others' names begin alike.
-            for half in self._env.glob(f".{stem}.[0-9]*"):
-                _remove(half)
+            for half in below(self._env, f".{stem}."):
+                if half.name.rpartition(".")[0] == f".{stem}" and half.suffix[1:].isdecimal():
+                    _remove(half)
 
     def jobs(self) -> set[int]:
         """Ids of all jobs that have a file here."""
@@ -337,7 +343,7 @@ class RunFiles:
         not name its boot is an earlier release's: it may be of a job that lives.
         """
         # Half-written ones go by their writers' pids: it may be at work.
-        found = (*_ours(self._env, "[0-9]*"), *_ours(self._jobs, "[0-9]*"))
+        found = (*_ours(self._env), *_ours(self._jobs))
         files = {job for path in found if (job := job_of(path)) is not None}
         marks = self.marks()
         boot = self._facts.get("boot", "")
@@ -350,26 +356,27 @@ class RunFiles:
     def _all(self) -> list[Path]:
         return [
             *_files_in(self._env),
-            *_ours(self._leases, "[0-9]*"),
+            *_ours(self._leases),
             *_files_in(self._jobs),
         ]
 
 
 def _files_in(directory: Path) -> list[Path]:
     """Files of jobs, with those that a hook was writing when it died."""
-    return [*_ours(directory, "[0-9]*"), *_ours(directory, ".[0-9]*")]
+    return [path for path in _inside(directory) if job_of(path) is not None]
 
 
-def _ours(directory: Path, names: str) -> list[Path]:
+def _ours(directory: Path, beginning: str = "") -> list[Path]:
     """Those of a directory's files that we name so: another's must not stop the work on them."""
-    return [path for path in _inside(directory, names) if job_of(path) is not None]
+    found = _inside(directory, beginning)
+    return [path for path in found if path.name[0] != "." and job_of(path) is not None]
 
 
-def _inside(directory: Path, names: str) -> list[Path]:
+def _inside(directory: Path, beginning: str = "") -> list[Path]:
     """Files of a directory that root alone changes; none where it does not exist."""
     try:
         with trusted(directory):
-            return sorted(directory.glob(names))
+            return below(directory, beginning)
     except FileNotFoundError:
         return []
 

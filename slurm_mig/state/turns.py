@@ -22,6 +22,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from slurm_mig.system.trust import below
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -100,7 +102,7 @@ class Turn:
             finally:
                 os.close(descriptor)
         # Who died before its ticket had a number. Threads have their place in /proc, too.
-        for half in self._directory.glob(f".{self._name}.*"):
+        for half in below(self._directory, f".{self._name}."):
             thread = half.name.rpartition(".")[2]
             if thread.isdecimal() and not Path(f"/proc/{thread}").exists():
                 with suppress(OSError):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from slurm_mig.errors import NodeFault
 from slurm_mig.system.replace import replace_file
-from slurm_mig.system.trust import private_directory, read_own
+from slurm_mig.system.trust import below, private_directory, read_own
 from slurm_mig.values import asdict, dataclass, replace
 
 if TYPE_CHECKING:
@@ -55,7 +55,9 @@ class WaitingJobs:
     def all(self) -> list[Waiting]:
         """Who waits, the longest first. What somebody else put there waits for nothing."""
         found = []
-        for path in self._directory.glob("[0-9]*") if self._directory.is_dir() else ():
+        for path in below(self._directory):
+            if not path.name.isdecimal():
+                continue
             with suppress(NodeFault, ValueError, TypeError):
                 found.append(Waiting(**json.loads(read_own(path))))
         return sorted(found, key=lambda item: (item.since, item.job))

@@ -13,14 +13,19 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from slurm_mig.simulator.faults import Rule
 from slurm_mig.system import warm_client
+from tests.kit.gpus import H100
 from tests.kit.site import Site, helper, job_environ
 from tests.kit.users import as_user
 from tests.kit.ways import at_work, soon
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 pytestmark = [pytest.mark.root, pytest.mark.alone("helpers of its own, whatever the way")]
 
@@ -54,6 +59,19 @@ def test_a_helper_serves_hooks_as_they_serve_themselves(site: Site) -> None:
         told[way] = (done.returncode, done.stdout, ended.returncode, words)
     assert told["alone"] == told["helper"]
     assert events(site) == ["planned", "active", "releasing", "released"] * 2
+
+
+def test_an_epilog_is_over_before_its_teardown(make_site: Callable[..., Site]) -> None:
+    """Nothing that slurmd waits for is held, and its fork counts as long as it is at work."""
+    site = make_site(H100, config="[hooks]\ndefer_teardown = true\n")
+    with helper(site) as process:
+        site.prolog(7, STAMP)
+        site.machine.faults.set([Rule("nvmlComputeInstanceDestroy", "hang:1.5")])
+        # Returns when nobody has its output any more.
+        done = site.epilog(7)
+        assert (done.returncode, events(site)[-1]) == (0, "releasing"), done.stderr
+        assert len(forks(process)) == 1
+        soon(lambda: events(site)[-1] == "released" and not forks(process))
 
 
 def test_between_hooks_it_holds_nothing(site: Site) -> None:

@@ -73,8 +73,9 @@ def config_of(environ: Path) -> str:
 
 
 def detached(config: Path) -> set[int]:
-    """Those that hooks have left behind, for which nobody waits."""
-    return {pid for pid, parent in at_work(config).items() if parent == 1}
+    """Those that hooks have left behind, for which nobody waits; a helper's forks go on so."""
+    left = {1, *HELPERS}
+    return {pid for pid, parent in at_work(config).items() if parent in left}
 
 
 @contextmanager
