@@ -7,8 +7,10 @@ As root, on a machine with Slurm's daemons. Eight simulated H100, on one node or
 mix at load 0.8, time-compressed: run times are exponential around `--mean` seconds. The same seed
 gives the same arrivals. `all` runs the three side by side, so that they share whatever else the
 machine does; `releases` does that inside the roots of `make test-slurm-versions`, on one node and
-on two, all eighteen at once: nine thousand jobs cost two cores three quarters of an hour of work,
-so `--mean 90` leaves the hooks the same small share of a job's time that they have on a cluster.
+on two, all eighteen at once: nine thousand jobs keep two cores busy for long, so give them
+`--mean 72 --helper`, which leaves hooks the same small share of a job's time that they have on a
+cluster. `--helper` has slurm-mig-warm.service on every node; the column `busy` says how much of the
+machine worked, without what ran at a lower priority (nice).
 A table at the end; of one mode a line of JSON, and with `--story` what went before each refused
 start.
 """
@@ -32,6 +34,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from _site import helped
 
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig import catalog
@@ -113,6 +117,15 @@ def build(mode: str, nodes: int) -> Crowd:
             # No file can be made below it, so nobody is brought forward.
             (cluster.root / f"nodes/{name}/state/waiting").write_text("")
     return cluster
+
+
+def help_all(cluster: Crowd, until: ExitStack) -> None:
+    """What slurm-mig-warm.service is on every node."""
+    for item in cluster.nodes:
+        home = cluster.root / "nodes" / item.name
+        until.enter_context(
+            helped(home / "config.toml", home / "run/warm", SLURMD_NODENAME=item.name)
+        )
 
 
 def look(cluster: Cluster, name: str) -> str:
@@ -247,10 +260,11 @@ def updates(cluster: Crowd) -> dict[str, object]:
 
 
 def busy() -> tuple[float, float]:
-    """Seconds of CPU that this machine has worked so far, and all there were."""
+    """Seconds of CPU that this machine has worked so far, not at nice, and all there were."""
     words = Path("/proc/stat").read_text("utf-8").split("\n", 1)[0].split()[1:9]
     ticks = [int(word) for word in words]
-    return (sum(ticks) - ticks[3] - ticks[4]) / 100, sum(ticks) / 100
+    # user, nice, system, idle, iowait, and the rest (proc_stat(5)).
+    return (sum(ticks) - ticks[1] - ticks[3] - ticks[4]) / 100, sum(ticks) / 100
 
 
 def drained(cluster: Crowd, name: str) -> bool:
@@ -262,6 +276,7 @@ def one(options: argparse.Namespace) -> dict[str, object]:
     """One run of one mode."""
     plan = arrivals(options.seed, options.jobs, options.mean)
     cluster, stop, said = build(options.mode, options.nodes), threading.Event(), []  # type: ignore[var-annotated]
+    helpers = ExitStack()
     heard: list[tuple[float, str]] = []
     threads = []
     if options.mode == "publish":
@@ -270,6 +285,8 @@ def one(options: argparse.Namespace) -> dict[str, object]:
     if options.story:
         threads.append(threading.Thread(target=overhears, args=(cluster, stop, heard)))
     try:
+        if options.helper:
+            help_all(cluster, helpers)
         for thread in threads:
             thread.start()
         time.sleep(2)
@@ -295,6 +312,7 @@ def one(options: argparse.Namespace) -> dict[str, object]:
         stop.set()
         for thread in threads:
             thread.join()
+        helpers.close()
         cluster.stop()
         cluster.remove()
 
@@ -302,7 +320,8 @@ def one(options: argparse.Namespace) -> dict[str, object]:
 def words(options: argparse.Namespace) -> list[str]:
     """The options of a run that a run below it has, too."""
     names = ("nodes", "jobs", "seed", "mean")
-    return [word for name in names for word in (f"--{name}", str(getattr(options, name)))]
+    found = [word for name in names for word in (f"--{name}", str(getattr(options, name)))]
+    return [*found, *(["--helper"] if options.helper else [])]
 
 
 def side_by_side(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -375,6 +394,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--mean", type=float, default=14.0)
+    parser.add_argument("--helper", action="store_true")
     parser.add_argument("--story", action="store_true")
     parser.add_argument("--suites", nargs="+", default=["bookworm", "trixie", "forky"])
     options = parser.parse_args()
