@@ -35,12 +35,13 @@ unit: test-packages $(VENV)/.developer
 test-slurm: test-packages $(VENV)/.developer
 	@$(BIN)/pytest -q -n $(WORKERS) tests/cluster
 
-# The tests that run hooks, where Epilogs leave the teardown to another process, and where a helper
-# runs all hooks, too; WAYS="later" runs one.
+# The rooms of tests that run hooks, where Epilogs leave the teardown to another process, and where
+# a helper runs all hooks, too; WAYS="later" runs one.
 WAYS ?= later helper
+WITH_HOOKS := $(addprefix tests/,acceptance audit cli cluster doctor hooks node state transaction whole)
 test-ways: test-packages $(VENV)/.developer
 	@failed=0; for way in $(WAYS); do \
-	  echo "$$way:"; SLURM_MIG_WAY=$$way $(BIN)/pytest -q -n $(WORKERS) tests || failed=1; \
+	  echo "$$way:"; SLURM_MIG_WAY=$$way $(BIN)/pytest -q -n $(WORKERS) $(WITH_HOOKS) || failed=1; \
 	done; exit $$failed
 
 # What publishing does with jobs of every shape, restarts and preemption: two minutes.

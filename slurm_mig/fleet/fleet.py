@@ -287,7 +287,8 @@ class Fleet:
         """`fit` counts of a node whose slots nobody has looked at: they stop nothing.
 
         One for each request of one profile that leaves room on its GPU, `3g.40gb`, `1g.10gbx2`;
-        `start` is counted by every such job. What takes all of a GPU has exact shards.
+        `start` is counted by every such job, `rest` by none: it takes what the others change,
+        so that their sum stays. What takes all of a GPU has exact shards.
         """
         found: dict[str, int] = {}
         if not self.publish:
@@ -300,7 +301,9 @@ class Fleet:
                 if many * item.weight < item.capacity:
                     found[fit_type(name, many)] = number // many
         if found:
-            found["start"] = sum(len(places) for places in group.types().values()) * MAX_PER_REQUEST
+            most = sum(len(places) for places in group.types().values()) * MAX_PER_REQUEST
+            found["start"] = most
+            found["rest"] = most * len(found)
         return found
 
 

@@ -24,7 +24,7 @@ from slurm_mig.mig.request import Item, Request
 from slurm_mig.node import watch
 from slurm_mig.node.gate import alone, look_later
 from slurm_mig.node.outlook import Outlook, Strangers, rule_of, strangers
-from slurm_mig.node.watch import START
+from slurm_mig.node.watch import REST, START
 from slurm_mig.packing.foresight import (
     ChoiceRule,
     Foresight,
@@ -35,6 +35,7 @@ from slurm_mig.packing.foresight import (
 )
 from slurm_mig.packing.states import CLOSED
 from slurm_mig.slurm.commands import CommandClient
+from slurm_mig.slurm.conf import number
 from slurm_mig.system.replace import replace_file
 from slurm_mig.system.trust import private_directory, read_own
 from slurm_mig.values import asdict, dataclass, field, fields, replace
@@ -61,7 +62,13 @@ LEARNING: Final = 20
 #: First release whose slurmctld reads expressions about a node's Extra (slurm.conf(5)).
 EXTRA_SINCE: Final = (23, 11)
 
-_FIT: Final = re.compile(r"(?:^|,)fit:([^:,]+):(\d+)")
+_FIT: Final = re.compile(r"(?:^|,)fit:([^:,]+):(\w+)")
+#: What a look says where Slurm's counts are those of an earlier slurm.conf.mig.
+NO_REST: Final = (
+    "nothing is published: this node's Gres has no fit:rest, and Slurm would drain it at a "
+    "registration; take over slurm.conf.mig as `slurm-mig generate` writes it now"
+)
+
 _TYPE: Final = re.compile(r"(.+?gb(?:[+-][a-z.]+)?)(?:x([2-8]))?")
 
 
@@ -174,9 +181,9 @@ class Publisher:
         slurm = self._node.slurm
         facts = slurm.node(self._node.name)
         there = counts_in(facts.gres_text)
-        if not there:
+        if REST not in there:
             self._path.unlink(missing_ok=True)
-            return []
+            return [NO_REST] if there else []
         before, settings = self.last(), self._slurm.configuration()
         state = replace(
             before,
@@ -236,7 +243,8 @@ class Publisher:
         totals = self.totals(state, there)
         fresh = with_fits(text, totals)
         writes = tuple(at for at in state.writes if at > now - WITHIN)
-        if fresh != text:
+        changed = totals != there
+        if changed:
             # Who dies now, or hears no answer, leaves nobody in the belief to know what Slurm has.
             self._save(replace(state, wrote={}))
             self._slurm.set_gres(self._node.name, fresh)
@@ -244,10 +252,10 @@ class Publisher:
         here = {mark.fit: now for mark in self._node.files.marks() if mark.fit}
         usual = {kind: at for kind, at in state.seen.items() if at > now - USUAL}
         seen = {**usual, **here}
-        updates = state.updates + (fresh != text)
+        updates = state.updates + changed
         state = replace(state, wrote=totals, looked=now, writes=writes, seen=seen, updates=updates)
         self._save(state)
-        return [f"published {_shown(there, totals)}"] if fresh != text else []
+        return [f"published {_shown(there, totals)}"] if changed else []
 
     # -- what ----------------------------------------------------------------
 
@@ -264,7 +272,7 @@ class Publisher:
             for kind, count in seen.counts.items()
         }
         totals[START] = len(holds) + seen.starts
-        return {kind: totals.get(kind, count) for kind, count in words.items()}
+        return balanced({kind: totals.get(kind, count) for kind, count in words.items()}, words)
 
     def _foreseen(self, outlook: Outlook, state: Published, words: Mapping[str, int]) -> Foresight:
         """Starts that would succeed, of each type; of others than `large` without the kept GPU.
@@ -335,10 +343,11 @@ class Publisher:
         # A hook that had begun before would lower them again.
         with alone(self._lock, wait=True):
             text = slurm.node(self._node.name).gres_text
-            low = [kind for kind, count in counts_in(text).items() if count < most]
-            if not low:
+            there = counts_in(text)
+            if REST not in there or not any(n < most for k, n in there.items() if k != REST):
                 return []
-            slurm.set_gres(self._node.name, with_fits(text, dict.fromkeys(counts_in(text), most)))
+            high = balanced(dict.fromkeys(there, most), there)
+            slurm.set_gres(self._node.name, with_fits(text, high))
         return [f"nothing is published any more, every count is {most}"]
 
 
@@ -352,7 +361,15 @@ def request_of(word: str) -> Request | None:
 
 def counts_in(text: str) -> dict[str, int]:
     """The counts of `fit` in a node's gres, by type."""
-    return {kind: int(count) for kind, count in _FIT.findall(text)}
+    return {kind: number(count) or 0 for kind, count in _FIT.findall(text)}
+
+
+def balanced(totals: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    """These counts, with the sum that those before had: `rest` takes the difference."""
+    if REST not in before:
+        return dict(totals)
+    others = sum(count for kind, count in totals.items() if kind != REST)
+    return {**totals, REST: sum(before.values()) - others}
 
 
 def with_fits(text: str, totals: Mapping[str, int]) -> str:
@@ -369,7 +386,7 @@ def _shown(before: Mapping[str, int], after: Mapping[str, int]) -> str:
     return ", ".join(
         f"{kind}: {before[kind]} -> {count}"
         for kind, count in after.items()
-        if before[kind] != count
+        if before[kind] != count and kind != REST
     )
 
 

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from slurm_mig.packing.foresight import GpuState
     from slurm_mig.slurm.protocol import NodeFacts, Pending, Slurm
 
+#: The type of `fit` that no job holds: it changes against all others, so that their sum stays.
+#: slurmctld drains a node that registers while that is another one (facts/slurm.md#fit).
+REST: Final = "rest"
+
 #: The type of `fit` that every counted job holds.
 START: Final = "start"
 

@@ -6,6 +6,7 @@ fail on a release in which it is gone.
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,31 @@ def cluster() -> Iterator[Cluster]:
     """Two nodes of one model, that publish, and partitions of which one preempts the other."""
     with running(NODES, publish=True, slurm_conf=PREEMPTION, config="retry_delay = 600\n") as made:
         yield made
+
+
+@pytest.mark.parametrize("switch", ["--on", "--off"])
+def test_a_registration_while_counted_jobs_run(site: Site, switch: str) -> None:
+    """Each slurmd registers twice an hour: with another sum of `fit` its node was drained then."""
+    jobs = [site.sbatch("--gres=mig:1g.10gb:1") for _ in range(3)]
+    for job in jobs:
+        site.wait(job, "RUNNING")
+    look_everywhere(site, switch)
+    for name in ("n1", "n2"):
+        before = started(site, name)
+        time.sleep(1)
+        site.cluster.stop_daemon(name)
+        site.cluster.start_slurmd(name)
+        site.until(lambda name=name, before=before: started(site, name) != before, "it to register")  # type: ignore[misc]
+    time.sleep(1)
+    assert site.in_service("n1"), site.drain_reason("n1")
+    assert site.in_service("n2"), site.drain_reason("n2")
+    assert {site.state(job) for job in jobs} == {"RUNNING"}
+    look_everywhere(site, "--on")
+
+
+def started(site: Site, name: str) -> str:
+    (found,) = re.findall(r"SlurmdStartTime=(\S+)", site.run("scontrol", "show", "node", name))
+    return str(found)
 
 
 def test_it_waits_for_its_slot_and_starts_with_it(site: Site) -> None:

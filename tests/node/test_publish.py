@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from slurm_mig.mig.geometry import Placement
 from slurm_mig.mig.request import Request, from_stamp
 from slurm_mig.node import publish, watch
 from slurm_mig.node.gate import alone
-from slurm_mig.node.publish import Publisher, with_fits
+from slurm_mig.node.publish import Publisher, counts_in, with_fits
 from slurm_mig.packing.foresight import GpuState
 from slurm_mig.packing.states import CLOSED
 from slurm_mig.slurm.protocol import NodeFacts, Pending
@@ -35,7 +34,7 @@ pytestmark = pytest.mark.root
 SMALL, LARGE = "1g.10gb/19/4:1", "3g.40gb/9/14:1"
 FULL = (
     "gpu:h100:2,shard:h100:62,mig:1g.10gb:14,mig:3g.40gb:4,other:7,"
-    "fit:1g.10gb:14,fit:3g.40gb:4,fit:4g.40gb:2,fit:start:16"
+    "fit:1g.10gb:14,fit:3g.40gb:4,fit:4g.40gb:2,fit:start:16,fit:rest:64"
 )
 NOW = 6_000_000.0
 
@@ -79,6 +78,8 @@ class Desk:
 
     def set_gres(self, node: str, text: str) -> None:
         self._answer("set_gres", node)
+        # slurmctld drains a node that registers with another sum while jobs hold some of it.
+        assert sum(counts_in(text).values()) == sum(counts_in(FULL).values())
         self.gres = text
         if self.dies:
             raise SystemExit
@@ -92,7 +93,7 @@ class Desk:
         self.asked.append(words)
 
     def fits(self) -> dict[str, int]:
-        return {kind: int(n) for kind, n in re.findall(r"fit:([^:,]+):(\d+)", self.gres)}
+        return {kind: count for kind, count in counts_in(self.gres).items() if kind != "rest"}
 
     def updates(self) -> int:
         return sum(words[0] == "set_gres" for words in self.asked)
@@ -131,6 +132,22 @@ def test_only_fit_is_replaced() -> None:
     assert with_fits("gpu:2,mig:fit:3,fit:a:1,fit:b:2,x", {"a": 7}) == (
         "gpu:2,mig:fit:3,fit:a:7,fit:b:2,x"
     )
+
+
+def test_counts_that_slurm_writes_in_thousands() -> None:
+    """It does where they are whole ones: 1K is 1024."""
+    assert counts_in("fit:a:1K,mig:b:3,fit:rest:2") == {"a": 1024, "rest": 2}
+
+
+def test_without_a_count_that_balances_the_others_nothing_is_published(
+    node: Node, desk: Desk
+) -> None:
+    """A slurm.conf of before: the node would be drained at slurmd's next registration."""
+    desk.gres = FULL.removesuffix(",fit:rest:64")
+    (told,) = publisher(node, desk).look(NOW)
+    assert "fit:rest" in told
+    publisher(node, desk).switch(on=False)
+    assert desk.updates() == 0
 
 
 def test_in_use_and_what_would_succeed(node: Node, desk: Desk) -> None:
