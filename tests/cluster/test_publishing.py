@@ -41,6 +41,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.mark.parametrize("switch", ["--on", "--off"])
 def test_a_registration_while_counted_jobs_run(site: Site, switch: str) -> None:
     """Each slurmd registers twice an hour: with another sum of `fit` its node was drained then."""
+    look_everywhere(site, "--on")
     jobs = [site.sbatch("--gres=mig:1g.10gb:1") for _ in range(3)]
     for job in jobs:
         site.wait(job, "RUNNING")
