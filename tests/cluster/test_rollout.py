@@ -45,7 +45,7 @@ PATIENCE = {
     (2, "squeue"): "sinfo -h -o %T | grep -qx drained",
     (7, "srun"): "sinfo -h -o %T | grep -qx reserved",
     # squeue says R while the Prolog is still at work.
-    (7, "slurm-mig job"): '[ "$(slurm-mig audit | grep -cw active)" = 1 ]',
+    (7, "slurm-mig job"): 'slurm-mig audit | grep -q ": .*1 active"',
     (7, "slurm-mig status"): f'[ -z "$(squeue -h)" ] && {EMPTY}',
     (9, "sinfo"): f"sinfo -h -o %T | grep -qx reserved && {EMPTY}",
 }

@@ -22,8 +22,8 @@ NO_PLUGIN = "slurmd -V | grep -q ' 22' || echo CgroupPlugin=disabled >/etc/slurm
 #: Waits that a reader's own slowness gives: before which command, for what.
 PATIENCE = {
     "sinfo": "until sinfo -h -o %T | grep -qx idle; do sleep 0.2; done",
-    # squeue says R while the Prolog is still at work: the ledger says when it has carved.
-    "slurm-mig status": 'until [ "$(slurm-mig audit | grep -cw active)" = 2 ]; do sleep 0.2; done',
+    # squeue says R while the Prolog is still at work: the ledger has three slices of two jobs then.
+    "slurm-mig status": 'until slurm-mig audit | grep -q ": .*3 active"; do sleep 0.2; done',
     # What Epilogs have put off is taken down a moment after the jobs are gone from the queue.
     "slurm-mig audit": 'until [ -z "$(squeue -h)" ] && ! slurm-mig audit | grep -qw releasing; '
     "do sleep 0.5; done",
