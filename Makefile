@@ -38,7 +38,8 @@ test-slurm: test-packages $(VENV)/.developer
 # The rooms of tests that run hooks, where Epilogs leave the teardown to another process, and where
 # a helper runs all hooks, too; WAYS="later" runs one.
 WAYS ?= later helper
-WITH_HOOKS := $(addprefix tests/,acceptance audit cli cluster doctor hooks node state transaction whole)
+WITH_HOOKS := $(addprefix tests/,acceptance audit cli cluster doctor gpu hooks node simulator slurm state \
+  transaction whole)
 test-ways: test-packages $(VENV)/.developer
 	@failed=0; for way in $(WAYS); do \
 	  echo "$$way:"; SLURM_MIG_WAY=$$way $(BIN)/pytest -q -n $(WORKERS) $(WITH_HOOKS) || failed=1; \

@@ -53,12 +53,8 @@ def throughput(
     bare = Cluster(roots[1], shape, hooks=empty_hooks(roots[1] / "empty"))
     try:
         with ours, bare, ExitStack() as helpers:
-            for node in ours.nodes if helper else ():
-                home = ours.root / "nodes" / node.name
-                (home / "run").mkdir(mode=0o755, exist_ok=True)
-                helpers.enter_context(
-                    helped(home / "config.toml", home / "run/warm", SLURMD_NODENAME=node.name)
-                )
+            if helper:
+                help_all(ours, helpers)
             enable(ours)
             enable(bare)
             pairs = [
@@ -71,6 +67,16 @@ def throughput(
     if made != jobs * rounds:
         raise SystemExit(f"{made} slices carved and taken down, expected {jobs * rounds}")
     return median(a / b for a, b in pairs)
+
+
+def help_all(cluster: Cluster, until: ExitStack) -> None:
+    """What slurm-mig-warm.service is on every node."""
+    for node in cluster.nodes:
+        home = cluster.root / "nodes" / node.name
+        (home / "run").mkdir(mode=0o755, exist_ok=True)
+        until.enter_context(
+            helped(home / "config.toml", home / "run/warm", SLURMD_NODENAME=node.name)
+        )
 
 
 def empty_hooks(directory: Path) -> Path:

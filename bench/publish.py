@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from _site import helped
+from _slurm import help_all
 
 from slurm_mig.mig import allocation as phases
 from slurm_mig.mig import catalog
@@ -117,15 +117,6 @@ def build(mode: str, nodes: int) -> Crowd:
             # No file can be made below it, so nobody is brought forward.
             (cluster.root / f"nodes/{name}/state/waiting").write_text("")
     return cluster
-
-
-def help_all(cluster: Crowd, until: ExitStack) -> None:
-    """What slurm-mig-warm.service is on every node."""
-    for item in cluster.nodes:
-        home = cluster.root / "nodes" / item.name
-        until.enter_context(
-            helped(home / "config.toml", home / "run/warm", SLURMD_NODENAME=item.name)
-        )
 
 
 def look(cluster: Cluster, name: str) -> str:

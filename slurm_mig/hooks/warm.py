@@ -50,6 +50,7 @@ LONGEST: Final = 8 << 20
 #: How a fork tells its parent that files on the disk are no longer those that it has loaded.
 OLD: Final = 75
 
+#: A job's stamp, for what reads one to be made ready.
 SAMPLE_STAMP: Final = "slurm-mig=1,1g.10gb/19/4:1"
 
 #: What a hook loads when it comes to it.

@@ -182,8 +182,7 @@ class Publisher:
         facts = slurm.node(self._node.name)
         there = counts_in(facts.gres_text)
         if REST not in there:
-            self._path.unlink(missing_ok=True)
-            return [NO_REST] if there else []
+            return self._nothing(there)
         before, settings = self.last(), self._slurm.configuration()
         state = replace(
             before,
@@ -240,6 +239,9 @@ class Publisher:
     def _write(self, state: Published, text: str, now: float) -> list[str]:
         """Put the totals into what Slurm has of this node's gres, and change nothing else of it."""
         there = counts_in(text)
+        if REST not in there:
+            # What was written last is an earlier release's, and no look has come since.
+            return self._nothing(there)
         totals = self.totals(state, there)
         fresh = with_fits(text, totals)
         writes = tuple(at for at in state.writes if at > now - WITHIN)
@@ -256,6 +258,11 @@ class Publisher:
         state = replace(state, wrote=totals, looked=now, writes=writes, seen=seen, updates=updates)
         self._save(state)
         return [f"published {_shown(there, totals)}"] if changed else []
+
+    def _nothing(self, there: Mapping[str, int]) -> list[str]:
+        """Publish nothing: Slurm counts no `fit` here, or none that may change."""
+        self._path.unlink(missing_ok=True)
+        return [NO_REST] if there else []
 
     # -- what ----------------------------------------------------------------
 
@@ -366,8 +373,6 @@ def counts_in(text: str) -> dict[str, int]:
 
 def balanced(totals: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
     """These counts, with the sum that those before had: `rest` takes the difference."""
-    if REST not in before:
-        return dict(totals)
     others = sum(count for kind, count in totals.items() if kind != REST)
     return {**totals, REST: sum(before.values()) - others}
 

@@ -329,7 +329,7 @@ class RunFiles:
             _remove(self._env / stem)
             # What a hook was writing when it died; digits only, for others' names begin alike.
             for half in below(self._env, f".{stem}."):
-                if half.name.rpartition(".")[0] == f".{stem}" and half.suffix[1:].isdecimal():
+                if half.name.removeprefix(f".{stem}.").isdecimal():
                     _remove(half)
 
     def jobs(self) -> set[int]:

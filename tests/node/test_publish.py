@@ -150,6 +150,18 @@ def test_without_a_count_that_balances_the_others_nothing_is_published(
     assert desk.updates() == 0
 
 
+def test_a_hook_after_an_upgrade_publishes_nothing_that_drains_its_node(
+    node: Node, desk: Desk
+) -> None:
+    """What was written last is of a release without `rest`, and the next look is to come."""
+    publisher(node, desk).look(NOW)
+    desk.gres, before = FULL.removesuffix(",fit:rest:64"), desk.updates()
+    give(node, 1, LARGE, fit="3g.40gb")
+    publisher(node, desk).in_step()
+    assert desk.updates() == before
+    assert not publisher(node, desk).known
+
+
 def test_in_use_and_what_would_succeed(node: Node, desk: Desk) -> None:
     """By Slurm's own pick; a job without `fit` takes room, and is not counted as in use."""
     mine = publisher(node, desk)
