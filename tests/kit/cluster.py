@@ -7,7 +7,7 @@ import re
 import shutil
 import time
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,8 @@ class Site:
     """A running cluster in the words of these tests."""
 
     cluster: Cluster
+    #: What `block` made: node, GPU, GPU instance id.
+    strange: list[tuple[str, int, int]] = field(default_factory=list)
 
     def run(self, *command: str, uid: int = 0) -> str:
         return self.cluster.run(*command, uid=uid)
@@ -137,17 +139,26 @@ class Site:
         """Strange instances in both halves of a GPU: shards are free, a 3g has no slot."""
         from slurm_mig.mig.geometry import Placement
 
+        # Where a put-off teardown has destroyed a slice and not yet said so, ours in its place
+        # with its id would be taken for it, and destroyed.
+        self.until(lambda: not self.releasing(name), "all teardowns")
         with self.machine(name).change(gpu) as board:
             # A whole-GPU job of an earlier test may have left MIG mode off.
             board.set_mode(True, busy=False)
             for start in starts:
-                board.create(19, Placement(start, 1), busy=False)
+                made = board.create(19, Placement(start, 1), busy=False)
+                self.strange.append((name, gpu, made.gi_id))
 
     def unblock(self, name: str = "n1") -> None:
-        machine = self.machine(name)
-        for gpu in range(len(machine.gpus)):
-            with machine.change(gpu) as board:
-                board.instances[:] = [item for item in board.instances if item.compute]
+        """Take away what `block` made, and no job's instance that has no compute instance yet."""
+        for gpu in range(len(self.machine(name).gpus)):
+            with self.machine(name).change(gpu) as board:
+                board.instances[:] = [
+                    item
+                    for item in board.instances
+                    if item.compute or (name, gpu, item.gi_id) not in self.strange
+                ]
+        self.strange = [item for item in self.strange if item[0] != name]
 
     def settle(self) -> None:
         """No job, no completing node, none that a restarted slurmctld has not heard of yet."""
@@ -159,11 +170,12 @@ class Site:
         names = ",".join(item.name for item in self.cluster.nodes)
         ours = ("sinfo", "-h", "-N", "-n", names, "-o", "%T")
         self.until(lambda: not busy.search(self.run(*ours)), "all nodes")
-        self.until(lambda: not any(map(self.releasing, self.cluster.nodes)), "all teardowns")
+        each = [item.name for item in self.cluster.nodes]
+        self.until(lambda: not any(map(self.releasing, each)), "all teardowns")
 
-    def releasing(self, node: SandboxNode) -> bool:
+    def releasing(self, name: str) -> bool:
         """Whether an Epilog has put off what is still to be taken down."""
-        return any(item.open and item.put_off for item in self.records(node.name))
+        return any(item.open and item.put_off for item in self.records(name))
 
     def check_clean(self) -> None:
         """Nothing of the test is left: hardware, ledger, files, nodes."""

@@ -14,7 +14,6 @@ from slurm_mig.fleet.fleet import Fleet
 from slurm_mig.fleet.fleet_file import FleetText, NodeText
 from slurm_mig.fleet.resolve import node_groups
 from slurm_mig.mig import allocation as phases
-from slurm_mig.mig.geometry import Placement
 from slurm_mig.sandbox import SandboxNode
 from tests.kit.gpus import H100
 
@@ -92,10 +91,7 @@ def fill(site: Site) -> None:
     """Strange slices where a 3g has no place on any GPU, though Slurm counts shards for it."""
     for name, gpus in (("n1", 2), ("n2", 1)):
         for gpu in range(gpus):
-            with site.machine(name).change(gpu) as board:
-                board.set_mode(True, busy=False)
-                for start in (3, 4):
-                    board.create(19, Placement(start, 1), busy=False)
+            site.block(gpu, name)
     look_everywhere(site)
     assert (fits(site)["3g.40gb"], fits(site, "n2")["3g.40gb"]) == (0, 0)
 
