@@ -1,9 +1,9 @@
 """The helper: everything that hooks load is loaded, and each hook is a fork of it.
 
-It keeps nothing between hooks: no driver session (which would be in the way of MIG mode and
-of resets), no ledger, no lock. It never works itself, so each fork is as a hook is that has
-just been started. What it does not serve, the hook's client (`system/warm_client.py`) does
-the long way.
+One fork stands ready, so that no hook waits for its making. The helper keeps nothing between
+hooks: no driver session (which would be in the way of MIG mode and of resets), no ledger, no
+lock. It never works itself, so each fork is as a hook is that has just been started. What it
+does not serve, the hook's client (`system/warm_client.py`) does the long way.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import socket
 import struct
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     #: Files, and how each was when it was loaded.
     Files = Sequence[tuple[Path, tuple[int, int] | None]]
 
+    #: A fork that waits for a hook: its pid, and the socket on which it is given one.
+    Ready = tuple[int, socket.socket]
+
 #: Hooks and put-off teardowns at once; hooks beyond go the long way. Of each a node has 56 at most.
 MOST: Final = 112
 
@@ -57,7 +60,8 @@ SAMPLE_STAMP: Final = "slurm-mig=1,1g.10gb/19/4:1"
 LOADED: Final = (
     *("hooks.epilog", "hooks.prolog", "hooks.refusal", "node.fence", "node.node"),
     *("gpu.capabilities", "gpu.indexes", "gpu.nvml", "gpu.remedies", "mig.plan", "slurm.commands"),
-    *("state.ledger", "state.locks", "state.run_files", "state.task_file", "system.boot"),
+    *("state.ledger", "state.locks", "state.monitoring", "state.run_files", "state.task_file"),
+    "system.boot",
     *("system.detach", "system.hosts", "system.programs", "system.watchdog"),
     *("transaction.carve", "transaction.collect", "transaction.evidence"),
     *("transaction.several", "transaction.whole_gpu", "transaction.workbench"),
@@ -77,13 +81,15 @@ def serve(environ: Mapping[str, str]) -> None:
     listener = _listen(config.warm)
     own = _seen(config.warm)
     busy: set[int] = set()
+    ready: Ready | None = None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     try:
         while _seen(config.warm) == own and not _reap(busy):
+            ready = ready or _ready(listener, files)
             link = _accepted(listener)
             if link is not None:
                 with link:
-                    _take(link, listener, files, busy)
+                    ready = _take(link, ready, busy)
     finally:
         # What was switched off is not to look like a helper that takes no hooks.
         if _seen(config.warm) == own:
@@ -108,6 +114,8 @@ def _load(config: Config) -> None:
         import_module(name)
     if config.library.startswith("simulator:"):
         import_module("slurm_mig.simulator.library")
+        # Its MIG UUIDs are hashes.
+        import_module("_sha1")
     # What a process makes once, when it first comes to it: filelock's signatures, expressions.
     lock_at(Path("/"))
     from_stamp(SAMPLE_STAMP)
@@ -148,22 +156,46 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
-def _take(
-    link: socket.socket,
-    listener: socket.socket,
-    files: Files,
-    busy: set[int],
-) -> None:
-    """Fork for one hook; what is not taken is closed, and goes the long way."""
-    if len(busy) >= MOST or not _is_ours(link):
-        return
+def _ready(listener: socket.socket, files: Files) -> Ready | None:
+    """A fork that waits for one hook, or for this process's end; None where there is no room."""
     with suppress(OSError):
-        child = os.fork()
-        if child == 0:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            listener.close()
-            _hook(link, files)
+        ours, theirs = socket.socketpair()
+        with theirs, ExitStack() as failed:
+            failed.callback(ours.close)
+            child = os.fork()
+            if child == 0:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                listener.close()
+                ours.close()
+                _wait(theirs, files)
+            failed.pop_all()
+            return child, ours
+    return None
+
+
+def _wait(theirs: socket.socket, files: Files) -> NoReturn:
+    try:
+        _, descriptors, _, _ = socket.recv_fds(theirs, 1, 1)
+        theirs.close()
+        if descriptors:
+            _hook(socket.socket(fileno=descriptors[0]), files)
+    finally:
+        os._exit(0)
+
+
+def _take(link: socket.socket, ready: Ready | None, busy: set[int]) -> Ready | None:
+    """Give a hook to the fork that is ready, which is returned if it still is.
+
+    What is not taken is closed, and goes the long way.
+    """
+    if ready is None or len(busy) >= MOST or not _is_ours(link):
+        return ready
+    child, ours = ready
+    # It may have been killed, for want of memory say.
+    with ours, suppress(OSError):
+        socket.send_fds(ours, [TAKEN], [link.fileno()])
         busy.add(child)
+    return None
 
 
 def _reap(busy: set[int]) -> bool:
@@ -192,6 +224,8 @@ def _is_ours(link: socket.socket) -> bool:
 
 def _hook(link: socket.socket, files: Files) -> NoReturn:
     """One hook, in a fork: from what the client hands over to its exit code."""
+    # What it makes goes with the process.
+    gc.disable()
     end = 1
     try:
         with suppress(ValueError, OSError, ConfigFault):

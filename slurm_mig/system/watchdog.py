@@ -55,7 +55,7 @@ class Ended:
 
 
 class Note:
-    """A line in memory that the child writes and the parent reads, without waiting."""
+    """A line in memory that the child writes and the parent reads, without waiting; and its end."""
 
     def __init__(self) -> None:
         self.file = os.memfd_create("slurm-mig-note")
@@ -70,6 +70,16 @@ class Note:
     def read(self) -> str:
         """What was said last."""
         return os.pread(self.file, NOTE, 0).decode("utf-8", "replace").strip()
+
+    def end(self, code: int, parent: int) -> None:
+        """Say that the work is done: taking a process apart takes as long as forking it did."""
+        os.pwrite(self.file, bytes([code & 0xFF]), NOTE)
+        os.kill(parent, signal.SIGCHLD)
+
+    def status(self) -> int | None:
+        """The wait status that is to come from a child whose work is done."""
+        code = os.pread(self.file, 1, NOTE)
+        return code[0] << 8 if code else None
 
 
 def watched(
@@ -98,7 +108,7 @@ def watched(
 
 
 def _watch(child: int, until: float, note: Note, output: int, caller: socket | None) -> Ended:
-    status, by = _wait(child, until)
+    status, by = _wait(child, until, note)
     if by == signal.SIGHUP and caller is not None:
         caller.settimeout(0)
         with contextlib.suppress(OSError):
@@ -107,7 +117,7 @@ def _watch(child: int, until: float, note: Note, output: int, caller: socket | N
     if status is None:
         _kill(child)
         # Slurm's KILL follows its TERM within 10 ms (run_command.c): no time to wait then.
-        if by is None and _wait(child, time.monotonic() + REAP)[0] is None:
+        if by is None and _wait(child, time.monotonic() + REAP, note)[0] is None:
             stuck = child
     exit_code = None if status is None else os.waitstatus_to_exitcode(status)
     text = os.pread(output, os.fstat(output).st_size, 0).decode("utf-8", "replace")
@@ -121,14 +131,14 @@ def _watch(child: int, until: float, note: Note, output: int, caller: socket | N
     )
 
 
-def _wait(child: int, until: float) -> tuple[int | None, signal.Signals | None]:
-    """The child's wait status once it ends, and the signal that came for us."""
+def _wait(child: int, until: float, note: Note) -> tuple[int | None, signal.Signals | None]:
+    """The child's wait status once its work ends, and the signal that came for us."""
     while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
+        pid, told = os.waitpid(child, os.WNOHANG)
+        status = told if pid else note.status()
         came = signal.sigtimedwait(ENDINGS, 0)
-        if pid or came:
-            by = signal.Signals(came.si_signo) if came else None
-            return (status if pid else None), by
+        if came or status is not None:
+            return status, signal.Signals(came.si_signo) if came else None
         left = until - time.monotonic()
         if left <= 0:
             return None, None
@@ -161,6 +171,7 @@ def _work(
         code = work(note.tell)
         sys.stdout.flush()
         sys.stderr.flush()
+        note.end(code, parent)
     finally:
         os._exit(code)
 

@@ -45,17 +45,26 @@ def soon(done: Callable[[], object], seconds: float = 10) -> None:
         time.sleep(0.01)
 
 
+def children(pid: int) -> list[int]:
+    """Of a process, the youngest last; none of one that has ended. A helper's youngest is ready."""
+    with suppress(OSError):
+        return [*map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+    return []
+
+
 def at_work(config: Path) -> dict[int, int]:
     """Living processes of hooks with this configuration, and their parents.
 
-    Not the helper itself, which waits; what it does is done by its forks, for clients.
+    Not the helper itself, which waits, nor its fork that stands ready; what it does is done by
+    its other forks, for clients.
     """
     found: dict[int, int] = {}
+    idle = {*HELPERS, *(pid for helper in HELPERS for pid in children(helper)[-1:])}
     for entry in Path("/proc").glob("[0-9]*"):
         # Processes come and go while we look.
         with suppress(OSError):
             if (
-                int(entry.name) not in HELPERS
+                int(entry.name) not in idle
                 and re.search(rb"slurm_mig\.hooks|warm_client", (entry / "cmdline").read_bytes())
                 and config_of(entry / "environ") == str(config)
             ):
