@@ -395,6 +395,7 @@ def test_a_reset_where_the_site_allows_it(build: Callable[..., Site]) -> None:
     assert site.machine().board(0).mig_current is True
     job = site.sbatch("--gres=mig:3g.40gb:1", script=SHOW)
     site.wait(job, "COMPLETED")
+    site.settle()
     site.check_clean()
 
 
