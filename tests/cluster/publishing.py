@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kit.cluster import ALICE, Site, running
-from tests.kit.cluster_jobs import saved
+from tests.kit.cluster_jobs import replace_script, saved
 from tests.kit.publishing import (
     NODES,
     PREEMPTION,
@@ -146,12 +146,10 @@ def test_another_s_held_job_stays_held(site: Site) -> None:
     lua = site.cluster.conf / "job_submit.lua"
     text = lua.read_text()
     late = ("-C", "f2", "--begin=now+4")
-    lua.write_text("function slurm_job_submit() return 0 end\n"
-                   "function slurm_job_modify() return 0 end\nreturn 0\n")  # fmt: skip
-    time.sleep(1.1)
+    nothing = "function slurm_job_submit() return 0 end\nfunction slurm_job_modify() return 0 end\n"
+    replace_script(site, f"{nothing}return 0\n")
     foreign = site.sbatch("--gres=mig:1g.10gb:1", *late, script="sleep 1")
-    lua.write_text(text)
-    time.sleep(1.1)
+    replace_script(site, text)
     ours = site.sbatch("--gres=mig:1g.10gb:1", *late, script="sleep 1")
     assert "fit:1g.10gb" in site.show(ours, "TresPerNode")
     assert "slurm-mig=" not in site.show(foreign, "Comment")
@@ -165,7 +163,7 @@ def test_another_s_held_job_stays_held(site: Site) -> None:
     for _ in range(3):
         look_everywhere(site)
     site.wait(ours, "COMPLETED", seconds=60)
-    assert site.show(foreign, "Reason") == "BadConstraints"
+    assert site.show(foreign, "Reason") == "BadConstraints", site.story()
 
 
 def _feature(site: Site, name: str, word: str) -> None:

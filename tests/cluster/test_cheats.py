@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kit.cluster import ALICE, BOB, Site
-from tests.kit.cluster_jobs import SHOW, seen, unfiltered
+from tests.kit.cluster_jobs import SHOW, replace_script, seen, unfiltered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -456,14 +455,6 @@ def test_bridged_forms_that_count_otherwise(site: Site, gres: str) -> None:
 
 
 # -- a script that fails ----------------------------------------------------------------
-
-
-def replace_script(site: Site, text: str) -> None:
-    """Give slurmctld another script; it does not see a change in the second of its last look."""
-    path = site.cluster.conf / "job_submit.lua"
-    path.write_text(text)
-    later = path.stat().st_mtime + 2
-    os.utime(path, (later, later))
 
 
 def test_lua_errors_fail_closed(build: Callable[..., Site]) -> None:

@@ -51,3 +51,11 @@ def kill_steps(site: Site) -> None:
         name = Path(f"/proc/{pid}/comm").read_text().strip()
         if name.startswith(("slurmstepd", "sleep", "sh", "slurm_script")):
             os.kill(pid, signal.SIGKILL)
+
+
+def replace_script(site: Site, text: str) -> None:
+    """Give slurmctld another script; it does not see a change in the second of its last look."""
+    path = site.cluster.conf / "job_submit.lua"
+    later = max(time.time(), path.stat().st_mtime) + 2
+    path.write_text(text)
+    os.utime(path, (later, later))
