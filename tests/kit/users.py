@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+#: The simulated driver makes MIG UUIDs with it; it is loaded when the first is made.
+HASHES = "_sha1"
+
+
 def cli_as(uid: int, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run a command as an unprivileged user, in a fork: he may not reach this Python's files."""
-    from importlib import import_module
-
     from slurm_mig import cli
     from slurm_mig.cli import VERBS
     from slurm_mig.node import node
@@ -29,6 +32,7 @@ def cli_as(uid: int, *arguments: str, **environ: str) -> subprocess.CompletedPro
     # What commands import when they need it; below /root the user cannot.
     for name in ("ctypes.util", "pynvml", "slurm_mig.gpu.nvml", "slurm_mig.simulator.library"):
         import_module(name)
+    import_module(HASHES)
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         pid = os.fork()
         if pid == 0:
@@ -60,6 +64,7 @@ def cli_as(uid: int, *arguments: str, **environ: str) -> subprocess.CompletedPro
 
 def as_user(uid: int, work: Callable[[], object]) -> object:
     """What `work` returns, or the OSError that it raises, in a fork with a user's rights."""
+    import_module(HASHES)
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
