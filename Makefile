@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # More than cores: the private clusters of the tests wait more than they work.
-WORKERS ?= 5
+WORKERS ?= 4
 
 JOBS ?= 2000
 SEED ?= 1
