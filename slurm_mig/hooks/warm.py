@@ -164,17 +164,17 @@ def _ready(listener: socket.socket, files: Files) -> Ready | None:
             failed.callback(ours.close)
             child = os.fork()
             if child == 0:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                listener.close()
-                ours.close()
-                _wait(theirs, files)
+                _wait((listener, ours), theirs, files)
             failed.pop_all()
             return child, ours
     return None
 
 
-def _wait(theirs: socket.socket, files: Files) -> NoReturn:
+def _wait(parents: Sequence[socket.socket], theirs: socket.socket, files: Files) -> NoReturn:
     try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for link in parents:
+            link.close()
         _, descriptors, _, _ = socket.recv_fds(theirs, 1, 1)
         theirs.close()
         if descriptors:

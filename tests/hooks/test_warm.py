@@ -38,6 +38,14 @@ def forks(process: subprocess.Popen[str]) -> list[int]:
     return children(process.pid)[:-1]
 
 
+def ended(pid: int) -> bool:
+    """Whether a process is gone, or would be if somebody waited for it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
 def events(site: Site) -> list[str]:
     node = site.node()
     found = [event.kind for event in node.ledger.events_after(0)]
@@ -96,6 +104,22 @@ def test_between_hooks_it_holds_nothing(site: Site) -> None:
                 link.connect(str(where))
 
         assert isinstance(as_user(64001, knock), PermissionError)
+
+
+def test_the_fork_that_stands_ready(site: Site) -> None:
+    """Killed, it costs one hook the long way; it ends with its helper, also with a killed one."""
+    with helper(site) as process:
+        soon(lambda: children(process.pid))
+        (ready,) = children(process.pid)
+        os.kill(ready, signal.SIGKILL)
+        for _ in "12":
+            assert site.prolog(6, STAMP).returncode == 0
+            assert site.epilog(6).returncode == 0
+        served(site, helped=True)
+        soon(lambda: not forks(process))
+        (ready,) = children(process.pid)
+        process.kill()
+        soon(lambda: ended(ready))
 
 
 @pytest.mark.parametrize("state", ["left behind", "stopped", "full", "another's", "a file"])
