@@ -137,6 +137,7 @@ def test_job_ids_used_again(build: Callable[..., Site], uid: int) -> None:
     told = site.output("again")
     assert "1g.10gb" in told or "without its Prolog" in told
     assert "7g" not in told
+    site.settle()
     site.check_clean()
 
 
