@@ -81,9 +81,8 @@ def take_back(bench: Workbench, record: Allocation, gpu: Gpu) -> None:
     whose tasks are sent to a slice that is gone or is another's by now.
     """
     owner = record.owner
-    # An Epilog that put the teardown off, and was killed, has left the environment.
-    had_it = record.phase == phases.ACTIVE or record.put_off
-    if owner.is_job and had_it and not _has_heir(bench, record):
+    # Also of one that was put off: an Epilog that was killed then has left the environment.
+    if owner.is_job and record.untouched and not _has_heir(bench, record):
         with bench.courtesy(f"environment of {owner}"):
             bench.files.withdraw_environment(owner)
     bench.feeds.hide(unclaimed(bench, record), gpu.index)

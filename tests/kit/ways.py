@@ -52,6 +52,14 @@ def children(pid: int) -> list[int]:
     return []
 
 
+def is_gone(pid: int) -> bool:
+    """Whether a process is gone, or would be if somebody waited for it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
 def at_work(config: Path) -> dict[int, int]:
     """Living processes of hooks with this configuration, and their parents.
 

@@ -14,6 +14,7 @@ import pytest
 
 from slurm_mig.system import watchdog
 from slurm_mig.system.watchdog import Ended, Note, watched
+from tests.kit.ways import is_gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,12 +76,9 @@ def gone(pid: int) -> bool:
     """Whether a process dies within a moment."""
     until = time.monotonic() + 10
     while time.monotonic() < until:
-        with contextlib.suppress(FileNotFoundError):
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-            if state not in "ZX":
-                time.sleep(0.01)
-                continue
-        return True
+        if is_gone(pid):
+            return True
+        time.sleep(0.01)
     return False
 
 

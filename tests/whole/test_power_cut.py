@@ -172,8 +172,8 @@ def test_nothing_that_was_written_is_lost(
     changes = list(disk.changes)
     assert {change.file for change in changes} >= {"ledger.db", "ledger.db-wal"}
     check, tried, seen = Openings(space), 0, set()
-    # Every cut takes minutes: the suite goes to each fifth.
-    step = 1 if os.environ.get("SLURM_MIG_FAULTS") == "all" else 5
+    # Every cut takes minutes: the suite goes to each third.
+    step = 1 if os.environ.get("SLURM_MIG_FAULTS") == "all" else 3
     for cut in range(0, len(changes) + 1, step):
         last = max(number for number, (when, *_) in enumerate(told) if when <= cut)
         safe = max(number for number in range(last + 1) if told[number][2])
